@@ -1,0 +1,9 @@
+"""The two ways in which what a user gave can be wrong."""
+
+
+class InputError(ValueError):
+    """An argument, prompt, picture or sound cannot be used; the message names it and the remedy."""
+
+
+class CheckpointError(ValueError):
+    """A weight file is damaged, of the wrong kind, or incomplete; the message names it and the remedy."""
