@@ -1,0 +1,89 @@
+"""Filling a module with the tensors of a checkpoint, one at a time."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, from_tensors
+from .header import quoted
+
+
+def assign_weights(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    name: str | None = None,
+    keep_fp32: Callable[[str], bool] = lambda key: False,
+    check_finite: bool = True,
+) -> None:
+    """Put every tensor in its place in module, which may have been built on the meta device.
+
+    tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype
+    (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32; the model
+    never exists twice. A tensor that is in memory already, with the right dtype and device, is taken over and
+    not copied. Buffers that are not in the state dict are left as they are.
+    name stands in messages. Raises CheckpointError when keys are missing or left over, when a shape
+    differs, or (check_finite) when a weight is NaN or infinite.
+    """
+    checkpoint = tensors if isinstance(tensors, Checkpoint) else from_tensors(tensors)
+    name = name or checkpoint.name
+    places = {key: place for key, place in _places(module)}
+    _check_keys(checkpoint, {key: tuple(place[0].shape) for key, place in places.items()}, name)
+    for key, (_, owner, leaf) in places.items():
+        wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else dtype)
+        tensor = checkpoint.read(key, wanted)
+        if check_finite and not is_finite(tensor):
+            raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"
+                                  f" as {str(tensor.dtype)[6:]}. The file is damaged, or was cast too far.")
+        tensor = tensor.to(device)
+        if leaf in owner._parameters:
+            owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        else:
+            owner._buffers[leaf] = tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, at the cost of one sum (which NaN and infinity survive)."""
+    if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        # float8 knows no sum. e4m3fn has NaN only, as 0x7f; in e5m2 all ones in the exponent.
+        mask = 0x7F if tensor.dtype == torch.float8_e4m3fn else 0x7C
+        return all(not ((part & mask) == mask).any() for part in tensor.view(torch.uint8).reshape(-1).split(1 << 22))
+    if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
+        return True
+    # A sum may overflow although each value is finite: only then look at each of them.
+    return bool(torch.isfinite(tensor.sum())) or all(
+        bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 22))
+
+
+def _wanted_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype | None:
+    return wanted if stored.is_floating_point and wanted != stored else None
+
+
+def _places(module: nn.Module):
+    """(key, (tensor, owning module, attribute)) for all that a state dict would hold."""
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        dot = prefix + "." if prefix else ""
+        for leaf, tensor in owner._parameters.items():
+            if tensor is not None:
+                yield dot + leaf, (tensor, owner, leaf)
+        for leaf, tensor in owner._buffers.items():
+            if tensor is not None and leaf not in owner._non_persistent_buffers_set:
+                yield dot + leaf, (tensor, owner, leaf)
+
+
+def _check_keys(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+    missing = [key for key in shapes if key not in checkpoint]
+    unexpected = [key for key in checkpoint if key not in shapes]
+    if missing or unexpected:
+        parts = [f"{len(keys)} {what} ({', '.join(map(quoted, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
+                 for keys, what in ((missing, "missing"), (unexpected, "unexpected")) if keys]
+        raise CheckpointError(f"{name}: its tensors do not fit this model: {' and '.join(parts)}. "
+                              "Choose a file made for it.")
+    for key, expected in shapes.items():
+        if checkpoint.shape(key) != expected:
+            raise CheckpointError(f"{name}: {quoted(key)} has shape {list(checkpoint.shape(key))}, expected "
+                                  f"{list(expected)}. The file belongs to another model or size.")

@@ -1,0 +1,34 @@
+"""The one pickle that is read: the Turbo VAE's training checkpoint."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, from_tensors, strip_prefix
+
+
+def open_training_checkpoint(path: Path) -> Checkpoint:
+    """Open a training checkpoint (a dictionary with `ema_state_dict`, or a plain table of tensors).
+
+    weights_only lets torch build nothing but tensors and plain containers, and mmap leaves the tensors on
+    disk until they are used. A file that needs more than that is refused, never opened another way.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for damaged or hostile files
+        raise CheckpointError(f"{path}: cannot be read safely as a training checkpoint "
+                              f"({type(error).__name__}). Use a .safetensors version of it.") from None
+    for name in ("ema_state_dict", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+            break
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {k: v for k, v in content.items()
+                   if isinstance(k, str) and isinstance(v, Tensor) and v.layout is torch.strided and not v.is_meta}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
+    opened = strip_prefix(from_tensors(tensors, str(path)), ("module.",))
+    return Checkpoint(opened.entries, str(path), {}, path)

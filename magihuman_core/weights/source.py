@@ -1,0 +1,224 @@
+"""Opening a checkpoint: a file, a folder of shards, an index file, or a mapping of tensors."""
+
+import json
+import re
+from collections.abc import Mapping
+from mmap import ACCESS_COPY, mmap
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, Entry, from_tensors
+from .header import DOWNLOAD_AGAIN, MAX_HEADER, TensorInfo, explain_format, file_format, quoted, read_header
+
+CAST_ELEMENTS = 1 << 22  # a tensor is cast in pieces of this many elements: memory stays flat
+INDEX = ".safetensors.index.json"
+INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
+ROLE_FOLDERS = ("base", "distill", "540p_sr", "1080p_sr", "sr_540p", "sr_1080p")
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+
+
+def open_checkpoint(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    mapped: bool = False,
+    allow_pickle_checkpoint: bool = False,
+) -> Checkpoint:
+    """Open weights for reading; only headers are read here.
+
+    source: a .safetensors file, a *.safetensors.index.json, a folder that holds either (or shards without
+    an index, or a diffusers-style transformer/ folder), or a mapping from names to tensors.
+    mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them
+    does not change the file).
+    allow_pickle_checkpoint: also take the Turbo VAE's training checkpoint (.ckpt), by torch.load with
+    weights_only, which runs no code; its averaged weights are given.
+    Raises CheckpointError with the file and the remedy.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return from_tensors(source)
+    path = Path(source)
+    if path.is_dir():
+        path = _find_in_folder(path)
+        if isinstance(path, list):
+            return _open_shards(path[0].parent, path, {}, {}, mapped)
+    elif not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
+    if path.name.endswith(".index.json"):
+        return _open_index(path, mapped)
+    if allow_pickle_checkpoint and file_format(path) == "pickle":
+        from .pickled import open_training_checkpoint
+
+        return open_training_checkpoint(path)
+    return _open_file(path, mapped)
+
+
+def _open_file(path: Path, mapped: bool) -> Checkpoint:
+    header = read_header(path)
+    file = TensorFile(path, mapped)
+    return Checkpoint({key: file.entry(info) for key, info in header.tensors.items()}, str(path), header.metadata, path)
+
+
+def _find_in_folder(folder: Path) -> Path | list[Path]:
+    """The file that stands for a folder: its index, its only weight file, or the list of its shards."""
+    indexes = sorted(folder.glob("*" + INDEX))
+    for index in indexes:
+        if index.name in INDEX_NAMES or len(indexes) == 1:
+            return index
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1 and not SHARD.fullmatch(files[0].name):
+        return files[0]
+    if files:
+        return _complete_shards(folder, files)
+    if (folder / "transformer").is_dir():
+        return _find_in_folder(folder / "transformer")
+    roles = [name for name in ROLE_FOLDERS if (folder / name).is_dir()]
+    if roles:
+        raise CheckpointError(f"{folder}: holds several models: {', '.join(roles)}. Choose one of these folders.")
+    others = sorted(p for p in folder.iterdir() if p.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".zst"))
+    if len(others) == 1:
+        return others[0]
+    raise CheckpointError(f"{folder}: holds no .safetensors file. Give the folder or file that has the weights.")
+
+
+def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
+    matches = [SHARD.fullmatch(path.name) for path in files]
+    sets = {(m[1], m[3]) for m in matches if m}
+    if not all(matches) or len(sets) != 1:
+        names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
+        raise CheckpointError(f"{folder}: holds several weight files: {names}. Choose one of them.")
+    (stem, count) = sets.pop()
+    missing = sorted(set(range(1, int(count) + 1)) - {int(m[2]) for m in matches})
+    if missing:
+        name = f"{stem}-{missing[0]:05d}-of-{count}.safetensors"
+        raise CheckpointError(f"{folder}: {len(missing)} of {int(count)} files are missing, the first is {name}. "
+                              "Download the missing files into this folder.")
+    return files
+
+
+def _open_index(path: Path, mapped: bool) -> Checkpoint:
+    """Open the shards that an index file names."""
+    try:
+        if path.stat().st_size > MAX_HEADER:
+            raise ValueError("it is too large")
+        index = json.loads(path.read_bytes())
+        weight_map = index["weight_map"]
+        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError("its weight_map is not a table of file names")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        found = file_format(path)
+        what = explain_format(path, found) if found in ("lfs", "html", "empty") else (
+            f"{path}: is not a valid index of weight files. {DOWNLOAD_AGAIN}")
+        raise CheckpointError(what) from None
+    folder = path.parent
+    shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. "
+                              "Download the missing files into this folder.")
+    metadata = index.get("metadata")
+    texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
+    return _open_shards(folder, shards, weight_map, texts, mapped)
+
+
+def _shard_path(index: Path, name: str) -> Path:
+    """The file an index names, which must lie inside the index's own folder."""
+    refused = CheckpointError(f"{index}: names the file {quoted(name)}, which lies outside its folder. "
+                              "Such an index is refused; get the model from its original place.")
+    windows, posix = PureWindowsPath(name), PurePosixPath(name)
+    if windows.drive or windows.root or posix.root or ".." in windows.parts or "\0" in name or not posix.name:
+        raise refused
+    try:
+        folder, target = index.parent.resolve(), (index.parent / name).resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        raise refused from None
+    # Hugging Face's own cache is made of links from snapshots/<revision>/ to blobs/ beside it.
+    cache = next((p.parent / "blobs" for p in folder.parents if p.name == "snapshots"), folder)
+    if not target.is_relative_to(folder) and not target.is_relative_to(cache):
+        raise refused
+    return index.parent / name
+
+
+def _open_shards(folder: Path, shards: list[Path], weight_map: Mapping[str, str],
+                 metadata: dict[str, str], mapped: bool) -> Checkpoint:
+    """All tensors of all shards. The index need not name every key (some tools add scales without it)."""
+    entries: dict[str, Entry] = {}
+    where: dict[str, str] = {}
+    for shard in shards:
+        header = read_header(shard)
+        metadata = {**header.metadata, **metadata}
+        file = TensorFile(shard, mapped)
+        name = shard.relative_to(folder).as_posix()
+        for key, info in header.tensors.items():
+            wanted = weight_map.get(key)
+            if key in entries and wanted is None:
+                raise CheckpointError(f"{folder}: {quoted(key)} is in {where[key]} and in {name}. "
+                                      "Keep the files of one model only in this folder.")
+            if key not in entries or wanted == name:
+                entries[key], where[key] = file.entry(info), name
+    absent = [key for key in weight_map if key not in entries]
+    if absent:
+        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
+                              f"{quoted(absent[0])}. The files and the index belong to different versions: "
+                              "download both again.")
+    return Checkpoint(entries, str(folder), metadata, folder)
+
+
+class TensorFile:
+    """Reads tensors out of one file, whose header has been checked.
+
+    Reading with a cast goes piece by piece through a small buffer and never through a memory map, whose
+    pages would count as resident memory until the system takes them back.
+    """
+
+    def __init__(self, path: Path, mapped: bool = False) -> None:
+        self.path = path
+        self.mapped = mapped
+        self._map: mmap | None = None
+
+    def entry(self, info: TensorInfo) -> Entry:
+        return Entry(info.shape, info.dtype, lambda dtype: self.read(info, dtype))
+
+    def read(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or info.dtype
+        # A view must start at a multiple of its element's size, which the format does not promise.
+        if self.mapped and dtype == info.dtype and info.nbytes and info.begin % dtype.itemsize == 0:
+            return self._view(info)
+        result = torch.empty(info.shape, dtype=dtype)
+        flat = result.view(-1)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(info.begin)
+                if dtype == info.dtype:
+                    self._fill(file, flat)
+                    return result
+                buffer = torch.empty(min(CAST_ELEMENTS, flat.numel()), dtype=info.dtype)
+                for piece in flat.split(CAST_ELEMENTS) if flat.numel() else ():
+                    part = buffer[: piece.numel()]
+                    self._fill(file, part)
+                    piece.copy_(part)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror or error}).") from None
+        return result
+
+    def _fill(self, file, flat: Tensor) -> None:
+        if not flat.numel():
+            return
+        view = memoryview(flat.view(torch.uint8).numpy())
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise CheckpointError(f"{self.path}: became shorter while it was read. {DOWNLOAD_AGAIN}")
+            view = view[count:]
+
+    def _view(self, info: TensorInfo) -> Tensor:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap(file.fileno(), 0, access=ACCESS_COPY)
+        count = info.nbytes // info.dtype.itemsize
+        return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
