@@ -4,29 +4,40 @@ A `Checkpoint` is a table of `Entry` (shape, dtype, a way to load). Files, folde
 other key names and other layouts are all just other tables, so a loader sees one thing only.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
+class Load(Protocol):
+    """Reads a tensor, cast to dtype (None: as stored); rows: only [begin, end) of its first dimension."""
+
+    def __call__(self, dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor that has not been read yet. load(dtype) reads it, cast to dtype (None: as stored)."""
+    """One tensor that has not been read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
-    load: Callable[[torch.dtype | None], Tensor]
+    load: Load
 
     @property
     def numel(self) -> int:
         return prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping):
     """Names to tensors, read when asked for. `name` stands in messages; `metadata` is the header's table."""
 
@@ -36,7 +47,7 @@ class Checkpoint(Mapping):
     path: Path | None = None
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.entries[key].load(None)
+        return self.entries[key].load()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -47,9 +58,9 @@ class Checkpoint(Mapping):
     def __contains__(self, key: object) -> bool:
         return key in self.entries
 
-    def read(self, key: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor cast to dtype while it is read: the stored and the cast one are never both whole in memory."""
-        return self.entries[key].load(dtype)
+    def read(self, key: str, dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        """The tensor, or some of its rows, cast while it is read: never whole in memory in both dtypes."""
+        return self.entries[key].load(dtype, rows)
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self.entries[key].shape
@@ -64,11 +75,50 @@ class Checkpoint(Mapping):
 
 def from_tensors(tensors: Mapping[str, Tensor], name: str = "the given tensors") -> Checkpoint:
     """Wrap tensors that are in memory already. They are handed on as they are, not copied."""
+    return Checkpoint({key: tensor_entry(tensor) for key, tensor in tensors.items()}, name)
 
-    def entry(tensor: Tensor) -> Entry:
-        return Entry(tuple(tensor.shape), tensor.dtype, lambda dtype: tensor if dtype is None else tensor.to(dtype))
 
-    return Checkpoint({key: entry(tensor) for key, tensor in tensors.items()}, name)
+def tensor_entry(tensor: Tensor) -> Entry:
+    """The entry of a tensor in memory."""
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        part = tensor if rows is None else tensor[rows[0] : rows[1]]
+        return part if dtype is None else part.to(dtype)
+
+    return Entry(tuple(tensor.shape), tensor.dtype, load)
+
+
+def row_slice(entry: Entry, begin: int, end: int) -> Entry:
+    """The rows [begin, end) of another entry. Only these are read."""
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        low, high = (0, end - begin) if rows is None else rows
+        return entry.load(dtype, (begin + low, begin + high))
+
+    return Entry((end - begin, *entry.shape[1:]), entry.dtype, load)
+
+
+def concatenated(parts: Sequence[Entry]) -> Entry:
+    """Entries one below the other, along the first dimension. They are read one at a time."""
+    if len(parts) == 1:
+        return parts[0]
+    height = sum(part.shape[0] for part in parts)
+    stored = parts[0].dtype
+    for part in parts:
+        stored = torch.promote_types(stored, part.dtype) if part.dtype != stored else stored
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        begin, end = (0, height) if rows is None else rows
+        result = torch.empty((end - begin, *parts[0].shape[1:]), dtype=dtype or stored)
+        top = 0  # of the part, among all rows
+        for part in parts:
+            low, high = max(begin, top), min(end, top + part.shape[0])
+            if low < high:
+                result[low - begin : high - begin] = part.load(result.dtype, (low - top, high - top))
+            top += part.shape[0]
+        return result
+
+    return Entry((height, *parts[0].shape[1:]), stored, load)
 
 
 def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> Checkpoint:
@@ -79,16 +129,19 @@ def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None
     return checkpoint.with_entries({name: entry for name, entry in names if name is not None})
 
 
-def strip_prefix(checkpoint: Mapping[str, Tensor], prefixes: tuple[str, ...], *, only: bool = False) -> Checkpoint:
+def strip_prefix(checkpoint: Mapping[str, Tensor], prefixes: Sequence[str], *, only: bool = False) -> Checkpoint:
     """Take the first of the prefixes that occurs off the keys that have it.
 
-    With only=True keys without it are dropped (the rest of a larger model). Without any match nothing changes.
+    With only=True keys without it are dropped (the rest of a larger model). Where no key has any of
+    the prefixes nothing changes.
     """
-    for prefix in prefixes:
-        if any(key.startswith(prefix) for key in checkpoint):
-            def rename(key: str, prefix: str = prefix) -> str | None:
-                if key.startswith(prefix):
-                    return key[len(prefix):]
-                return None if only else key
-            return renamed(checkpoint, rename)
-    return renamed(checkpoint, lambda key: key)
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in checkpoint)), None)
+
+    def rename(key: str) -> str | None:
+        if prefix is None:
+            return key
+        if key.startswith(prefix):
+            return key[len(prefix) :]
+        return None if only else key
+
+    return renamed(checkpoint, rename)

@@ -3,20 +3,19 @@
 import json
 import re
 from collections.abc import Mapping
-from mmap import ACCESS_COPY, mmap
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry, from_tensors
-from .header import DOWNLOAD_AGAIN, MAX_HEADER, TensorInfo, explain_format, file_format, quoted, read_header
+from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from .tensor_file import TensorFile
 
-CAST_ELEMENTS = 1 << 22  # a tensor is cast in pieces of this many elements: memory stays flat
 INDEX = ".safetensors.index.json"
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 ROLE_FOLDERS = ("base", "distill", "540p_sr", "1080p_sr", "sr_540p", "sr_1080p")
+OTHER_FORMATS = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".zst")
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 
@@ -59,7 +58,8 @@ def open_checkpoint(
 def _open_file(path: Path, mapped: bool) -> Checkpoint:
     header = read_header(path)
     file = TensorFile(path, mapped)
-    return Checkpoint({key: file.entry(info) for key, info in header.tensors.items()}, str(path), header.metadata, path)
+    entries = {key: file.entry(info) for key, info in header.tensors.items()}
+    return Checkpoint(entries, str(path), header.metadata, path)
 
 
 def _find_in_folder(folder: Path) -> Path | list[Path]:
@@ -77,11 +77,11 @@ def _find_in_folder(folder: Path) -> Path | list[Path]:
         return _find_in_folder(folder / "transformer")
     roles = [name for name in ROLE_FOLDERS if (folder / name).is_dir()]
     if roles:
-        raise CheckpointError(f"{folder}: holds several models: {', '.join(roles)}. Choose one of these folders.")
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".zst"))
+        raise CheckpointError(f"{folder}: holds several models: {', '.join(roles)}. Choose one of these.")
+    others = sorted(p for p in folder.iterdir() if p.suffix in OTHER_FORMATS)
     if len(others) == 1:
         return others[0]
-    raise CheckpointError(f"{folder}: holds no .safetensors file. Give the folder or file that has the weights.")
+    raise CheckpointError(f"{folder}: holds no .safetensors file. Give the file or folder with the weights.")
 
 
 def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
@@ -93,10 +93,13 @@ def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
     (stem, count) = sets.pop()
     missing = sorted(set(range(1, int(count) + 1)) - {int(m[2]) for m in matches})
     if missing:
-        name = f"{stem}-{missing[0]:05d}-of-{count}.safetensors"
-        raise CheckpointError(f"{folder}: {len(missing)} of {int(count)} files are missing, the first is {name}. "
-                              "Download the missing files into this folder.")
+        raise _missing_files(folder, f"{stem}-{missing[0]:05d}-of-{count}.safetensors", len(missing), int(count))
     return files
+
+
+def _missing_files(folder: Path, first: str, missing: int, count: int) -> CheckpointError:
+    return CheckpointError(f"{folder}: {missing} of {count} files are missing, the first is {first}. "
+                           "Download the missing files into this folder.")
 
 
 def _open_index(path: Path, mapped: bool) -> Checkpoint:
@@ -119,8 +122,7 @@ def _open_index(path: Path, mapped: bool) -> Checkpoint:
     shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise CheckpointError(f"{folder}: {len(missing)} of {len(shards)} files are missing, the first is {missing[0]}. "
-                              "Download the missing files into this folder.")
+        raise _missing_files(folder, missing[0], len(missing), len(shards))
     metadata = index.get("metadata")
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
     return _open_shards(folder, shards, weight_map, texts, mapped)
@@ -163,62 +165,7 @@ def _open_shards(folder: Path, shards: list[Path], weight_map: Mapping[str, str]
                 entries[key], where[key] = file.entry(info), name
     absent = [key for key in weight_map if key not in entries]
     if absent:
-        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
-                              f"{quoted(absent[0])}. The files and the index belong to different versions: "
+        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first "
+                              f"is {quoted(absent[0])}. Files and index are of different versions: "
                               "download both again.")
     return Checkpoint(entries, str(folder), metadata, folder)
-
-
-class TensorFile:
-    """Reads tensors out of one file, whose header has been checked.
-
-    Reading with a cast goes piece by piece through a small buffer and never through a memory map, whose
-    pages would count as resident memory until the system takes them back.
-    """
-
-    def __init__(self, path: Path, mapped: bool = False) -> None:
-        self.path = path
-        self.mapped = mapped
-        self._map: mmap | None = None
-
-    def entry(self, info: TensorInfo) -> Entry:
-        return Entry(info.shape, info.dtype, lambda dtype: self.read(info, dtype))
-
-    def read(self, info: TensorInfo, dtype: torch.dtype | None = None) -> Tensor:
-        dtype = dtype or info.dtype
-        # A view must start at a multiple of its element's size, which the format does not promise.
-        if self.mapped and dtype == info.dtype and info.nbytes and info.begin % dtype.itemsize == 0:
-            return self._view(info)
-        result = torch.empty(info.shape, dtype=dtype)
-        flat = result.view(-1)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(info.begin)
-                if dtype == info.dtype:
-                    self._fill(file, flat)
-                    return result
-                buffer = torch.empty(min(CAST_ELEMENTS, flat.numel()), dtype=info.dtype)
-                for piece in flat.split(CAST_ELEMENTS) if flat.numel() else ():
-                    part = buffer[: piece.numel()]
-                    self._fill(file, part)
-                    piece.copy_(part)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror or error}).") from None
-        return result
-
-    def _fill(self, file, flat: Tensor) -> None:
-        if not flat.numel():
-            return
-        view = memoryview(flat.view(torch.uint8).numpy())
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise CheckpointError(f"{self.path}: became shorter while it was read. {DOWNLOAD_AGAIN}")
-            view = view[count:]
-
-    def _view(self, info: TensorInfo) -> Tensor:
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap(file.fileno(), 0, access=ACCESS_COPY)
-        count = info.nbytes // info.dtype.itemsize
-        return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)

@@ -1,0 +1,290 @@
+"""MagiHuman's network: one stream of video, audio and text tokens, self-attention only (SPEC 2).
+
+    latents, text -> embedders -> 40 blocks -> heads -> velocities of video and audio
+
+Tokens stand in the order video | audio | text. The network is told no timestep. The first and last
+four blocks are a sandwich: there each modality has an expert of its own, that is its own copy of
+every norm and linear layer, while attention still joins all tokens. The blocks between have one
+expert, shared by all.
+
+The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute
+in `dtype` (bf16 as released); embedders, heads, norms, rotary positions, activations and gates
+compute in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .attention import AttentionFunction, local_attention, sdpa
+from .config import PATCH, DiTConfig
+from .errors import InputError
+from .layers import RMSNorm, gelu7, swiglu7
+from .rope import apply_rotary, rope_bands
+from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
+from .weights import assign_weights, open_checkpoint
+from .weights.dit_keys import keep_fp32, split_official
+
+# run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
+RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
+
+# Tokens that pass through a projection or MLP at once. The inner width is many times the hidden one, so
+# this bounds the memory of activations: at 1080p the whole sequence at once would take several GB.
+CHUNK = {"cpu": 512}
+CHUNK_DEFAULT = 4096
+
+
+class GatedAttention(nn.Module):
+    """Grouped-query attention with one sigmoid gate for each token and head."""
+
+    def __init__(self, config: DiTConfig, compute_dtype: torch.dtype, *, operations, dtype, device):
+        super().__init__()
+        c = config
+        self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
+        self.compute_dtype = compute_dtype
+        self.pre_norm = RMSNorm(c.hidden, device=device)
+        self.linear_qkv = operations.Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device)
+        # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 rows
+        # do not divide by 16, which fp8 matrix units want, and because it is worth its precision.
+        self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
+        self.linear_proj = operations.Linear(c.heads * c.head_dim, c.hidden, bias=False, dtype=dtype, device=device)
+        self.q_norm = RMSNorm(c.head_dim, device=device)
+        self.k_norm = RMSNorm(c.head_dim, device=device)
+
+    def project(self, x: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x fp32 [B, n, hidden] -> q [B, n, heads, d], k and v [B, n, kv_heads, d], gate fp32 [B, n, heads]."""
+        h = self.pre_norm(x).to(self.compute_dtype)
+        qkv = self.linear_qkv(h).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
+        q = apply_rotary(self.q_norm(q), sin, cos).to(self.compute_dtype)
+        k = apply_rotary(self.k_norm(k), sin, cos).to(self.compute_dtype)
+        return q, k, v, self.linear_gate(h).float()
+
+    def output(self, attended: Tensor, gate: Tensor) -> Tensor:
+        """attended [B, n, heads, d], gate [B, n, heads] -> [B, n, hidden]."""
+        gated = attended.float() * torch.sigmoid(gate).unsqueeze(-1)
+        return self.linear_proj(gated.to(self.compute_dtype).flatten(2))
+
+
+class MLP(nn.Module):
+    """norm -> up -> GELU7 or SwiGLU7 -> down."""
+
+    def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations, dtype, device):
+        super().__init__()
+        width = config.gelu_width if gelu else config.swiglu_width
+        self.activation = gelu7 if gelu else swiglu7
+        self.compute_dtype = compute_dtype
+        self.pre_norm = RMSNorm(config.hidden, device=device)
+        self.up_gate_proj = operations.Linear(config.hidden, width if gelu else 2 * width, bias=False, dtype=dtype, device=device)
+        self.down_proj = operations.Linear(width, config.hidden, bias=False, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_gate_proj(self.pre_norm(x).to(self.compute_dtype))
+        return self.down_proj(self.activation(up).to(self.compute_dtype))
+
+
+class Expert(nn.Module):
+    """Every weight one token meets in a block."""
+
+    def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
+        super().__init__()
+        self.attention = GatedAttention(config, compute_dtype, **factory)
+        self.mlp = MLP(config, index in config.gelu_layers, compute_dtype, **factory)
+        if index in config.post_norm_layers:
+            self.attn_post_norm = RMSNorm(config.hidden, device=factory["device"])
+            self.mlp_post_norm = RMSNorm(config.hidden, device=factory["device"])
+        else:
+            self.attn_post_norm = self.mlp_post_norm = None
+
+    def attention_branch(self, attended: Tensor, gate: Tensor) -> Tensor:
+        y = self.attention.output(attended, gate)
+        return y if self.attn_post_norm is None else self.attn_post_norm(y).to(y.dtype)
+
+    def mlp_branch(self, x: Tensor) -> Tensor:
+        y = self.mlp(x)
+        return y if self.mlp_post_norm is None else self.mlp_post_norm(y)
+
+
+class Block(nn.Module):
+    """x + attention, then x + MLP; three experts in the sandwich, one elsewhere."""
+
+    def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
+        super().__init__()
+        names = MODALITIES if index in config.sandwich_layers else ("shared",)
+        self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
+        self.local_radius = config.local_radius if index in config.local_layers else None
+
+    def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
+        """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
+        limit = CHUNK.get(x.device.type, CHUNK_DEFAULT)
+        pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
+
+        parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
+        q, k, v, gate = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        del parts
+        if self.local_radius is None:
+            attended = attention(q, k, v)
+        else:
+            attended = local_attention(q, k, v, layout, self.local_radius, attention)
+        del q, k, v
+        x = add_rows(x, pieces, lambda e, rows: e.attention_branch(attended[:, rows], gate[:, rows]))
+        return add_rows(x, pieces, lambda e, rows: e.mlp_branch(x[:, rows]))
+
+
+def add_rows(x: Tensor, pieces: list[tuple[Expert, slice]], branch: Callable[[Expert, slice], Tensor]) -> Tensor:
+    """x + branch, piece by piece; in place where no gradient needs the old x, so that it is held once."""
+    if torch.is_grad_enabled():
+        return x + torch.cat([branch(expert, rows) for expert, rows in pieces], 1)
+    for expert, rows in pieces:
+        x[:, rows] += branch(expert, rows)
+    return x
+
+
+class Adapter(nn.Module):
+    """The three fp32 embedders and the rotary frequencies."""
+
+    def __init__(self, config: DiTConfig, *, operations, device):
+        super().__init__()
+        fp32 = {"dtype": torch.float32, "device": device}
+        self.video_embedder = operations.Linear(config.video_channels * PATCH**2, config.hidden, **fp32)
+        self.audio_embedder = operations.Linear(config.audio_channels, config.hidden, **fp32)
+        self.text_embedder = operations.Linear(config.text_channels, config.hidden, **fp32)
+        self.rope = nn.Module()
+        self.rope.register_buffer("bands", rope_bands(config.rope_bands, device=device))
+
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor) -> Tensor:
+        """[B, n, channels] of each modality -> [B, N, hidden]."""
+        return torch.cat([self.video_embedder(video), self.audio_embedder(audio), self.text_embedder(text)], 1)
+
+
+class MagiHumanDiT(nn.Module):
+    """The network. `compute_dtype` is what linear layers of the blocks and the attention compute in;
+    `dtype` is how the blocks' weights are stored (by default the same)."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        *,
+        operations=nn,
+        dtype: torch.dtype = torch.float32,
+        device=None,
+        compute_dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        fp32 = {"dtype": torch.float32, "device": device}
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.adapter = Adapter(config, operations=operations, device=device)
+        self.blocks = nn.ModuleList([Block(config, i, compute_dtype or dtype, **factory) for i in range(config.layers)])
+        self.final_norm_video = RMSNorm(config.hidden, device=device)
+        self.final_norm_audio = RMSNorm(config.hidden, device=device)
+        self.final_linear_video = operations.Linear(config.hidden, config.video_channels * PATCH**2, bias=False, **fp32)
+        self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
+        self._layout: tuple[tuple, Layout] | None = None
+
+    def layout(self, latent: tuple[int, int, int], audio: int, text: int) -> Layout:
+        """The layout for these sizes; the last one is kept, since a sampler asks for the same at each step."""
+        bands = self.adapter.rope.bands
+        key = (latent, audio, text, bands.device, torch.is_inference_mode_enabled())
+        if self._layout is None or self._layout[0] != key:
+            self._layout = (key, make_layout(latent, audio, text, self.config.positions, bands))
+        return self._layout[1]
+
+    def forward(
+        self,
+        video: Tensor,
+        audio: Tensor,
+        text: Tensor,
+        *,
+        run_block: RunBlock | None = None,
+        attention: AttentionFunction = sdpa,
+    ) -> tuple[Tensor, Tensor]:
+        """Flow velocities (noise - clean) of both streams.
+
+        video: [B, C, T, H, W] normalised latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
+        padded. Returns fp32 (video, audio) of the same shapes. Batch members share their text length.
+        """
+        return self.forward_many([(video, audio, text)], run_block=run_block, attention=attention)[0]
+
+    def forward_many(
+        self,
+        inputs: list[tuple[Tensor, Tensor, Tensor]],
+        *,
+        run_block: RunBlock | None = None,
+        attention: AttentionFunction = sdpa,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """`forward` of several inputs, block by block, so that streamed weights are fetched once for all."""
+        run_block = run_block or call_block
+        states = []
+        for video, audio, text in inputs:
+            self._check(video, audio, text)
+            layout = self.layout(tuple(video.shape[2:]), audio.shape[2], text.shape[1])
+            x = self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float())
+            states.append((x, layout))
+        for index, block in enumerate(self.blocks):
+            states = [(run_block(index, block, x, layout, attention), layout) for x, layout in states]
+        return [self._head(x, layout, video.shape) for (x, layout), (video, _, _) in zip(states, inputs, strict=True)]
+
+    def _head(self, x: Tensor, layout: Layout, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        end = layout.video + layout.audio
+        video = self.final_linear_video(self.final_norm_video(x[:, : layout.video]))
+        audio = self.final_linear_audio(self.final_norm_audio(x[:, layout.video : end]))
+        return unpatchify(video, tuple(video_shape[2:])), audio.transpose(1, 2)
+
+    def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:
+        c = self.config
+        for name, tensor, dims, channels, axis in (
+            ("video", video, 5, c.video_channels, 1),
+            ("audio", audio, 3, c.audio_channels, 1),
+            ("text", text, 3, c.text_channels, 2),
+        ):
+            if tensor.ndim != dims or tensor.shape[axis] != channels:
+                raise InputError(
+                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} "
+                    f"channels on axis {axis}; check that latent and text come from MagiHuman's own VAE and text encoder."
+                )
+        if video.shape[3] % PATCH or video.shape[4] % PATCH:
+            raise InputError(
+                f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
+                "choose a picture size in multiples of 32 pixels."
+            )
+        if text.shape[1] < (2 if c.positions == "v1" else 1):
+            raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
+
+
+def call_block(index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
+    """The plain way to run a block."""
+    return block(x, layout, attention)
+
+
+def load_dit(
+    source,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations=nn,
+    **overrides,
+) -> MagiHumanDiT:
+    """Build the network that a checkpoint holds, at whatever size, and fill it.
+
+    source: a file, folder, index file or mapping of tensors. dtype: what the blocks are stored and
+    computed in, torch.bfloat16 (default, as released) or torch.float32; embedders, heads and norms are
+    fp32 in any case. overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for
+    super-resolution), local_layers and local_radius.
+    Raises CheckpointError when the source is no MagiHuman network or damaged.
+    """
+    checkpoint = open_checkpoint(source)
+    config = DiTConfig.from_state_dict(checkpoint, **overrides)
+    dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
+    assign_weights(
+        dit,
+        split_official(checkpoint, config),
+        dtype=dtype or torch.bfloat16,
+        device=device,
+        name=checkpoint.name,
+        keep_fp32=keep_fp32,
+    )
+    return dit.eval()

@@ -1,0 +1,33 @@
+"""Norm and activations, as the released weights were trained with them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (weight + 1) over the last axis, in fp32 whatever comes in."""
+
+    def __init__(self, size: int, *, dtype=torch.float32, device=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float() + 1, EPS)
+
+
+def gelu7(u: Tensor) -> Tensor:
+    """min(u, 7) * sigmoid(1.702 * min(u, 7)), in fp32."""
+    u = u.float().clamp(max=7)
+    return u * torch.sigmoid(1.702 * u)
+
+
+def swiglu7(u: Tensor) -> Tensor:
+    """[..., 2n] -> [..., n] in fp32; even columns are the gate, odd ones the linear part, both bounded by 7."""
+    gate, linear = u.float().unflatten(-1, (-1, 2)).unbind(-1)
+    gate, linear = gate.clamp(max=7), linear.clamp(-7, 7)
+    return gate * torch.sigmoid(1.702 * gate) * (linear + 1)

@@ -1,0 +1,150 @@
+"""Schedule and solvers (SPEC 3), with the signature ComfyUI's samplers have.
+
+A solver integrates one flat vector that holds video and audio; `model(x, sigma, **extra_args)` gives
+the estimate of the clean vector. Every step is element-wise, so both streams are solved jointly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from .errors import InputError
+
+Model = Callable[..., Tensor]
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+def flow_sigmas(steps: int, shift: float = 5.0) -> Tensor:
+    """The model's noise levels, fp32 [steps + 1], from just under 1 down to 0; the shift is applied once."""
+    if steps < 1:
+        raise InputError(f"steps is {steps}, expected at least 1.")
+    # The reference's 0.999 is a float32 number; the rest is float64, rounded at the end.
+    u = torch.linspace(float(torch.tensor(0.999)), 0, steps + 1, dtype=torch.float64)[:-1]
+    return torch.cat([shift * u / (1 + (shift - 1) * u), torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def _levels(sigmas: Tensor) -> list[float]:
+    levels = [float(s) for s in sigmas]
+    if len(levels) < 2 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or levels[-1] < 0 or levels[0] > 1:
+        raise InputError(f"sigmas are {levels[:4]}..., expected at least two, falling, between 1 and 0.")
+    return levels
+
+
+@torch.no_grad()
+def sample_unipc(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """UniPC of order 2, B(h) variant 2, in x0 prediction, first order at both ends (arXiv 2302.04867).
+
+    The model is evaluated once a step, on the vector before correction; the estimate serves the
+    corrector of the last step and the predictor of the next.
+    """
+    levels = _levels(sigmas)
+    steps = len(levels) - 1
+    ones = x.new_ones([x.shape[0]])
+    x0_last = x0_before = x_last = None  # estimates of the two steps before, corrected vector of the last
+    order_last = 1
+    for i in trange(steps, disable=disable):
+        sigma, sigma_next = levels[i], levels[i + 1]
+        x0 = model(x, sigma * ones, **(extra_args or {}))
+        if callback is not None:
+            callback({"i": i, "denoised": x0, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+        if i > 0:
+            before = levels[i - 2] if order_last == 2 else None
+            x = _correct(x_last, x0, x0_last, x0_before, before, levels[i - 1], sigma)
+        x_last = x
+        order_last = min(2, steps - i, i + 1)
+        before = levels[i - 1] if order_last == 2 else None
+        x = _predict(x, x0, x0_last, before, sigma, sigma_next)
+        x0_before, x0_last = x0_last, x0
+    return x
+
+
+def _log_snr(sigma: float) -> float:
+    """ln(alpha / sigma), half the log of the signal-to-noise ratio."""
+    if sigma == 0:
+        return math.inf
+    return math.log1p(-sigma) - math.log(sigma) if sigma < 1 else -math.inf
+
+
+def _predict(x: Tensor, x0: Tensor, x0_last: Tensor | None, before: float | None, sigma: float, sigma_next: float) -> Tensor:
+    """From sigma to sigma_next; `before` is the level of x0_last, None for first order."""
+    if sigma_next == 0:
+        return x0.clone()  # the last step lands on the estimate itself
+    h = _log_snr(sigma_next) - _log_snr(sigma)
+    b = math.expm1(-h)
+    slope = x0
+    if before is not None:
+        r = (_log_snr(before) - _log_snr(sigma)) / h
+        slope = x0 + (x0_last - x0) * (0.5 / r)
+    return (sigma_next / sigma) * x - ((1 - sigma_next) * b) * slope
+
+
+def _correct(
+    x: Tensor, x0: Tensor, x0_last: Tensor, x0_before: Tensor | None, before: float | None, sigma_last: float, sigma: float
+) -> Tensor:
+    """Take the step from sigma_last to sigma again, now that x0 is known there."""
+    h = _log_snr(sigma) - _log_snr(sigma_last)
+    b = math.expm1(-h)
+    if before is None:
+        slope = x0_last + 0.5 * (x0 - x0_last)
+    else:
+        r = (_log_snr(before) - _log_snr(sigma_last)) / h
+        k = b / -h - 1
+        b1, b2 = k / b, 2 * (k / -h - 0.5) / b
+        rho_before = (b2 - b1) / (r - 1)
+        rho = b1 - rho_before
+        slope = x0_last + (x0_before - x0_last) * (rho_before / r) + rho * (x0 - x0_last)
+    return (sigma / sigma_last) * x - ((1 - sigma) * b) * slope
+
+
+@torch.no_grad()
+def sample_renoise(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """The distilled model's sampler: estimate the clean vector, then add fresh noise of the next level.
+
+    noise_sampler(sigma, sigma_next) gives noise of x's shape; by default `seeded_noise`.
+    """
+    levels = _levels(sigmas)
+    noise_sampler = noise_sampler or seeded_noise(x, (extra_args or {}).get("seed"))
+    ones = x.new_ones([x.shape[0]])
+    for i in trange(len(levels) - 1, disable=disable):
+        x0 = model(x, levels[i] * ones, **(extra_args or {}))
+        if callback is not None:
+            callback({"i": i, "denoised": x0, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
+        x = x0
+        if levels[i + 1] > 0:
+            x = levels[i + 1] * noise_sampler(sigmas[i], sigmas[i + 1]) + (1 - levels[i + 1]) * x0
+    return x
+
+
+def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
+    """Normal noise like x, drawn on the CPU so that a seed means the same on every device.
+
+    The start noise is drawn from the generator of `seed`; this one takes the next seed, so that
+    the two never repeat each other.
+    """
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed + 1)
+    return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

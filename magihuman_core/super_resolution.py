@@ -1,0 +1,50 @@
+"""What the super-resolution network starts from (SPEC 4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+
+
+def zero_snr_table(count: int = 1000) -> Tensor:
+    """Signal levels sqrt(alpha_bar) of the scaled-linear schedule, stretched to end at zero; fp32 [count].
+
+    The stretching is that of arXiv 2305.08891 (zero terminal signal-to-noise ratio).
+    """
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, count, dtype=torch.float64) ** 2
+    signal = torch.cumprod(1 - beta, 0).float().sqrt()
+    return (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
+
+
+def prepare_super_resolution(
+    video: Tensor,
+    audio: Tensor,
+    height: int,
+    width: int,
+    *,
+    video_noise: Tensor | None,
+    audio_noise: Tensor,
+    noise_level: int = 220,
+    audio_noise_scale: float = 0.7,
+) -> tuple[Tensor, Tensor]:
+    """Base latents -> (video to start from, audio as context).
+
+    video: [B, C, T, h, w] normalised; audio: [B, a, A]; height, width: of the target, in latent cells;
+    video_noise: [B, C, T, height, width]; audio_noise like audio. noise_level indexes the table above;
+    0 leaves the upsampled video without noise (then video_noise may be None). The audio context is
+    never the result's audio: that stays the base audio.
+    """
+    table = zero_snr_table()
+    if not 0 <= noise_level < len(table):
+        raise InputError(f"noise_level is {noise_level}, expected 0 to {len(table) - 1}.")
+    video = F.interpolate(video.float(), (video.shape[2], height, width), mode="trilinear", align_corners=True)
+    if noise_level:
+        if video_noise is None or video_noise.shape != video.shape:
+            given = None if video_noise is None else tuple(video_noise.shape)
+            raise InputError(f"video_noise has shape {given}, expected {tuple(video.shape)}.")
+        signal = float(table[noise_level])
+        video = signal * video + (1 - signal**2) ** 0.5 * video_noise
+    return video, audio_noise_scale * audio_noise + (1 - audio_noise_scale) * audio
