@@ -1,0 +1,458 @@
+"""The audio VAE: Stable Audio Open's Oobleck autoencoder, run at 51.2 kHz.
+
+Weight-normed 1D convolutions and snake activations, 2048 samples per latent, 64 latent channels.
+It was trained at 44.1 kHz. MagiHuman feeds it 51.2 kHz, so that there are 25 latents, one per video frame,
+in a second.
+
+Module names are those of the official file (below `pretransform.model.`): encoder.layers.0.weight_g, ...
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import ceil, prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import CheckpointError, InputError
+from .waveform import merge_overlap
+from .weights import Checkpoint, Entry, assign_weights, open_checkpoint, renamed
+
+SAMPLE_RATE = 51200
+TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
+LONG_WINDOW_SECONDS = 29       # sound longer than this is encoded in windows of it, half overlapping
+DILATIONS = (1, 3, 9)
+
+
+@dataclass(frozen=True)
+class AudioVAEConfig:
+    """Sizes of the autoencoder; the defaults are Stable Audio Open 1.0's.
+
+    widths: channels of the encoder at the input rate and after each of its blocks (one more than strides).
+    decoder_widths: the same for the decoder, also from the finest to the coarsest rate; None: as the encoder.
+    """
+
+    widths: tuple[int, ...] = (128, 128, 256, 512, 1024, 2048)
+    strides: tuple[int, ...] = (2, 4, 4, 8, 8)
+    latent_channels: int = 64
+    audio_channels: int = 2
+    decoder_widths: tuple[int, ...] | None = None
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent."""
+        return prod(self.strides)
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor]) -> "AudioVAEConfig":
+        """Infer all sizes from official keys (weight_g / weight_v) and shapes. Raises CheckpointError."""
+        checkpoint = renamed(tensors, lambda key: key)
+
+        def shape(layer: str) -> tuple[int, ...]:
+            try:
+                return checkpoint.shape(layer + ".weight_v")
+            except KeyError:
+                raise CheckpointError(f"{checkpoint.name}: {layer}.weight_v is missing, so this is not a "
+                                      "complete audio VAE. Choose Stable Audio Open's, or its VAE.") from None
+
+        count = 0
+        while f"encoder.layers.{count + 1}.layers.4.weight_v" in checkpoint:
+            count += 1
+        first, last = shape("encoder.layers.0"), shape(f"encoder.layers.{count + 2}")
+        down = [shape(f"encoder.layers.{i + 1}.layers.4") for i in range(count)]
+        up = [shape(f"decoder.layers.{count - i}.layers.1") for i in range(count)]  # finest rate first
+        coarsest = shape("decoder.layers.0")
+        config = cls(
+            widths=(first[0], *(s[0] for s in down)),
+            strides=tuple(s[-1] // 2 for s in down),
+            latent_channels=coarsest[1],
+            audio_channels=first[1],
+            decoder_widths=(*(s[1] for s in up), coarsest[0]),
+        )
+        if count == 0 or last[0] != 2 * config.latent_channels:
+            raise CheckpointError(
+                f"{checkpoint.name}: the encoder ends in {last[0]} channels and the decoder starts from "
+                f"{config.latent_channels}; an audio VAE's encoder has twice as many, for mean and scale. "
+                "Choose another file.")
+        return config
+
+
+class WeightNormConv1d(nn.Module):
+    """Convolution, plain or transposed, whose weight is g * v / |v|, |v| taken per entry of dimension 0."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0, dilation=1, bias=True,
+                 transposed=False, dtype=None, device=None):
+        super().__init__()
+        self.stride, self.padding, self.dilation, self.transposed = stride, padding, dilation, transposed
+        shape = (in_channels, out_channels) if transposed else (out_channels, in_channels)
+        self.weight_v = nn.Parameter(torch.empty(*shape, kernel_size, dtype=dtype, device=device))
+        self.weight_g = nn.Parameter(torch.empty(shape[0], 1, 1, dtype=dtype, device=device))
+        self.bias = nn.Parameter(torch.empty(out_channels, dtype=dtype, device=device)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as torch's own convolutions do."""
+        bound = (self.weight_v[0].numel()) ** -0.5
+        nn.init.uniform_(self.weight_v, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        with torch.no_grad():
+            self.weight_g.copy_(_row_norms(self.weight_v))
+
+    @property
+    def weight(self) -> Tensor:
+        """The effective weight, computed anew at each call so that it can be trained."""
+        return fold_weight_norm(self.weight_g, self.weight_v)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.transposed:
+            return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding)
+        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+def _row_norms(weight: Tensor) -> Tensor:
+    return weight.flatten(1).norm(dim=1)[:, None, None]
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """The one weight that a weight-normed layer computes with: g [n, 1, 1], v [n, ...] -> [n, ...]."""
+    return v * (g / _row_norms(v))
+
+
+@dataclass(frozen=True)
+class _Build:
+    """How convolutions are made: weight-normed as in the file, or folded, from the injected operations."""
+
+    operations: object = nn
+    weight_norm: bool = True
+    options: dict = field(default_factory=dict)
+
+    def conv(self, *sizes, **options) -> nn.Module:
+        make = WeightNormConv1d if self.weight_norm else self.operations.Conv1d
+        return make(*sizes, **options, **self.options)
+
+    def upsampling(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        sizes = (in_channels, out_channels, 2 * stride)
+        options = {"stride": stride, "padding": ceil(stride / 2), **self.options}
+        if self.weight_norm:
+            return WeightNormConv1d(*sizes, transposed=True, **options)
+        return self.operations.ConvTranspose1d(*sizes, **options)
+
+
+class Snake(nn.Module):
+    """x + sin(a x)^2 / b, with a = e^alpha and b = e^beta learnt per channel."""
+
+    def __init__(self, channels: int, dtype=None, device=None):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(channels, dtype=dtype, device=device))
+        self.beta = nn.Parameter(torch.zeros(channels, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.alpha.to(x).exp()[:, None]
+        scale = 1 / (self.beta.to(x).exp() + 1e-9)[:, None]
+        if torch.is_grad_enabled():
+            return x + scale * torch.sin(a * x).square()
+        # Activations at the full rate are the largest tensors by far: two of them here, not five.
+        return torch.mul(x, a).sin_().square_().mul_(scale).add_(x)
+
+
+class ResidualUnit(nn.Module):
+    """Snake, dilated convolution, snake, pointwise convolution, plus the input. [B, C, n] -> same."""
+
+    def __init__(self, channels: int, dilation: int, build: _Build):
+        super().__init__()
+        self.layers = nn.Sequential(
+            Snake(channels, **build.options),
+            build.conv(channels, channels, 7, padding=3 * dilation, dilation=dilation),
+            Snake(channels, **build.options),
+            build.conv(channels, channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class EncoderBlock(nn.Module):
+    """Three residual units, then a strided convolution. [B, C, n] -> [B, C', n / stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, build: _Build):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(ResidualUnit(in_channels, dilation, build) for dilation in DILATIONS),
+            Snake(in_channels, **build.options),
+            build.conv(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class DecoderBlock(nn.Module):
+    """A transposed convolution, then three residual units. [B, C, n] -> [B, C', n * stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, build: _Build):
+        super().__init__()
+        self.layers = nn.Sequential(
+            Snake(in_channels, **build.options),
+            build.upsampling(in_channels, out_channels, stride),
+            *(ResidualUnit(out_channels, dilation, build) for dilation in DILATIONS),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class OobleckEncoder(nn.Module):
+    """Waveform [B, audio_channels, L] -> mean and raw scale, [B, 2 * latent_channels, L // hop]."""
+
+    def __init__(self, config: AudioVAEConfig, build: _Build):
+        super().__init__()
+        widths = config.widths
+        self.layers = nn.Sequential(
+            build.conv(config.audio_channels, widths[0], 7, padding=3),
+            *(EncoderBlock(widths[i], widths[i + 1], stride, build)
+              for i, stride in enumerate(config.strides)),
+            Snake(widths[-1], **build.options),
+            build.conv(widths[-1], 2 * config.latent_channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class OobleckDecoder(nn.Module):
+    """Latent [B, latent_channels, n] -> waveform [B, audio_channels, n * hop], not clamped."""
+
+    def __init__(self, config: AudioVAEConfig, build: _Build):
+        super().__init__()
+        widths = config.decoder_widths or config.widths
+        self.layers = nn.Sequential(
+            build.conv(config.latent_channels, widths[-1], 7, padding=3),
+            *(DecoderBlock(widths[i + 1], widths[i], config.strides[i], build)
+              for i in reversed(range(len(config.strides)))),
+            Snake(widths[0], **build.options),
+            build.conv(widths[0], config.audio_channels, 7, padding=3, bias=False),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+class AudioVAE(nn.Module):
+    """Encoder and decoder between waveforms at 51.2 kHz and 25 latents a second.
+
+    weight_norm=True keeps every weight as g and v, as in the official file: state_dict() then has the
+    official keys. weight_norm=False holds one folded `weight` per layer, made by `operations`; same results,
+    and what a memory manager can offload. official_state_dict() writes the official keys in both cases.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, config: AudioVAEConfig | None = None, *, weight_norm: bool = True, operations=nn,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+        super().__init__()
+        self.config = config or AudioVAEConfig()
+        build = _Build(operations, weight_norm, {"dtype": dtype, "device": device})
+        self.encoder = OobleckEncoder(self.config, build)
+        self.decoder = OobleckDecoder(self.config, build)
+
+    @property
+    def hop(self) -> int:
+        """Samples per latent."""
+        return self.config.hop
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.layers[1].layers[0].layers[0].alpha.dtype
+
+    def posterior(self, waveform: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, L // hop].
+
+        Runs over tile latents at a time, each tile with as much sound around it as the network can see:
+        the result is that of one pass, in memory that does not grow with L.
+        Raises InputError for a wrong shape or a sound shorter than one latent.
+        """
+        self._check(waveform, self.config.audio_channels, "waveform", "samples")
+        count = waveform.shape[-1] // self.hop
+        if count == 0:
+            raise InputError(f"waveform has {waveform.shape[-1]} samples, less than the {self.hop} of one "
+                             "latent; give a longer sound, or pad it with pad_to_hop.")
+        waveform = waveform.to(self.dtype)
+        before, after = encoder_context(self.config)
+        parts = []
+        for start in range(0, count, tile):
+            end = min(start + tile, count)
+            left = max(start - before, 0)
+            # Up to the very end, not to the last whole latent, where the network sees the true end.
+            right = (end + after) * self.hop if end + after < count else waveform.shape[-1]
+            part = self.encoder(waveform[..., left * self.hop:right])
+            parts.append(part[..., start - left:end - left])
+        mean, scale = torch.cat(parts, dim=-1).chunk(2, dim=1)
+        return mean, F.softplus(scale) + 1e-4
+
+    def encode(self, waveform: Tensor, tile: int = TILE) -> Tensor:
+        """Waveform [B, audio_channels, L] at 51.2 kHz -> mean latent [B, latent_channels, L // hop].
+
+        One pass over the whole sound, as it is: a last stretch shorter than hop gives no latent of its own.
+        For a sound of any length from outside use encode_long, which pads.
+        """
+        return self.posterior(waveform, tile)[0]
+
+    def encode_long(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, audio_channels, L] of any length -> mean latent [B, latent_channels, ceil(L / hop)].
+
+        Padded with zeros at the end, so nothing is lost. Over 29 s: windows of 29 s, half overlapping,
+        cross-faded in latent space, which is how the model was trained to hear long sounds.
+        """
+        self._check(waveform, self.config.audio_channels, "waveform", "samples")
+        return encode_in_windows(self.encode, waveform, self.hop, LONG_WINDOW_SECONDS * self.sample_rate)
+
+    def decode(self, latent: Tensor, tile: int = TILE) -> Tensor:
+        """Latent [B, latent_channels, n] -> waveform [B, audio_channels, n * hop] at 51.2 kHz, not clamped.
+
+        Runs over tile latents at a time with the context the network can see: the result is that of one
+        pass, in memory that does not grow with n (but for the waveform itself).
+        """
+        self._check(latent, self.config.latent_channels, "latent", "latents")
+        latent = latent.to(self.dtype)
+        count = latent.shape[-1]
+        if count <= tile or any(stride % 2 for stride in self.config.strides):
+            # Odd strides make the transposed convolutions end short, so tiles would not line up.
+            return self.decoder(latent)
+        before, after = decoder_context(self.config)
+        parts = []
+        for start in range(0, count, tile):
+            end, left = min(start + tile, count), max(start - before, 0)
+            part = self.decoder(latent[..., left:end + after])
+            parts.append(part[..., (start - left) * self.hop:(end - left) * self.hop])
+        return torch.cat(parts, dim=-1)
+
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """Weights under the official keys (weight_g, weight_v), whatever form they have here."""
+        tensors = {}
+        for key, tensor in self.state_dict().items():
+            if key.endswith(".weight"):
+                tensors[key + "_g"], tensors[key + "_v"] = _row_norms(tensor), tensor
+            else:
+                tensors[key] = tensor
+        return tensors
+
+    def _check(self, x: Tensor, channels: int, name: str, unit: str) -> None:
+        if x.ndim != 3 or x.shape[1] != channels or x.shape[2] == 0 or not x.is_floating_point():
+            raise InputError(f"{name} must be floating, of shape [batch, {channels}, {unit}], got {x.dtype} "
+                             f"of shape {list(x.shape)}.")
+
+
+def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
+    """Zeros at the end of [..., L], up to a multiple of hop."""
+    return F.pad(waveform, (0, -waveform.shape[-1] % hop))
+
+
+def encode_in_windows(encode, waveform: Tensor, hop: int, window: int) -> Tensor:
+    """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
+
+    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call.
+    A longer sound is cut into windows that start half a window apart, the last one padded with zeros, and
+    their latents are cross-faded.
+    """
+    length = waveform.shape[-1]
+    if length <= window:
+        return encode(pad_to_hop(waveform, hop))
+    parts = []
+    for start in range(0, length, window // 2):
+        part = waveform[..., start:start + window]
+        parts.append(encode(F.pad(part, (0, window - part.shape[-1]))))
+        if start + window >= length:
+            break
+    # A window of 29 s has 725 latents, an odd number, so latents move by 363 where the sound moved by 362.5.
+    # The model was made with this rounding, and so it stays.
+    return merge_overlap(parts, 0.5)[..., :ceil(length * parts[0].shape[-1] / window)]
+
+
+def encoder_context(config: AudioVAEConfig) -> tuple[int, int]:
+    """How many latents' worth of sound before and after its own a latent depends on."""
+    reach = sum(3 * dilation for dilation in DILATIONS)
+    low, high = -1, 1                                        # the last convolution, kernel 3
+    for stride in reversed(config.strides):
+        padding = ceil(stride / 2)
+        low = low * stride - padding - reach
+        high = high * stride - padding + 2 * stride - 1 + reach
+    low, high = low - 3, high + 3                            # the first convolution, kernel 7
+    return ceil(-low / config.hop), max(0, ceil((high - config.hop + 1) / config.hop))
+
+
+def decoder_context(config: AudioVAEConfig) -> tuple[int, int]:
+    """How many latents before and after its own the hop samples of a latent depend on."""
+    reach = sum(3 * dilation for dilation in DILATIONS)
+    low, high = -3, config.hop - 1 + 3                       # the last convolution, kernel 7
+    for stride in config.strides:
+        padding = ceil(stride / 2)
+        low = ceil((low - reach + padding - 2 * stride + 1) / stride)
+        high = (high + reach + padding) // stride
+    return 3 - low, high + 3                                 # the first convolution, kernel 7
+
+
+def official_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
+    """The VAE's tensors of a file, under official keys and without prefix.
+
+    The prefix is found by the encoder's first layer, so the rest of Stable Audio Open falls away.
+    torch's newer names of weight norm are translated. Raises CheckpointError when there is no VAE in it.
+    """
+    checkpoint = renamed(checkpoint, _old_weight_norm_name)
+    marks = [key for key in checkpoint if key.endswith("encoder.layers.0.weight_v")]
+    if not marks:
+        raise CheckpointError(f"{checkpoint.name}: no audio VAE inside (no encoder.layers.0.weight_v). "
+                              "Choose Stable Audio Open 1.0's model.safetensors or the VAE taken from it.")
+    prefix = min(marks, key=len).removesuffix("encoder.layers.0.weight_v")
+    parts = tuple(prefix + part for part in ("encoder.layers.", "decoder.layers."))
+    return renamed(checkpoint, lambda key: key[len(prefix):] if key.startswith(parts) else None)
+
+
+def _old_weight_norm_name(key: str) -> str:
+    return key.replace(".parametrizations.weight.original0", ".weight_g").replace(
+        ".parametrizations.weight.original1", ".weight_v")
+
+
+def _folded(checkpoint: Checkpoint) -> Checkpoint:
+    """Official tensors with every pair of g and v folded into one weight, when it is read."""
+    entries = dict(checkpoint.entries)
+    for key in checkpoint:
+        if not key.endswith(".weight_v"):
+            continue
+        layer = key.removesuffix("_v")
+        g, v = entries.pop(layer + "_g", None), entries.pop(key)
+        if g is None:
+            raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
+                                  "incomplete; get it anew.")
+
+        def load(dtype: torch.dtype | None, g: Entry = g, v: Entry = v) -> Tensor:
+            weight = fold_weight_norm(g.load(torch.float32), v.load(torch.float32))
+            return weight.to(dtype or v.dtype)
+
+        entries[layer] = Entry(v.shape, v.dtype, load)
+    return checkpoint.with_entries(entries)
+
+
+def load_audio_vae(
+    source,
+    *,
+    weight_norm: bool = True,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    operations=nn,
+) -> AudioVAE:
+    """Load an Oobleck audio VAE of any width.
+
+    source: file, folder, index file, or mapping of tensors: Stable Audio Open's whole checkpoint
+    (`pretransform.model.*`) or the VAE alone. weight_norm=False folds the weight norm while loading (see
+    AudioVAE). float32 is the default because bfloat16 is audible.
+    Raises CheckpointError when source holds no complete audio VAE.
+    """
+    checkpoint = official_keys(open_checkpoint(source))
+    config = AudioVAEConfig.from_state_dict(checkpoint)
+    with torch.device("meta"):
+        vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)
+    tensors = checkpoint if weight_norm else _folded(checkpoint)
+    assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)
+    return vae.eval()
