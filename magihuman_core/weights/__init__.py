@@ -1,7 +1,15 @@
 """Checkpoints: opening, recognising, reading and writing weight files."""
 
 from .assign import assign_weights
-from .checkpoint import Checkpoint, Entry, renamed, strip_prefix
+from .checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
 from .source import open_checkpoint
 
-__all__ = ["Checkpoint", "Entry", "assign_weights", "open_checkpoint", "renamed", "strip_prefix"]
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "assign_weights",
+    "concatenated",
+    "open_checkpoint",
+    "renamed",
+    "strip_prefix",
+]

@@ -31,7 +31,7 @@ def assign_weights(
     """
     checkpoint = tensors if isinstance(tensors, Checkpoint) else from_tensors(tensors)
     name = name or checkpoint.name
-    places = {key: place for key, place in _places(module)}
+    places = dict(_places(module))
     _check_keys(checkpoint, {key: tuple(place[0].shape) for key, place in places.items()}, name)
     for key, (_, owner, leaf) in places.items():
         wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else dtype)
@@ -51,7 +51,8 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         # float8 knows no sum. e4m3fn has NaN only, as 0x7f; in e5m2 all ones in the exponent.
         mask = 0x7F if tensor.dtype == torch.float8_e4m3fn else 0x7C
-        return all(not ((part & mask) == mask).any() for part in tensor.view(torch.uint8).reshape(-1).split(1 << 22))
+        bits = tensor.view(torch.uint8).reshape(-1)
+        return all(not ((part & mask) == mask).any() for part in bits.split(1 << 22))
     if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         return True
     # A sum may overflow although each value is finite: only then look at each of them.

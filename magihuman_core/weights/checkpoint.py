@@ -36,6 +36,16 @@ class Entry:
     def nbytes(self) -> int:
         return self.numel * self.dtype.itemsize
 
+    def rows(self, begin: int, end: int) -> "Entry":
+        """The rows [begin, end) as an entry of their own. Only these are read."""
+
+        def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+            low, high = (0, end - begin) if rows is None else rows
+            return self.load(dtype, (begin + low, begin + high))
+
+        whole = (begin, end) == (0, self.shape[0])
+        return self if whole else Entry((end - begin, *self.shape[1:]), self.dtype, load)
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping):
@@ -88,16 +98,6 @@ def tensor_entry(tensor: Tensor) -> Entry:
     return Entry(tuple(tensor.shape), tensor.dtype, load)
 
 
-def row_slice(entry: Entry, begin: int, end: int) -> Entry:
-    """The rows [begin, end) of another entry. Only these are read."""
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        low, high = (0, end - begin) if rows is None else rows
-        return entry.load(dtype, (begin + low, begin + high))
-
-    return Entry((end - begin, *entry.shape[1:]), entry.dtype, load)
-
-
 def concatenated(parts: Sequence[Entry]) -> Entry:
     """Entries one below the other, along the first dimension. They are read one at a time."""
     if len(parts) == 1:
@@ -129,7 +129,9 @@ def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None
     return checkpoint.with_entries({name: entry for name, entry in names if name is not None})
 
 
-def strip_prefix(checkpoint: Mapping[str, Tensor], prefixes: Sequence[str], *, only: bool = False) -> Checkpoint:
+def strip_prefix(
+    checkpoint: Mapping[str, Tensor], prefixes: Sequence[str], *, only: bool = False
+) -> Checkpoint:
     """Take the first of the prefixes that occurs off the keys that have it.
 
     With only=True keys without it are dropped (the rest of a larger model). Where no key has any of

@@ -59,7 +59,9 @@ def quoted(key: object) -> str:
 
 
 def file_format(path: Path) -> str:
-    """What a file is by its first bytes: safetensors, gguf, pickle, lfs, html, json, compressed, text, empty, other.
+    """What a file is by its first bytes.
+
+    One of safetensors, gguf, pickle, lfs, html, json, compressed, text, empty, other.
 
     Raises CheckpointError when the file cannot be opened.
     """
@@ -164,7 +166,7 @@ def _tensor_info(name: str, entry: object, data_begin: int) -> TensorInfo:
         raise ValueError(f"{quoted(name)} has no valid place in the file")
     info = TensorInfo(DTYPES[dtype], tuple(shape), data_begin + offsets[0])
     if info.nbytes != offsets[1] - offsets[0]:
-        raise ValueError(f"{quoted(name)} has {offsets[1] - offsets[0]} bytes where its shape needs {info.nbytes}")
+        raise ValueError(f"{quoted(name)} has {offsets[1] - offsets[0]} bytes, its shape needs {info.nbytes}")
     return info
 
 
@@ -181,6 +183,8 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
             raise CheckpointError(f"{path}: is damaged: {quoted(name)} {fault}. {DOWNLOAD_AGAIN}")
         position += info.nbytes
     if position > size:
-        raise CheckpointError(f"{path}: is cut off: {size:,} of {position:,} bytes are there. {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{path}: is cut off: {size:,} of {position:,} bytes are there. "
+                              f"{DOWNLOAD_AGAIN}")
     if position < size:
-        raise CheckpointError(f"{path}: is damaged: {size - position:,} bytes follow its last tensor. {DOWNLOAD_AGAIN}")
+        extra = size - position
+        raise CheckpointError(f"{path}: is damaged: {extra:,} bytes follow its last tensor. {DOWNLOAD_AGAIN}")

@@ -26,9 +26,12 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
             break
     tensors = {}
     if isinstance(content, dict):
-        tensors = {k: v for k, v in content.items()
-                   if isinstance(k, str) and isinstance(v, Tensor) and v.layout is torch.strided and not v.is_meta}
+        tensors = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
     opened = strip_prefix(from_tensors(tensors, str(path)), ("module.",))
     return Checkpoint(opened.entries, str(path), {}, path)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta

@@ -93,7 +93,8 @@ def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
     (stem, count) = sets.pop()
     missing = sorted(set(range(1, int(count) + 1)) - {int(m[2]) for m in matches})
     if missing:
-        raise _missing_files(folder, f"{stem}-{missing[0]:05d}-of-{count}.safetensors", len(missing), int(count))
+        first = f"{stem}-{missing[0]:05d}-of-{count}.safetensors"
+        raise _missing_files(folder, first, len(missing), int(count))
     return files
 
 
@@ -165,7 +166,7 @@ def _open_shards(folder: Path, shards: list[Path], weight_map: Mapping[str, str]
                 entries[key], where[key] = file.entry(info), name
     absent = [key for key in weight_map if key not in entries]
     if absent:
-        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first "
-                              f"is {quoted(absent[0])}. Files and index are of different versions: "
+        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the "
+                              f"first is {quoted(absent[0])}. Files and index are of different versions: "
                               "download both again.")
     return Checkpoint(entries, str(folder), metadata, folder)

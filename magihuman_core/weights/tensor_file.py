@@ -1,0 +1,81 @@
+"""Reading tensors out of a file at known places."""
+
+from io import FileIO
+from mmap import ACCESS_COPY, mmap
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Entry
+from .header import DOWNLOAD_AGAIN, TensorInfo
+
+CAST_ELEMENTS = 1 << 22  # a tensor is cast in pieces of this many elements: memory stays flat
+
+
+class TensorFile:
+    """Reads tensors out of one file, whose header has been checked.
+
+    Reading copies into fresh memory, and with a cast goes piece by piece through a small buffer, never
+    through a memory map: the pages of a map count as resident memory until the system takes them back.
+    With mapped=True a tensor that keeps its dtype is a view of the file instead. The map is private:
+    writing into such a tensor does not change the file.
+    """
+
+    def __init__(self, path: Path, mapped: bool = False) -> None:
+        self.path = path
+        self.mapped = mapped
+        self._map: mmap | None = None
+
+    def entry(self, info: TensorInfo) -> Entry:
+        return Entry(info.shape, info.dtype, lambda dtype=None, rows=None: self.read(info, dtype, rows))
+
+    def read(
+        self, info: TensorInfo, dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Read a tensor, or its rows [begin, end), as stored or cast. Raises CheckpointError."""
+        if rows is not None:
+            height = info.shape[0]
+            begin = info.begin + rows[0] * (info.nbytes // height if height else 0)
+            info = TensorInfo(info.dtype, (rows[1] - rows[0], *info.shape[1:]), begin)
+        dtype = dtype or info.dtype
+        # A view must start at a multiple of its element's size, which the format does not promise.
+        if self.mapped and dtype == info.dtype and info.nbytes and info.begin % dtype.itemsize == 0:
+            return self._view(info)
+        result = torch.empty(info.shape, dtype=dtype)
+        if not info.nbytes:
+            return result
+        flat = result.view(-1)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(info.begin)
+                if dtype == info.dtype:
+                    self._fill(file, flat)
+                    return result
+                buffer = torch.empty(min(CAST_ELEMENTS, flat.numel()), dtype=info.dtype)
+                for piece in flat.split(CAST_ELEMENTS):
+                    part = buffer[: piece.numel()]
+                    self._fill(file, part)
+                    piece.copy_(part)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror or error}).") from None
+        return result
+
+    def _fill(self, file: FileIO, flat: Tensor) -> None:
+        """Read the next bytes of the file into a contiguous tensor."""
+        view = memoryview(flat.view(torch.uint8).numpy())
+        while view:
+            count = file.readinto(view)  # one call reads 2 GiB at most
+            if not count:
+                raise CheckpointError(f"{self.path}: became shorter while it was read. {DOWNLOAD_AGAIN}")
+            view = view[count:]
+
+    def _view(self, info: TensorInfo) -> Tensor:
+        if self._map is None:
+            with self.path.open("rb") as file:
+                self._map = mmap(file.fileno(), 0, access=ACCESS_COPY)
+        if info.begin + info.nbytes > len(self._map):
+            raise CheckpointError(f"{self.path}: became shorter after it was opened. {DOWNLOAD_AGAIN}")
+        count = info.nbytes // info.dtype.itemsize
+        return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
