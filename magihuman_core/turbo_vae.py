@@ -1,0 +1,295 @@
+"""The Turbo VAE: a small decoder from the Wan2.2 latent space to pictures.
+
+latent [B, 48, T, H, W] -> conv -> middle block -> up blocks -> norm, SiLU, conv -> [B, 3, 4T-3, 16H, 16W].
+Not causal: time is padded by repeating the first and last frame. A clip is decoded in windows of a few
+latent frames that overlap by one frame of context on either side, so memory is flat in its length.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+from .latent_statistics import LatentStatistics
+from .tiling import decode_in_tiles
+from .turbo_vae_config import TurboVAEConfig, find_config, read_config
+from .video_layers import channel_norm, interleave_time, per_frame, silu, unpatchify, upsample_space
+from .weights import assign_weights, open_checkpoint, renamed
+
+NORM_EPS = 1e-8
+PARTS = ("conv_in.", "mid_block.", "up_blocks.", "upsampler2d_1.", "conv_out.")
+
+
+def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """x over the root of the mean of its squares along channels; no weights."""
+    mean_square = channel_norm(x).square() / x.shape[1]
+    return x * torch.rsqrt(mean_square + eps).to(x.dtype)
+
+
+class Conv(nn.Module):
+    """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the picture."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations, **factory) -> None:
+        super().__init__()
+        self.context = kernel[0] // 2
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(repeat_ends(x, self.context))
+
+
+class SeparableConv(nn.Module):
+    """The same as a convolution per channel, then one that mixes the channels of a pixel."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, operations, **factory) -> None:
+        super().__init__()
+        self.context = kernel // 2
+        padding = (0, kernel // 2, kernel // 2)
+        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
+        self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise_conv(self.depthwise_conv(repeat_ends(x, self.context)))
+
+
+def repeat_ends(x: Tensor, times: int) -> Tensor:
+    """Repeat the first and the last frame `times` times: [B, C, T, H, W] -> [B, C, T + 2 times, H, W]."""
+    return torch.cat([x[:, :, :1]] * times + [x] + [x[:, :, -1:]] * times, dim=2) if times else x
+
+
+class ResNet(nn.Module):
+    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
+                 operations, **factory) -> None:
+        super().__init__()
+        self.relu = relu
+        self.eps = eps
+
+        def conv(inputs: int, outputs: int, shortcut: bool = False) -> nn.Module:
+            if depthwise_kernel:
+                return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel,
+                                     operations=operations, **factory)
+            return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), operations=operations, **factory)
+
+        self.conv1 = conv(inputs, outputs)
+        self.conv2 = conv(outputs, outputs)
+        self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = rms_norm(x)
+        y = self.conv1(F.relu(y) if self.relu else silu(y))
+        y = self.conv2(silu(rms_norm(y)))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(rms_norm(x, self.eps))
+        return x + y
+
+
+class Upsampler(nn.Module):
+    """Twice as many frames (unless spatio_only), then twice the picture."""
+
+    def __init__(self, channels: int, *, spatio_only: bool, operations, **factory) -> None:
+        super().__init__()
+        self.time_conv = None
+        if not spatio_only:
+            self.time_conv = Conv(channels, 2 * channels, (3, 1, 1), operations=operations, **factory)
+        # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
+        self.resample = nn.Sequential(nn.Identity(),
+                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+
+    def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
+        if self.time_conv is not None:
+            x = interleave_time(self.time_conv(x))  # [B, C, 2T, H, W]
+            if first_chunk:
+                x = x[:, :, 1:]
+        return per_frame(lambda frames: self.resample(upsample_space(frames)), x)
+
+
+class UpBlock(nn.Module):
+    """A change of width (if any), an upsampling (if any), then resnets."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int, *, scaling: bool, spatio_only: bool,
+                 depthwise_kernel: int, eps: float, operations, **factory) -> None:
+        super().__init__()
+        common = dict(depthwise_kernel=depthwise_kernel, eps=eps, operations=operations, **factory)
+        self.conv_in = ResNet(inputs, outputs, relu=False, **common) if inputs != outputs else None
+        self.upsamplers = nn.ModuleList(
+            [Upsampler(outputs, spatio_only=spatio_only, operations=operations, **factory)] if scaling else [])
+        self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
+
+    def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
+        if self.conv_in is not None:
+            x = self.conv_in(x)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, first_chunk)
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class MidBlock(nn.Module):
+    """Resnets at the latent's own size."""
+
+    def __init__(self, channels: int, layers: int, **common) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResNet(channels, channels, relu=False, **common) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class PixelShuffleConv(nn.Module):
+    """3x3 convolution and pixel shuffle by two, frame by frame; a quarter of the channels remains."""
+
+    def __init__(self, channels: int, *, operations, **factory) -> None:
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return per_frame(lambda frames: F.pixel_shuffle(self.conv(frames), 2), x)
+
+
+class TurboVAEDecoder(nn.Module):
+    """The network alone, on one window of raw latents."""
+
+    def __init__(self, config: TurboVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        widths = config.decoder_block_out_channels[::-1]
+        layers = config.decoder_layers_per_block[::-1]
+        kernels = [config.decoder_dw_kernel_size if dw else 0 for dw in config.decoder_is_dw_conv[::-1]]
+        eps = config.resnet_norm_eps
+        self.conv_in = Conv(config.latent_channels, widths[0], (3, 3, 3), **factory)
+        self.mid_block = MidBlock(widths[0], layers[0], depthwise_kernel=kernels[0], eps=eps, **factory)
+        blocks = zip((widths[0], *widths), widths, layers[1:], config.decoder_spatio_temporal_scaling[::-1],
+                     config.decoder_spatio_only[::-1], kernels[1:], strict=False)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(inputs, outputs, count, scaling=scaling, spatio_only=spatio_only, depthwise_kernel=kernel,
+                    eps=eps, **factory)
+            for inputs, outputs, count, scaling, spatio_only, kernel in blocks)
+        self.patch = config.patch_size if config.use_unpatchify else 1
+        self.upsampler2d_1 = None if config.use_unpatchify else PixelShuffleConv(widths[-1], **factory)
+        last = widths[-1] if config.use_unpatchify else widths[-1] // 4
+        self.conv_out = Conv(last, config.out_channels * self.patch**2, (3, 3, 3), **factory)
+
+    def forward(self, z: Tensor, first_chunk: bool = True) -> Tensor:
+        """Raw latents [B, C, T, H, W] -> [B, 3, F, 16H, 16W] in about [-1, 1].
+
+        F is 4T-3 for the first chunk of a clip, 4T for a later one. (4 and 16 in the released network.)
+        """
+        x = self.mid_block(self.conv_in(z))
+        for block in self.up_blocks:
+            x = block(x, first_chunk)
+        if self.upsampler2d_1 is not None:
+            x = self.upsampler2d_1(silu(rms_norm(x)))
+        x = self.conv_out(silu(rms_norm(x)))
+        return unpatchify(x, self.patch) if self.patch > 1 else x
+
+
+class TurboVAE(nn.Module):
+    """Decoder, latent statistics and the window-by-window schedule."""
+
+    def __init__(self, config: TurboVAEConfig | None = None, *, operations=torch.nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.config = config = config or TurboVAEConfig()
+        self.statistics = LatentStatistics.for_channels(config.latent_channels)
+        self.decoder = TurboVAEDecoder(config, operations=operations, dtype=dtype, device=device)
+
+    def forward(self, z: Tensor, first_chunk: bool = True) -> Tensor:
+        """The network on a whole short clip of raw latents in one window, as for training."""
+        return self.decoder(z, first_chunk)
+
+    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+        """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
+
+        normalised: whether z is normalised (as the Transformer has it) or raw (as ComfyUI's sockets carry it).
+        tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
+        Raises InputError when z has another number of dimensions or channels, or is empty.
+        """
+        frames = None
+        position = 0
+        for window in self.decode_windows(z, normalised=normalised, tile=tile, overlap=overlap):
+            if frames is None:
+                length = self.config.temporal_factor * (z.shape[2] - 1) + 1
+                frames = window.new_empty(*window.shape[:2], length, *window.shape[3:])
+            frames[:, :, position : position + window.shape[2]] = window
+            position += window.shape[2]
+        return frames
+
+    def decode_windows(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+                       overlap: int = 8) -> Iterator[Tensor]:
+        """The same frames as decode gives, in pieces [B, 3, f, 16H, 16W] of one window each, in order."""
+        self._check(z)
+        if normalised:
+            z = self.statistics.denormalise(z)
+        first, step, factor = self.config.first_chunk_size, self.config.step_size, self.config.temporal_factor
+        length = z.shape[2]
+        windows = max(-(-(length - first) // step), 0)  # after the first, rounded up
+        padding = first + windows * step - length
+        z = torch.cat([z, z[:, :, -1:].expand(-1, -1, padding, -1, -1)], dim=2)
+        for index in range(windows + 1):
+            start, stop = (0, first) if index == 0 else (first + (index - 1) * step, first + index * step)
+            # One latent frame of context on either side, whose frames are thrown away.
+            before, after = int(index > 0), int(index < windows)
+            frames = self._decode_window(z[:, :, start - before : stop + after], index == 0, tile, overlap)
+            end = frames.shape[2] - factor * after
+            if index == windows:
+                end -= factor * padding
+            yield frames[:, :, factor * before : end]
+
+    def _decode_window(self, z: Tensor, first_chunk: bool, tile: int | None, overlap: int) -> Tensor:
+        def decode(part: Tensor) -> Tensor:
+            return self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
+
+        return decode(z) if tile is None else decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in."""
+        return self.decoder.conv_in.conv.weight.dtype
+
+    def _check(self, z: Tensor) -> None:
+        if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
+            raise InputError(f"The latent has shape {list(z.shape)}, but this Turbo VAE decodes"
+                             f" [B, {self.config.latent_channels}, T, H, W]. Give a video latent of its kind.")
+
+
+def load_turbo_vae(source: str | Path | Mapping[str, Tensor], config: Mapping[str, Any] | str | Path | None = None, *,
+                   dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+                   operations=torch.nn) -> TurboVAE:
+    """Load a Turbo VAE decoder of any size.
+
+    source: the training checkpoint (its `ema_state_dict` is taken), a safetensors file, a folder that holds
+    either, or a mapping of tensors. config: the official JSON, as a mapping or a path; without it the JSON
+    beside the file is read, or else sizes are inferred from shapes. dtype None keeps that of the file.
+    Raises CheckpointError when the file is not a Turbo VAE or does not fit the configuration.
+    """
+    if isinstance(source, Mapping) and isinstance(source.get("ema_state_dict"), Mapping):
+        source = source["ema_state_dict"]
+    checkpoint = open_checkpoint(source, allow_pickle_checkpoint=True)
+    tensors = renamed(checkpoint, _decoder_key)
+    if config is not None:
+        sizes = read_config(config)
+    else:
+        beside = None if isinstance(source, Mapping) else find_config(Path(source))
+        sizes = beside or TurboVAEConfig.from_shapes(tensors, checkpoint.name)
+    with torch.device("meta"):
+        vae = TurboVAE(sizes, operations=operations)
+    vae.statistics = LatentStatistics.from_checkpoint(checkpoint, sizes.latent_channels, checkpoint.name)
+    assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)
+    return vae
+
+
+def _decoder_key(key: str) -> str | None:
+    """The module's name for a checkpoint's key; None for what only training needs."""
+    key = key.removeprefix("module.")
+    if "aligned" in key or not key.startswith(tuple("decoder." + part for part in PARTS)):
+        return None
+    return key

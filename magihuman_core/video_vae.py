@@ -1,0 +1,247 @@
+"""The Wan2.2 video VAE: frames [B, 3, F, h, w] to latents [B, 48, 1 + (F-1)//4, h/16, w/16] and back.
+
+Causal in time: the first frame alone makes the first latent, every further four frames one more. Clips
+are encoded in these groups and decoded latent by latent, with what the layers remember in between, so
+memory is flat in the clip's length.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, InputError
+from .latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
+from .tiling import decode_in_tiles
+from .video_layers import patchify, silu, unpatchify
+from .video_vae_blocks import (
+    AttentionBlock,
+    DownStage,
+    ResidualBlock,
+    RMSNorm,
+    State,
+    UpStage,
+    causal,
+    conv3d,
+)
+from .weights import assign_weights, open_checkpoint, renamed
+
+
+@dataclass(frozen=True)
+class VideoVAEConfig:
+    """Widths are dim times multipliers, from the picture towards the latent. Defaults: the released VAE."""
+
+    encoder_dim: int = 160
+    decoder_dim: int = 256
+    latent_channels: int = 48
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    temporal: tuple[bool, ...] = (False, True, True)
+    patch: int = 2
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent pixel along one axis."""
+        return self.patch * 2 ** len(self.temporal)
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames per latent frame after the first."""
+        return 2 ** sum(self.temporal)
+
+    @classmethod
+    def from_shapes(cls, checkpoint: Mapping[str, Tensor], name: str) -> "VideoVAEConfig":
+        """Infer every size from keys and shapes. Raises CheckpointError when this is no Wan2.2-type VAE."""
+        def shape(key: str) -> tuple[int, ...]:
+            if key not in checkpoint:
+                raise CheckpointError(f"{name}: is not a Wan2.2-type video VAE: it has no tensor {key}."
+                                      " Choose the VAE of Wan2.2 with 48 channels, in its original key names.")
+            return tuple(checkpoint.shape(key))
+
+        def ratio(width: int, dim: int) -> int:
+            if dim < 1 or width % dim:
+                raise CheckpointError(f"{name}: a width of {width} is no multiple of {dim}, so this is not a"
+                                      " Wan2.2-type video VAE. Choose another file.")
+            return width // dim
+
+        encoder_dim, pixels = shape("encoder.conv1.weight")[:2]
+        stages = len({m[1] for key in checkpoint if (m := re.match(r"encoder\.downsamples\.(\d+)\.downsamples\.", key))})
+        widths = [shape(f"encoder.downsamples.{i}.downsamples.0.residual.2.weight")[0] for i in range(stages)]
+        multipliers = tuple(ratio(width, encoder_dim) for width in widths)
+        blocks = sum(f"encoder.downsamples.0.downsamples.{i}.residual.2.weight" in checkpoint for i in range(64))
+        temporal = tuple(f"encoder.downsamples.{i}.downsamples.{blocks}.time_conv.weight" in checkpoint
+                         for i in range(stages - 1))
+        shape("decoder.upsamples.0.upsamples.0.residual.2.weight")
+        return cls(encoder_dim, ratio(shape("decoder.head.0.gamma")[0], (multipliers or (1,))[0]),
+                   shape("conv2.weight")[0], multipliers, blocks, temporal, round((pixels / 3) ** 0.5))
+
+
+class Encoder(nn.Module):
+    """Patches of pixels [B, 12, F, h/2, w/2] -> twice the latent's channels (mean and log variance)."""
+
+    def __init__(self, config: VideoVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        widths = [config.encoder_dim * m for m in config.multipliers]
+        stages = zip([config.encoder_dim, *widths], widths, [*config.temporal, False], strict=False)
+        self.conv1 = conv3d(3 * config.patch**2, config.encoder_dim, **factory)
+        self.downsamples = nn.ModuleList(
+            DownStage(inputs, outputs, config.blocks, last=i == len(widths) - 1, temporal=temporal, **factory)
+            for i, (inputs, outputs, temporal) in enumerate(stages))
+        self.middle = _middle(widths[-1], **factory)
+        self.head = _head(widths[-1], 2 * config.latent_channels, **factory)
+
+    def forward(self, x: Tensor, state: State = None) -> Tensor:
+        x = causal(self.conv1, x, state)
+        for layer in (*self.downsamples, *self.middle):
+            x = layer(x, state)
+        return causal(self.head["2"], silu(self.head["0"](x)), state)
+
+
+class Decoder(nn.Module):
+    """Raw latents (after conv2) -> patches of pixels [B, 12, F, h/2, w/2]."""
+
+    def __init__(self, config: VideoVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        widths = [config.decoder_dim * m for m in reversed(config.multipliers)]
+        stages = zip([widths[0], *widths], widths, [*reversed(config.temporal), False], strict=False)
+        self.conv1 = conv3d(config.latent_channels, widths[0], **factory)
+        self.middle = _middle(widths[0], **factory)
+        self.upsamples = nn.ModuleList(
+            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal, **factory)
+            for i, (inputs, outputs, temporal) in enumerate(stages))
+        self.head = _head(widths[-1], 3 * config.patch**2, **factory)
+
+    def forward(self, x: Tensor, state: State = None) -> Tensor:
+        first = not state  # nothing remembered: x begins a clip
+        x = causal(self.conv1, x, state)
+        for layer in self.middle:
+            x = layer(x, state)
+        for stage in self.upsamples:
+            x = stage(x, state, first)
+        return causal(self.head["2"], silu(self.head["0"](x)), state)
+
+
+class VideoVAE(nn.Module):
+    """Encoder and decoder with the latent statistics, the clip-by-piece schedule and the public checks."""
+
+    def __init__(self, config: VideoVAEConfig | None = None, *, operations=torch.nn, dtype=None, device=None) -> None:
+        super().__init__()
+        self.config = config = config or VideoVAEConfig()
+        self.statistics = LatentStatistics.for_channels(config.latent_channels)
+        factory = {"dtype": dtype, "device": device}
+        channels = config.latent_channels
+        self.encoder = Encoder(config, operations=operations, **factory)
+        self.conv1 = operations.Conv3d(2 * channels, 2 * channels, 1, **factory)
+        self.conv2 = operations.Conv3d(channels, channels, 1, **factory)
+        self.decoder = Decoder(config, operations=operations, **factory)
+
+    def moments(self, video: Tensor, state: State = None) -> tuple[Tensor, Tensor]:
+        """Raw mean and log variance of frames [B, 3, F, h, w] in one piece, each [B, C, T, h/16, w/16].
+
+        With state None the frames are a whole clip of 1 + 4n frames, as for training.
+        """
+        mean, log_variance = self.conv1(self.encoder(patchify(video, self.config.patch), state)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def frames(self, z: Tensor, state: State = None) -> Tensor:
+        """Raw latents in one piece -> frames, not clamped. With state None z is a whole clip, as for training."""
+        return unpatchify(self.decoder(self.conv2(z), state), self.config.patch)
+
+    def encode(self, video: Tensor, *, normalised: bool = True) -> Tensor:
+        """Frames [B, 3, F, h, w] in [-1, 1] -> the mean of their latents [B, C, 1 + (F-1)//4, h/16, w/16].
+
+        Nothing is sampled. Frames beyond the last whole group of four are dropped, as ComfyUI does.
+        normalised: give normalised latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
+        Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not
+        divide.
+        """
+        group, factor = self.config.temporal_factor, self.config.spatial_factor
+        shape = list(video.shape)
+        if video.ndim != 5 or shape[1] != 3 or 0 in shape:
+            raise InputError(f"The video has shape {shape}, expected [B, 3, F, height, width]. Give RGB frames.")
+        if shape[3] % factor or shape[4] % factor:
+            raise InputError(f"The frames are {shape[4]}x{shape[3]} pixels, but width and height must be multiples"
+                             f" of {factor}. Resize or crop them.")
+        state: State = {}
+        latents = []
+        for start in [0, *range(1, shape[2] - group + 1, group)]:
+            piece = video[:, :, start : start + (group if start else 1)]
+            latents.append(self.moments(piece.to(self.dtype), state)[0].to(video.dtype))
+        raw = torch.cat(latents, dim=2)
+        return self.statistics.normalise(raw) if normalised else raw
+
+    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+        """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
+
+        normalised: whether z is normalised or raw. tile, overlap: in latent pixels; decode pictures larger
+        than `tile` in tiles with blended seams. Raises InputError when z has another shape.
+        """
+        def whole(part: Tensor) -> Tensor:
+            frames = None
+            position = 0
+            for piece in self.decode_windows(part, normalised=normalised):
+                if frames is None:
+                    length = 1 + self.config.temporal_factor * (part.shape[2] - 1)
+                    frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+                frames[:, :, position : position + piece.shape[2]] = piece
+                position += piece.shape[2]
+            return frames
+
+        self._check_latent(z)
+        return whole(z) if tile is None else decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
+
+    def decode_windows(self, z: Tensor, *, normalised: bool = True) -> Iterator[Tensor]:
+        """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time."""
+        self._check_latent(z)
+        if normalised:
+            z = self.statistics.denormalise(z)
+        state: State = {}
+        for piece in z.split(1, dim=2):
+            yield self.frames(piece.to(self.dtype), state).clamp(-1, 1).to(z.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in."""
+        return self.conv1.weight.dtype
+
+    def _check_latent(self, z: Tensor) -> None:
+        if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
+            raise InputError(f"The latent has shape {list(z.shape)}, but this video VAE decodes"
+                             f" [B, {self.config.latent_channels}, T, H, W]. Give a video latent of its kind.")
+
+
+def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+                   device: torch.device | str = "cpu", operations=torch.nn) -> VideoVAE:
+    """Load a Wan2.2-type VAE of any size, which is inferred from the shapes of its weights.
+
+    source: a safetensors file with the original key names (ComfyUI's wan2.2_vae.safetensors), a folder that
+    holds one, or a mapping of tensors. dtype None keeps that of the file. Raises CheckpointError when the
+    file is something else.
+    """
+    checkpoint = open_checkpoint(source)
+    config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
+    try:
+        with torch.device("meta"):
+            vae = VideoVAE(config, operations=operations)
+    except InputError as error:
+        raise CheckpointError(f"{checkpoint.name}: is not a Wan2.2-type video VAE. {error}") from None
+    vae.statistics = LatentStatistics.from_checkpoint(checkpoint, config.latent_channels, checkpoint.name)
+    weights = renamed(checkpoint, lambda key: None if key in (MEAN_KEY, STD_KEY) else key)
+    assign_weights(vae, weights, dtype=dtype, device=device, name=checkpoint.name)
+    return vae
+
+
+def _middle(channels: int, **factory) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(channels, channels, **factory), AttentionBlock(channels, **factory),
+                          ResidualBlock(channels, channels, **factory)])
+
+
+def _head(inputs: int, outputs: int, *, operations, dtype=None, device=None) -> nn.ModuleDict:
+    """norm, SiLU (number 1 in the checkpoint, without weights), conv."""
+    return nn.ModuleDict({"0": RMSNorm(inputs, 3, dtype=dtype, device=device),
+                          "2": conv3d(inputs, outputs, operations=operations, dtype=dtype, device=device)})

@@ -1,0 +1,205 @@
+"""Building blocks of the Wan2.2 VAE: causal in time, so a clip can go through piece by piece.
+
+Everything that looks back in time takes `state`, a dictionary in which each layer keeps, under itself,
+the last frames it saw. With state None a clip goes through in one piece; the numbers are the same, because
+the first frame of a clip is never mixed with later ones by the steps that change the frame rate.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError
+from .video_layers import channel_norm, interleave_time, per_frame, silu, upsample_space
+
+State = dict[nn.Module, Tensor] | None
+
+
+class RMSNorm(nn.Module):
+    """Channels scaled to length sqrt(C), times gamma [C, 1, ...]. For [B, C, ...] of any number of axes."""
+
+    def __init__(self, channels: int, axes: int, *, dtype=None, device=None) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.shape[1] ** 0.5 / channel_norm(x).clamp_min(1e-12)
+        return x * scale.to(x.dtype) * self.gamma.to(x)
+
+
+def causal(conv: nn.Module, x: Tensor, state: State) -> Tensor:
+    """Apply a 3-frame convolution that sees the present and the two frames before it; zeros before the first."""
+    past = None if state is None else state.get(conv)
+    if past is None:
+        past = x.new_zeros(*x.shape[:2], 2, *x.shape[3:])
+    x = torch.cat([past, x], dim=2)
+    if state is not None:
+        state[conv] = x[:, :, -2:].clone()  # a view would keep the whole piece in memory
+    return conv(x)
+
+
+def conv3d(inputs: int, outputs: int, *, operations, **factory) -> nn.Module:
+    """3x3x3 for use with `causal`: padded in space only."""
+    return operations.Conv3d(inputs, outputs, 3, padding=(0, 1, 1), **factory)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
+
+    def __init__(self, inputs: int, outputs: int, *, operations, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        # Numbered as in the checkpoint, where SiLU and dropout have numbers too.
+        self.residual = nn.ModuleDict({
+            "0": RMSNorm(inputs, 3, **factory),
+            "2": conv3d(inputs, outputs, operations=operations, **factory),
+            "3": RMSNorm(outputs, 3, **factory),
+            "6": conv3d(outputs, outputs, operations=operations, **factory),
+        })
+        self.shortcut = operations.Conv3d(inputs, outputs, 1, **factory) if inputs != outputs else None
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        norm1, conv1, norm2, conv2 = self.residual.values()
+        y = causal(conv1, silu(norm1(x)), state)
+        y = causal(conv2, silu(norm2(y)), state)
+        return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """Attention with one head among the pixels of each frame."""
+
+    def __init__(self, channels: int, *, operations, dtype=None, device=None) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels, 2, dtype=dtype, device=device)
+        self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, dtype=dtype, device=device)
+        self.proj = operations.Conv2d(channels, channels, 1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        return x + per_frame(self._attend, x)
+
+    def _attend(self, frames: Tensor) -> Tensor:
+        height, width = frames.shape[-2:]
+        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [n, H*W, 3C]
+        q, k, v = (part.contiguous().unsqueeze(1) for part in qkv.chunk(3, dim=-1))  # [n, 1, H*W, C]
+        y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        return self.proj(y.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Half the picture, and with `temporal` half the frames: 1 + 2n become 1 + n."""
+
+    def __init__(self, channels: int, temporal: bool, *, operations, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        # Padded right and below only, as the network was trained.
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)),
+                                      operations.Conv2d(channels, channels, 3, stride=2, **factory))
+        self.time_conv = None
+        if temporal:
+            self.time_conv = operations.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1), **factory)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        x = per_frame(self.resample, x)
+        if self.time_conv is None:
+            return x
+        past = None if state is None else state.get(self)
+        if state is not None:
+            state[self] = x[:, :, -1:].clone()
+        if past is not None:
+            return self.time_conv(torch.cat([past, x], dim=2))
+        # The first frame of a clip passes as it is, and is the past of those that follow.
+        return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Twice the picture, and with `temporal` twice the frames: 1 + n become 1 + 2n."""
+
+    def __init__(self, channels: int, temporal: bool, *, operations, dtype=None, device=None) -> None:
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
+        self.resample = nn.Sequential(nn.Identity(),
+                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+        self.time_conv = None
+        if temporal:
+            self.time_conv = operations.Conv3d(channels, 2 * channels, (3, 1, 1), **factory)
+
+    def forward(self, x: Tensor, state: State, first: bool) -> Tensor:
+        if self.time_conv is not None:
+            # The first frame of a clip is not doubled, and the convolution never sees it.
+            kept, x = (x[:, :, :1], x[:, :, 1:]) if first else (None, x)
+            if x.shape[2]:
+                x = interleave_time(causal(self.time_conv, x, state))
+            x = x if kept is None else torch.cat([kept, x], dim=2)
+        return per_frame(lambda frames: self.resample(upsample_space(frames)), x)
+
+
+def down_shortcut(x: Tensor, outputs: int, time: int, space: int) -> Tensor:
+    """Squares of pixels (and pairs of frames) into channels, then the mean of groups of channels.
+
+    [B, C, T, H, W] -> [B, outputs, ceil(T / time), H / space, W / space]. An odd first frame is paired with
+    zeros before it.
+    """
+    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
+    x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
+    x = x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # [B, C*time*space*space, T/time, H/space, W/space]
+    return x.unflatten(1, (outputs, -1)).mean(dim=2)
+
+
+def up_shortcut(x: Tensor, outputs: int, time: int, space: int, first: bool) -> Tensor:
+    """Repeated channels into squares of pixels (and pairs of frames), the counterpart of down_shortcut.
+
+    [B, C, T, H, W] -> [B, outputs, time*T, space*H, space*W]; the first frame of a clip stays one frame.
+    """
+    x = x.repeat_interleave(outputs * time * space * space // x.shape[1], dim=1)
+    x = x.unflatten(1, (outputs, time, space, space))
+    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    return x[:, :, time - 1 :] if first else x
+
+
+class DownStage(nn.Module):
+    """Residual blocks and a downsampling (but in the last stage), beside a shortcut without weights."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations,
+                 dtype=None, device=None) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.factors = (1, 1) if last else (1 + temporal, 2)
+        _check_divides(outputs, inputs * self.factors[0] * self.factors[1] ** 2)
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        layers = [ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks)]
+        self.downsamples = nn.ModuleList(layers if last else [*layers, Downsample(outputs, temporal, **factory)])
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        shortcut = down_shortcut(x, self.outputs, *self.factors)
+        for layer in self.downsamples:
+            x = layer(x, state)
+        return x + shortcut
+
+
+class UpStage(nn.Module):
+    """Residual blocks, then (but in the last stage) an upsampling, beside a shortcut without weights."""
+
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations,
+                 dtype=None, device=None) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.factors = None if last else (1 + temporal, 2)
+        factory = {"operations": operations, "dtype": dtype, "device": device}
+        self.upsamples = nn.ModuleList(
+            ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
+        if not last:
+            _check_divides(inputs, outputs * self.factors[0] * self.factors[1] ** 2)
+            self.upsamples.append(Upsample(outputs, temporal, **factory))
+
+    def forward(self, x: Tensor, state: State, first: bool) -> Tensor:
+        shortcut = None if self.factors is None else up_shortcut(x, self.outputs, *self.factors, first)
+        for layer in self.upsamples:
+            x = layer(x, state, first) if isinstance(layer, Upsample) else layer(x, state)
+        return x if shortcut is None else x + shortcut
+
+
+def _check_divides(divisor: int, number: int) -> None:
+    if number % divisor:
+        raise InputError(f"A shortcut between {number} and {divisor} channels must divide evenly."
+                         " Choose widths of which one is a multiple of the other.")
