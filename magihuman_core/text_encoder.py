@@ -1,0 +1,379 @@
+"""The text encoder: T5Gemma's encoder, a bidirectional Gemma-2.
+
+    x = embedding * sqrt(hidden)
+    x = x + norm(attention(norm(x)));  x = x + norm(mlp(norm(x)))        for every layer
+    norm(x)                                                              [1, n, hidden]
+
+Attention is grouped-query with rotary positions; even layers see a sliding window, odd ones everything.
+Module names are those of the official checkpoint: encoder.layers.0.self_attn.q_proj.weight, ...
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import CheckpointError, InputError
+from .weights import Checkpoint, assign_weights, open_checkpoint, renamed
+
+MAX_TOKENS = 640          # the longest text the transformer was trained with
+PREFIXES = ("model.encoder.", "encoder.", "")
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """T5Gemma's encoder, with the field names of its config.json; the defaults are the 9B encoder's.
+
+    layer_types: "sliding_attention" or "full_attention" per layer; None: alternating, sliding first.
+    use_attn_logit_softcapping: whether attn_logit_softcapping is applied. The released pipeline runs an
+    attention that ignores it, so the transformer never saw text encoded with the cap.
+    """
+
+    hidden_size: int = 3584
+    num_hidden_layers: int = 42
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 256
+    intermediate_size: int = 14336
+    vocab_size: int = 256000
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    sliding_window: int = 4096
+    layer_types: tuple[str, ...] | None = None
+    query_pre_attn_scalar: float = 256
+    attn_logit_softcapping: float | None = 50.0
+    use_attn_logit_softcapping: bool = False
+
+    @classmethod
+    def from_mapping(cls, config: Mapping | None) -> "TextEncoderConfig":
+        """From a config.json's contents, the encoder's part alone or nested under "encoder".
+
+        Fields of no concern here are passed over. Raises InputError for values that cannot be run.
+        """
+        if isinstance(config, TextEncoderConfig):
+            return config
+        config = dict(config or {})
+        config = dict(config.get("encoder", config))
+        if isinstance(config.get("rope_parameters"), Mapping):         # as newer config.json files have it
+            config.setdefault("rope_theta", config["rope_parameters"].get("rope_theta", cls.rope_theta))
+        if config.get("head_dim") and "query_pre_attn_scalar" not in config:
+            config["query_pre_attn_scalar"] = config["head_dim"]
+        activation = config.get("hidden_activation", "gelu_pytorch_tanh")
+        if activation != "gelu_pytorch_tanh":
+            raise InputError(f"text encoder config: hidden_activation is {activation!r}, expected "
+                             "'gelu_pytorch_tanh'; this is not the config of a T5Gemma encoder.")
+        if config.get("layer_types") is not None:
+            config["layer_types"] = tuple(config["layer_types"])
+        names = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in config.items() if name in names})
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer's attention is limited to the sliding window."""
+        if self.layer_types is not None:
+            return self.layer_types[layer] == "sliding_attention"
+        return layer % 2 == 0
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight) over the last dimension, computed in fp32, given back in x's dtype."""
+
+    def __init__(self, dim: int, eps: float, dtype=None, device=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * (1 + self.weight.to(y))).to(x.dtype)
+
+
+def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * theta^(-2k / head_dim), [length, head_dim / 2], in like's dtype and place."""
+    k = torch.arange(0, head_dim, 2, dtype=torch.float32, device=like.device)
+    positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    angles = positions[:, None] * (1.0 / theta ** (k / head_dim))
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [..., n, head_dim], split in halves (a, b), to (a cos - b sin, b cos + a sin)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention over the whole text. [B, n, hidden] -> [B, n, hidden]."""
+
+    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+        self.scale = config.query_pre_attn_scalar**-0.5
+        self.cap = config.attn_logit_softcapping if config.use_attn_logit_softcapping else None
+        options = {"bias": False, "dtype": dtype, "device": device}
+        hidden = config.hidden_size
+        inner, kv_inner = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = operations.Linear(hidden, inner, **options)
+        self.k_proj = operations.Linear(hidden, kv_inner, **options)
+        self.v_proj = operations.Linear(hidden, kv_inner, **options)
+        self.o_proj = operations.Linear(inner, hidden, **options)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)              # [B, heads, n, head_dim]
+
+        q = rotate(split(self.q_proj(x)), cos, sin)
+        k = rotate(split(self.k_proj(x)), cos, sin)
+        v = split(self.v_proj(x))
+        # A text is short: repeating the few key heads costs nothing, and every attention backend can do it.
+        k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
+        if self.cap is None:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        else:
+            y = self._capped(q, k, v, mask)
+        return self.o_proj(y.transpose(1, 2).flatten(2))                             # [B, n, heads * head_dim]
+
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        scores = torch.tanh(q @ k.transpose(-1, -2) * self.scale / self.cap) * self.cap
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+class GatedMLP(nn.Module):
+    """down(gelu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+        super().__init__()
+        options = {"bias": False, "dtype": dtype, "device": device}
+        self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, **options)
+        self.up_proj = operations.Linear(config.hidden_size, config.intermediate_size, **options)
+        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class EncoderLayer(nn.Module):
+    """Attention and MLP, each with a norm before and after."""
+
+    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+        super().__init__()
+
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+
+        self.self_attn = Attention(config, operations, dtype, device)
+        self.pre_self_attn_layernorm, self.post_self_attn_layernorm = norm(), norm()
+        self.mlp = GatedMLP(config, operations, dtype, device)
+        self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norm(), norm()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.post_self_attn_layernorm(self.self_attn(self.pre_self_attn_layernorm(x), cos, sin, mask))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class T5GemmaEncoder(nn.Module):
+    """Token ids [B, n] -> last hidden state [B, n, hidden]."""
+
+    def __init__(self, config: TextEncoderConfig, *, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = operations.Embedding(
+            config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+
+    def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        config = self.config
+        x = self.embed_tokens(ids)
+        x = x if dtype is None else x.to(dtype)
+        # The factor is rounded to the dtype (59.75 in bf16 for 3584), as it was when the model was trained.
+        x = x * torch.tensor(config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+        n = ids.shape[1]
+        cos, sin = rotary_table(n, config.head_dim, config.rope_theta, x)
+        window = None
+        if n > config.sliding_window:
+            position = torch.arange(n, device=x.device)
+            window = (position[:, None] - position).abs() < config.sliding_window       # [n, n]
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, window if config.slides(index) else None)
+        return self.norm(x)
+
+
+class TextEncoder(nn.Module):
+    """T5Gemma's encoder with its tokenizer: a prompt goes in, what the transformer wants comes out."""
+
+    def __init__(self, config: TextEncoderConfig | Mapping | None = None, *, tokenizer=None, operations=nn,
+                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+        super().__init__()
+        self.config = TextEncoderConfig.from_mapping(config)
+        self.tokenizer = tokenizer
+        self.encoder = T5GemmaEncoder(self.config, operations=operations, dtype=dtype, device=device)
+
+    def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Token ids [1, n] (integers) -> last hidden state [1, n, hidden], in dtype (None: the weights')."""
+        if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+            raise InputError(f"ids must be integers of shape [1, n] with n > 0, got {ids.dtype} of shape "
+                             f"{list(ids.shape)}.")
+        return self.encoder(ids, dtype)
+
+    def tokenize(self, text: str) -> Tensor:
+        """A prompt's token ids [1, n], uncut. No BOS or EOS, whatever the tokenizer's template says.
+
+        Raises InputError for an empty prompt, without a tokenizer, or with one that is not the encoder's.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise InputError("the prompt is empty; write what is to be seen and heard.")
+        if self.tokenizer is None:
+            raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the weights, "
+                             "or name it.")
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if max(ids, default=0) >= self.config.vocab_size:
+            raise InputError(f"the tokenizer gives token {max(ids)}, but the text encoder knows only "
+                             f"{self.config.vocab_size}; use the tokenizer.json made for this encoder.")
+        return torch.tensor([ids], dtype=torch.long)
+
+    def encode(self, text: str) -> Tensor:
+        """A prompt -> [1, n, hidden] fp32, n <= 640 tokens; what is cut off is named in a warning."""
+        ids = self.tokenize(text)
+        hidden = self(ids.to(self.encoder.embed_tokens.weight.device))
+        return self.finish(hidden, ids)
+
+    def finish(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """What the transformer was trained on: rounded through fp16, cut at 640 tokens, fp32."""
+        n = ids.shape[1]
+        if n > MAX_TOKENS:
+            lost = self.tokenizer.decode(ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()) if self.tokenizer else "?"
+            _logger.warning("The prompt has %d tokens, %d more than can be used; all from %r on is cut off. "
+                            "Shorten it.", n, n - MAX_TOKENS, lost.strip())
+        return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
+
+
+def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
+    """The encoder's tensors of a file, as `encoder.*`; the decoder and heads are dropped.
+
+    Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
+    """
+    checkpoint = renamed(checkpoint, lambda key: key)
+    for prefix in PREFIXES:
+        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
+            break
+    else:
+        raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
+                              "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
+    parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
+    return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
+
+
+def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) -> TextEncoderConfig:
+    """All sizes that shapes tell, the rest from config or the 9B encoder's. Raises CheckpointError."""
+    given = TextEncoderConfig.from_mapping(config)
+    first = "encoder.layers.0."
+
+    def shape(key: str) -> tuple[int, ...]:
+        try:
+            return checkpoint.shape(key)
+        except KeyError:
+            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; "
+                                  "get it anew.") from None
+
+    vocab_size, hidden_size = shape("encoder.embed_tokens.weight")
+    inner = shape(first + "self_attn.q_proj.weight")[0]
+    kv_inner = shape(first + "self_attn.k_proj.weight")[0]
+    if inner % given.head_dim or kv_inner % given.head_dim:
+        raise CheckpointError(f"{checkpoint.name}: queries of {inner} and keys of {kv_inner} rows are not "
+                              f"made of heads of {given.head_dim}. Give the encoder's config.json (head_dim).")
+    layers = 0
+    while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
+        layers += 1
+    values = {f.name: getattr(given, f.name) for f in fields(given)}
+    values.update(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
+        num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
+        intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
+    if given.layer_types is not None and len(given.layer_types) != layers:
+        raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
+                              f"{len(given.layer_types)}. Give the config.json made for these weights.")
+    return TextEncoderConfig(**values)
+
+
+def load_tokenizer(source):
+    """A `tokenizers.Tokenizer` from itself, a tokenizer.json, or a folder that holds one.
+
+    Padding and truncation that the file may ask for are switched off. Raises InputError.
+    """
+    from tokenizers import Tokenizer
+
+    if isinstance(source, Tokenizer):
+        if source.padding is None and source.truncation is None:
+            return source
+        tokenizer = Tokenizer.from_str(source.to_str())       # the caller's own is left as it is
+    else:
+        path = Path(source)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{path}: no such tokenizer file; give T5Gemma's tokenizer.json.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:                            # tokenizers raises bare Exception
+            raise InputError(f"{path}: not a tokenizer.json ({error}); give T5Gemma's.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _beside(path: Path | None, *names: str) -> Path | None:
+    folder = None if path is None else (path if path.is_dir() else path.parent)
+    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    return found[0] if found else None
+
+
+def _stored_config(checkpoint: Checkpoint) -> Mapping | None:
+    """The config that came with the weights: in the file's metadata, or config.json beside them."""
+    text = checkpoint.metadata.get("config")
+    if text is None:
+        path = _beside(checkpoint.path, "config.json")
+        text = path.read_text(encoding="utf-8") if path else None
+    try:
+        config = json.loads(text) if text else None
+    except json.JSONDecodeError:
+        return None
+    # A config.json of another model may lie in the same folder.
+    kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    return config if kind.startswith(("t5_gemma", "t5gemma")) else None
+
+
+def load_text_encoder(
+    source,
+    tokenizer=None,
+    config: Mapping | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations=nn,
+) -> TextEncoder:
+    """Load T5Gemma's encoder of any size, with its tokenizer.
+
+    source: file, folder, index file, or mapping of tensors, with or without the decoder.
+    tokenizer: tokenizer.json, its folder, or a `tokenizers.Tokenizer`; None: tokenizer.json beside the
+    weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
+    that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
+    dtype: None keeps what is stored. Raises CheckpointError and InputError.
+    """
+    checkpoint = encoder_keys(open_checkpoint(source))
+    config = config_from_shapes(checkpoint, config if config is not None else _stored_config(checkpoint))
+    tokenizer = tokenizer if tokenizer is not None else _beside(checkpoint.path, "tokenizer.json")
+    with torch.device("meta"):
+        encoder = TextEncoder(config, operations=operations)
+    assign_weights(encoder, checkpoint, dtype=dtype, device=device, name=checkpoint.name)
+    encoder.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
+    return encoder.eval()
