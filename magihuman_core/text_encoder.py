@@ -138,7 +138,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         else:
             y = self._capped(q, k, v, mask)
-        return self.o_proj(y.transpose(1, 2).flatten(2))                             # [B, n, heads * head_dim]
+        return self.o_proj(y.transpose(1, 2).flatten(2))                         # [B, n, heads * head_dim]
 
     def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         scores = torch.tanh(q @ k.transpose(-1, -2) * self.scale / self.cap) * self.cap
@@ -234,8 +234,8 @@ class TextEncoder(nn.Module):
         if not isinstance(text, str) or not text.strip():
             raise InputError("the prompt is empty; write what is to be seen and heard.")
         if self.tokenizer is None:
-            raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the weights, "
-                             "or name it.")
+            raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the "
+                             "weights, or name it.")
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if max(ids, default=0) >= self.config.vocab_size:
             raise InputError(f"the tokenizer gives token {max(ids)}, but the text encoder knows only "
@@ -252,9 +252,10 @@ class TextEncoder(nn.Module):
         """What the transformer was trained on: rounded through fp16, cut at 640 tokens, fp32."""
         n = ids.shape[1]
         if n > MAX_TOKENS:
-            lost = self.tokenizer.decode(ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()) if self.tokenizer else "?"
-            _logger.warning("The prompt has %d tokens, %d more than can be used; all from %r on is cut off. "
-                            "Shorten it.", n, n - MAX_TOKENS, lost.strip())
+            first_lost = ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()
+            words = self.tokenizer.decode(first_lost).strip() if self.tokenizer else "?"
+            _logger.warning("The prompt has %d tokens and %d can be used: all from %r on is cut off. Shorten it.",
+                            n, MAX_TOKENS, words)
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
 
@@ -290,8 +291,8 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) ->
     inner = shape(first + "self_attn.q_proj.weight")[0]
     kv_inner = shape(first + "self_attn.k_proj.weight")[0]
     if inner % given.head_dim or kv_inner % given.head_dim:
-        raise CheckpointError(f"{checkpoint.name}: queries of {inner} and keys of {kv_inner} rows are not "
-                              f"made of heads of {given.head_dim}. Give the encoder's config.json (head_dim).")
+        raise CheckpointError(f"{checkpoint.name}: {inner} rows of queries and {kv_inner} of keys do not "
+                              f"divide into heads of {given.head_dim}. Give the config.json (head_dim).")
     layers = 0
     while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
         layers += 1
