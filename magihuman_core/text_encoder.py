@@ -254,7 +254,7 @@ class TextEncoder(nn.Module):
         if n > MAX_TOKENS:
             first_lost = ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()
             words = self.tokenizer.decode(first_lost).strip() if self.tokenizer else "?"
-            _logger.warning("The prompt has %d tokens and %d can be used: all from %r on is cut off. Shorten it.",
+            _logger.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
                             n, MAX_TOKENS, words)
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
