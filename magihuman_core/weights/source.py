@@ -10,10 +10,21 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry, from_tensors
 from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from .pickled import open_training_checkpoint
+from .recognise import require_kind
 from .tensor_file import TensorFile
 
 INDEX = ".safetensors.index.json"
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
+# Where a diffusers-style folder keeps each kind.
+PARTS = {
+    None: ("transformer",),
+    "network": ("transformer",),
+    "text_encoder": ("text_encoder",),
+    "video_vae": ("vae",),
+    "audio_vae": ("audio_vae", "vae"),
+    "turbo_vae": ("turbo_vae",),
+}
 ROLE_FOLDERS = ("base", "distill", "540p_sr", "1080p_sr", "sr_540p", "sr_1080p")
 OTHER_FORMATS = (".ckpt", ".pt", ".pth", ".bin", ".gguf", ".zst")
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
@@ -21,6 +32,7 @@ SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 def open_checkpoint(
     source: str | Path | Mapping[str, Tensor],
+    kind: str | None = None,
     *,
     mapped: bool = False,
     allow_pickle_checkpoint: bool = False,
@@ -28,29 +40,36 @@ def open_checkpoint(
     """Open weights for reading; only headers are read here.
 
     source: a .safetensors file, a *.safetensors.index.json, a folder that holds either (or shards without
-    an index, or a diffusers-style transformer/ folder), or a mapping from names to tensors.
+    an index, or a diffusers-style folder around it), or a mapping from names to tensors.
+    kind: what is wanted, a key of recognise.KINDS: anything else is refused, and in a diffusers-style folder
+    it chooses the part.
     mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them
     does not change the file).
     allow_pickle_checkpoint: also take the Turbo VAE's training checkpoint (.ckpt), by torch.load with
     weights_only, which runs no code; its averaged weights are given.
     Raises CheckpointError with the file and the remedy.
     """
+    checkpoint = _open(source, kind, mapped, allow_pickle_checkpoint)
+    if kind is not None:
+        require_kind(checkpoint, kind)
+    return checkpoint
+
+
+def _open(source: str | Path | Mapping, kind: str | None, mapped: bool, allow_pickle: bool) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
         return from_tensors(source)
     path = Path(source)
     if path.is_dir():
-        path = _find_in_folder(path)
+        path = _find_in_folder(path, kind)
         if isinstance(path, list):
             return _open_shards(path[0].parent, path, {}, {}, mapped)
     elif not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     if path.name.endswith(".index.json"):
         return _open_index(path, mapped)
-    if allow_pickle_checkpoint and file_format(path) == "pickle":
-        from .pickled import open_training_checkpoint
-
+    if allow_pickle and file_format(path) == "pickle":
         return open_training_checkpoint(path)
     return _open_file(path, mapped)
 
@@ -62,7 +81,7 @@ def _open_file(path: Path, mapped: bool) -> Checkpoint:
     return Checkpoint(entries, str(path), header.metadata, path)
 
 
-def _find_in_folder(folder: Path) -> Path | list[Path]:
+def _find_in_folder(folder: Path, kind: str | None = None) -> Path | list[Path]:
     """The file that stands for a folder: its index, its only weight file, or the list of its shards."""
     indexes = sorted(folder.glob("*" + INDEX))
     for index in indexes:
@@ -73,8 +92,9 @@ def _find_in_folder(folder: Path) -> Path | list[Path]:
         return files[0]
     if files:
         return _complete_shards(folder, files)
-    if (folder / "transformer").is_dir():
-        return _find_in_folder(folder / "transformer")
+    for part in PARTS.get(kind, ()):
+        if (folder / part).is_dir():
+            return _find_in_folder(folder / part)
     roles = [name for name in ROLE_FOLDERS if (folder / name).is_dir()]
     if roles:
         raise CheckpointError(f"{folder}: holds several models: {', '.join(roles)}. Choose one of these.")

@@ -1,0 +1,164 @@
+"""What a checkpoint is, told from its names, shapes and metadata alone. No tensor is read."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, from_tensors
+
+ROLES = ("base", "distilled", "sr_540p", "sr_1080p")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of weights: a key pattern that only it has, its name in a sentence, and what to choose it as."""
+
+    pattern: re.Pattern
+    what: str
+    use: str
+
+
+def _kind(pattern: str, what: str, use: str) -> Kind:
+    return Kind(re.compile(pattern), what, use)
+
+
+# The order matters: a LoRA's keys contain those of the layers it changes.
+KINDS = {
+    "lora": _kind(r"[._]lora_(A|B|up|down)\b|\.dora_scale$", "a LoRA", "as a LoRA, on top of a network"),
+    "network": _kind(r"(^|\.)block\.layers\.\d+\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
+                     "a MagiHuman network", "as the network (diffusion model)"),
+    "text_encoder": _kind(r"(^|\.)layers\.\d+\.pre_self_attn_layernorm\.weight$",
+                          "a T5Gemma text encoder", "as the text encoder"),
+    "turbo_vae": _kind(r"(^|\.)decoder\.mid_block\.resnets\.0\.conv1\.(conv|pointwise_conv)\.weight$",
+                       "a Turbo VAE (fast video decoder)", "as the Turbo VAE"),
+    "video_vae": _kind(r"^decoder\.upsamples\.0\.upsamples\.0\.residual\.2\.weight$",
+                       "a Wan2.2 video VAE", "as the video VAE"),
+    "audio_vae": _kind(r"(^|\.)encoder\.layers\.0\.(weight_v|parametrizations\.weight\.original1)$",
+                       "an Oobleck audio VAE (Stable Audio Open)", "as the audio VAE"),
+}  # fmt: skip
+
+# Files that people do try, and that belong to something else.
+STRANGERS = (
+    (r"^(model\.)?(diffusion_model\.)?blocks\.0\.cross_attn\.", "a Wan video model"),
+    (r"^decoder\.upsamples\.0\.residual\.2\.weight$", "a Wan2.1 video VAE; the Wan2.2 one is needed"),
+    (r"^decoder\.up_blocks\.0\.resnets\.0\.conv1\.weight$", "a VAE under diffusers' names; Wan2.2_VAE in its "
+     "original naming is needed"),
+    (r"^decoder\.block\.0\.snake1\.alpha$", "an audio VAE under diffusers' names; Stable Audio Open's "
+     "model.safetensors is needed"),
+    (r"(double|single)_(stream_)?blocks\.0\.|double_layers\.0\.", "a Flux-like image model"),
+    (r"(^|\.)transformer_blocks\.0\.", "another diffusion model (LTX, SD3 or the like)"),
+    (r"(^|\.)(input_blocks|down_blocks)\.\d+\.", "a Stable-Diffusion-like model"),
+    (r"^text_model\.encoder\.|(^|\.)text_model\.embeddings\.", "a CLIP text encoder"),
+    (r"^encoder\.block\.0\.layer\.0\.SelfAttention", "a T5 text encoder; T5Gemma-9B-UL2 is needed"),
+    (r"(^|\.)layers\.\d+\.self_attn\.q_proj\.weight$", "another language model; T5Gemma-9B-UL2 is needed"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """kind: a key of KINDS or "unknown"; what: the same in words; layout and quantisation in words; role: of
+    a network, one of ROLES, None where nothing tells."""
+
+    kind: str
+    what: str
+    layout: str
+    quantisation: str | None
+    role: str | None
+
+
+def recognise(checkpoint: Mapping) -> Recognised:
+    """Tell what the tensors are, by names and shapes."""
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = from_tensors(checkpoint)
+    kind = next((name for name in KINDS if any(map(KINDS[name].pattern.search, checkpoint))), "unknown")
+    if kind == "unknown":
+        what = next((what for pattern, what in STRANGERS if any(map(re.compile(pattern).search, checkpoint))),
+                    "nothing that MagiHuman uses")
+        return Recognised(kind, what, "unknown", quantisation(checkpoint), None)
+    role = find_role(checkpoint.path, checkpoint.metadata) if kind == "network" else None
+    return Recognised(kind, KINDS[kind].what, _layout(kind, checkpoint), quantisation(checkpoint), role)
+
+
+def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> None:
+    """Refuse a checkpoint of another kind: the message says what it is and where it belongs.
+
+    What is not recognised at all passes, unless strict: the loader then names the tensors it misses.
+    Raises CheckpointError.
+    """
+    found = recognise(checkpoint)
+    if found.kind == kind or (found.kind == "unknown" and found.what.startswith("nothing") and not strict):
+        return
+    name = getattr(checkpoint, "name", "the given tensors")
+    wanted = KINDS[kind].what
+    if found.kind == "unknown":
+        raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose another file.")
+    raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose this file "
+                          f"{KINDS[found.kind].use}, and another one here.")
+
+
+def quantisation(checkpoint: Checkpoint) -> str | None:
+    """How weights are quantised, in words; None where they are plain numbers."""
+    if "_quantization_metadata" in checkpoint.metadata or any(k.endswith(".comfy_quant") for k in checkpoint):
+        return "ComfyUI quantised layers"
+    if any(key.endswith(".weight._data") for key in checkpoint):
+        return "quanto int8, a scale per row"
+    dtypes = {entry.dtype for entry in checkpoint.entries.values()}
+    names = {torch.float8_e4m3fn: "fp8 (e4m3)", torch.float8_e5m2: "fp8 (e5m2)"}
+    for dtype, name in names.items():
+        if dtype in dtypes:
+            scaled = any(key.endswith(SCALE_ENDINGS) for key in checkpoint)
+            return f"{name}, with scales" if scaled else f"{name}, without scales"
+    if torch.int8 in dtypes:
+        return "int8"
+    return "GGUF" if checkpoint.metadata.get("format") == "gguf" else None
+
+
+SCALE_ENDINGS = ("__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale", ".weight._scale")
+
+
+def _layout(kind: str, checkpoint: Checkpoint) -> str:
+    if kind == "network":
+        split = re.compile(r"\.linear_q(_video)?\.weight")
+        return "split experts" if any(map(split.search, checkpoint)) else "official"
+    if kind == "audio_vae":
+        inside = [key.startswith("pretransform.model.") for key in checkpoint]
+        return "bare" if not any(inside) else "prefixed" if all(inside) else "inside Stable Audio Open"
+    if kind == "text_encoder":
+        return "with decoder" if any("decoder.layers." in key for key in checkpoint) else "encoder only"
+    return "official"
+
+
+def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
+    """The role of a network from its metadata, or else from the names of its file and folders.
+
+    Names are asked from the file outwards. In diffusers-style folders `transformer/` beside an `sr/` is the
+    first stage even where the folder around both is called "...1080p".
+    """
+    if metadata.get("role") in ROLES:
+        return metadata["role"]
+    if path is None:
+        return None
+    path = Path(path).absolute()
+    names = [path.name, *(parent.name for parent in path.parents)][:3]
+    first_stage = super_resolution = False
+    for name, folder in zip(names, path.parents, strict=False):
+        name = name.lower()
+        super_resolution |= bool(re.search(r"(^|[^a-z])sr([^a-z]|$)", name))
+        if name == "transformer" and any((folder / sr).is_dir() for sr in ("sr", "sr_transformer")):
+            first_stage = True
+        if not first_stage:
+            if "540" in name:
+                return "sr_540p"
+            if "1080" in name and (super_resolution or ("base" not in name and "distill" not in name)):
+                return "sr_1080p"
+        if not super_resolution or first_stage:
+            if "distill" in name:
+                return "distilled"
+            # Wan2GP's file of the base model says nothing but "magi_human_bf16".
+            if re.search(r"(^|[^a-z])base([^a-z]|$)", name) or re.match(r"magi_human_(quanto_)?bf16", name):
+                return "base"
+    return None
