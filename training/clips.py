@@ -1,0 +1,77 @@
+"""Clips with picture, sound and prompt from one whole number.
+
+A clip of F frames has F + 2 audio tokens (49 frames: 51 tokens, 2 s), as the model's sizes want it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training import scenes, voice
+from training.captions import BODIES, make_caption
+
+FRAMES = 49
+CHOICES = {**scenes.CHOICES, "language": tuple(voice.PROSODY), "pace": tuple(voice.PACES)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """video uint8 [F, H, W, 3]; audio float32 [2, (F + 2) * 2048] at 51.2 kHz; mouth_opening float32 [F].
+
+    attributes: name -> value of CHOICES; syllables: [(name, start_s, end_s)]; video is None where only
+    sound was asked for.
+    """
+
+    video: np.ndarray | None
+    audio: np.ndarray
+    caption: str
+    attributes: dict
+    syllables: list
+    mouth_opening: np.ndarray
+    seed: int
+
+
+def audio_tokens(frames):
+    """Audio tokens of a clip with 4T - 3 frames: 25 * seconds + 1 for whole pairs of seconds."""
+    return frames + 2
+
+
+def make_clip(seed, size=128, frames=FRAMES, *, attributes=None, words=None, with_video=True):
+    """Make one clip.
+
+    seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
+    natively. attributes: values of CHOICES to ask for, words: syllable names to speak; both random when
+    left out. Raises ValueError for unknown attributes or syllables.
+    """
+    asked = dict(attributes or {})
+    for name, value in asked.items():
+        if value not in CHOICES.get(name, ()):
+            raise ValueError(f"attribute {name}={value!r} is unknown: see training.clips.CHOICES")
+    if words is not None and not set(words) <= set(voice.SYLLABLES):
+        raise ValueError(f"words {words!r}: expected syllables out of {' '.join(voice.SYLLABLES)}")
+    # One stream of random numbers per part, so that a change in one leaves the others as they are.
+    scene_rng, plan_rng, voice_rng = (np.random.default_rng([seed, part]) for part in range(3))
+    seconds = frames / voice.FRAME_RATE
+    scene = scenes.make_scene(scene_rng, seconds, asked)
+    chosen = dict(scene.attributes)
+    for name in ("language", "pace"):
+        drawn = str(plan_rng.choice(CHOICES[name]))
+        chosen[name] = asked.get(name, drawn)
+    phrasing = int(plan_rng.integers(len(BODIES)))
+    syllables = voice.plan_syllables(plan_rng, seconds, chosen["pace"], words)
+    audio = voice.speak(
+        voice_rng,
+        syllables,
+        audio_tokens(frames) * voice.SAMPLES_PER_TOKEN,
+        chosen["person"],
+        chosen["language"],
+    )
+    return Clip(
+        video=scenes.draw(scene, syllables, frames, size) if with_video else None,
+        audio=audio,
+        caption=make_caption(chosen, syllables, phrasing),
+        attributes=chosen,
+        syllables=syllables,
+        mouth_opening=scenes.mouth_curves(syllables, frames)[0].astype(np.float32),
+        seed=int(seed),
+    )
