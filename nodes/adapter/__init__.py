@@ -1,0 +1,1 @@
+"""The one place that touches ComfyUI's internals; everything else here speaks its public node API."""

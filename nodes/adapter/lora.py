@@ -1,0 +1,148 @@
+"""LoRA files that name the official, stacked weights, through ComfyUI's own LoRA nodes.
+
+ComfyUI's loader matches a file's names with those of the model's state dict, one name to one weight. An
+official weight, such as block.layers.0.attention.linear_qkv, is several of ours: one for each modality,
+and the gate apart. So the network gets a tree of empty stand-ins under the official names, which the
+loader finds; and the model patcher, where patches arrive, deals the rows of each out to the real weights.
+"""
+
+import logging
+from functools import cache
+
+import comfy.lora
+import comfy.model_patcher
+import comfy.weight_adapter
+import torch
+from comfy.weight_adapter.base import WeightAdapterBase
+from comfy.weight_adapter.lora import LoRAAdapter
+from torch import nn
+
+from ...magihuman_core.config import DiTConfig
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.weights.dit_keys import official_rows
+
+PREFIX = "diffusion_model."
+log = logging.getLogger(__name__)
+
+
+class StandIn(nn.Module):
+    """An official layer's name with an empty weight: found by name, of no size, never run."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.empty(0))
+
+    def __setattr__(self, name, value):
+        if name == "forward":  # what bypass loading hooks into; here it would silently do nothing
+            raise InputError("This LoRA names the official, stacked weights, which bypass mode cannot reach: "
+                             "load it with Load LoRA instead.")
+        super().__setattr__(name, value)
+
+
+def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
+    """Hang the official names (all below `block`) onto the network."""
+    for key in official_rows(config):
+        if not key.startswith("block."):
+            continue  # the others have the same name here
+        module = network
+        *path, leaf, _ = key.split(".")
+        for name in path:
+            if name not in module._modules:
+                module.add_module(name, nn.Module())
+            module = module._modules[name]
+        module.add_module(leaf, StandIn())
+
+
+def is_stand_in(key: str) -> bool:
+    """Whether a key of the network's state dict is a stand-in's."""
+    return key.removeprefix(PREFIX).startswith("block.")
+
+
+class SlicedAdapter(WeightAdapterBase):
+    """Some rows of an adapter that cannot be sliced itself: its change is computed whole, then cut."""
+
+    name = "magihuman_rows"
+
+    def __init__(self, adapter: WeightAdapterBase, total: int, rows: slice):
+        self.adapter, self.total, self.rows = adapter, total, rows
+        self.loaded_keys, self.weights = adapter.loaded_keys, adapter.weights
+
+    def calculate_weight(self, weight, key, strength, strength_model, offset, function,
+                         intermediate_dtype=torch.float32, original_weight=None):
+        whole = weight.new_zeros((self.total, *weight.shape[1:]))
+        whole[self.rows] = weight
+        return self.adapter.calculate_weight(
+            whole, key, strength, strength_model, offset, function, intermediate_dtype, original_weight)[self.rows]
+
+
+def slice_patch(patch, total: int, rows: slice):
+    """The part of a patch for `total` rows that concerns `rows`; None where it cannot be told."""
+    if isinstance(patch, LoRAAdapter) and patch.weights[3] is None and patch.weights[5] is None:
+        up, down, alpha, _, dora, _ = patch.weights
+        # DoRA's magnitudes stand per row or per column; per column they need the whole weight's norm.
+        if dora is None or dora.shape[0] == total:
+            dora = None if dora is None else dora[rows]
+            return LoRAAdapter(patch.loaded_keys, (up[rows], down, alpha, None, dora, None))
+    if isinstance(patch, WeightAdapterBase):
+        return SlicedAdapter(patch, total, rows)
+    if isinstance(patch, tuple) and patch[0] in ("diff", "set"):
+        return (patch[0], (patch[1][0][rows], *patch[1][1:]))
+    return None
+
+
+def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:
+    """(patches of our weights, {our key: the key it came from}) for patches of official names.
+
+    shapes: our keys, with PREFIX -> shape. Patches of our own names pass unchanged.
+    """
+    table = official_rows(config)
+    dealt, origin = {}, {}
+    for key, patch in patches.items():
+        name = key if isinstance(key, str) else key[0]
+        if not is_stand_in(name):
+            dealt[key] = patch
+            origin[key] = key
+            continue
+        if isinstance(patch, list):
+            continue  # merging of models walks over all names; the real weights bring their own patches
+        parts = [(PREFIX + ours, rows) for ours, rows in table[name.removeprefix(PREFIX)]]
+        total, start = sum(rows for _, rows in parts), 0
+        for ours, rows in parts:
+            part = slice_patch(patch, total, slice(start, start + rows))
+            start += rows
+            if part is None or ours not in shapes:
+                log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
+                continue
+            dealt[ours] = part
+            origin[ours] = key
+    return dealt, origin
+
+
+class OfficialNames:
+    """Mixed into a model patcher: patches may name official weights."""
+
+    def _dealt(self, add, patches: dict) -> list:
+        network = self.model.diffusion_model
+        shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
+        dealt, origin = deal_out(patches, network.config, shapes)
+        # The caller compares what was applied with the names it sent.
+        return list({origin[key] for key in add(dealt)})
+
+    def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
+        return self._dealt(lambda p: super(OfficialNames, self).add_patches(p, strength_patch, strength_model), patches)
+
+    def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
+        return self._dealt(
+            lambda p: super(OfficialNames, self).add_hook_patches(hook, p, strength_patch, strength_model), patches)
+
+    def clone(self, *args, **kwargs):
+        copy = super().clone(*args, **kwargs)
+        if not isinstance(copy, OfficialNames):  # asked for without dynamic memory, it comes as a plain patcher
+            copy.__class__ = patcher_class(type(copy))
+        return copy
+
+
+@cache
+def patcher_class(base: type) -> type:
+    """ComfyUI's own patcher class, knowing official names."""
+    return type("MagiHumanPatcher", (OfficialNames, base), {})

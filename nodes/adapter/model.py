@@ -1,0 +1,247 @@
+"""MAGIHUMAN as a ComfyUI MODEL: the model class around the network, its configuration, and the loader."""
+
+import math
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.nested_tensor
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...magihuman_core.config import PATCH, DiTConfig
+from ...magihuman_core.dit import CHUNK, CHUNK_DEFAULT
+from ...magihuman_core.errors import CheckpointError, InputError
+from ...magihuman_core.sizes import TEXT_TOKENS
+from ...magihuman_core.super_resolution import zero_snr_table
+from ...magihuman_core.weights.dit_keys import keep_fp32
+from .lora import add_stand_ins, is_stand_in, patcher_class
+from .network import ComfyDiT
+from .streams import check_shapes
+
+SR_NOISE_LEVEL = 220  # entry of the zero-terminal-SNR table that super-resolution starts from
+SR_AUDIO_NOISE = 0.7  # share of noise in the sound that super-resolution hears
+START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
+
+
+class LatentFormat(comfy.latent_formats.Wan22):
+    """Raw Wan2.2 latents on sockets, normalised ones in the network; sound passes as it is."""
+
+    def __init__(self, video_channels: int = 48, audio_channels: int = 64):
+        super().__init__()
+        self.channels = (video_channels, audio_channels)
+        # The wider stream's: core's step cache slices both streams to this many channels.
+        self.latent_channels = max(self.channels)
+        if video_channels != self.latents_mean.shape[1]:  # a small network of its own: nothing to normalise by
+            self.latents_mean = torch.zeros(1, video_channels, 1, 1, 1)
+            self.latents_std = torch.ones(1, video_channels, 1, 1, 1)
+            self.latent_rgb_factors = None
+        # Instead of core's previews, which always show frame 0: with a reference image that never changes.
+        self.latent_rgb_factors_reshape = middle_frame
+
+    def fix_empty_latent(self, latent: Tensor) -> comfy.nested_tensor.NestedTensor:
+        """Give an empty video latent of another node its sound, so that any such node can start a clip."""
+        video = latent[:, : self.channels[0]].clone()
+        audio = latent.new_zeros(latent.shape[0], self.channels[1], 4 * (video.shape[2] - 1) + 1)
+        return comfy.nested_tensor.NestedTensor([video, audio])
+
+
+def middle_frame(x0: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B, C, 1, H, W], from the middle of the clip."""
+    return x0[:, :, x0.shape[2] // 2 :][:, :, :1] if x0.ndim == 5 else x0
+
+
+class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Rectified flow whose schedule begins from the model's own start state.
+
+    signal: None for a model that makes a clip from noise; for super-resolution the share of the upsampled
+    clip in what it starts from. So every sampler of ComfyUI starts right, with any noise node.
+    """
+
+    signal: float | None = None
+
+    def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        if float(sigma.max()) < START:
+            return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+        return start_state(noise, latent_image, self.signal)
+
+
+def start_state(noise: Tensor, latent: Tensor, signal: float | None) -> Tensor:
+    """What sampling begins with: noise, or for super-resolution the re-noised clip."""
+    if signal is None:
+        return noise.clone()
+    return signal * latent + (1 - signal**2) ** 0.5 * noise
+
+
+class MagiHumanModel(comfy.model_base.BaseModel):
+    """The network with its schedule, its latents and its conditions."""
+
+    def __init__(self, model_config: "ModelConfig", device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyDiT)
+        self.model_sampling = FlowSampling(model_config)
+        self.role = model_config.role
+        if self.super_resolution:
+            self.model_sampling.signal = sr_signal(SR_NOISE_LEVEL)
+
+    @property
+    def super_resolution(self) -> bool:
+        return self.role.startswith("sr")
+
+    @property
+    def network_config(self) -> DiTConfig:
+        return self.diffusion_model.config
+
+    def get_dtype_inference(self):
+        # Latents and text reach the network as they are; it casts where it computes in less.
+        return torch.float32
+
+    def extra_conds(self, **kwargs):
+        config = self.network_config
+        shapes = kwargs.get("latent_shapes")
+        check_shapes([tuple(s) for s in shapes or [kwargs["noise"].shape]], (config.video_channels, config.audio_channels))
+        out = super().extra_conds(**kwargs)
+        out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
+        text = kwargs.get("cross_attn")
+        if text is None or text.shape[-1] != config.text_channels:
+            found = "none" if text is None else f"{text.shape[-1]} channels"
+            raise InputError(
+                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode the prompt "
+                "with a CLIP from MagiHuman Text Encoder Loader."
+            )
+        # Never one that repeats tokens to make batches: attention is joint, every token counts.
+        out["c_crossattn"] = comfy.conds.CONDRegular(text)
+        return out
+
+    def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
+        """What the network sees of frozen content: the clean values; in super-resolution, of sound a noised context."""
+        if not self.super_resolution or self.latent_shapes is None or len(self.latent_shapes) < 2:
+            return latent_image
+        start = math.prod(self.latent_shapes[0][1:])  # where the sound begins in the packed vector
+        seen = latent_image.clone()
+        seen[..., start:] = SR_AUDIO_NOISE * noise[..., start:] + (1 - SR_AUDIO_NOISE) * latent_image[..., start:]
+        return seen
+
+    def process_latent_in(self, latent):
+        return self._video(latent, self.latent_format.process_in)
+
+    def process_latent_out(self, latent):
+        return self._video(latent, self.latent_format.process_out)
+
+    def _video(self, latent, function):
+        """Apply a function to the video stream, of a nested latent or of the packed vector."""
+        if latent.is_nested:
+            video, *rest = latent.unbind()
+            return comfy.nested_tensor.NestedTensor([function(video), *rest])
+        if self.latent_shapes is None or len(self.latent_shapes) < 2:
+            return function(latent) if latent.ndim == 5 else latent
+        video, *rest = comfy.utils.unpack_latents(latent, self.latent_shapes)
+        return comfy.utils.pack_latents([function(video), *rest])[0]
+
+    def memory_required(self, input_shape, cond_shapes=None):
+        """Bytes that activations take at their peak, from the packed latent's size."""
+        config = self.network_config
+        batch, values = input_shape[0], math.prod(input_shape[1:])
+        # The few values of the sound count as picture here, which makes up for its narrower tokens.
+        tokens = values // (config.video_channels * PATCH**2) + TEXT_TOKENS
+        return batch * activation_bytes(config, tokens, self.diffusion_model.compute_dtype.itemsize)
+
+
+def activation_bytes(config: DiTConfig, tokens: int, width: int) -> int:
+    """Peak of one block's activations: residual, q, k, v (twice, while parts are joined), attention, a chunk's MLP."""
+    c = config
+    qkv = (c.heads + 2 * c.kv_heads) * c.head_dim
+    per_token = 4 * c.hidden + 2 * width * qkv + 2 * width * c.heads * c.head_dim + 8 * c.heads
+    inner = max(c.gelu_width, 2 * c.swiglu_width)
+    chunk = min(tokens, max(CHUNK_DEFAULT, *CHUNK.values()))
+    return tokens * per_token + chunk * inner * (width + 8) + tokens * 2 * c.rope_bands * 3 * 4
+
+
+def sr_signal(noise_level: int) -> float:
+    """The share of the clip in the start of super-resolution; 1 at level 0, which adds no noise."""
+    return float(zero_snr_table()[noise_level]) if noise_level else 1.0
+
+
+class ModelConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI asks of a model before it is built."""
+
+    unet_config = {"image_model": "magihuman"}
+    unet_extra_config = {}
+    sampling_settings = {"shift": 5.0, "multiplier": 1000}
+    latent_format = LatentFormat
+    memory_usage_factor = 1.0  # not used: MagiHumanModel.memory_required computes bytes
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def __init__(self, config: DiTConfig, role: str):
+        super().__init__({"image_model": "magihuman", "config": config})
+        self.latent_format = LatentFormat(config.video_channels, config.audio_channels)
+        self.role = role
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return MagiHumanModel(self, device=device)
+
+    def clip_target(self, state_dict=None):
+        return None  # the text encoder is a file of its own
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        kept = {key: value for key, value in state_dict.items() if not is_stand_in(key)}
+        return super().process_unet_state_dict_for_saving(kept)
+
+
+def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, model_options=None, disable_dynamic=False):
+    """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
+
+    dtype: how the blocks' weights are kept; None: what ComfyUI finds best for this device. Raises CheckpointError.
+    """
+    mm, options = comfy.model_management, model_options or {}
+    device = options.get("load_device", mm.get_torch_device())
+    offload = options.get("offload_device", mm.unet_offload_device())
+    model_config = ModelConfig(config, role)
+    supported = model_config.supported_inference_dtypes
+    dtype = options.get("dtype", dtype)
+    if dtype is None:
+        count = sum(math.prod(tensors.shape(key)) for key in tensors)
+        dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=main_dtype(tensors))
+    manual_cast = mm.unet_manual_cast(dtype, device, supported)
+    model_config.set_inference_dtype(dtype, manual_cast, device=device)
+    model_config.unet_config["compute_dtype"] = manual_cast or dtype
+    if options.get("custom_operations") is not None:
+        model_config.custom_operations = options["custom_operations"]
+    model_config.optimizations["fp8"] = bool(options.get("fp8_optimizations", False))
+
+    model = model_config.get_model(None, device=torch.device("meta"))  # nothing is allocated until the weights come
+    model.device = offload
+    state = {key: tensors.read(key, torch.float32 if keep_fp32(key) else dtype) for key in tensors}
+    fill(model.diffusion_model, state, tensors.name)
+    add_stand_ins(model.diffusion_model, config)
+
+    plain = disable_dynamic or mm.is_device_cpu(device)
+    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
+    return patcher_class(base)(model, load_device=device, offload_device=offload)
+
+
+def fill(network: torch.nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Hand tensors over to a network made on the meta device; nothing is copied. Raises CheckpointError."""
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items() if value is not None}
+    wrong = [key for key, value in state.items() if key in wanted and tuple(value.shape) != wanted[key]]
+    if wrong:
+        raise CheckpointError(f"{name}: {wrong[0]} has shape {list(state[wrong[0]].shape)}, expected {list(wanted[wrong[0]])}. "
+                              "The file belongs to another model or size.")
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
+    if missing or unexpected:
+        listed = ", ".join((missing or unexpected)[:3])
+        raise CheckpointError(f"{name}: {len(missing)} tensors missing and {len(unexpected)} unexpected ({listed}). "
+                              "Choose a complete file of this model.")
+    network.requires_grad_(False)
+
+
+def main_dtype(tensors) -> torch.dtype:
+    """The dtype that most of a checkpoint's values have."""
+    counts: dict[torch.dtype, int] = {}
+    for key in tensors:
+        counts[tensors.dtype(key)] = counts.get(tensors.dtype(key), 0) + math.prod(tensors.shape(key))
+    return max(counts, key=counts.get)

@@ -1,0 +1,90 @@
+"""MagiHuman's network in the shape ComfyUI calls networks in."""
+
+import comfy.model_management
+import comfy.model_prefetch
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ...magihuman_core.attention import AttentionFunction
+from ...magihuman_core.config import DiTConfig
+from ...magihuman_core.dit import Block, MagiHumanDiT
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.sequence import Layout
+
+
+class ComfyDiT(MagiHumanDiT):
+    """The network with ComfyUI's layers, attention, block patches, wrappers and prefetching of weights.
+
+    ComfyUI's packs and nodes expect the positional order of `forward`, transformer_options last, and the
+    list of blocks to be named `blocks`.
+    """
+
+    def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
+        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=compute_dtype or dtype)
+        self.dtype, self.compute_dtype = dtype, compute_dtype or dtype
+
+    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+        """x: [video [B, C, T, H, W], audio [B, a, A]]; context: text [B, n, d]; timestep is not used.
+
+        Returns the velocities [video, audio], noise minus clean, fp32.
+        """
+        options = {} if transformer_options is None else transformer_options
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timestep, context, options, **kwargs)
+
+    def _forward(self, x, timestep, context=None, transformer_options=None, **_):
+        if torch.is_tensor(x) or len(x) != 2:
+            raise InputError(
+                "The latent holds one stream only, but MagiHuman makes picture and sound together: use "
+                "Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
+            )
+        video, audio = x
+        options = transformer_options
+        run_block = BlockRunner(self, video.device, options)
+        streams = self.forward_many([(video, audio, context)], run_block=run_block, attention=comfy_attention(options))[0]
+        run_block.finish()
+        return list(streams)
+
+
+def comfy_attention(options: dict) -> AttentionFunction:
+    """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        heads, shared = q.shape[2], q.shape[2] != k.shape[2]
+        flat = (t.flatten(2) for t in (q, k, v))  # [B, L, heads, d] -> [B, L, heads * d]
+        out = optimized_attention(*flat, heads, enable_gqa=shared, transformer_options=options)
+        return out.unflatten(-1, (heads, -1))
+
+    return attention
+
+
+class BlockRunner:
+    """Runs one block after another: cancelling, prefetching of the next block's weights, block patches."""
+
+    def __init__(self, network: ComfyDiT, device: torch.device, options: dict):
+        self.device, self.options = device, options
+        self.replace = options.get("patches_replace", {}).get("dit", {})
+        self.total = len(network.blocks)
+        self.queue = comfy.model_prefetch.make_prefetch_queue(list(network.blocks), device, options)
+
+    def __call__(self, index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block)
+        self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=("double_block", index))
+        patch = self.replace.get(("double_block", index))
+        if patch is None:
+            return block(x, layout, attention)
+
+        def original_block(args: dict) -> dict:
+            # A block writes into its input; a patch may want to compare input and output.
+            return {"img": block(args["img"].clone(), layout, comfy_attention(args["transformer_options"]))}
+
+        args = {"img": x, "layout": layout, "transformer_options": self.options}
+        return patch(args, {"original_block": original_block})["img"]
+
+    def finish(self) -> None:
+        """Give the last block's prefetched weights back."""
+        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, None)

@@ -1,0 +1,109 @@
+"""Guider, samplers and one whole sampling run, on ComfyUI's machinery."""
+
+import math
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...magihuman_core.guidance import Guidance
+from ...magihuman_core.sampling import sample_renoise, sample_unipc
+from .model import SR_NOISE_LEVEL, START, MagiHumanModel, sr_signal, start_state
+
+
+class MagiHumanGuider(comfy.samplers.CFGGuider):
+    """Guidance with a scale for each stream, noise level and latent frame; without a negative, none at all."""
+
+    def set_guidance(self, guidance: Guidance | None, positive, negative=None) -> None:
+        """guidance: None to use the positive alone."""
+        self.guidance = guidance
+        conds = {"positive": positive} if guidance is None else {"positive": positive, "negative": negative}
+        self.inner_set_conds(conds)
+        # ComfyUI reports this number; the scales themselves change from step to step.
+        self.set_cfg(1.0 if guidance is None else guidance.video)
+
+    def sample(self, noise, latent_image, *args, **kwargs):
+        streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
+        self._shapes = [tuple(stream.shape) for stream in streams]
+        return super().sample(noise, latent_image, *args, **kwargs)
+
+    def predict_noise(self, x, timestep, model_options=None, seed=None):
+        options = dict(model_options or {})
+        if self.guidance is not None:
+            scale = self._scale(float(timestep.flatten()[0]), x.device)
+
+            def guide(args: dict) -> Tensor:
+                return args["uncond"] + scale * (args["cond"] - args["uncond"])
+
+            options.update(sampler_cfg_function=guide, disable_cfg1_optimization=True)
+        return super().predict_noise(x, timestep, options, seed)
+
+    def _scale(self, sigma: float, device: torch.device) -> Tensor:
+        """The guidance scale of every value of the packed vector, [1, 1, n]."""
+        video, audio = self._shapes
+        frames, audio_scale = self.guidance.scales(sigma, video[2], device)
+        flat = frames.expand(video[1:]).reshape(1, 1, -1)  # [T, 1, 1] -> [C, T, H, W] -> [1, 1, n]
+        return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), audio_scale)], dim=-1)
+
+
+def _start(model, x: Tensor, sigmas: Tensor, noise_level: int) -> Tensor:
+    """The state that a schedule from the top begins with.
+
+    ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from its
+    parts, so that the start is exact, and right with a changed schedule object too.
+    """
+    base = getattr(getattr(model, "inner_model", None), "inner_model", None)
+    if not isinstance(base, MagiHumanModel) or float(sigmas[0]) < START:
+        return x
+    return start_state(model.noise, model.latent_image, sr_signal(noise_level) if base.super_resolution else None)
+
+
+def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL):
+    """`sample_unipc` as a sampler of ComfyUI."""
+    return sample_unipc(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable)
+
+
+def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL, noise_sampler=None):
+    """`sample_renoise` as a sampler of ComfyUI."""
+    return sample_renoise(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable, noise_sampler)
+
+
+def make_sampler(name: str, **options: Any) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER: "unipc" or "renoise"; options go to the function above."""
+    return comfy.samplers.KSAMPLER({"unipc": unipc, "renoise": renoise}[name], extra_options=options)
+
+
+def make_guider(model, guidance: Guidance | None, positive, negative=None) -> MagiHumanGuider:
+    """A GUIDER; without guidance the negative is not looked at."""
+    guider = MagiHumanGuider(model)
+    guider.set_guidance(guidance, positive, negative)
+    return guider
+
+
+def run(guider: MagiHumanGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
+    """What SamplerCustomAdvanced with RandomNoise does: sample a LATENT and return one, with previews."""
+    patcher = guider.model_patcher
+    result = dict(latent)
+    ratios = [result.pop(f"downscale_ratio_{axis}", None) for axis in ("spacial", "temporal")]
+    start = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], *ratios)
+    noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(patcher, len(sigmas) - 1)
+    samples = guider.sample(noise, start, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
+                            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    result["samples"] = samples.to(comfy.model_management.intermediate_device())
+    return result
+
+
+def model_role(model) -> str:
+    """The role of a MODEL: base, distilled, sr_540p or sr_1080p; "" where it is not MagiHuman's."""
+    return model.model.role if isinstance(model.model, MagiHumanModel) else ""
+
+
+def model_channels(model) -> tuple[int, int]:
+    """(video, audio) latent channels of a MagiHuman MODEL."""
+    return model.model.latent_format.channels

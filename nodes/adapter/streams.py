@@ -1,0 +1,66 @@
+"""Joint latents: two streams in a NestedTensor, as one packed vector, and what can be wrong with them."""
+
+import comfy.nested_tensor
+import torch
+from torch import Tensor
+
+from ...magihuman_core.errors import InputError
+
+
+def nested(video: Tensor, audio: Tensor) -> comfy.nested_tensor.NestedTensor:
+    """Both streams as one value of a LATENT socket."""
+    return comfy.nested_tensor.NestedTensor([video, audio])
+
+
+def split(latent: dict, channels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """(video [B, C, T, H, W], audio [B, a, A]) of a LATENT. channels: (C, a) where they are known.
+
+    Raises InputError, in the words of the nodes, for the latent of another model.
+    """
+    samples = latent["samples"]
+    streams = samples.unbind() if samples.is_nested else [samples]
+    check_shapes([tuple(s.shape) for s in streams], channels)
+    return streams[0], streams[1]
+
+
+def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None = None) -> None:
+    """Raise InputError unless these are the shapes of a video and an audio stream."""
+    hint = "Use Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
+    if len(shapes) == 1:
+        raise InputError(f"The latent holds one stream of shape {list(shapes[0])}, without the sound. {hint}")
+    if len(shapes) != 2 or len(shapes[0]) != 5 or len(shapes[1]) != 3:
+        found = " and ".join(str(list(s)) for s in shapes)
+        raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. {hint}")
+    for name, shape, count in zip(("video", "audio"), shapes, channels or (None, None), strict=True):
+        if count is not None and shape[1] != count:
+            raise InputError(
+                f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made by another "
+                f"model's VAE or latent node. {hint}"
+            )
+    height, width = shapes[0][3:]
+    if height % 2 or width % 2:
+        raise InputError(
+            f"The video latent is {width} x {height} cells of 16 pixels, expected even numbers: choose a width "
+            "and height in multiples of 32 pixels."
+        )
+    if shapes[0][0] != shapes[1][0]:
+        raise InputError(f"The latent has {shapes[0][0]} videos but {shapes[1][0]} sounds; both need the same batch size.")
+
+
+def masks(latent: dict) -> tuple[Tensor, Tensor]:
+    """The noise masks of both streams, 1 = generate, 0 = keep; [B, 1, T, H, W] and [B, 1, A], all ones by default."""
+    video, audio = split(latent)
+    found = latent.get("noise_mask")
+    parts = [] if found is None else list(found.unbind()) if found.is_nested else [found]
+    likes = (video[:, :1], audio[:, :1])
+    return tuple(_shaped(parts[i], like) if i < len(parts) else torch.ones_like(like) for i, like in enumerate(likes))
+
+
+def _shaped(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask as ComfyUI may carry it, brought to the stream's own size."""
+    if mask.ndim < like.ndim:
+        mask = mask.reshape((1,) * (like.ndim - mask.ndim) + tuple(mask.shape))
+    mask = mask[:, :1].to(like)
+    if mask.shape[2:] != like.shape[2:]:
+        mask = torch.nn.functional.interpolate(mask, like.shape[2:], mode="nearest")
+    return mask.expand(like.shape).clone()

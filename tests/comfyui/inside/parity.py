@@ -1,0 +1,74 @@
+"""The reference's trajectories, through ComfyUI's guider, sampler and masks, to 1e-4 in fp32."""
+
+import json
+
+from setup_inside import DATA, load_pack
+
+load_pack()
+import comfy.nested_tensor  # noqa: E402
+import magihuman_pack.nodes.adapter.model as adapter_model  # noqa: E402
+import torch  # noqa: E402
+from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas  # noqa: E402
+from magihuman_pack.magihuman_core.super_resolution import zero_snr_table  # noqa: E402
+from magihuman_pack.magihuman_core.weights import open_checkpoint  # noqa: E402
+from magihuman_pack.magihuman_core.weights.dit_keys import split_official  # noqa: E402
+from magihuman_pack.nodes.adapter import sampling  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+CASES = ("distill_t2v", "distill_i2v", "base_t2v", "base_i2v", "base_a2v", "sr_cfg1")
+FOLDER = DATA / "pipeline"
+
+
+def model_for(info: dict):
+    role = "sr_1080p" if info["use_sr_model"] else "base" if info["cfg_number"] == 2 else "distilled"
+    checkpoint = open_checkpoint(FOLDER / info["weights_file"])
+    net = info["net_config"]
+    config = DiTConfig.from_state_dict(checkpoint, positions=info["coords_style"],
+                                       local_layers=tuple(net["local_attn_layers"]),
+                                       local_radius=info["frame_receptive_field"])
+    return adapter_model.build_model(split_official(checkpoint, config), config, role)
+
+
+def run(name: str) -> None:
+    info = json.loads((FOLDER / f"{name}.json").read_text())
+    tensors = load_file(FOLDER / f"{name}.safetensors")
+    model = model_for(info)
+    video, audio = tensors["in.latent_video"], tensors["in.latent_audio"].transpose(1, 2).contiguous()
+    video_mask, audio_mask = torch.ones_like(video[:, :1]), torch.ones_like(audio[:, :1])
+    latent_video, latent_audio = torch.zeros_like(video), torch.zeros_like(audio)
+    noise_video, noise_audio = video, audio
+    if info["use_sr_model"]:
+        # The vector enters after re-noising: choose a latent that re-noising with nothing brings there.
+        latent_video, noise_video = video / float(zero_snr_table()[220]), torch.zeros_like(video)
+        latent_audio, noise_audio, audio_mask = audio, audio, audio_mask * 0
+    if info["is_a2v"]:
+        latent_audio, audio_mask = audio, audio_mask * 0
+    if "in.latent_image" in tensors:
+        latent_video[:, :, :1] = tensors["in.latent_image"]
+        video_mask[:, :, :1] = 0
+    nested = comfy.nested_tensor.NestedTensor
+
+    positive = [[tensors["in.context"][:, : info["context_len"]], {}]]
+    negative = [[tensors["in.context_null"][:, : info["context_null_len"]], {}]]
+    guided = info["cfg_number"] == 2 and not info["use_sr_model"]
+    guider = sampling.make_guider(model, Guidance() if guided else None, positive, negative)
+    steps = info["steps"]
+    if info["cfg_number"] == 1 and not info["use_sr_model"]:
+        fresh = [comfy.nested_tensor.NestedTensor([tensors[f"noise.{i:03d}"], tensors[f"noise.{i + 1:03d}"].transpose(1, 2)])
+                 for i in range(0, 2 * steps, 2)]
+        flat = iter([torch.cat([t.reshape(1, 1, -1) for t in n.tensors], -1) for n in fresh])
+        sampler = sampling.make_sampler("renoise", noise_sampler=lambda *_: next(flat))
+    else:
+        sampler = sampling.make_sampler("unipc")
+    out = guider.sample(nested([noise_video, noise_audio]), nested([latent_video, latent_audio]), sampler,
+                        flow_sigmas(steps), denoise_mask=nested([video_mask, audio_mask]), seed=0, disable_pbar=True)
+    got_video, got_audio = out.unbind()
+    for stream, got, want in (("video", got_video, tensors["final.latent_video"]),
+                              ("audio", got_audio, tensors["final.latent_audio"].transpose(1, 2))):
+        error = float((got - want).abs().max())
+        print(f"{name} {stream}: max abs error {error:.2e}")
+        assert error <= 1e-4, f"{name}: {stream} differs by {error}"
+
+
+for case in CASES:
+    run(case)
