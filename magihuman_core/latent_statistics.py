@@ -45,7 +45,8 @@ class LatentStatistics:
         return cls((0.0,) * channels, (1.0,) * channels)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Tensor], channels: int, name: str) -> "LatentStatistics":
+    def from_checkpoint(cls, checkpoint: Mapping[str, Tensor], channels: int,
+                        name: str) -> "LatentStatistics":
         """Those a checkpoint carries as `latent_mean` and `latent_std`, else for_channels(channels)."""
         if MEAN_KEY not in checkpoint and STD_KEY not in checkpoint:
             return cls.for_channels(channels)

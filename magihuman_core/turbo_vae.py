@@ -17,7 +17,16 @@ from .errors import InputError
 from .latent_statistics import LatentStatistics
 from .tiling import decode_in_tiles
 from .turbo_vae_config import TurboVAEConfig, find_config, read_config
-from .video_layers import channel_norm, interleave_time, per_frame, silu, unpatchify, upsample_space
+from .video_layers import (
+    PixelFunction,
+    channel_norm,
+    interleave_time,
+    over_time,
+    per_frame,
+    silu,
+    unpatchify,
+    upsample_space,
+)
 from .weights import assign_weights, open_checkpoint, renamed
 
 NORM_EPS = 1e-8
@@ -30,17 +39,26 @@ def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
     return x * torch.rsqrt(mean_square + eps).to(x.dtype)
 
 
-class Conv(nn.Module):
-    """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the picture."""
+def norm_silu(x: Tensor) -> Tensor:
+    """What stands before most convolutions."""
+    return silu(rms_norm(x))
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations, **factory) -> None:
+
+class Conv(nn.Module):
+    """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the picture.
+
+    prepare: what is done to each pixel before (norm and activation), piece by piece as well.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations,
+                 **factory) -> None:
         super().__init__()
         self.context = kernel[0] // 2
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(repeat_ends(x, self.context))
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
+        return over_time(self.conv, x, self.context, prepare)
 
 
 class SeparableConv(nn.Module):
@@ -50,16 +68,15 @@ class SeparableConv(nn.Module):
         super().__init__()
         self.context = kernel // 2
         padding = (0, kernel // 2, kernel // 2)
-        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
+        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs,
+                                                **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise_conv(self.depthwise_conv(repeat_ends(x, self.context)))
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
+        def convolve(piece: Tensor) -> Tensor:
+            return self.pointwise_conv(self.depthwise_conv(piece))
 
-
-def repeat_ends(x: Tensor, times: int) -> Tensor:
-    """Repeat the first and the last frame `times` times: [B, C, T, H, W] -> [B, C, T + 2 times, H, W]."""
-    return torch.cat([x[:, :, :1]] * times + [x] + [x[:, :, -1:]] * times, dim=2) if times else x
+        return over_time(convolve, x, self.context, prepare)
 
 
 class ResNet(nn.Module):
@@ -75,19 +92,19 @@ class ResNet(nn.Module):
             if depthwise_kernel:
                 return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel,
                                      operations=operations, **factory)
-            return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), operations=operations, **factory)
+            kernel = (1, 1, 1) if shortcut else (3, 3, 3)
+            return Conv(inputs, outputs, kernel, operations=operations, **factory)
 
         self.conv1 = conv(inputs, outputs)
         self.conv2 = conv(outputs, outputs)
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = rms_norm(x)
-        y = self.conv1(F.relu(y) if self.relu else silu(y))
-        y = self.conv2(silu(rms_norm(y)))
+        y = self.conv1(x, (lambda piece: F.relu(rms_norm(piece))) if self.relu else norm_silu)
+        y = self.conv2(y, norm_silu)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(rms_norm(x, self.eps))
-        return x + y
+            x = self.conv_shortcut(x, lambda piece: rms_norm(piece, self.eps))
+        return x + y if torch.is_grad_enabled() else y.add_(x)
 
 
 class Upsampler(nn.Module):
@@ -119,7 +136,8 @@ class UpBlock(nn.Module):
         common = dict(depthwise_kernel=depthwise_kernel, eps=eps, operations=operations, **factory)
         self.conv_in = ResNet(inputs, outputs, relu=False, **common) if inputs != outputs else None
         self.upsamplers = nn.ModuleList(
-            [Upsampler(outputs, spatio_only=spatio_only, operations=operations, **factory)] if scaling else [])
+            [Upsampler(outputs, spatio_only=spatio_only, operations=operations, **factory)]
+            if scaling else [])
         self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
     def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
@@ -188,15 +206,16 @@ class TurboVAEDecoder(nn.Module):
         for block in self.up_blocks:
             x = block(x, first_chunk)
         if self.upsampler2d_1 is not None:
-            x = self.upsampler2d_1(silu(rms_norm(x)))
-        x = self.conv_out(silu(rms_norm(x)))
+            x = self.upsampler2d_1(norm_silu(x))
+        x = self.conv_out(x, norm_silu)
         return unpatchify(x, self.patch) if self.patch > 1 else x
 
 
 class TurboVAE(nn.Module):
     """Decoder, latent statistics and the window-by-window schedule."""
 
-    def __init__(self, config: TurboVAEConfig | None = None, *, operations=torch.nn, dtype=None, device=None) -> None:
+    def __init__(self, config: TurboVAEConfig | None = None, *, operations=torch.nn, dtype=None,
+                 device=None) -> None:
         super().__init__()
         self.config = config = config or TurboVAEConfig()
         self.statistics = LatentStatistics.for_channels(config.latent_channels)
@@ -206,10 +225,11 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+               overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
-        normalised: whether z is normalised (as the Transformer has it) or raw (as ComfyUI's sockets carry it).
+        normalised: whether z is normalised (as the Transformer has it) or raw (as ComfyUI's sockets do).
         tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
@@ -248,7 +268,9 @@ class TurboVAE(nn.Module):
         def decode(part: Tensor) -> Tensor:
             return self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
 
-        return decode(z) if tile is None else decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
+        if tile is None:
+            return decode(z)
+        return decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -258,10 +280,11 @@ class TurboVAE(nn.Module):
     def _check(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
             raise InputError(f"The latent has shape {list(z.shape)}, but this Turbo VAE decodes"
-                             f" [B, {self.config.latent_channels}, T, H, W]. Give a video latent of its kind.")
+                             f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")
 
 
-def load_turbo_vae(source: str | Path | Mapping[str, Tensor], config: Mapping[str, Any] | str | Path | None = None, *,
+def load_turbo_vae(source: str | Path | Mapping[str, Tensor],
+                   config: Mapping[str, Any] | str | Path | None = None, *,
                    dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
                    operations=torch.nn) -> TurboVAE:
     """Load a Turbo VAE decoder of any size.

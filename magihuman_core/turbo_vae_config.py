@@ -47,26 +47,28 @@ class TurboVAEConfig:
         return 2 ** sum(scaling and not spatio_only for scaling, spatio_only in doubled)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any], name: str = "the Turbo VAE configuration") -> "TurboVAEConfig":
+    def from_mapping(cls, mapping: Mapping[str, Any],
+                     name: str = "the Turbo VAE configuration") -> "TurboVAEConfig":
         """Read the official JSON's content. Fields that only concern training are ignored.
 
         Raises CheckpointError, with `name`, when a field has the wrong type or the lists do not fit.
         """
-        values = {f.name: _typed(mapping[f.name], f.default, f.name, name) for f in fields(cls) if f.name in mapping}
+        values = {f.name: _typed(mapping[f.name], f.default, f.name, name)
+                  for f in fields(cls) if f.name in mapping}
         config = cls(**values)
         blocks = len(config.decoder_block_out_channels)
         lengths = {"decoder_layers_per_block": blocks + 1, "decoder_spatio_temporal_scaling": blocks,
                    "decoder_spatio_only": blocks, "decoder_is_dw_conv": blocks + 1}
         for field, length in lengths.items():
             if len(getattr(config, field)) != length:
-                raise CheckpointError(f"{name}: {field} has {len(getattr(config, field))} entries, expected {length}"
-                                      f" for {blocks} blocks. Use the JSON that belongs to the weights.")
+                raise CheckpointError(f"{name}: {field} has {len(getattr(config, field))} entries, expected"
+                                      f" {length} for {blocks} blocks. Use the JSON that belongs to it.")
         if mapping.get("patch_size_t", 1) != 1:
             raise CheckpointError(f"{name}: patch_size_t is {mapping['patch_size_t']}, only 1 is supported."
                                   " Use the JSON of a released Turbo VAE.")
         if not config.use_unpatchify and config.patch_size != 2:
-            raise CheckpointError(f"{name}: without use_unpatchify patch_size must be 2, not {config.patch_size}."
-                                  " Use the JSON of a released Turbo VAE.")
+            raise CheckpointError(f"{name}: without use_unpatchify patch_size must be 2, not"
+                                  f" {config.patch_size}. Use the JSON of a released Turbo VAE.")
         if config.first_chunk_size < 1 or config.step_size < 1 or config.decoder_dw_kernel_size % 2 == 0:
             raise CheckpointError(f"{name}: first_chunk_size and step_size must be at least 1 and"
                                   " decoder_dw_kernel_size odd. Use the JSON of a released Turbo VAE.")
@@ -81,7 +83,7 @@ class TurboVAEConfig:
         def shape(key: str) -> tuple[int, ...]:
             if key not in checkpoint:
                 raise CheckpointError(f"{name}: is not a Turbo VAE decoder: it has no tensor {key}."
-                                      " Choose the Turbo VAE's checkpoint (the full Wan2.2 VAE is another type).")
+                                      " Choose the Turbo VAE's checkpoint, not the full Wan2.2 VAE.")
             return tuple(checkpoint.shape(key))
 
         conv_in, conv_out = shape("decoder.conv_in.conv.weight"), shape("decoder.conv_out.conv.weight")

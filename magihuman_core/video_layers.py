@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+PixelFunction = Callable[[Tensor], Tensor]
+PIECE_ELEMENTS = 1 << 28  # of a layer's input; half a GiB in bf16
+
 
 def channel_norm(x: Tensor) -> Tensor:
     """L2 norm over channels, [B, 1, ...] in fp32 whatever x is, without an fp32 copy of x."""
@@ -17,11 +20,41 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a layer for pictures [n, C, H, W] to every frame of x."""
-    batch = x.shape[0]
-    y = layer(x.transpose(1, 2).flatten(0, 1))  # [B*T, C, H, W]
-    return y.unflatten(0, (batch, -1)).transpose(1, 2)
+def over_time(layer: PixelFunction, x: Tensor, context: int = 0,
+              prepare: PixelFunction | None = None) -> Tensor:
+    """layer(prepare(x)) for a layer that eats `context` frames on either side; the end frames are repeated.
+
+    layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. prepare works on each pixel by itself.
+    Without gradients a long or large x goes through in pieces of time. The numbers are those of one piece,
+    but neither the padded nor the prepared x is ever whole in memory, and no call reaches the 2^31
+    elements at which many kernels stop.
+    """
+    length = x.shape[2]
+    count = max(PIECE_ELEMENTS // max(x[:, :, 0].numel(), 1), 1)
+    if torch.is_grad_enabled() or length <= count:
+        x = x if prepare is None else prepare(x)
+        ends = [x[:, :, :1]] * context, [x[:, :, -1:]] * context
+        return layer(torch.cat([*ends[0], x, *ends[1]], dim=2) if context else x)
+    out = None
+    for start in range(0, length, count):
+        stop = min(start + count, length)
+        frames = torch.arange(start - context, stop + context, device=x.device).clamp(0, length - 1)
+        piece = x.index_select(2, frames)
+        piece = layer(piece if prepare is None else prepare(piece))
+        if out is None:
+            out = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+        out[:, :, start:stop] = piece
+    return out
+
+
+def per_frame(layer: PixelFunction, x: Tensor) -> Tensor:
+    """Apply a layer for pictures, [n, C, H, W] -> [n, C', H', W'], to every frame of x."""
+
+    def on_frames(piece: Tensor) -> Tensor:
+        y = layer(piece.transpose(1, 2).flatten(0, 1))  # [B*T, C, H, W]
+        return y.unflatten(0, (piece.shape[0], -1)).transpose(1, 2)
+
+    return over_time(on_frames, x)
 
 
 def upsample_space(x: Tensor) -> Tensor:

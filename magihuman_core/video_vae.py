@@ -58,7 +58,7 @@ class VideoVAEConfig:
         def shape(key: str) -> tuple[int, ...]:
             if key not in checkpoint:
                 raise CheckpointError(f"{name}: is not a Wan2.2-type video VAE: it has no tensor {key}."
-                                      " Choose the VAE of Wan2.2 with 48 channels, in its original key names.")
+                                      " Choose the VAE of Wan2.2 (48 channels) with its original key names.")
             return tuple(checkpoint.shape(key))
 
         def ratio(width: int, dim: int) -> int:
@@ -68,10 +68,12 @@ class VideoVAEConfig:
             return width // dim
 
         encoder_dim, pixels = shape("encoder.conv1.weight")[:2]
-        stages = len({m[1] for key in checkpoint if (m := re.match(r"encoder\.downsamples\.(\d+)\.downsamples\.", key))})
+        numbers = (re.match(r"encoder\.downsamples\.(\d+)\.downsamples\.", key) for key in checkpoint)
+        stages = len({match[1] for match in numbers if match})
         widths = [shape(f"encoder.downsamples.{i}.downsamples.0.residual.2.weight")[0] for i in range(stages)]
         multipliers = tuple(ratio(width, encoder_dim) for width in widths)
-        blocks = sum(f"encoder.downsamples.0.downsamples.{i}.residual.2.weight" in checkpoint for i in range(64))
+        pattern = re.compile(r"encoder\.downsamples\.0\.downsamples\.\d+\.residual\.2\.weight")
+        blocks = sum(bool(pattern.fullmatch(key)) for key in checkpoint)
         temporal = tuple(f"encoder.downsamples.{i}.downsamples.{blocks}.time_conv.weight" in checkpoint
                          for i in range(stages - 1))
         shape("decoder.upsamples.0.upsamples.0.residual.2.weight")
@@ -112,7 +114,8 @@ class Decoder(nn.Module):
         self.conv1 = conv3d(config.latent_channels, widths[0], **factory)
         self.middle = _middle(widths[0], **factory)
         self.upsamples = nn.ModuleList(
-            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal, **factory)
+            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal,
+                    **factory)
             for i, (inputs, outputs, temporal) in enumerate(stages))
         self.head = _head(widths[-1], 3 * config.patch**2, **factory)
 
@@ -129,7 +132,8 @@ class Decoder(nn.Module):
 class VideoVAE(nn.Module):
     """Encoder and decoder with the latent statistics, the clip-by-piece schedule and the public checks."""
 
-    def __init__(self, config: VideoVAEConfig | None = None, *, operations=torch.nn, dtype=None, device=None) -> None:
+    def __init__(self, config: VideoVAEConfig | None = None, *, operations=torch.nn, dtype=None,
+                 device=None) -> None:
         super().__init__()
         self.config = config = config or VideoVAEConfig()
         self.statistics = LatentStatistics.for_channels(config.latent_channels)
@@ -145,11 +149,12 @@ class VideoVAE(nn.Module):
 
         With state None the frames are a whole clip of 1 + 4n frames, as for training.
         """
-        mean, log_variance = self.conv1(self.encoder(patchify(video, self.config.patch), state)).chunk(2, dim=1)
+        patches = patchify(video, self.config.patch)
+        mean, log_variance = self.conv1(self.encoder(patches, state)).chunk(2, dim=1)
         return mean, log_variance
 
     def frames(self, z: Tensor, state: State = None) -> Tensor:
-        """Raw latents in one piece -> frames, not clamped. With state None z is a whole clip, as for training."""
+        """Raw latents in one piece -> frames, not clamped. State None: a whole clip, as for training."""
         return unpatchify(self.decoder(self.conv2(z), state), self.config.patch)
 
     def encode(self, video: Tensor, *, normalised: bool = True) -> Tensor:
@@ -163,10 +168,11 @@ class VideoVAE(nn.Module):
         group, factor = self.config.temporal_factor, self.config.spatial_factor
         shape = list(video.shape)
         if video.ndim != 5 or shape[1] != 3 or 0 in shape:
-            raise InputError(f"The video has shape {shape}, expected [B, 3, F, height, width]. Give RGB frames.")
+            raise InputError(f"The video has shape {shape}, expected [B, 3, F, height, width] with"
+                             " at least one frame. Give RGB frames.")
         if shape[3] % factor or shape[4] % factor:
-            raise InputError(f"The frames are {shape[4]}x{shape[3]} pixels, but width and height must be multiples"
-                             f" of {factor}. Resize or crop them.")
+            raise InputError(f"The frames are {shape[4]}x{shape[3]} pixels, but width and height must be"
+                             f" multiples of {factor}. Resize or crop them.")
         state: State = {}
         latents = []
         for start in [0, *range(1, shape[2] - group + 1, group)]:
@@ -175,7 +181,8 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalise(raw) if normalised else raw
 
-    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+               overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalised: whether z is normalised or raw. tile, overlap: in latent pixels; decode pictures larger
@@ -193,7 +200,9 @@ class VideoVAE(nn.Module):
             return frames
 
         self._check_latent(z)
-        return whole(z) if tile is None else decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
+        if tile is None:
+            return whole(z)
+        return decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
 
     def decode_windows(self, z: Tensor, *, normalised: bool = True) -> Iterator[Tensor]:
         """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time."""
@@ -212,7 +221,7 @@ class VideoVAE(nn.Module):
     def _check_latent(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
             raise InputError(f"The latent has shape {list(z.shape)}, but this video VAE decodes"
-                             f" [B, {self.config.latent_channels}, T, H, W]. Give a video latent of its kind.")
+                             f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")
 
 
 def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,

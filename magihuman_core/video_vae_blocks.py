@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 def causal(conv: nn.Module, x: Tensor, state: State) -> Tensor:
-    """Apply a 3-frame convolution that sees the present and the two frames before it; zeros before the first."""
+    """Apply a convolution over the present frame and the two before it; zeros before a clip's first."""
     past = None if state is None else state.get(conv)
     if past is None:
         past = x.new_zeros(*x.shape[:2], 2, *x.shape[3:])
@@ -167,8 +167,10 @@ class DownStage(nn.Module):
         self.factors = (1, 1) if last else (1 + temporal, 2)
         _check_divides(outputs, inputs * self.factors[0] * self.factors[1] ** 2)
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        layers = [ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks)]
-        self.downsamples = nn.ModuleList(layers if last else [*layers, Downsample(outputs, temporal, **factory)])
+        self.downsamples = nn.ModuleList(
+            ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
+        if not last:
+            self.downsamples.append(Downsample(outputs, temporal, **factory))
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         shortcut = down_shortcut(x, self.outputs, *self.factors)

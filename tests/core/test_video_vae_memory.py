@@ -1,0 +1,87 @@
+"""Both video VAEs decode and encode in memory that does not grow with the length of the clip."""
+
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from magihuman_core import video_layers
+from magihuman_core.turbo_vae import load_turbo_vae
+from magihuman_core.video_vae import load_video_vae
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside that are alive, and keeps the highest count.
+
+    given: a tensor from outside, whose views do not count.
+    """
+
+    def __init__(self, given):
+        super().__init__()
+        self.given = given.untyped_storage().data_ptr()
+        self.alive = []  # weak references; a WeakSet would compare tensors
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.alive += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.alive = [reference for reference in self.alive if reference() is not None]
+        storages = {s.data_ptr(): s.nbytes() for s in (ref().untyped_storage() for ref in self.alive)}
+        storages.pop(self.given, None)
+        self.peak = max(self.peak, sum(storages.values()))
+        return out
+
+
+def peak_of(work, given):
+    """The highest memory in use while work(given) gives its pieces, which are let go."""
+    with torch.inference_mode(), LiveMemory(given) as memory:
+        for _ in work(given):
+            pass
+    assert memory.peak > 0
+    return memory.peak
+
+
+def latents(length):
+    return torch.zeros(1, 48, length, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def turbo():
+    tensors = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    config = json.loads((DATA / "turbo_vaed" / "tiny_weights.json").read_text())["config"]
+    return load_turbo_vae(tensors, config=config)
+
+
+@pytest.fixture(scope="module")
+def wan():
+    t = load_file(DATA / "wan22_vae" / "tiny.safetensors")
+    return load_video_vae({k[8:]: v.float() for k, v in t.items() if k.startswith("weights.")})
+
+
+def test_turbo_decode_is_flat(turbo):
+    short, long = (peak_of(turbo.decode_windows, latents(n)) for n in (21, 70))
+    # Allowed to grow: the latents themselves, denormalised and padded.
+    assert long < 1.02 * short + 3 * latents(70 - 21).nbytes
+
+
+def test_turbo_layers_in_pieces_need_less(turbo, monkeypatch):
+    whole = peak_of(turbo.decode_windows, latents(7))
+    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 4 * 8 * 16 * 16)
+    assert peak_of(turbo.decode_windows, latents(7)) < 0.8 * whole
+
+
+def test_wan_decode_is_flat(wan):
+    short, long = (peak_of(wan.decode_windows, latents(n)) for n in (4, 12))
+    assert long < 1.02 * short + 3 * latents(12 - 4).nbytes
+
+
+def test_wan_encode_is_flat(wan):
+    short, long = (peak_of(lambda v: [wan.encode(v)], torch.zeros(1, 3, n, 32, 32)) for n in (9, 41))
+    assert long < 1.02 * short + 4 * latents(8).nbytes
