@@ -1,0 +1,38 @@
+"""A finished clip: pictures, sound, and how they were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .media import write_mp4
+from .sizes import FPS
+from .waveform import OUTPUT_RATE
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Pictures and sound of equal length."""
+
+    frames: Tensor  # uint8 [F, h, w, 3]
+    audio: Tensor  # fp32 [2, samples]
+    sample_rate: int = OUTPUT_RATE
+    fps: int = FPS
+    metadata: dict[str, Any] = field(default_factory=dict)  # how it was made
+
+    @property
+    def seconds(self) -> float:
+        return self.frames.shape[0] / self.fps
+
+    def save(self, path: str | Path) -> None:
+        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman".
+
+        The file appears only when it is complete. Raises InputError where it cannot be written.
+        """
+        metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
+        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate,
+                  metadata=metadata)

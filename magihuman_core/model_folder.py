@@ -1,0 +1,165 @@
+"""Which file of a folder is which part of the model.
+
+What a file is, is told by its tensors, so names and sub-folders are free. Only the role of a network leaves
+no trace in it: that comes from the name of its file or folder, or from its metadata. A folder as downloaded:
+
+    base/ or distill/         the network, in shards with an index or in one file
+    540p_sr/, 1080p_sr/       super-resolution networks, where wanted
+    turbo_vae/                the fast video decoder and its JSON
+    vae/                      the Wan2.2 video VAE: for a reference picture, and as decoder without turbo_vae
+    audio_vae/                Stable Audio Open's model.safetensors
+    text_encoder/             T5Gemma-9B-UL2 with tokenizer.json
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .errors import CheckpointError, InputError
+from .weights import open_checkpoint
+from .weights.recognise import Recognised, recognise
+from .weights.source import INDEX, SHARD
+
+log = logging.getLogger(__name__)
+
+NETWORKS = ("base", "distilled", "sr_540p", "sr_1080p")
+# Name of a part -> what it is, in a sentence.
+PARTS = {
+    "base": "the base network",
+    "distilled": "the distilled network",
+    "sr_540p": "the 540p super-resolution network",
+    "sr_1080p": "the 1080p super-resolution network",
+    "turbo_vae": "the Turbo VAE",
+    "video_vae": "the Wan2.2 video VAE",
+    "audio_vae": "the audio VAE (Stable Audio Open's)",
+    "text_encoder": "the text encoder (T5Gemma-9B-UL2)",
+    "tokenizer": "the text encoder's tokenizer.json",
+}
+READABLE = (".safetensors", ".ckpt", ".gguf")
+REFUSED = (".pth", ".pt", ".bin")  # pickles: only spoken of where a part is missing
+DEPTH = 3  # folders below the given one that are searched
+
+
+class ModelFolder(Mapping):
+    """Parts and where they lie: models["distilled"] is a path."""
+
+    def __init__(self, path: Path, found: Mapping[str, list[Path]], problems: Mapping[Path, str]) -> None:
+        self.path = path
+        self.found = {part: paths for part, paths in found.items() if paths}
+        self.problems = problems  # files that look like weights but are of no use, and why
+
+    def __getitem__(self, part: str) -> Path:
+        """The file or folder of a part. Raises InputError where there are several."""
+        paths = self.found[part]
+        if len(paths) > 1:
+            names = " and ".join(str(path) for path in paths[:3])
+            raise InputError(f"{self.path}: {PARTS[part]} is there {len(paths)} times: {names}. "
+                             f"Choose one with --part {part}=FILE.")
+        return paths[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def require(self, part: str, purpose: str) -> str:
+        """part, if it is there once. Else an error says what is missing and for what."""
+        if part in self.found:
+            self[part]
+            return part
+        # A file that could not be read may well be the missing part: its own fault is the better answer.
+        for path, problem in self.problems.items():
+            kind, name = part.split("_")[0], str(path.relative_to(self.path)).lower()
+            if kind in name or (part in NETWORKS and "network" in problem):
+                raise CheckpointError(problem)
+        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, which {purpose} needs. Put it into "
+                              f"this folder, or name it with --part {part}=FILE.")
+
+    def network(self, mode: str | None) -> str:
+        """The part that makes the base clip: mode, or whichever is there, the faster one first."""
+        if mode is not None:
+            if mode not in ("base", "distilled"):
+                raise InputError(f"mode is {mode!r}, expected base or distilled.")
+            return self.require(mode, f"mode {mode}")
+        if "base" in self.found and "distilled" not in self.found:
+            return self.require("base", "making a clip")
+        return self.require("distilled", "making a clip")
+
+
+def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:
+    """Search a folder, or the built-in "demo", for all parts.
+
+    parts: paths given by name (see PARTS), which win over what the folder holds. Only headers are read.
+    Raises InputError when the folder is none or a name is unknown; a part that is missing or unreadable is
+    an error only when it is asked for.
+    """
+    folder = _demo_folder() if str(path) == "demo" else Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "there is no such folder"
+        raise InputError(f"{folder}: {what}; expected the folder that holds the models.")
+    found: dict[str, list[Path]] = {part: [] for part in PARTS}
+    problems: dict[Path, str] = {}
+    for candidate in _candidates(folder, DEPTH):
+        try:
+            part = _part(candidate, examine(candidate))
+        except CheckpointError as error:
+            problems[candidate] = str(error)
+            continue
+        if part is not None:
+            log.debug("%s: %s", candidate, PARTS[part])
+            found[part].append(candidate)
+    tokenizers = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
+    found["tokenizer"] = [path for path in tokenizers if path.is_file()][:1]
+    for part, given in parts.items():
+        if part not in PARTS:
+            raise InputError(f"There is no part {part!r}, expected one of {', '.join(PARTS)}.")
+        if not Path(given).exists():
+            raise InputError(f"{given}: there is no such file or folder for {PARTS[part]}. Check the name.")
+        found[part] = [Path(given)]
+    for candidate, problem in problems.items():
+        if candidate.suffix not in REFUSED:
+            log.warning("Not used: %s", problem)
+    return ModelFolder(folder, found, problems)
+
+
+def examine(path: Path) -> Recognised:
+    """What a weight file or a folder of shards is. Raises CheckpointError."""
+    return recognise(open_checkpoint(path, allow_pickle_checkpoint=path.suffix == ".ckpt"))
+
+
+def _demo_folder() -> Path:
+    folder = Path(__file__).parent / "demo"
+    if not any(folder.glob("*")):
+        raise InputError("The built-in demo model is not part of this installation. Give a folder of models.")
+    return folder
+
+
+def _candidates(folder: Path, depth: int) -> Iterator[Path]:
+    """Files, and folders of shards, that may hold weights, in the order of their names."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    weights = [path for path in files if path.suffix in READABLE + REFUSED]
+    indexes = [path for path in files if path.name.endswith(INDEX)]
+    shards = [path for path in weights if SHARD.fullmatch(path.name)]
+    if len(indexes) == 1 or (shards and not indexes):
+        yield folder
+    else:
+        yield from indexes
+    if indexes or shards:
+        weights = [path for path in weights if path not in shards and path.suffix != ".safetensors"]
+    yield from weights
+    if depth:
+        for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if not sub.name.startswith("."):
+                yield from _candidates(sub, depth - 1)
+
+
+def _part(path: Path, found: Recognised) -> str | None:
+    if found.kind == "network":
+        if found.role is None:
+            raise CheckpointError(f"{path}: is a network of unknown role. Put it into a folder named base, "
+                                  "distill, 540p_sr or 1080p_sr, or say it, as in --part distilled=FILE.")
+        return found.role
+    return found.kind if found.kind in PARTS else None

@@ -1,0 +1,392 @@
+"""From a prompt, a picture and a sound to a clip: all parts in their order, one in memory at a time.
+
+    text encoder -> video VAE (reference picture) -> audio VAE (driving sound)
+    -> network -> [super-resolution network] -> video decoder -> audio decoder
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .clip import Clip
+from .config import DiTConfig
+from .dit import load_dit
+from .errors import CheckpointError, InputError
+from .guidance import Guidance, JointDenoiser
+from .media import fit_image, frames_to_uint8, load_audio, load_image
+from .model_folder import ModelFolder, find_models
+from .noise import NoiseSource
+from .prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from .roles import SR_STEPS, STEPS, choose_device, role_overrides
+from .sampling import flow_sigmas, sample_renoise, sample_unipc
+from .sequence import pack_latents, unpack_latents
+from .sizes import (
+    CELL,
+    FPS,
+    UPSCALED_SIZES,
+    audio_tokens,
+    decoded_frames,
+    latent_frames,
+    snap_size,
+    upscaled_size,
+)
+from .super_resolution import prepare_super_resolution
+from .waveform import OUTPUT_RATE, resample, to_stereo
+from .weights import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
+DEFAULT_SECONDS = 4
+LONG_SECONDS = 20
+
+
+@dataclass
+class _Job:
+    """What a clip is made from, checked and of its final sizes."""
+
+    size: tuple[int, int]  # width, height of the base picture
+    large: tuple[int, int] | None  # after super-resolution
+    tokens: int | None  # audio latents; None: as many as the driving sound has
+    picture: Image.Image | None
+    sound: tuple[Tensor, int] | None
+    noise: NoiseSource
+    progress: Progress
+    text: Tensor | None = None
+    negative: Tensor | None = None
+    picture_latents: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    sound_latent: Tensor | None = None
+
+
+class MagiHumanPipeline:
+    """Makes clips with the models of a folder.
+
+    Each part is loaded when its turn comes and released after it, so that memory never holds two.
+    """
+
+    def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto",
+                 dtype: torch.dtype | None = None) -> None:
+        self.models = models
+        self.device = choose_device(device)
+        self.dtype = dtype
+        self.notices: set[str] = set()
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, device: str | torch.device = "auto",
+                    dtype: torch.dtype | None = None, **parts: str | Path) -> MagiHumanPipeline:
+        """Find the models of a folder (see model_folder.py), or the built-in ones of "demo".
+
+        device: "auto" takes CUDA where there is one. dtype: of network and text encoder; None: bfloat16, but
+        float32 for small models on a CPU. parts: a file or folder for a part by name, such as
+        distilled="networks/my_distill.safetensors", instead of what the folder holds.
+        Raises InputError and CheckpointError.
+        """
+        return cls(find_models(path, **parts), device=device, dtype=dtype)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str,
+        *,
+        negative: str | None = None,
+        image: str | Path | Image.Image | None = None,
+        audio: str | Path | tuple[Tensor, int] | None = None,
+        seconds: float | None = None,
+        width: int = 448,
+        height: int = 256,
+        seed: int = 0,
+        steps: int | None = None,
+        mode: str | None = None,
+        upscale: str | tuple[int, int] | None = None,
+        sr_steps: int = SR_STEPS,
+        guidance: Guidance | None = None,
+        progress: Progress | None = None,
+    ) -> Clip:
+        """Make one clip.
+
+        image: the picture of the first frame, cropped to the clip's aspect.
+        audio: a sound that drives the clip, a file or (waveform [channels, samples], rate). The clip's sound
+        is this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
+        seconds: length; default 4, or all of the sound (which is cut where seconds is less).
+        width, height: of the base clip in pixels, floored to multiples of 32; the model's own are 448x256.
+        seed: all noise comes from it (see NoiseSource).
+        mode: "distilled" (8 steps, no guidance) or "base" (32 steps, with guidance away from `negative`,
+        default DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first.
+        upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
+        progress: called with (stage, done, total).
+        Picture and sound are cut to the shorter of the two.
+        Raises InputError and CheckpointError, before anything is computed where that can be known.
+        """
+        started = time.perf_counter()
+        role = self.models.network(mode)
+        steps = STEPS[role] if steps is None else steps
+        _check_steps(steps, sr_steps)
+        job = self._prepare(prompt, image, audio, seconds, (width, height), upscale, seed, progress)
+        upscaler = self._upscaler(upscale, job.large)
+        self._check_parts(job)
+
+        self._encode_text(job, prompt, (negative or DEFAULT_NEGATIVE_PROMPT) if role == "base" else None)
+        self._encode_picture(job)
+        self._encode_sound(job)
+        video, sound = self._make(job, role, steps, guidance)
+        if upscaler:
+            video = self._enlarge(job, upscaler, sr_steps, video, sound)
+        waveform = self._waveform(job, sound)
+        count = min(decoded_frames(video.shape[2]), waveform.shape[1] * FPS // OUTPUT_RATE)
+        if count < 1:
+            raise InputError("The sound is shorter than one frame. Give a longer one.")
+        frames = self._decode_video(job, video, count)
+        log.info("Made %d frames of %dx%d, %.2f s, in %.1f s.", count, frames.shape[2], frames.shape[1],
+                 count / FPS, time.perf_counter() - started)
+        facts = {"prompt": prompt, "seed": seed, "model": role, "steps": steps, "width": job.size[0],
+                 "height": job.size[1], "upscale": list(job.large) if job.large else None,
+                 "image": job.picture is not None, "driven_by_sound": job.sound is not None}
+        return Clip(frames, waveform[:, : count * OUTPUT_RATE // FPS], metadata=facts)
+
+    # Checks
+
+    def _prepare(self, prompt, image, audio, seconds, size, upscale, seed, progress) -> _Job:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError("The prompt is empty. Describe the person, what they say, and how.")
+        for remark in check_prompt(prompt):
+            log.warning("Prompt: %s", remark)
+        size = snap_size(*size)
+        tokens = audio_tokens(DEFAULT_SECONDS if seconds is None else seconds)
+        picture = load_image(image) if isinstance(image, (str, Path)) else image
+        sound = None
+        if audio is not None:
+            sound = load_audio(audio, seconds) if isinstance(audio, (str, Path)) else audio
+            waveform, rate = sound
+            waveform = to_stereo(waveform.float())
+            if seconds is not None:
+                waveform = waveform[:, : round(seconds * rate)]
+            sound, tokens, seconds = (waveform, rate), None, waveform.shape[1] / rate
+        if (seconds or 0) > LONG_SECONDS:
+            log.warning("%.0f s is long: the model was made for clips of 4 to 10 s.", seconds)
+        large = None if upscale is None else upscaled_size(*size, upscale)
+        return _Job(size, large, tokens, picture, sound, NoiseSource(seed), progress or (lambda *_: None))
+
+    def _upscaler(self, upscale, large: tuple[int, int] | None) -> str | None:
+        """The super-resolution network for a target, by its name or, for other sizes, by its area."""
+        if large is None:
+            return None
+        if isinstance(upscale, str):
+            return self.models.require(f"sr_{upscale}", f"upscaling to {upscale}")
+        middle = (UPSCALED_SIZES["540p"][0] * UPSCALED_SIZES["1080p"][0]) * (512 * 1088)
+        first = "sr_1080p" if (large[0] * large[1]) ** 2 > middle else "sr_540p"
+        other = {"sr_1080p": "sr_540p", "sr_540p": "sr_1080p"}[first]
+        best = other if other in self.models and first not in self.models else first
+        return self.models.require(best, "upscaling")
+
+    def _check_parts(self, job: _Job) -> None:
+        self.models.require("text_encoder", "reading the prompt")
+        self.models.require("audio_vae", "sound")
+        if job.picture is not None:
+            self.models.require("video_vae", "a reference picture (--image)")
+        if "turbo_vae" not in self.models:
+            self.models.require("video_vae", "decoding the picture")
+
+    # Stages
+
+    def _encode_text(self, job: _Job, prompt: str, negative: str | None) -> None:
+        from .text_encoder import load_text_encoder
+
+        checkpoint = self._open("text_encoder")
+        with self._stage("text encoder"):
+            encoder = load_text_encoder(checkpoint, self.models.get("tokenizer"), device=self.device,
+                                        dtype=self._compute_dtype(checkpoint))
+            job.text = encoder.encode(prompt)
+            job.negative = None if negative is None else encoder.encode(negative)
+            del encoder
+
+    def _encode_picture(self, job: _Job) -> None:
+        if job.picture is None:
+            return
+        from .video_vae import load_video_vae
+
+        with self._stage("reference picture"):
+            vae = load_video_vae(self.models["video_vae"], device=self.device, dtype=torch.float32)
+            for size in filter(None, (job.size, job.large)):
+                job.picture_latents[size] = vae.encode(fit_image(job.picture, *size).to(self.device))
+            del vae
+
+    def _encode_sound(self, job: _Job) -> None:
+        if job.sound is None:
+            return
+        from .audio_vae import load_audio_vae
+
+        with self._stage("driving sound"):
+            vae = load_audio_vae(self.models["audio_vae"], device=self.device)
+            waveform, rate = job.sound
+            waveform = resample(waveform, rate, vae.sample_rate)
+            job.sound_latent = vae.encode_long(waveform[None].to(self.device))
+            del vae
+
+    def _make(self, job: _Job, role: str, steps: int, guidance: Guidance | None) -> tuple[Tensor, Tensor]:
+        """Both latents of the base clip."""
+        checkpoint = self._open(role)
+        config = DiTConfig.from_state_dict(checkpoint)
+        tokens = job.sound_latent.shape[2] if job.tokens is None else job.tokens
+        # The order of drawing is the one NoiseSource documents.
+        audio = job.sound_latent
+        if audio is None:
+            audio = job.noise.audio((1, config.audio_channels, tokens)).to(self.device)
+        width, height = (side // CELL for side in job.size)
+        shape = (1, config.video_channels, latent_frames(tokens), height, width)
+        video = job.noise.video(shape).to(self.device)
+        x, shapes = pack_latents(video, audio)
+        with self._stage(f"{role} network, {steps} steps"):
+            dit = load_dit(checkpoint, device=self.device, dtype=self._compute_dtype(checkpoint))
+            model = JointDenoiser(dit, shapes, job.text, job.negative, guidance,
+                                  frozen_video=self._frozen_picture(job, job.size, shape),
+                                  frozen_audio=_held(job.sound_latent))
+            options = {"callback": _reporter(job.progress, f"{role} network", steps), "disable": True}
+            if role == "distilled":
+                noise = job.noise.sampler(shapes, self.device)
+                x = sample_renoise(model, x, flow_sigmas(steps), noise_sampler=noise, **options)
+                job.noise.packed(shapes)  # the reference draws for its last step too, with weight 0
+            else:
+                x = sample_unipc(model, x, flow_sigmas(steps), **options)
+            del dit, model
+        video, audio = unpack_latents(x, shapes)
+        return _finite(video, checkpoint), _finite(audio, checkpoint)
+
+    def _enlarge(self, job: _Job, role: str, steps: int, video: Tensor, audio: Tensor) -> Tensor:
+        """The video latent at the large size; the sound is only its context."""
+        checkpoint = self._open(role)
+        width, height = (side // CELL for side in job.large)
+        shape = (*video.shape[:3], height, width)
+        video_noise = job.noise.video(shape).to(self.device)
+        audio_noise = job.noise.audio(audio.shape).to(self.device)
+        video, context = prepare_super_resolution(video, audio, height, width, video_noise=video_noise,
+                                                  audio_noise=audio_noise)
+        x, shapes = pack_latents(video, context)
+        with self._stage(f"{role} network, {steps} steps"):
+            dit = load_dit(checkpoint, device=self.device, dtype=self._compute_dtype(checkpoint),
+                           **role_overrides(role, DiTConfig.from_state_dict(checkpoint).layers))
+            model = JointDenoiser(dit, shapes, job.text,
+                                  frozen_video=self._frozen_picture(job, job.large, shape),
+                                  frozen_audio=_held(context))
+            report = _reporter(job.progress, f"{role} network", steps)
+            x = sample_unipc(model, x, flow_sigmas(steps), callback=report, disable=True)
+            del dit, model
+        return _finite(unpack_latents(x, shapes)[0], checkpoint)
+
+    def _waveform(self, job: _Job, latent: Tensor) -> Tensor:
+        """The clip's sound, fp32 [2, samples] at 44.1 kHz: the user's own where one was given."""
+        if job.sound is not None:
+            waveform, rate = job.sound
+            return resample(waveform, rate, OUTPUT_RATE)
+        from .audio_vae import load_audio_vae
+
+        with self._stage("sound decoder"):
+            vae = load_audio_vae(self.models["audio_vae"], device=self.device)
+            waveform = to_stereo(vae.decode(latent)[0].float().cpu())
+            return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
+
+    def _decode_video(self, job: _Job, latent: Tensor, count: int) -> Tensor:
+        """The first `count` frames, uint8 [F, h, w, 3], decoded window by window."""
+        with self._stage("picture decoder"):
+            vae = self._decoder()
+            frames = None
+            done = 0
+            for window in vae.decode_windows(latent):
+                part = frames_to_uint8(window)[: count - done].cpu()
+                if frames is None:
+                    frames = torch.empty((count, *part.shape[1:]), dtype=torch.uint8)
+                frames[done : done + len(part)] = part
+                done += len(part)
+                job.progress("picture decoder", done, count)
+                if done == count:
+                    break
+            del vae
+        return frames
+
+    def _decoder(self):
+        """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
+        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        if "turbo_vae" in self.models:
+            from .turbo_vae import load_turbo_vae
+
+            return load_turbo_vae(self.models["turbo_vae"], device=self.device, dtype=dtype)
+        from .video_vae import load_video_vae
+
+        return load_video_vae(self.models["video_vae"], device=self.device, dtype=dtype)
+
+    # Helpers of the stages
+
+    def _open(self, part: str) -> Checkpoint:
+        checkpoint = open_checkpoint(self.models[part])
+        notice = checkpoint.metadata.get("notice")  # such as that the weights are random
+        if notice and notice not in self.notices:
+            self.notices.add(notice)
+            log.warning("%s", notice)
+        return checkpoint
+
+    def _compute_dtype(self, checkpoint: Checkpoint) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        small = sum(entry.numel for entry in checkpoint.entries.values()) < LARGE
+        return torch.float32 if small and self.device.type == "cpu" else torch.bfloat16
+
+    def _frozen_picture(self, job: _Job, size: tuple[int, int], shape) -> tuple[Tensor, Tensor] | None:
+        """The picture as latent frame 0, held; mask 0 = keep."""
+        if job.picture is None:
+            return None
+        latent = job.picture_latents[size]
+        if latent.shape[1] != shape[1]:
+            raise CheckpointError(f"{self.models['video_vae']}: encodes to {latent.shape[1]} channels, the "
+                                  f"network takes {shape[1]}. Use the VAE that belongs to this network.")
+        values = torch.zeros(tuple(shape), device=self.device)
+        values[:, :, :1] = latent
+        mask = torch.ones((1, 1, shape[2], 1, 1), device=self.device)
+        mask[:, :, 0] = 0
+        return values, mask
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Log how long a stage took, and give its memory back."""
+        started = time.perf_counter()
+        log.debug("%s ...", name)
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+        log.info("%s: %.1f s", name, time.perf_counter() - started)
+
+
+def _check_steps(steps: int, sr_steps: int) -> None:
+    for name, value in (("steps", steps), ("sr_steps", sr_steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
+
+
+def _reporter(progress: Progress, stage: str, steps: int) -> Callable[[dict[str, Any]], None]:
+    progress(stage, 0, steps)
+    return lambda state: progress(stage, state["i"] + 1, steps)
+
+
+def _held(audio: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Sound that stays as it is."""
+    return None if audio is None else (audio, torch.zeros(1, 1, 1, device=audio.device))
+
+
+def _finite(latent: Tensor, checkpoint: Checkpoint) -> Tensor:
+    if not bool(torch.isfinite(latent).all()):
+        raise CheckpointError(f"{checkpoint.name}: the network computed values that are not finite. "
+                              "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
+    return latent
