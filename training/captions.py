@@ -6,7 +6,7 @@ apart as words of their own; the spoken line stands twice, as in the real prompt
 
 import re
 
-from training.scenes import CHOICES as SCENE_CHOICES
+from training.palette import CHOICES as SCENE_CHOICES
 from training.voice import PACES, PROSODY, SYLLABLES
 
 PITCH = {"woman": "clear", "man": "low", "child": "high"}

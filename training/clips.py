@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training import scenes, voice
+from training import palette, scenes, voice
 from training.captions import BODIES, make_caption
 
 FRAMES = 49
-CHOICES = {**scenes.CHOICES, "language": tuple(voice.PROSODY), "pace": tuple(voice.PACES)}
+CHOICES = {**palette.CHOICES, "language": tuple(voice.PROSODY), "pace": tuple(voice.PACES)}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ drawing's truth but the palette and the places where a head and shoulders of thi
 
 import numpy as np
 
-from training import scenes
+from training import palette
 from training.listen import (
     edit_distance,
     read_person,
@@ -15,6 +15,7 @@ from training.listen import (
     read_timed_syllables,
     syllable_error_rate,
 )
+from training.painter import MOUTH_HEIGHT
 from training.voice import SAMPLES_PER_TOKEN
 
 __all__ = [
@@ -72,7 +73,7 @@ def mouth_opening(video):
     middle = weights.shape[2] // 2
     half = max(1, round(0.03 * size))
     height = weights[:, :, middle - half : middle + half].sum(axis=1).mean(axis=1) / size
-    return np.clip((height - LIPS) / scenes.MOUTH_HEIGHT, 0.0, None)
+    return np.clip((height - LIPS) / MOUTH_HEIGHT, 0.0, None)
 
 
 def loudness(audio, frames):
@@ -109,13 +110,13 @@ def read_attributes(video):
     The person is heard, not seen (`read_person`).
     """
     wall = _median_colour(_region(video, 0.0, 0.0, 0.08, 0.10), _region(video, 0.92, 0.0, 1.0, 0.10))
-    hair = _nearest(_median_colour(_region(video, 0.43, 0.14, 0.57, 0.20)), scenes.HAIR_COLOURS)
-    wall = _nearest(wall, scenes.WALL_COLOURS)
+    hair = _nearest(_median_colour(_region(video, 0.43, 0.14, 0.57, 0.20)), palette.HAIR_COLOURS)
+    wall = _nearest(wall, palette.WALL_COLOURS)
     return {
         "hair": hair,
-        "hairstyle": _read_hairstyle(video, scenes.HAIR_COLOURS[hair], scenes.WALL_COLOURS[wall]),
-        "skin": _nearest(_skin_colour(video), scenes.SKIN_TONES),
-        "shirt": _nearest(_median_colour(_region(video, 0.2, 0.93, 0.8, 1.0)), scenes.SHIRT_COLOURS),
+        "hairstyle": _read_hairstyle(video, palette.HAIR_COLOURS[hair], palette.WALL_COLOURS[wall]),
+        "skin": _nearest(_skin_colour(video), palette.SKIN_TONES),
+        "shirt": _nearest(_median_colour(_region(video, 0.2, 0.93, 0.8, 1.0)), palette.SHIRT_COLOURS),
         "wall": wall,
         "glasses": _read_glasses(video),
         "mood": _read_mood(video),
