@@ -426,12 +426,17 @@ def _folded(checkpoint: Checkpoint) -> Checkpoint:
             raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
                                   "incomplete; get it anew.")
 
-        def load(dtype: torch.dtype | None, g: Entry = g, v: Entry = v) -> Tensor:
-            weight = fold_weight_norm(g.load(torch.float32), v.load(torch.float32))
-            return weight.to(dtype or v.dtype)
-
-        entries[layer] = Entry(v.shape, v.dtype, load)
+        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
     return checkpoint.with_entries(entries)
+
+
+def _load_folded(g: Entry, v: Entry):
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        # The norm is taken per row, so rows can be folded alone.
+        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
+        return weight.to(dtype or v.dtype)
+
+    return load
 
 
 def load_audio_vae(

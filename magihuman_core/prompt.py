@@ -132,8 +132,9 @@ def _check_dialogue(section: str, body: str) -> list[str]:
             warnings.append(f'Dialogue line {number} should read <short description, Language>: "line".')
             continue
         if match["language"].strip().casefold() not in {name.casefold() for name in LANGUAGES}:
-            warnings.append(f"Dialogue line {number} is in {match['language'].strip()!r}, which the model does "
-                            f"not speak; it speaks {', '.join(LANGUAGES)}.")
+            language = match["language"].strip()
+            warnings.append(f"Dialogue line {number} is in {language!r}; the model speaks "
+                            f"{', '.join(LANGUAGES)}.")
         if _comparable(match["line"]) not in heard:
             warnings.append(f"Dialogue line {number} is not quoted in the body; it must stand there too, "
                             "where it is said.")
@@ -143,10 +144,12 @@ def _check_dialogue(section: str, body: str) -> list[str]:
 def _split(text: str) -> tuple[str, dict[str, str]]:
     """Body, and the other parts by their heading in small letters."""
     headings = list(_HEADING.finditer(text))
+    if not headings:
+        return text, {}
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
     parts = {heading[1].lower(): text[heading.end():end].strip()
              for heading, end in zip(headings, ends, strict=True)}
-    return (text[:headings[0].start()] if headings else text), parts
+    return text[:headings[0].start()], parts
 
 
 def _dialogue_line(number: int, speaker: str, language: str, line: str) -> str:

@@ -59,11 +59,9 @@ class TextEncoderConfig:
         if isinstance(config, TextEncoderConfig):
             return config
         config = dict(config or {})
-        config = dict(config.get("encoder", config))
+        config |= config.get("encoder") or {}
         if isinstance(config.get("rope_parameters"), Mapping):         # as newer config.json files have it
             config.setdefault("rope_theta", config["rope_parameters"].get("rope_theta", cls.rope_theta))
-        if config.get("head_dim") and "query_pre_attn_scalar" not in config:
-            config["query_pre_attn_scalar"] = config["head_dim"]
         activation = config.get("hidden_activation", "gelu_pytorch_tanh")
         if activation != "gelu_pytorch_tanh":
             raise InputError(f"text encoder config: hidden_activation is {activation!r}, expected "

@@ -1,0 +1,286 @@
+"""The audio VAE against recorded numbers, diffusers' implementation, and itself in tiles and windows."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magihuman_core import audio_vae
+from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, encode_in_windows, load_audio_vae
+from magihuman_core.errors import CheckpointError, InputError
+
+DATA = Path(__file__).parents[1] / "data"
+SMALL = AudioVAEConfig(widths=(4, 6, 8), strides=(2, 4), latent_channels=3)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(DATA / "sa_audio" / "oobleck_tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(golden):
+    return {key[8:]: value for key, value in golden.items() if key.startswith("weights.")}
+
+
+def random_vae(config, seed=0, **options):
+    torch.manual_seed(seed)
+    vae = AudioVAE(config, **options)
+    with torch.no_grad():
+        for name, parameter in vae.named_parameters():
+            if name.endswith(("alpha", "beta", "weight_g")):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return vae
+
+
+def close(result, expected):
+    assert result.shape == expected.shape
+    difference = result.double() - expected.double()
+    assert difference.abs().max() <= 5e-4 or difference.norm() / expected.double().norm() <= 2e-5
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+@torch.inference_mode()
+def test_vectors(golden, weights, weight_norm):
+    vae = load_audio_vae(weights, weight_norm=weight_norm)
+    assert vae.sample_rate == 51200 and vae.hop == 2048 and vae.config.widths == (4, 4, 8, 16, 32, 64)
+    for case in ("enc6144", "enc4873"):
+        sound = golden[case + ".audio_mono"].expand(1, 2, -1)
+        close(vae.encode(sound), golden[case + ".mean"])
+        mean, std = vae.posterior(sound)
+        close(mean + golden[case + ".eps"] * std, golden[case + ".latents"])
+    close(vae.encode(golden["enc_stereo.audio"]), golden["enc_stereo.pre_bottleneck"][:, :64])
+    for case in ("dec2", "dec5"):
+        close(vae.decode(golden[case + ".latents"][None]), golden[case + ".audio"])
+
+
+def test_real_keys_and_shapes():
+    stored = json.loads((DATA / "real_config" / "sa_audio_keys.json").read_text())["keys"]
+    with torch.device("meta"):
+        vae = AudioVAE()
+        wanted = {"pretransform.model." + key: torch.empty(value["shape"]) for key, value in stored.items()}
+        wanted["conditioner.encoder.layers.0.weight"] = torch.empty(3)
+    assert {key: list(value.shape) for key, value in vae.state_dict().items()} == {
+        key: value["shape"] for key, value in stored.items()}
+    inside = audio_vae.official_keys(wanted)
+    assert set(inside) == set(stored)
+    config = AudioVAEConfig.from_state_dict(inside)
+    assert config == AudioVAEConfig(decoder_widths=AudioVAEConfig().widths)
+
+
+@torch.inference_mode()
+def test_diffusers_agrees():
+    from diffusers import AutoencoderOobleck
+
+    torch.manual_seed(3)
+    oracle = AutoencoderOobleck(encoder_hidden_size=10, downsampling_ratios=[2, 4, 4],
+                                channel_multiples=[1, 2, 3], decoder_channels=6,
+                                decoder_input_channels=5, audio_channels=2).eval()
+    for name, parameter in oracle.named_parameters():
+        if not name.endswith("weight_v"):
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    vae = load_audio_vae({official_name(key): value.squeeze() if "snake" in key else value
+                          for key, value in oracle.state_dict().items()})
+    assert vae.config == AudioVAEConfig((10, 10, 20, 30), (2, 4, 4), 5, 2, (6, 6, 12, 18))
+    sound = torch.randn(2, 2, 32 * 7 + 5)
+    mean, std = vae.posterior(sound)
+    expected = oracle.encode(sound).latent_dist
+    assert torch.allclose(mean, expected.mean, atol=1e-4) and torch.allclose(std, expected.std, atol=1e-4)
+    latent = torch.randn(2, 5, 9)
+    assert torch.allclose(vae.decode(latent), oracle.decode(latent).sample, atol=1e-4)
+
+
+def official_name(key):
+    """diffusers' names for the same modules (three blocks on each side)."""
+    parts = key.split(".")
+    side, leaf = parts[0], parts[-1]
+    if parts[1] != "block":
+        place = {"conv1": "0", "snake1": "4", "conv2": "5"}[parts[1]]
+        return f"{side}.layers.{place}.{leaf}"
+    block, module = f"{side}.layers.{int(parts[2]) + 1}", parts[3]
+    if module.startswith("res_unit"):
+        unit = int(module[-1]) - 1 + (2 if side == "decoder" else 0)
+        return f"{block}.layers.{unit}.layers.{['snake1', 'conv1', 'snake2', 'conv2'].index(parts[4])}.{leaf}"
+    place = {"snake1": 3, "conv1": 4} if side == "encoder" else {"snake1": 0, "conv_t1": 1}
+    return f"{block}.layers.{place[module]}.{leaf}"
+
+
+@pytest.mark.parametrize("strides", [(2, 4), (8, 2), (2, 2, 2)])
+@torch.inference_mode()
+def test_tiles_equal_one_pass_and_no_context_is_wasted(strides, monkeypatch):
+    config = AudioVAEConfig(tuple(range(4, 5 + len(strides))), strides, 3)
+    vae = random_vae(config, dtype=torch.float64)
+    sound = torch.randn(1, 2, config.hop * 60 + 5, dtype=torch.float64)
+    latent = torch.randn(1, 3, 60, dtype=torch.float64)
+    for run, x, context in ((vae.encode, sound, "encoder_context"), (vae.decode, latent, "decoder_context")):
+        whole = run(x, tile=1000)
+        for tile in (1, 7, 59, 60):
+            assert (run(x, tile=tile) - whole).abs().max() < 1e-12
+        exact = getattr(audio_vae, context)(config)
+        for side in range(2):
+            less = [c - (side == i) for i, c in enumerate(exact)]
+            with monkeypatch.context() as patch:
+                patch.setattr(audio_vae, context, lambda config, less=less: less)
+                assert (run(x, tile=7) - whole).abs().max() > 1e-12
+
+
+@torch.inference_mode()
+def test_tiles_equal_one_pass_in_fp32(weights):
+    vae = load_audio_vae(weights)
+    latent = torch.randn(1, 64, 34)
+    whole = vae.decode(latent, tile=100)
+    assert (vae.decode(latent, tile=11) - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@torch.inference_mode()
+def test_nothing_larger_than_a_tile_goes_through_the_network(monkeypatch):
+    vae = random_vae(SMALL)
+    seen = []
+    for network in (vae.encoder, vae.decoder):
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    before, after = audio_vae.encoder_context(SMALL)
+    vae.encode(torch.randn(1, 2, 800 * SMALL.hop), tile=20)
+    assert max(seen) <= (20 + before + after) * SMALL.hop
+    seen.clear()
+    vae.decode(torch.randn(1, 3, 800), tile=20)
+    assert max(seen) <= 20 + sum(audio_vae.decoder_context(SMALL))
+
+
+def recorded_encoder(sound):
+    """The stand-in with which the vectors were made: three plain statistics per latent."""
+    frames = sound[0, :, :sound.shape[-1] // 2048 * 2048].unflatten(-1, (-1, 2048))           # [2, n, 2048]
+    return torch.stack((frames[0].mean(-1), frames[0, :, 0], frames[0, :, 1024] * frames[1, :, 5]))[None]
+
+
+def test_long_sound_vectors():
+    case = json.loads((DATA / "helpers" / "audio_chunking.json").read_text())
+    expected = load_file(DATA / "helpers" / "audio_chunking.safetensors")
+    for index, row in enumerate(case["rows"]):
+        i = torch.arange(row["samples"], dtype=torch.float64)
+        sound = (torch.sin(0.0007 * i) + 0.25 * torch.sin(0.000031 * i)).float().expand(1, 2, -1)
+        if row["seconds_arg"]:
+            sound = sound[..., :row["seconds_arg"] * 51200]
+        calls = []
+
+        def encode(window, calls=calls):
+            calls.append(list(window.shape[1:]))
+            return recorded_encoder(window)
+
+        latent = encode_in_windows(encode, sound, 2048, 29 * 51200)
+        assert calls == row["encode_call_shapes"]
+        assert latent.shape == expected[f"c{index}.out"].shape
+        assert torch.allclose(latent, expected[f"c{index}.out"], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_encode_long_pads_at_the_end_and_loses_nothing(monkeypatch):
+    vae = random_vae(SMALL)
+    sound = torch.randn(1, 2, 5 * SMALL.hop + 3)
+    latent = vae.encode_long(sound)
+    assert latent.shape == (1, 3, 6)
+    assert torch.equal(latent, vae.encode(torch.nn.functional.pad(sound, (0, SMALL.hop - 3))))
+    assert vae.encode_long(sound[..., :1]).shape == (1, 3, 1)
+    monkeypatch.setattr(AudioVAE, "sample_rate", 8)                # windows of 29 latents
+    sound = torch.randn(1, 2, 100 * SMALL.hop)
+    latent = vae.encode_long(sound)
+    assert latent.shape == (1, 3, 100)
+    # The middle of the first half window is heard by the first window alone, far from its end.
+    assert torch.allclose(latent[..., :8], vae.encode(sound)[..., :8], atol=1e-5)
+
+
+def test_writes_back_what_it_read(weights, tmp_path):
+    prefix = "pretransform.model."
+    save_file({prefix + key: value for key, value in weights.items()} | {"other": torch.ones(1)},
+              tmp_path / "model.safetensors")
+    kept = load_audio_vae(tmp_path / "model.safetensors")
+    for written in (kept.state_dict(), kept.official_state_dict()):
+        assert set(written) == set(weights)
+        assert all(torch.equal(written[key], weights[key]) for key in weights)
+    folded = load_audio_vae(tmp_path / "model.safetensors", weight_norm=False)
+    assert all(not key.endswith(("_g", "_v")) for key in folded.state_dict())
+    written = folded.official_state_dict()
+    assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in weights.items()}
+    latent = torch.randn(1, 64, 2)
+    with torch.inference_mode():
+        assert torch.allclose(load_audio_vae(written).decode(latent), kept.decode(latent), atol=1e-4)
+
+
+def test_newer_names_of_weight_norm(weights):
+    new = {key.replace(".weight_g", ".parametrizations.weight.original0")
+              .replace(".weight_v", ".parametrizations.weight.original1"): value
+           for key, value in weights.items()}
+    assert all(torch.equal(value, weights[key]) for key, value in load_audio_vae(new).state_dict().items())
+
+
+def test_injected_operations_hold_every_folded_weight(weights):
+    made = []
+
+    class Operations:
+        class Conv1d(torch.nn.Conv1d):
+            def __init__(self, *args, **options):
+                made.append(self)
+                super().__init__(*args, **options)
+
+        class ConvTranspose1d(torch.nn.ConvTranspose1d):
+            def __init__(self, *args, **options):
+                made.append(self)
+                super().__init__(*args, **options)
+
+    vae = load_audio_vae(weights, weight_norm=False, operations=Operations)
+    inside = {id(parameter) for layer in made for parameter in layer.parameters()}
+    assert all(id(p) in inside or p.ndim == 1 for p in vae.parameters())
+    assert len(made) == sum(key.endswith("weight_v") for key in weights)
+
+
+def test_bfloat16_runs(weights):
+    vae = load_audio_vae(weights, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        exact = load_audio_vae(weights).decode(latent := torch.randn(1, 64, 3))
+        rough = vae.decode(latent).float()
+    assert (rough - exact).norm() / exact.norm() < 0.1
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_gradients_reach_every_weight_and_training_gives_what_inference_gives(weight_norm):
+    vae = random_vae(SMALL, weight_norm=weight_norm)
+    sound = torch.randn(1, 2, 12 * SMALL.hop)
+    mean, std = vae.posterior(sound)
+    result = vae.decode(mean + std)
+    result.square().mean().backward()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    with torch.inference_mode():
+        mean, std = vae.posterior(sound)
+        assert torch.allclose(vae.decode(mean + std), result, atol=1e-5)
+
+
+def test_unusable_inputs_are_refused():
+    vae = random_vae(SMALL)
+    shapes = ((2, 99), (1, 1, 99), (1, 2, 0))
+    for sound in (*map(torch.zeros, shapes), torch.zeros(1, 2, 99).long()):
+        with pytest.raises(InputError, match="waveform"):
+            vae.encode(sound)
+        with pytest.raises(InputError, match="waveform"):
+            vae.encode_long(sound)
+    with pytest.raises(InputError, match=r"7 samples.*8"):
+        vae.encode(torch.zeros(1, 2, SMALL.hop - 1))
+    with pytest.raises(InputError, match=r"latent.*\[batch, 3"):
+        vae.decode(torch.zeros(1, 4, 5))
+
+
+def test_unusable_files_are_refused(weights):
+    with pytest.raises(CheckpointError, match="no audio VAE"):
+        load_audio_vae({"encoder.conv_in.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"decoder\.layers\.0"):
+        load_audio_vae({key: value for key, value in weights.items() if "decoder.layers.0." not in key})
+    gone = "encoder.layers.1.layers.0.layers.1.weight_g"
+    for weight_norm in (True, False):
+        rest = {key: value for key, value in weights.items() if key != gone}
+        with pytest.raises(CheckpointError, match=gone):
+            load_audio_vae(rest, weight_norm=weight_norm)
+    with pytest.raises(CheckpointError, match="shape"):
+        load_audio_vae(weights | {"decoder.layers.6.alpha": torch.zeros(5)})
+    with pytest.raises(CheckpointError, match="mean and scale"):
+        load_audio_vae(weights | {"encoder.layers.7.weight_v": torch.zeros(64, 64, 3)})

@@ -1,0 +1,281 @@
+"""The text encoder against recorded numbers and transformers, and its tokenizer's habits."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, processors
+
+from magihuman_core import text_encoder
+from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.text_encoder import (
+    T5GemmaEncoder,
+    TextEncoder,
+    TextEncoderConfig,
+    encoder_keys,
+    load_text_encoder,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+CASE = json.loads((DATA / "t5gemma" / "tiny.json").read_text())
+CONFIG = CASE["config"]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(DATA / "t5gemma" / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights(golden):
+    return {key[8:]: value for key, value in golden.items() if key.startswith("weights.")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Gemma's kind of tokenizer in small: BPE on text with its spaces marked, BOS in the template."""
+    letters = "\u2581abcdefghijklmnopqrstuvwxyz.,"
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3}
+    vocabulary |= {letter: index for index, letter in enumerate(letters, 4)}
+    vocabulary |= {"he": 40, "\u2581t": 41, "\u2581the": 42}
+    merges = [("h", "e"), ("\u2581", "t"), ("\u2581t", "he")]
+    result = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))  # noqa: S106 (not a password)
+    result.normalizer = normalizers.Replace(" ", "\u2581")
+    result.add_special_tokens(["<pad>", "<eos>", "<bos>", "<unk>"])
+    result.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)])
+    return result
+
+
+@torch.inference_mode()
+def test_vectors(golden, weights):
+    plain = load_text_encoder(weights, config=CONFIG)
+    capped = load_text_encoder(weights, config=CONFIG | {"use_attn_logit_softcapping": True})
+    for case in CASE["cases"]:
+        ids = golden[case + ".input_ids"]
+        hidden = plain(ids)
+        assert (hidden - golden[case + ".last_hidden_state_sdpa"]).abs().max() <= 1e-4
+        assert (capped(ids) - golden[case + ".last_hidden_state_eager"]).abs().max() <= 1e-4
+        # Rounding through fp16 turns the smallest difference into one unit of fp16.
+        expected = golden[case + ".pipeline_value_f16_rounded"].reshape(hidden.shape)
+        finished = plain.finish(hidden, ids)
+        assert finished.dtype == torch.float32 and torch.equal(finished, finished.half().float())
+        assert torch.allclose(finished, expected, atol=1e-4, rtol=1e-3)
+
+
+def oracle_config(**options):
+    from transformers import T5GemmaConfig, T5GemmaModuleConfig
+
+    module = T5GemmaModuleConfig(**{
+        "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 5,
+        "query_pre_attn_scalar": 10, "rope_theta": 500.0} | options)
+    return T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False)
+
+
+def oracle(attention, **options):
+    from transformers import T5GemmaEncoderModel
+
+    config = oracle_config(**options)
+    config._attn_implementation = config.encoder._attn_implementation = attention
+    torch.manual_seed(5)
+    model = T5GemmaEncoderModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0, 0.3 if "norm" in name else 0.15)
+    return model
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 23])
+@torch.inference_mode()
+def test_transformers_agrees(length):
+    model = oracle("sdpa")
+    encoder = load_text_encoder(model.state_dict(), config=model.config.to_dict())
+    ids = torch.randint(0, 97, (1, length))
+    assert torch.allclose(encoder(ids), model(ids).last_hidden_state, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_transformers_agrees_with_soft_cap_and_given_layer_types():
+    model = oracle("eager", attn_logit_softcapping=2.0,
+                   layer_types=["full_attention", "full_attention", "sliding_attention", "full_attention"])
+    config = model.config.to_dict()
+    ids = torch.randint(0, 97, (1, 19))
+    expected = model(ids).last_hidden_state
+    plain = load_text_encoder(model.state_dict(), config=config)
+    config["encoder"]["use_attn_logit_softcapping"] = True
+    capped = load_text_encoder(model.state_dict(), config=config)
+    assert torch.allclose(capped(ids), expected, atol=1e-5)
+    assert not torch.allclose(plain(ids), expected, atol=1e-2)
+
+
+@torch.inference_mode()
+def test_bfloat16_rounds_where_transformers_does():
+    model = oracle("sdpa")
+    encoder = load_text_encoder(model.state_dict(), config=model.config.to_dict(), dtype=torch.bfloat16)
+    frequencies = model.encoder.rotary_emb.inv_freq.clone()
+    model = model.to(torch.bfloat16)
+    model.encoder.rotary_emb.inv_freq = frequencies       # as from_pretrained leaves them
+    ids = torch.randint(0, 97, (1, 23))
+    result, expected = encoder(ids).float(), model(ids).last_hidden_state.float()
+    assert (result - expected).norm() / expected.norm() < 1e-2
+
+
+def test_real_keys_and_shapes():
+    stored = json.loads((DATA / "real_config" / "t5gemma_encoder_keys.json").read_text())
+    expected = {key: value["shape"] for key, value in stored["keys"].items()}
+    with torch.device("meta"):
+        encoder = TextEncoder()
+        whole = {"model." + key: torch.empty(shape) for key, shape in expected.items()}
+        whole["model.decoder.layers.0.pre_self_attn_layernorm.weight"] = torch.empty(3584)
+        whole["lm_head.out_proj.weight"] = torch.empty(5)
+    assert {key: list(value.shape) for key, value in encoder.state_dict().items()} == expected
+    assert set(encoder_keys(whole)) == set(expected)
+    config = TextEncoderConfig.from_mapping(stored["config"] | {"layer_types": stored["layer_types"]})
+    assert [config.slides(i) for i in range(42)] == [TextEncoderConfig().slides(i) for i in range(42)]
+    assert config == TextEncoderConfig(layer_types=tuple(stored["layer_types"]))
+
+
+@pytest.mark.parametrize("prefix", ["model.encoder.", "encoder.", ""])
+def test_key_prefixes_and_writing_back(weights, prefix):
+    given = {prefix + key.removeprefix("encoder."): value for key, value in weights.items()}
+    given["decoder.layers.0.pre_self_attn_layernorm.weight"] = torch.ones(3)
+    written = load_text_encoder(given, config=CONFIG).state_dict()
+    assert set(written) == set(weights)
+    assert all(torch.equal(written[key], weights[key]) for key in weights)
+
+
+def test_sizes_come_from_shapes(weights):
+    shapes_tell = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                   "intermediate_size", "vocab_size")
+    rest = {key: value for key, value in CONFIG.items() if key not in shapes_tell}
+    encoder = load_text_encoder(weights, config=rest)
+    assert {name: getattr(encoder.config, name) for name in shapes_tell} == {
+        name: CONFIG[name] for name in shapes_tell}
+
+
+def test_config_and_tokenizer_beside_the_weights(weights, tokenizer, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    config = {"model_type": "t5gemma", "encoder": CONFIG | {"model_type": "t5_gemma_module"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    expected = load_text_encoder(weights, tokenizer, CONFIG).encode("the thing")
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        encoder = load_text_encoder(source)
+        assert encoder.config == TextEncoderConfig.from_mapping(CONFIG)
+        assert torch.equal(encoder.encode("the thing"), expected)
+    (tmp_path / "config.json").unlink()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"config": json.dumps(config)})
+    assert load_text_encoder(tmp_path).config == TextEncoderConfig.from_mapping(CONFIG)
+
+
+@torch.inference_mode()
+def test_no_bos_no_eos_no_padding_no_truncation(weights, tokenizer):
+    assert tokenizer.encode("the").ids[0] == 2                     # the template would add them
+    padded = Tokenizer.from_str(tokenizer.to_str())
+    padded.enable_padding(length=20)
+    padded.enable_truncation(3)
+    for given in (tokenizer, padded):
+        encoder = load_text_encoder(weights, given, CONFIG)
+        ids = encoder.tokenize("a thing, the end")
+        assert ids.dtype == torch.long
+        assert [given.id_to_token(index) for index in ids[0].tolist()] == [
+            "a", "\u2581t", "h", "i", "n", "g", ",", "\u2581the", "\u2581", "e", "n", "d"]
+        hidden = encoder.encode("a thing, the end")
+        assert hidden.shape == (1, ids.shape[1], 64) and hidden.dtype == torch.float32
+        assert torch.equal(hidden, encoder(ids).half().float())
+    assert padded.padding is not None and padded.truncation is not None     # the caller's is left as it is
+
+
+@torch.inference_mode()
+def test_a_long_prompt_is_cut_at_640_with_a_warning(weights, tokenizer, caplog):
+    encoder = load_text_encoder(weights, tokenizer, CONFIG)
+    text = "a" * 640
+    with caplog.at_level(logging.WARNING, "magihuman_core.text_encoder"):
+        assert encoder.encode(text).shape[1] == 640
+        assert not caplog.records
+        hidden = encoder.encode(text + "xyz")
+    assert "643 tokens" in caplog.text and "x" in caplog.text.split("640")[1]
+    assert hidden.shape[1] == 640
+    # Cut after encoding: what is lost has been read, as by the model's authors.
+    assert torch.equal(hidden, encoder(encoder.tokenize(text + "xyz")).half().float()[:, :640])
+    assert not torch.equal(hidden, encoder.encode(text))
+
+
+def test_trimming_vectors(weights, monkeypatch):
+    """The vectors pad as well; what is padding there is absent here."""
+    tensors = load_file(DATA / "helpers" / "misc.safetensors")
+    encoder = load_text_encoder(weights, config=CONFIG)
+    text = tensors["pad_or_trim.x"]
+    for limit in (3, 5, 9):
+        monkeypatch.setattr(text_encoder, "MAX_TOKENS", limit)
+        length = int(tensors[f"pad_or_trim.{limit}.len"])
+        result = encoder.finish(text, torch.zeros(1, 5))
+        assert result.shape[1] == length
+        assert torch.equal(result, tensors[f"pad_or_trim.{limit}.out"][:, :length].half().float())
+
+
+def test_unusable_inputs_are_refused(weights, tokenizer, tmp_path):
+    encoder = load_text_encoder(weights, tokenizer, CONFIG)
+    for text in ("", " \n", None):
+        with pytest.raises(InputError, match="empty"):
+            encoder.encode(text)
+    for ids in (torch.zeros(3).long(), torch.zeros(1, 0).long(), torch.zeros(1, 3)):
+        with pytest.raises(InputError, match="ids"):
+            encoder(ids)
+    with pytest.raises(InputError, match="tokenizer"):
+        load_text_encoder(weights, config=CONFIG).encode("hello")
+    foreign = Tokenizer(models.WordLevel({"hello": 200}, unk_token="hello"))  # noqa: S106 (not a password)
+    with pytest.raises(InputError, match=r"token 200.*200"):
+        load_text_encoder(weights, foreign, CONFIG).encode("hello")
+    with pytest.raises(InputError, match=r"nowhere.*no such"):
+        load_text_encoder(weights, tmp_path / "nowhere", CONFIG)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"not a tokenizer\.json"):
+        load_text_encoder(weights, tmp_path, CONFIG)
+    with pytest.raises(InputError, match="hidden_activation"):
+        load_text_encoder(weights, config=CONFIG | {"hidden_activation": "silu"})
+
+
+def test_unusable_files_are_refused(weights):
+    with pytest.raises(CheckpointError, match="no T5Gemma encoder"):
+        load_text_encoder({"model.layers.0.input_layernorm.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="head_dim"):
+        load_text_encoder(weights)                                 # of the 9B encoder's heads of 256
+    for gone in ("embed_tokens.weight", "layers.1.mlp.up_proj.weight", "norm.weight"):
+        with pytest.raises(CheckpointError, match=gone):
+            load_text_encoder({k: v for k, v in weights.items() if k != "encoder." + gone}, config=CONFIG)
+    with pytest.raises(CheckpointError, match="layer_types"):
+        load_text_encoder(weights, config=CONFIG | {"layer_types": ["full_attention"]})
+
+
+def test_injected_operations_make_every_matrix():
+    made = []
+
+    class Operations:
+        class Linear(torch.nn.Linear):
+            def __init__(self, *args, **options):
+                made.append(self)
+                super().__init__(*args, **options)
+
+        class Embedding(torch.nn.Embedding):
+            def __init__(self, *args, **options):
+                made.append(self)
+                super().__init__(*args, **options)
+
+    config = TextEncoderConfig.from_mapping(CONFIG)
+    encoder = T5GemmaEncoder(config, operations=Operations, dtype=torch.bfloat16)
+    inside = {id(layer.weight) for layer in made}
+    assert all(id(p) in inside for p in encoder.parameters() if p.ndim > 1)
+    assert all(p.dtype == torch.bfloat16 for p in encoder.parameters())
+
+
+def test_gradients_reach_every_weight():
+    torch.manual_seed(0)
+    encoder = TextEncoder(CONFIG)
+    encoder(torch.arange(12)[None]).square().mean().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
