@@ -1,0 +1,330 @@
+"""Pictures, sounds and films against recorded numbers, and as other programs see them."""
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from magihuman_core.errors import InputError
+from magihuman_core.media import (
+    check_output,
+    crop_box,
+    fit_image,
+    frames_to_uint8,
+    load_audio,
+    load_image,
+    write_mp4,
+)
+from magihuman_core.sizes import audio_tokens, decoded_frames, latent_frames, snap_size, upscaled_size
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "helpers"
+PREP = json.loads((DATA / "image_prep.json").read_text())
+MISC = json.loads((DATA / "misc.json").read_text())
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("row", [r for r in PREP["rows"] if not r["returned_unchanged"]], ids=str)
+def test_crop_is_the_references(row):
+    height, width = row["target_hw"]
+    box = crop_box(*row["image_wh"], width, height)
+    assert list(box) == row["crop_box_ltrb"]
+    assert list(Image.new("L", row["image_wh"]).crop(box).size) == row["cropped_image_wh"]
+
+
+@pytest.mark.parametrize("index", range(len(PREP["small"])))
+def test_fitted_picture_is_the_references(index):
+    vectors = load_file(DATA / "image_prep.safetensors")
+    height, width = PREP["small"][index]["target_hw"]
+    image = Image.fromarray(vectors[f"img{index}.rgb"].numpy())
+    fitted = fit_image(image, width, height)
+    assert fitted.shape == (1, 3, 1, height, width)
+    torch.testing.assert_close(fitted[:, :, 0], vectors[f"img{index}.preprocessed"], atol=1e-5, rtol=0)
+
+
+def test_picture_of_the_right_size_is_not_touched():
+    pixels = noise_frames(1, 32, 64)[0]
+    fitted = fit_image(Image.fromarray(pixels.numpy()), 64, 32)
+    given_back = ((fitted[0, :, 0] + 1) * 127.5).permute(1, 2, 0)
+    torch.testing.assert_close(given_back, pixels.float(), atol=1e-4, rtol=0)
+
+
+def test_float_frames_become_bytes_as_in_the_reference():
+    vectors = load_file(DATA / "misc.safetensors")
+    torch.testing.assert_close(frames_to_uint8(vectors["to_uint8.video"]), vectors["to_uint8.out_THWC"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.tuples(*[st.integers(40, 3000)] * 2), st.tuples(*[st.integers(1, 60)] * 2))
+def test_crop_is_centred_inside_and_of_the_targets_aspect(size, target):
+    width, height = (32 * n for n in target)
+    left, top, right, bottom = crop_box(*size, width, height)
+    assert 0 <= left <= right <= size[0]
+    assert 0 <= top <= bottom <= size[1]
+    assert left + right == size[0]
+    assert top + bottom == size[1]
+    assert (right - left) == size[0] or (bottom - top) == size[1]
+    # Only the side that is cut is rounded, and down by less than a pixel.
+    assert abs((right - left) * height - (bottom - top) * width) <= max(width, height)
+
+
+def test_photograph_is_turned_as_its_camera_says(tmp_path, photograph):
+    upright = load_image(photograph)
+    assert upright.mode == "RGB"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees clockwise to see it upright
+    upright.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").tobytes() == upright.tobytes()
+
+
+def test_transparent_parts_are_white(tmp_path):
+    image = Image.new("RGBA", (8, 8), (200, 0, 0, 0))
+    image.putpixel((3, 3), (10, 20, 30, 255))
+    image.save(tmp_path / "a.png")
+    loaded = load_image(tmp_path / "a.png")
+    assert loaded.getpixel((0, 0)) == (255, 255, 255)
+    assert loaded.getpixel((3, 3)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "1", "I;16"])
+def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((8, 8), 128 * 256, np.uint16))
+    else:
+        image = Image.new("L", (8, 8), 128).convert(mode)
+    name = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(name)
+    loaded = load_image(name)
+    assert loaded.mode == "RGB"
+    grey = loaded.convert("L").getpixel((0, 0))
+    assert grey in (0, 255) if mode == "1" else abs(grey - 128) <= 2
+
+
+# Sounds
+
+
+def tone(rate: int, seconds: float, channels: int = 2, frequency: float = 330.0) -> np.ndarray:
+    """[samples, channels], each channel louder than the one before."""
+    wave = np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
+    return (wave[:, None] * np.linspace(0.2, 0.6, channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rate", "channels", "subtype", "tolerance"),
+                         [(44100, 2, "FLOAT", 0), (22050, 1, "PCM_16", 1e-4), (8000, 1, "PCM_U8", 1e-2),
+                          (48000, 2, "PCM_24", 1e-6)])
+def test_wav_comes_back_as_it_was_written(tmp_path, rate, channels, subtype, tolerance):
+    wave = tone(rate, 0.3, channels)
+    soundfile.write(tmp_path / "a.wav", wave, rate, subtype=subtype)
+    audio, found = load_audio(tmp_path / "a.wav")
+    assert found == rate
+    assert audio.shape == (2, len(wave))
+    torch.testing.assert_close(audio, torch.from_numpy(wave.T).expand(2, -1), atol=tolerance, rtol=0)
+
+
+def test_five_channels_become_two_that_hold_the_centre(tmp_path):
+    wave = np.zeros((4410, 6), np.float32)
+    wave[:, 2] = tone(44100, 0.1, 1)[:, 0]  # the centre, where films have speech
+    soundfile.write(tmp_path / "a.wav", wave, 44100, subtype="FLOAT", format="WAVEX")
+    audio, _ = load_audio(tmp_path / "a.wav")
+    assert audio.shape == (2, 4410)
+    assert audio.abs().amax(1).min() > 0.05
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_other_formats(tmp_path, suffix):
+    wave = tone(44100, 0.5)
+    soundfile.write(tmp_path / f"a{suffix}", wave, 44100)
+    audio, rate = load_audio(tmp_path / f"a{suffix}")
+    assert rate == 44100
+    assert abs(audio.shape[1] - len(wave)) <= 1152
+    n = min(audio.shape[1], len(wave))
+    assert np.corrcoef(audio[1, :n], wave[:n, 1])[0, 1] > 0.99
+
+
+def test_only_the_wanted_seconds_are_read(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(16000, 3), 16000)
+    audio, _ = load_audio(tmp_path / "a.wav", seconds=1.25)
+    assert audio.shape == (2, 20000)
+
+
+# Films
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def noise_frames(count: int, height: int = 48, width: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("count", "fps"), [(25, 25), (33, 25), (7, Fraction(30000, 1001))])
+def test_film_has_picture_and_sound_of_equal_length(tmp_path, count, fps):
+    samples = round(count * 44100 / fps)
+    wave = torch.from_numpy(tone(44100, 3).T)
+    write_mp4(tmp_path / "a.mp4", noise_frames(count), wave, fps=fps, metadata={"magihuman": "{}"})
+    assert names(tmp_path) == ["a.mp4"]
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        video, sound = film.streams.video[0], film.streams.audio[0]
+        assert video.codec_context.name == "h264"
+        assert video.codec_context.pix_fmt == "yuv420p"
+        assert sound.codec_context.name == "aac"
+        assert (sound.codec_context.sample_rate, sound.codec_context.layout.name) == (44100, "stereo")
+        assert (video.frames, video.average_rate) == (count, fps)
+        assert video.duration * video.time_base == count / Fraction(fps)
+        # An mp4 keeps the length of a track in milliseconds.
+        assert abs(sound.duration * sound.time_base - Fraction(samples, 44100)) < Fraction(1, 1000)
+        assert sum(1 for _ in film.decode(video)) == count
+        assert film.metadata["magihuman"] == "{}"
+    audio, _ = load_audio(tmp_path / "a.mp4")
+    for channel in range(2):  # AAC changes little, and shifts nothing
+        assert np.corrcoef(audio[channel, :samples], wave[channel, :samples])[0, 1] > 0.99
+
+
+def test_sound_that_ends_early_is_followed_by_silence(tmp_path):
+    write_mp4(tmp_path / "a.mp4", noise_frames(25), torch.from_numpy(tone(44100, 0.4).T))
+    audio, _ = load_audio(tmp_path / "a.mp4")
+    assert audio[:, 2000:16000].abs().max() > 0.4
+    assert audio[:, 20000:].abs().max() < 0.01
+
+
+def test_colours_come_back(tmp_path):
+    """Written and tagged as BT.709: a player that reads the tags shows what was given."""
+    frames = torch.zeros((3, 64, 64, 3), dtype=torch.uint8)
+    frames[:] = torch.tensor([200, 30, 90], dtype=torch.uint8)
+    write_mp4(tmp_path / "a.mp4", frames, None)
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        frame = next(film.decode(video=0))
+        assert (frame.colorspace, frame.color_range) == (1, 1)
+        shown = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
+    assert np.abs(shown.astype(int) - [200, 30, 90]).max() <= 3
+
+
+def test_frames_are_read_one_by_one(tmp_path):
+    """An iterator is never held: at no time do many of its frames exist."""
+    alive, most = set(), 0
+
+    class Frame(torch.Tensor):
+        def __del__(self):
+            alive.discard(id(self))
+
+    def frames():
+        nonlocal most
+        for frame in noise_frames(60):
+            frame = frame.clone().as_subclass(Frame)
+            alive.add(id(frame))
+            most = max(most, len(alive))
+            yield frame
+
+    write_mp4(tmp_path / "a.mp4", frames(), None)
+    assert most <= 4
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_film_leaves_nothing_and_keeps_the_old_one(tmp_path, error):
+    (tmp_path / "a.mp4").write_bytes(b"the clip of before")
+
+    def frames():
+        yield from noise_frames(20)
+        raise error
+
+    with pytest.raises(error):
+        write_mp4(tmp_path / "a.mp4", frames(), torch.zeros(2, 100))
+    assert names(tmp_path) == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_bytes() == b"the clip of before"
+
+
+def test_full_disk_leaves_nothing_and_is_named(tmp_path):
+    """The system refuses to let files grow, as on a full disk: at the start, midway and near the end."""
+    program = f"""
+import os, resource, sys, torch
+from magihuman_core.errors import InputError
+from magihuman_core.media import write_mp4
+frames = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
+for limit in (0, 100, 3000, 50000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        write_mp4({str(tmp_path / "a.mp4")!r}, frames, torch.zeros(2, 44100))
+    except InputError as error:
+        print(error, os.listdir({str(tmp_path)!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,  # noqa: S603
+                            timeout=200, cwd=Path(__file__).resolve().parents[2])
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4, result.stderr
+    for line in lines:
+        assert line.startswith(f"{tmp_path / 'a.mp4'}: cannot be written (File too large)")
+        assert line.endswith("choose another folder. []")
+
+
+@pytest.mark.parametrize(("frames", "word"), [
+    (noise_frames(0), "no frames"),
+    (noise_frames(2, 31, 64), "even sizes"),
+    ([*noise_frames(2), noise_frames(1, 32, 64)[0]], "frame 2"),
+    (noise_frames(2).float(), "uint8"),
+])  # fmt: skip
+def test_frames_that_cannot_be_written(tmp_path, frames, word):
+    with pytest.raises(InputError, match=word):
+        write_mp4(tmp_path / "a.mp4", frames, None)
+    assert names(tmp_path) == []
+
+
+def test_output_name_is_checked_without_leaving_anything(tmp_path):
+    assert check_output(tmp_path / "new" / "a.mp4") == tmp_path / "new" / "a.mp4"
+    assert names(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    for name, word in (("a.avi", "ends in .mp4"), ("file/a.mp4", "cannot be written"), ("new", "mp4")):
+        with pytest.raises(InputError, match=word):
+            check_output(tmp_path / name)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("row", MISC["frames"], ids=str)
+def test_lengths_are_the_references(row):
+    tokens = audio_tokens(row["seconds"])
+    assert tokens == row["audio_tokens"]
+    assert latent_frames(tokens) == row["video_latent_T"]
+    assert decoded_frames(latent_frames(tokens)) == row["video_frames_decoded"]
+
+
+@pytest.mark.parametrize("row", MISC["sizes"], ids=str)
+def test_sizes_are_the_references(row, caplog):
+    asked = (row["width"], row["height"])
+    snapped = snap_size(*asked)
+    assert list(snapped) == row["pixel_hw"][::-1]
+    assert bool(caplog.records) == (snapped != asked)
+
+
+@pytest.mark.parametrize(("base", "target", "expected"), [
+    ((448, 256), "540p", (896, 512)), ((448, 256), "1080p", (1920, 1088)),
+    ((256, 448), "1080p", (1088, 1920)), ((384, 384), "540p", (672, 672)),
+    ((448, 256), (1000, 600), (992, 576)),
+])  # fmt: skip
+def test_upscaled_size(base, target, expected):
+    assert upscaled_size(*base, target) == expected
+
+
+@pytest.mark.parametrize("call", [
+    lambda: snap_size(0, 64), lambda: snap_size(64, 31), lambda: snap_size(64.0, 64),
+    lambda: snap_size(True, 64), lambda: audio_tokens(0), lambda: audio_tokens(-3),
+    lambda: audio_tokens(float("nan")), lambda: audio_tokens(float("inf")), lambda: audio_tokens("4"), lambda: upscaled_size(448, 256, "4k"),
+    lambda: upscaled_size(448, 256, (1, 2, 3)), lambda: upscaled_size(448, 256, 540),
+])  # fmt: skip
+def test_impossible_sizes_are_refused(call):
+    with pytest.raises(InputError, match="expected"):
+        call()
