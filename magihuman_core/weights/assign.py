@@ -9,6 +9,8 @@ from ..errors import CheckpointError
 from .checkpoint import Checkpoint, from_tensors
 from .header import quoted
 
+PIECE = 1 << 20  # elements looked at together: what a check needs beside the tensor stays small
+
 
 def assign_weights(
     module: nn.Module,
@@ -52,12 +54,12 @@ def is_finite(tensor: Tensor) -> bool:
         # float8 knows no sum. e4m3fn has NaN only, as 0x7f; in e5m2 all ones in the exponent.
         mask = 0x7F if tensor.dtype == torch.float8_e4m3fn else 0x7C
         bits = tensor.view(torch.uint8).reshape(-1)
-        return all(not ((part & mask) == mask).any() for part in bits.split(1 << 22))
+        return all(not ((part & mask) == mask).any() for part in bits.split(PIECE))
     if tensor.is_meta or not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
         return True
     # A sum may overflow although each value is finite: only then look at each of them.
     return bool(torch.isfinite(tensor.sum())) or all(
-        bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(1 << 22))
+        bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(PIECE))
 
 
 def _wanted_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype | None:

@@ -1,6 +1,7 @@
 """What a weight file or a model folder is, in plain words: the text of `magihuman inspect`."""
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from .header import DTYPE_NAMES, file_format, quoted
 from .recognise import KINDS, Recognised, recognise
 from .source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 
+_logger = logging.getLogger(__name__)
+
 LOADERS = {
     "network": ("..dit", "load_dit"),
     "text_encoder": ("..text_encoder", "load_text_encoder"),
@@ -30,8 +33,8 @@ ROLE_WORDS = {
     "sr_1080p": "super-resolution to 1080p, with local attention",
 }
 NEEDS = {
-    "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution network "
-               "also a base or distilled one",
+    "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
+               "network also a base or distilled one",
     "text_encoder": "tokenizer.json of T5Gemma beside it",
     "turbo_vae": "nothing; it only decodes: to start from a picture, the video VAE is needed too",
     "video_vae": "nothing; it encodes the picture, and decodes more finely than the Turbo VAE",
@@ -186,6 +189,9 @@ def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iter
             load(checkpoint.with_entries({k: _dry(e) for k, e in checkpoint.entries.items()}), device="meta")
         except CheckpointError as error:
             yield _without_path(error, checkpoint.name)
+        except Exception:  # whatever shapes the file claims, explaining it must not fail
+            _logger.debug("dry run of %s", checkpoint.name, exc_info=True)
+            yield f"its tensors do not have the shapes of {found.what}: it is damaged, or of another make"
     if read_all:
         for key, entry in checkpoint.entries.items():
             try:

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from .checkpoint import Entry
 from .header import DOWNLOAD_AGAIN, TensorInfo
 
-CAST_ELEMENTS = 1 << 22  # a tensor is cast in pieces of this many elements: memory stays flat
+CAST_ELEMENTS = 1 << 20  # a tensor is cast in pieces of this many elements: memory stays flat
 
 
 class TensorFile:

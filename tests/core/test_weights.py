@@ -1,0 +1,249 @@
+"""Opening checkpoints from every kind of source, and filling modules with them."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from magihuman_core.errors import CheckpointError
+from magihuman_core.weights import (
+    assign_weights,
+    concatenated,
+    open_checkpoint,
+    renamed,
+    strip_prefix,
+)
+
+
+def network() -> nn.Sequential:
+    """Parameters, buffers and one buffer outside the state dict."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 5000))
+    net.register_buffer("scratch", torch.zeros(2), persistent=False)
+    return net
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value + 7
+        for key, value in network().state_dict().items()
+    }
+
+
+def shards(weights: dict, folder: Path, prefix: str = "model") -> dict[str, str]:
+    """Write two shards; return the index's weight map."""
+    names = [f"{prefix}-{i}-of-00002.safetensors" for i in ("00001", "00002")]
+    folder.mkdir(parents=True, exist_ok=True)
+    where = {key: names[i % 2] for i, key in enumerate(weights)}
+    for name in names:
+        save_file({key: weights[key] for key in weights if where[key] == name}, folder / name)
+    return where
+
+
+def write_index(folder: Path, weight_map: object, name: str = "model") -> Path:
+    path = folder / f"{name}.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"role": "base"}, "weight_map": weight_map}))
+    return path
+
+
+def one_file(weights, tmp_path):
+    save_file(weights, tmp_path / "net.safetensors", metadata={"role": "distilled"})
+    return tmp_path / "net.safetensors"
+
+
+def folder_with_one_file(weights, tmp_path):
+    return one_file(weights, tmp_path).parent
+
+
+def folder_with_index(weights, tmp_path):
+    write_index(tmp_path / "base", shards(weights, tmp_path / "base"))
+    return tmp_path / "base"
+
+
+def index_file(weights, tmp_path):
+    return write_index(tmp_path, shards(weights, tmp_path))
+
+
+def folder_without_index(weights, tmp_path):
+    shards(weights, tmp_path)
+    return str(tmp_path)
+
+
+def diffusers_folder(weights, tmp_path):
+    name = "diffusion_pytorch_model"
+    write_index(tmp_path / "transformer", shards(weights, tmp_path / "transformer", name), name)
+    return tmp_path
+
+
+def hub_cache(weights, tmp_path):
+    """Hugging Face's cache: the files of a snapshot are links to blobs beside it."""
+    real, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    where = shards(weights, real)
+    snapshot.mkdir(parents=True)
+    for name in set(where.values()):
+        blob = "f00" + name[6:11]
+        (real / name).rename(real / blob)
+        (snapshot / name).symlink_to(Path("../../blobs") / blob)
+    write_index(snapshot, where)
+    return snapshot
+
+
+SOURCES = [one_file, folder_with_one_file, folder_with_index, index_file, folder_without_index,
+           diffusers_folder, hub_cache]  # fmt: skip
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
+@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
+def test_every_source_gives_the_same_tensors(make, mapped, weights, tmp_path):
+    checkpoint = open_checkpoint(make(weights, tmp_path), mapped=mapped)
+    assert set(checkpoint) == set(weights)
+    for key, value in weights.items():
+        assert checkpoint.shape(key) == tuple(value.shape)
+        assert checkpoint.dtype(key) == value.dtype
+        assert torch.equal(checkpoint[key], value)
+        half = checkpoint.read(key, torch.float16)
+        assert half.dtype == torch.float16
+        assert torch.equal(half, value.half())
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
+def test_rows_are_read_alone(mapped, weights, tmp_path):
+    checkpoint = open_checkpoint(one_file(weights, tmp_path), mapped=mapped)
+    expected = weights["2.weight"][4000:4100]
+    assert torch.equal(checkpoint.read("2.weight", rows=(4000, 4100)), expected)
+    assert torch.equal(checkpoint.read("2.weight", torch.bfloat16, rows=(4000, 4100)), expected.bfloat16())
+    part = checkpoint.entries["2.weight"].rows(3990, 4200)
+    assert part.shape == (210, 4)
+    assert torch.equal(part.load(), weights["2.weight"][3990:4200])
+    assert torch.equal(part.load(None, (10, 110)), expected)
+
+
+def test_joined_entries_read_across_their_borders(weights, tmp_path):
+    checkpoint = open_checkpoint(one_file(weights, tmp_path))
+    entry = checkpoint.entries["2.weight"]
+    joined = concatenated([entry.rows(100, 4000), entry.rows(0, 100), entry])
+    whole = torch.cat([weights["2.weight"][100:4000], weights["2.weight"][:100], weights["2.weight"]])
+    assert joined.shape == (9000, 4)
+    assert torch.equal(joined.load(), whole)
+    for rows in ((0, 1), (3899, 4005), (3950, 3960), (4000, 9000), (10, 10)):
+        assert torch.equal(joined.load(torch.float16, rows), whole[slice(*rows)].half())
+
+
+def test_a_mapped_tensor_is_a_view_that_cannot_change_the_file(weights, tmp_path):
+    path = one_file(weights, tmp_path)
+    checkpoint = open_checkpoint(path, mapped=True)
+    first, again = checkpoint["2.weight"], checkpoint["2.weight"]
+    assert first.data_ptr() == again.data_ptr()
+    before = path.read_bytes()
+    first.zero_()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_a_module_on_the_meta_device_is_filled(dtype, weights, tmp_path):
+    with torch.device("meta"):
+        net = network()
+    checkpoint = open_checkpoint(one_file(weights, tmp_path))
+    assign_weights(net, checkpoint, dtype=dtype, keep_fp32=lambda key: key.endswith("bias"))
+    state = net.state_dict()
+    assert set(state) == set(weights)
+    for key, value in weights.items():
+        wanted = value
+        if value.is_floating_point():
+            wanted = value.to(torch.float32 if key.endswith("bias") else dtype)
+        assert state[key].dtype == wanted.dtype
+        assert torch.equal(state[key], wanted)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert isinstance(net[0].weight, nn.Parameter)
+
+
+def test_precious_tensors_are_widened_again(weights, tmp_path):
+    with torch.device("meta"):
+        net = network()
+    path = one_file({k: v.bfloat16() if v.is_floating_point() else v for k, v in weights.items()}, tmp_path)
+    assign_weights(net, open_checkpoint(path), dtype=None, keep_fp32=lambda key: key.startswith("1."))
+    assert net[0].weight.dtype == torch.bfloat16
+    assert net[1].weight.dtype == net[1].running_mean.dtype == torch.float32
+    assert net[1].num_batches_tracked.dtype == torch.int64
+
+
+def test_a_mapping_is_taken_over_without_copies(weights):
+    net = network()
+    assign_weights(net, weights)
+    assert net[2].weight.data_ptr() == weights["2.weight"].data_ptr()
+    assert torch.equal(net.scratch, torch.zeros(2))
+
+
+def test_missing_left_over_and_misshapen_tensors_are_named(weights):
+    wrong = {("0.bios" if key == "0.bias" else key): value for key, value in weights.items()}
+    with pytest.raises(CheckpointError, match=r"some\.file: .* 1 missing \('0\.bias'\) and 1 .*'0\.bios'"):
+        assign_weights(network(), wrong, name="some.file")
+    with pytest.raises(CheckpointError, match=r"6 missing \('0\.weight', '0\.bias', '1\.weight', \.\.\.\)"):
+        assign_weights(network(), {k: v for k, v in weights.items() if k.startswith(("2", "1.n"))})
+    with pytest.raises(CheckpointError, match=r"'2\.bias' has shape \[4999\], expected \[5000\]"):
+        assign_weights(network(), {**weights, "2.bias": torch.zeros(4999)})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_values_that_are_not_finite_are_found(bad, dtype, weights):
+    poisoned = {**weights, "2.weight": weights["2.weight"].to(dtype)}
+    poisoned["2.weight"][1234, 2] = bad
+    with pytest.raises(CheckpointError, match=r"'2\.weight' holds values that are not numbers"):
+        assign_weights(network(), poisoned)
+    assign_weights(network(), poisoned, check_finite=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_not_a_number_is_found_in_fp8(dtype, weights):
+    fine = weights["2.weight"].to(dtype)
+    assign_weights(network(), {**weights, "2.weight": fine})
+    poisoned = fine.float()
+    poisoned[7, 1] = float("nan")
+    with pytest.raises(CheckpointError, match=r"2\.weight"):
+        assign_weights(network(), {**weights, "2.weight": poisoned.to(dtype)})
+
+
+def test_large_finite_values_pass_although_their_sum_overflows(weights):
+    large = torch.full((5000, 4), 3e38)
+    assign_weights(network(), {**weights, "2.weight": large})
+    with pytest.raises(CheckpointError, match="infinite as float16"):
+        assign_weights(network(), {**weights, "2.weight": large}, dtype=torch.float16)
+
+
+def test_names_are_changed_by_views(weights, tmp_path):
+    stored = {"a.net." + key: value for key, value in weights.items()} | {"other": torch.zeros(1)}
+    checkpoint = open_checkpoint(one_file(stored, tmp_path))
+    assert set(strip_prefix(checkpoint, ("no.", "a.net."))) == {*weights, "other"}
+    assert set(strip_prefix(checkpoint, ("a.net.",), only=True)) == set(weights)
+    assert set(strip_prefix(checkpoint, ("nothing.",))) == set(stored)
+    view = renamed(checkpoint, lambda key: key[2:].upper() if key.startswith("a.") else None)
+    assert torch.equal(view["NET.0.WEIGHT"], weights["0.weight"])
+    assert "other" not in view
+    assert view.name == checkpoint.name
+    assert view.metadata == {"role": "distilled"}
+
+
+def test_an_index_need_not_name_every_tensor(weights, tmp_path):
+    """Some tools quantise shards and leave the index as it was: the added scales are in the files only."""
+    where = shards(weights, tmp_path)
+    unnamed = where.pop("2.weight")
+    write_index(tmp_path, where)
+    assert (tmp_path / unnamed).exists()
+    assert torch.equal(open_checkpoint(tmp_path)["2.weight"], weights["2.weight"])
+
+
+def test_the_training_checkpoint_is_read_only_where_allowed(weights, tmp_path):
+    path = tmp_path / "checkpoint-340000.ckpt"
+    averaged = {"module." + key: value for key, value in weights.items()}
+    torch.save({"ema_state_dict": averaged, "step": 3}, path)
+    checkpoint = open_checkpoint(path, allow_pickle_checkpoint=True)
+    assert set(checkpoint) == set(weights)
+    assert torch.equal(checkpoint["2.weight"], weights["2.weight"])
+    assert set(open_checkpoint(tmp_path, allow_pickle_checkpoint=True)) == set(weights)
+    with pytest.raises(CheckpointError, match="pickle"):
+        open_checkpoint(path)

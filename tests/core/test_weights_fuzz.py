@@ -1,0 +1,121 @@
+"""Whatever a file holds, opening it gives a checkpoint or a CheckpointError, and nothing else."""
+
+import contextlib
+import json
+import struct
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from magihuman_core.errors import CheckpointError
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.inspect import describe
+from magihuman_core.weights.recognise import recognise
+
+BOUNDED = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+numbers = st.one_of(st.integers(-2, 40), st.sampled_from([2**31, 2**63 - 1, 2**63, 2**64, 1e300, -0.0]))
+anything = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=5)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+TELLING = ["__metadata__", "a.weight", "a.weight._data", "a.weight._scale", "a.weight_scale", "a.comfy_quant",
+           "x.lora_A.weight", "adapter.video_embedder.weight", "block.layers.0.attention.linear_qkv.weight",
+           "block.layers.9.attention.linear_q_video.weight", "pretransform.model.encoder.layers.0.weight_v",
+           "model.encoder.layers.0.pre_self_attn_layernorm.weight",
+           "decoder.upsamples.0.upsamples.0.residual.2.weight",
+           "decoder.mid_block.resnets.0.conv1.conv.weight"]  # fmt: skip
+names = st.text(max_size=8) | st.sampled_from(TELLING)
+tensors = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(["F32", "BF16", "I8", "F8_E4M3", "U8", "BOOL", "I64", "F16"]) | anything,
+        "shape": st.lists(st.integers(0, 3), max_size=3) | anything,
+        "data_offsets": st.lists(st.integers(0, 40), min_size=2, max_size=2) | anything,
+    }
+)
+headers = st.dictionaries(names, tensors | anything, max_size=6) | anything
+SIZES = {"F32": 4, "BF16": 2, "I8": 1, "F8_E4M3": 1, "U8": 1, "I64": 8}
+valid_tensors = st.dictionaries(
+    names.filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(sorted(SIZES)), st.lists(st.integers(0, 3), max_size=3)),
+    max_size=8,
+)
+
+
+def check(path) -> None:
+    """Open, recognise and read all; then explain."""
+    with contextlib.suppress(CheckpointError):
+        checkpoint = open_checkpoint(path)
+        recognise(checkpoint)
+        for key in checkpoint:
+            assert tuple(checkpoint[key].shape) == checkpoint.shape(key)
+    with contextlib.suppress(CheckpointError):
+        describe(path).encode()
+
+
+@BOUNDED
+@given(content=st.binary(max_size=200))
+@example(content=struct.pack("<Q", 2) + b"{}")
+def test_bytes(content, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    check(path)
+
+
+@BOUNDED
+@given(header=headers, length=st.one_of(st.none(), st.integers(0, 2**64 - 1)), data=st.integers(0, 60))
+def test_headers(header, length, data, tmp_path):
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(data))
+    check(path)
+
+
+@BOUNDED
+@given(table=valid_tensors, fill=st.integers(0, 255))
+def test_sound_files_with_any_names(table, fill, tmp_path):
+    header, end = {}, 0
+    for name, (dtype, shape) in table.items():
+        size = SIZES[dtype]
+        for extent in shape:
+            size *= extent
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes([fill]) * end)
+    check(path)
+
+
+SHARDS = ["a.safetensors", "..", "../a.safetensors", "a.safetensors/b"]
+shard_names = st.text(max_size=6) | st.sampled_from(SHARDS)
+weight_maps = st.dictionaries(names, shard_names, max_size=4) | anything
+indexes = st.fixed_dictionaries({"weight_map": weight_maps, "metadata": anything}) | anything
+
+
+@BOUNDED
+@given(index=indexes)
+def test_indexes(index, tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    check(path)
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("place", range(0, 60, 7))
+def test_a_flipped_byte_in_the_header(place, tmp_path):
+    text = json.dumps({"a.weight": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    path = tmp_path / "a.safetensors"
+    for bit in range(8):
+        broken = bytearray(text)
+        broken[place] ^= 1 << bit
+        path.write_bytes(struct.pack("<Q", len(broken)) + broken + bytes(8))
+        check(path)
