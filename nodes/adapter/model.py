@@ -1,6 +1,7 @@
 """MAGIHUMAN as a ComfyUI MODEL: the model class around the network, its configuration, and the loader."""
 
 import math
+from dataclasses import replace
 
 import comfy.conds
 import comfy.latent_formats
@@ -17,9 +18,11 @@ from torch import Tensor
 from ...magihuman_core.config import PATCH, DiTConfig
 from ...magihuman_core.dit import CHUNK, CHUNK_DEFAULT
 from ...magihuman_core.errors import CheckpointError, InputError
+from ...magihuman_core.roles import role_overrides
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.super_resolution import zero_snr_table
-from ...magihuman_core.weights.dit_keys import keep_fp32
+from ...magihuman_core.weights import open_checkpoint
+from ...magihuman_core.weights.dit_keys import keep_fp32, split_official
 from .lora import add_stand_ins, is_stand_in, patcher_class
 from .network import ComfyDiT
 from .streams import check_shapes
@@ -245,3 +248,15 @@ def main_dtype(tensors) -> torch.dtype:
     for key in tensors:
         counts[tensors.dtype(key)] = counts.get(tensors.dtype(key), 0) + math.prod(tensors.shape(key))
     return max(counts, key=counts.get)
+
+
+def load_model(path, role: str, dtype: torch.dtype | None = None, model_options=None, disable_dynamic=False):
+    """A MODEL from a file or a folder of shards, in any layout the core reads. Raises CheckpointError."""
+    checkpoint = open_checkpoint(path, "network", mapped=True)
+    sizes = DiTConfig.from_state_dict(checkpoint)
+    config = replace(sizes, **role_overrides(role, sizes.layers))
+    tensors = split_official(checkpoint, config)
+    patcher = build_model(tensors, config, role, dtype=dtype, model_options=model_options, disable_dynamic=disable_dynamic)
+    # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, model_options))
+    return patcher

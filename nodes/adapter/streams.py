@@ -1,10 +1,12 @@
 """Joint latents: two streams in a NestedTensor, as one packed vector, and what can be wrong with them."""
 
+import comfy.model_management
 import comfy.nested_tensor
 import torch
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
+from ...magihuman_core.sizes import CELL, latent_frames
 
 
 def nested(video: Tensor, audio: Tensor) -> comfy.nested_tensor.NestedTensor:
@@ -64,3 +66,16 @@ def _shaped(mask: Tensor, like: Tensor) -> Tensor:
     if mask.shape[2:] != like.shape[2:]:
         mask = torch.nn.functional.interpolate(mask, like.shape[2:], mode="nearest")
     return mask.expand(like.shape).clone()
+
+
+def empty(width: int, height: int, tokens: int, channels: tuple[int, int] = (48, 64)) -> dict:
+    """A LATENT of zeros for a picture size in pixels and a number of audio latents."""
+    device = comfy.model_management.intermediate_device()
+    video = torch.zeros(1, channels[0], latent_frames(tokens), height // CELL, width // CELL, device=device)
+    audio = torch.zeros(1, channels[1], tokens, device=device)
+    return {"samples": nested(video, audio), "downscale_ratio_spacial": CELL, "downscale_ratio_temporal": 4}
+
+
+def joined(latent: dict, video: Tensor, audio: Tensor, video_mask: Tensor, audio_mask: Tensor) -> dict:
+    """A LATENT like another one, with these streams and masks."""
+    return {**latent, "samples": nested(video, audio), "noise_mask": nested(video_mask, audio_mask)}

@@ -1,0 +1,116 @@
+"""T5Gemma's encoder as a CLIP, with its own tokenizer.
+
+ComfyUI's detection takes T5Gemma-9B for a smaller relative and would build that, so the core's encoder is
+loaded and wrapped here; core's CLIP Text Encode and LoRA loaders work with it.
+"""
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd
+import torch
+from torch import Tensor, nn
+
+from ...magihuman_core.errors import CheckpointError, InputError
+from ...magihuman_core.text_encoder import TextEncoder, load_text_encoder
+from .ops import Operations
+
+NAME = "t5gemma9b"
+NO_TEXT = 2  # tokens that stand for an empty text; the super-resolution network's positions need two
+
+
+class Tokenizer:
+    """A text to tokens in ComfyUI's form, {NAME: [[(id, weight), ...]]}. Parentheses mean nothing special."""
+
+    def __init__(self, encoder: TextEncoder):
+        self.encoder = encoder
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **_) -> dict:
+        ids = self.encoder.tokenize(text)[0].tolist() if text.strip() else [0] * NO_TEXT
+        word = (0,) if return_word_ids else ()
+        return {NAME: [[(token, 1.0, *word) for token in ids]]}
+
+    def untokenize(self, pairs) -> list:
+        return [(pair, self.decode([pair[0]])) for pair in pairs]
+
+    def decode(self, token_ids, skip_special_tokens: bool = True) -> str:
+        return self.encoder.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+class ClipModel(nn.Module):
+    """What comfy.sd.CLIP runs."""
+
+    def __init__(self, encoder: TextEncoder, compute_dtype: torch.dtype, dtype=None, device=None, model_options=None):
+        super().__init__()
+        self.transformer = encoder
+        self.compute_dtype = compute_dtype
+        self.dtypes = {dtype}
+        self.reset_clip_options()
+
+    def set_clip_options(self, options: dict) -> None:
+        self.execution_device = options.get("execution_device", self.execution_device)
+
+    def reset_clip_options(self) -> None:
+        self.execution_device = None
+
+    def memory_estimation_function(self, tokens: dict, device=None) -> int:
+        """Bytes of activations: a layer's widest tensors, and the largest weight cast to compute in."""
+        config, count = self.transformer.config, max(len(row) for row in tokens[NAME])
+        widest = 3 * config.intermediate_size + 6 * config.hidden_size
+        cast = 3 * config.intermediate_size * config.hidden_size
+        return (count * widest + cast) * self.compute_dtype.itemsize
+
+    def encode_token_weights(self, tokens: dict) -> tuple[Tensor, None]:
+        """Tokens -> ([B, n, hidden] fp32, no pooled output)."""
+        ids = torch.tensor([[token[0] for token in row] for row in tokens[NAME]], dtype=torch.long)
+        device = self.execution_device or self.transformer.encoder.norm.weight.device
+        hidden = self.transformer(ids.to(device), self.compute_dtype)
+        return self.transformer.finish(hidden, ids).to(comfy.model_management.intermediate_device()), None
+
+    def load_sd(self, sd):
+        return [], []  # the encoder comes loaded
+
+
+def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype | None = None) -> comfy.sd.CLIP:
+    """A CLIP from T5Gemma's weights of any size.
+
+    tokenizer: tokenizer.json; None: the one beside the weights. dtype: how weights are kept; None: bfloat16
+    where the device computes in it, else float32 for a small encoder. Raises CheckpointError and InputError.
+    """
+    mm = comfy.model_management
+    device = mm.text_encoder_device()
+    bf16 = mm.should_use_bf16(device)
+    compute = torch.bfloat16 if bf16 else torch.float32
+    fp8 = dtype is not None and dtype.itemsize == 1
+    encoder = load_text_encoder(path, tokenizer, dtype=compute if fp8 else dtype or compute, operations=Operations)
+    if encoder.tokenizer is None:
+        raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or choose "
+                              "it as tokenizer.")
+    if fp8:
+        for module in encoder.encoder.layers.modules():
+            if isinstance(module, nn.Linear):  # embeddings and norms keep their precision
+                module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    encoder.requires_grad_(False)
+    parameters = sum(p.numel() for p in encoder.parameters())
+
+    class Target:
+        params = {"encoder": encoder, "compute_dtype": compute}
+        clip = ClipModel
+
+        @staticmethod
+        def tokenizer(**_):
+            return Tokenizer(encoder)
+
+    options = {"dtype": dtype or compute}
+    return comfy.sd.CLIP(Target, parameters=parameters, model_options=options)
+
+
+def encode_text(clip: comfy.sd.CLIP, text: str) -> list:
+    """CONDITIONING of a text. Raises InputError for a CLIP that is not MagiHuman's."""
+    tokens = clip.tokenize(text)
+    if NAME not in tokens:
+        raise InputError("The CLIP is another model's text encoder: connect one from MagiHuman Text Encoder Loader.")
+    return clip.encode_from_tokens_scheduled(tokens)

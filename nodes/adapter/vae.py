@@ -1,0 +1,196 @@
+"""MagiHuman's decoders and encoders as VAEs that core's nodes work with."""
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from ...magihuman_core.audio_vae import LONG_WINDOW_SECONDS, TILE, load_audio_vae
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.sizes import FPS
+from ...magihuman_core.turbo_vae import load_turbo_vae
+from ...magihuman_core.video_vae import load_video_vae
+from ...magihuman_core.waveform import OUTPUT_RATE, resample
+from .ops import Operations
+
+
+class VAE(comfy.sd.VAE):
+    """ComfyUI's VAE around a module of ours: everything its own constructor would have found out by detection."""
+
+    def __init__(self, module: nn.Module, dtypes: list[torch.dtype], **settings):
+        mm = comfy.model_management
+        self.first_stage_model = module.eval().requires_grad_(False)
+        self.working_dtypes = dtypes
+        self.device, self.output_device = mm.vae_device(), mm.intermediate_device()
+        self.vae_dtype = mm.vae_dtype(self.device, dtypes)
+        self.disable_offload = self.not_video = self.handles_tiling = self.crop_input = False
+        self.size = self.extra_1d_channel = self.format_encoded = self.pad_channel_value = None
+        self.upscale_index_formula = self.downscale_index_formula = None
+        self.audio_sample_rate = OUTPUT_RATE
+        for name, value in settings.items():
+            setattr(self, name, value)
+        module.to(self.vae_dtype)
+        mm.archive_model_dtypes(module)
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            module, load_device=self.device, offload_device=mm.vae_offload_device())
+        self.model_size()
+
+
+class VideoStage(nn.Module):
+    """A video VAE on raw latents, written into the result window by window, so that memory stays flat."""
+
+    comfy_has_chunked_io = True
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def decode_output_shape(self, shape) -> tuple[int, ...]:
+        config = self.vae.config
+        batch, _, frames, height, width = shape
+        factor = config.spatial_factor
+        return batch, 3, config.temporal_factor * (frames - 1) + 1, factor * height, factor * width
+
+    def decode(self, z: Tensor, output_buffer: Tensor | None = None, **tiling) -> Tensor:
+        """Raw latents [B, C, T, H, W] -> frames [B, 3, F, h, w] in about [-1, 1], into output_buffer if given."""
+        self.vae._check_latent(z) if hasattr(self.vae, "_check_latent") else self.vae._check(z)
+        if output_buffer is None:
+            output_buffer = z.new_empty(self.decode_output_shape(z.shape))
+        progress = comfy.utils.ProgressBar(output_buffer.shape[2])
+        position = 0
+        for window in self.vae.decode_windows(z, normalised=False, **tiling):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            output_buffer[:, :, position : position + window.shape[2]].copy_(window)
+            position += window.shape[2]
+            progress.update_absolute(position)
+        return output_buffer
+
+    def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
+        """The same in spatial tiles; time goes window by window anyway."""
+        tile = max(tile_x or 16, tile_y or 16)
+        return self.vae.decode(z, normalised=False, tile=tile, overlap=min(overlap or 0, tile - 1))
+
+    def encode(self, pixels: Tensor, device=None) -> Tensor:
+        """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
+        if not hasattr(self.vae, "encode"):
+            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are encoded.")
+        return self.vae.encode(pixels.to(device or pixels.device), normalised=False)
+
+    def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
+        return self.encode(pixels)
+
+
+def video_vae(vae: nn.Module, widest: int, frames: int) -> VAE:
+    """widest: channels of the decoder at its full size; frames: that it decodes at once."""
+    config = vae.config
+    space, time = config.spatial_factor, config.temporal_factor
+    per_cell = widest * frames * (space // config.patch_size if hasattr(config, "patch_size") else space // config.patch) ** 2
+
+    def decode_memory(shape, dtype) -> int:
+        # Input, output and one more of the widest layer, and what a convolution unfolds.
+        return 5 * shape[0] * shape[3] * shape[4] * per_cell * dtype.itemsize
+
+    def encode_memory(shape, dtype) -> int:
+        return 5 * shape[0] * widest * time * shape[3] * shape[4] // 4 * dtype.itemsize
+
+    return VAE(
+        VideoStage(vae),
+        [torch.bfloat16, torch.float32],
+        latent_channels=config.latent_channels,
+        latent_dim=3,
+        output_channels=3,
+        upscale_ratio=(lambda t: max(0, t * time - time + 1), space, space),
+        upscale_index_formula=(time, space, space),
+        downscale_ratio=(lambda t: max(0, (t + time - 1) // time), space, space),
+        downscale_index_formula=(time, space, space),
+        process_input=lambda image: image * 2.0 - 1.0,
+        process_output=lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0),
+        memory_used_decode=decode_memory,
+        memory_used_encode=encode_memory,
+        crop_input=True,
+        handles_tiling=True,
+    )
+
+
+def load_turbo(path: str | Path) -> VAE:
+    """The Turbo VAE: decodes only. Raises CheckpointError."""
+    vae = load_turbo_vae(path, operations=Operations)
+    config = vae.config
+    return video_vae(vae, config.decoder_block_out_channels[0], config.temporal_factor * (config.step_size + 2))
+
+
+def load_video(path: str | Path) -> VAE:
+    """A Wan2.2-type VAE of any width. Raises CheckpointError."""
+    vae = load_video_vae(path, operations=Operations)
+    return video_vae(vae, vae.config.decoder_dim, 2 * vae.config.temporal_factor)
+
+
+class AudioStage(nn.Module):
+    """The audio VAE: hears 51.2 kHz, and gives 44.1 kHz, since mp4's AAC takes no 51.2."""
+
+    def __init__(self, vae: nn.Module):
+        super().__init__()
+        self.vae = vae
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """[B, c, n] -> [B, 2, n * 1764] at 44.1 kHz."""
+        return resample(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """[B, 2, L] at 51.2 kHz -> the mean latent [B, c, ceil(L / hop)]; nothing is cut off or sampled."""
+        return self.vae.encode_long(waveform)
+
+
+def load_audio(path: str | Path) -> VAE:
+    """An Oobleck audio VAE of any width. Raises CheckpointError."""
+    vae = load_audio_vae(path, operations=Operations, weight_norm=False)
+    config = vae.config
+    widest = max(config.widths[:2])
+
+    def memory(samples: int) -> int:
+        return 5 * widest * min(samples, LONG_WINDOW_SECONDS * vae.sample_rate, 2 * TILE * vae.hop) * 4
+
+    return VAE(
+        AudioStage(vae),
+        [torch.float32],  # less is audible
+        latent_channels=config.latent_channels,
+        latent_dim=1,
+        output_channels=config.audio_channels,
+        pad_channel_value="replicate",
+        upscale_ratio=OUTPUT_RATE // FPS,
+        downscale_ratio=vae.hop,
+        process_input=lambda audio: audio,
+        process_output=lambda audio: audio,
+        memory_used_decode=lambda shape, dtype: memory(shape[2] * vae.hop),
+        memory_used_encode=lambda shape, dtype: memory(shape[2]),
+        audio_sample_rate=vae.sample_rate,
+        audio_sample_rate_output=OUTPUT_RATE,
+    )
+
+
+def check(vae, kind: str, channels: int | None = None) -> None:
+    """Raise InputError unless a VAE is one for "video" or "audio" latents, of so many channels if they are known."""
+    dims = {"video": 3, "audio": 1}[kind]
+    found = getattr(vae, "latent_channels", None)
+    if getattr(vae, "latent_dim", None) == dims and channels in (None, found):
+        return
+    wanted = {"video": "MagiHuman Turbo VAE or the Wan2.2 VAE", "audio": "MagiHuman Audio VAE"}[kind]
+    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")
+
+
+def encode_frames(vae, frames: Tensor) -> Tensor:
+    """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents, through any video VAE of ComfyUI."""
+    check(vae, "video")
+    images = (frames[0].permute(1, 2, 3, 0) + 1) / 2  # [3, F, h, w] -> IMAGE [F, h, w, 3]
+    return vae.encode(images)
+
+
+def encode_sound(vae, waveform: Tensor, rate: int) -> Tensor:
+    """A stereo waveform [2, L] at any rate -> the mean latent [1, c, n]."""
+    check(vae, "audio")
+    heard = resample(waveform, rate, vae.audio_sample_rate)
+    return vae.encode(heard[None].movedim(1, -1))

@@ -1,0 +1,74 @@
+"""The node that turns a clip's latent into frames, sound and a film."""
+
+from fractions import Fraction
+
+import torch
+from comfy_api.latest import InputImpl, Types, io
+from torch import Tensor
+
+from ..magihuman_core.errors import InputError
+from ..magihuman_core.sizes import FPS
+from ..magihuman_core.waveform import OUTPUT_RATE, resample
+from .adapter.streams import split
+from .adapter.vae import check
+from .latents import stereo
+
+RATES = [OUTPUT_RATE, 48000]
+
+
+class MagiHumanDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanDecode",
+            display_name="MagiHuman Decode",
+            category="MagiHuman/latent",
+            description="Decodes picture and sound, of equal length, at 25 frames per second.",
+            search_aliases=["vae decode", "audio decode", "create video", "magihuman"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the latent."),
+                io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
+                io.Latent.Input("latent"),
+                io.Combo.Input("sample_rate", options=[str(rate) for rate in RATES], default=str(OUTPUT_RATE), advanced=True,
+                               tooltip="Samples per second of the sound. mp4 does not take the model's own 51200."),
+                io.Audio.Input("audio", optional=True, tooltip=(
+                    "The recording that drove the clip: it becomes the sound itself, instead of what the model's audio "
+                    "VAE makes of it.")),
+            ],
+            outputs=[io.Image.Output(display_name="images"), io.Audio.Output(), io.Video.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae, audio_vae, latent, sample_rate, audio=None) -> io.NodeOutput:
+        video, sound = split(latent)
+        if video.shape[0] != 1:
+            raise InputError(f"The latent holds {video.shape[0]} clips, but a film holds one: sample them one at a time.")
+        check(vae, "video", video.shape[1])
+        check(audio_vae, "audio", sound.shape[1])
+        rate = int(sample_rate)
+        images = vae.decode(video)[0]  # [1, F, h, w, 3] -> [F, h, w, 3]
+        count = min(images.shape[0], sound.shape[2])
+        if audio is None:
+            waveform = decode_sound(audio_vae, sound, rate)
+        else:
+            waveform = resample(*stereo(audio), rate)
+        waveform = fit_length(waveform, count * rate // FPS).clamp(-1, 1)
+        images = images[:count]
+        result = {"waveform": waveform[None], "sample_rate": rate}
+        components = Types.VideoComponents(images=images, audio=result, frame_rate=Fraction(FPS))
+        return io.NodeOutput(images, result, InputImpl.VideoFromComponents(components))
+
+
+def decode_sound(audio_vae, latent: Tensor, rate: int) -> Tensor:
+    """Waveform [2, L] of a sound latent [1, c, n] at a rate, through any audio VAE of ComfyUI."""
+    waveform = audio_vae.decode(latent).movedim(-1, 1)[0].float().cpu()
+    given = getattr(audio_vae, "audio_sample_rate_output", None) or audio_vae.audio_sample_rate
+    return resample(waveform, given, rate)
+
+
+def fit_length(waveform: Tensor, samples: int) -> Tensor:
+    """A waveform cut to so many samples, or followed by silence."""
+    return torch.nn.functional.pad(waveform[:, :samples], (0, max(0, samples - waveform.shape[1])))
+
+
+NODES = [MagiHumanDecode]

@@ -1,0 +1,57 @@
+"""Choices of weight files in ComfyUI's model folders, and the way back from a choice to a path."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+import folder_paths
+
+from ..magihuman_core.errors import InputError
+
+DEMO = "built-in demo"
+BESIDE = "beside the weights"
+SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
+
+
+def choices(folder: str) -> list[str]:
+    """The demo, then every file of a model folder; the shards of one model as the folder they lie in, with a slash."""
+    names = [_posix(name) for name in folder_paths.get_filename_list(folder)]
+    folders = sorted({f"{PurePosixPath(name).parent}/" for name in names if SHARD.fullmatch(name)})
+    return [DEMO, *folders, *(name for name in names if not SHARD.fullmatch(name))]
+
+
+def resolve(folder: str, choice: str) -> Path:
+    """The path of a choice. Raises InputError for anything that is not offered, such as a path with '..'."""
+    for name in folder_paths.get_filename_list(folder):
+        posix = _posix(name)
+        shard = SHARD.fullmatch(posix) and f"{PurePosixPath(posix).parent}/" == choice
+        if posix == choice or shard:
+            path = Path(folder_paths.get_full_path_or_raise(folder, name))
+            return path.parent if shard else path
+    raise InputError(f"{choice!r} is not in ComfyUI's {folder} folder. Put the file there, press R to refresh, "
+                     "and choose it again.")
+
+
+def tokenizers() -> list[str]:
+    """Where tokenizer.json may come from."""
+    return [BESIDE, *sorted(_tokenizer_files())]
+
+
+def resolve_tokenizer(choice: str) -> Path | None:
+    """The path of a tokenizer's choice; None: beside the weights. Raises InputError."""
+    if choice == BESIDE:
+        return None
+    files = _tokenizer_files()
+    if choice not in files:
+        raise InputError(f"{choice!r} is no tokenizer.json in ComfyUI's text_encoders folder. Put T5Gemma's "
+                         "tokenizer.json there.")
+    return files[choice]
+
+
+def _tokenizer_files() -> dict[str, Path]:
+    roots = [Path(root) for root in folder_paths.get_folder_paths("text_encoders")]
+    return {path.relative_to(root).as_posix(): path
+            for root in roots if root.is_dir() for path in root.rglob("*tokenizer*.json")}
+
+
+def _posix(name: str) -> str:
+    return name.replace("\\", "/")

@@ -1,0 +1,184 @@
+"""Nodes that load weights."""
+
+import torch
+from comfy_api.latest import io
+
+from ..magihuman_core.errors import InputError
+from ..magihuman_core.model_folder import find_models
+from ..magihuman_core.weights import open_checkpoint
+from ..magihuman_core.weights.recognise import ROLES, find_role
+from .adapter.clip import load_clip
+from .adapter.model import load_model
+from .adapter.vae import load_audio, load_turbo, load_video
+from .files import DEMO, choices, resolve, resolve_tokenizer, tokenizers
+
+CATEGORY = "MagiHuman/loaders"
+AUTO = "auto"
+DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+DTYPE_TIP = (
+    "How weights are kept in memory. default: what suits the device and the file. fp8 takes half of bf16 and loses a "
+    "little detail; embeddings, norms and heads always keep their precision."
+)
+DEMO_TIP = "'built-in demo' is a small model that comes with the nodes: it needs no download and runs on a CPU."
+
+
+def _file(folder: str, name: str, tip: str) -> io.Combo.Input:
+    return io.Combo.Input(name, options=choices(folder), default=DEMO, tooltip=f"{tip} {DEMO_TIP}")
+
+
+class MagiHumanModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanModelLoader",
+            display_name="Load MagiHuman Model",
+            category=CATEGORY,
+            description="Loads one of MagiHuman's four networks: base, distilled, or a super-resolution model.",
+            search_aliases=["davinci", "magihuman", "load diffusion model", "unet loader", "talking head", "avatar"],
+            inputs=[
+                _file("diffusion_models", "model", "A file, or a folder of shards, in models/diffusion_models."),
+                io.Combo.Input("role", options=[AUTO, *ROLES], default=AUTO, tooltip=(
+                    "Which of the four networks it is. They differ in nothing that a file shows, so auto goes by the "
+                    "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the result.")),
+                io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", tooltip=DTYPE_TIP, advanced=True),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, role, weight_dtype) -> io.NodeOutput:
+        path, role = cls.find(model, role)
+        return io.NodeOutput(load_model(path, role, DTYPES[weight_dtype]))
+
+    @staticmethod
+    def find(choice: str, role: str):
+        """(path, role) of a choice. Raises InputError where the role cannot be told."""
+        if choice == DEMO:
+            models = find_models("demo")
+            role = next((r for r in ("distilled", "base") if r in models), "distilled") if role == AUTO else role
+            return models[models.require(role, "the demo")], role
+        path = resolve("diffusion_models", choice)
+        if role == AUTO:
+            role = find_role(path, open_checkpoint(path).metadata)
+        if role is None:
+            raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
+                             f"to one of {', '.join(ROLES)}.")
+        return path, role
+
+
+class MagiHumanTextEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanTextEncoderLoader",
+            display_name="Load MagiHuman Text Encoder",
+            category=CATEGORY,
+            description="Loads T5Gemma-9B-UL2's encoder. Core's Load CLIP takes its file for a smaller relative.",
+            search_aliases=["t5gemma", "load clip", "clip loader", "text encoder", "magihuman"],
+            inputs=[
+                _file("text_encoders", "text_encoder",
+                      "T5Gemma-9B-UL2 in models/text_encoders: one file, or a folder of shards; the decoder is skipped."),
+                io.Combo.Input("tokenizer", options=tokenizers(), tooltip=(
+                    "The tokenizer.json that belongs to the encoder; by default the one in the folder of the weights.")),
+                io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", tooltip=DTYPE_TIP, advanced=True),
+            ],
+            outputs=[io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
+        if text_encoder == DEMO:
+            models = find_models("demo")
+            path = models[models.require("text_encoder", "the demo")]
+            return io.NodeOutput(load_clip(path, models.get("tokenizer"), DTYPES[weight_dtype]))
+        path = resolve("text_encoders", text_encoder)
+        return io.NodeOutput(load_clip(path, resolve_tokenizer(tokenizer), DTYPES[weight_dtype]))
+
+
+class _VAELoader(io.ComfyNode):
+    """What the three loaders of VAEs share."""
+
+    PART: str
+
+    @classmethod
+    def path(cls, choice: str):
+        if choice == DEMO:
+            models = find_models("demo")
+            return models[models.require(cls.PART, "the demo")]
+        return resolve("vae", choice)
+
+
+class MagiHumanVideoVAELoader(_VAELoader):
+    PART = "video_vae"
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanVideoVAELoader",
+            display_name="Load MagiHuman Video VAE",
+            category=CATEGORY,
+            description="Loads the Wan2.2 VAE, of any width: it encodes pictures, and decodes slower than the Turbo VAE "
+                        "but truer. Core's Load VAE does the same for the official file.",
+            search_aliases=["wan2.2 vae", "load vae", "magihuman"],
+            inputs=[_file("vae", "vae", "wan2.2_vae.safetensors in models/vae.")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae) -> io.NodeOutput:
+        return io.NodeOutput(load_video(cls.path(vae)))
+
+
+class MagiHumanTurboVAELoader(_VAELoader):
+    PART = "turbo_vae"
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanTurboVAELoader",
+            display_name="Load MagiHuman Turbo VAE",
+            category=CATEGORY,
+            description="Loads the fast video decoder. It only decodes: to encode a picture, load the Video VAE as well.",
+            search_aliases=["turbo vae", "fast vae", "load vae", "magihuman"],
+            inputs=[_file("vae", "vae", "The Turbo VAE's checkpoint in models/vae, with its JSON file beside it.")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae) -> io.NodeOutput:
+        return io.NodeOutput(load_turbo(cls.path(vae)))
+
+
+class MagiHumanAudioVAELoader(_VAELoader):
+    PART = "audio_vae"
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanAudioVAELoader",
+            display_name="Load MagiHuman Audio VAE",
+            category=CATEGORY,
+            description="Loads the audio VAE of Stable Audio Open 1.0, alone or inside the whole model's file.",
+            search_aliases=["oobleck", "stable audio", "load vae", "magihuman"],
+            inputs=[_file("vae", "vae", "Stable Audio Open's model.safetensors, or the VAE taken from it, in models/vae.")],
+            outputs=[io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae) -> io.NodeOutput:
+        return io.NodeOutput(load_audio(cls.path(vae)))
+
+
+NODES = [
+    MagiHumanModelLoader,
+    MagiHumanTextEncoderLoader,
+    MagiHumanVideoVAELoader,
+    MagiHumanTurboVAELoader,
+    MagiHumanAudioVAELoader,
+]

@@ -1,0 +1,189 @@
+"""Nodes that sample: one that does the right thing by the model's role, and the same in parts."""
+
+import logging
+
+import torch
+from comfy_api.latest import io
+
+from ..magihuman_core.errors import InputError
+from ..magihuman_core.guidance import Guidance
+from ..magihuman_core.roles import SR_STEPS, STEPS
+from ..magihuman_core.sampling import flow_sigmas
+from .adapter import sampling
+from .adapter.model import SR_NOISE_LEVEL
+from .adapter.streams import split
+from .upscale import UPSCALED
+
+CATEGORY = "MagiHuman/sampling"
+AUTO, DISTILLED, FULL, SR = "auto", "distilled", "full CFG", "super-resolution"
+MODES = {"distilled": DISTILLED, "base": FULL, "sr_540p": SR, "sr_1080p": SR}
+MODE_STEPS = {DISTILLED: STEPS["distilled"], FULL: STEPS["base"], SR: SR_STEPS}
+SAMPLERS = {DISTILLED: "renoise", FULL: "unipc", SR: "unipc"}
+SR_GUIDANCE = {"first_frames": 13, "first_frames_scale": 2.0}
+NO_GUIDANCE, SR_CFG = "none", "super-resolution CFG"
+NOISE_TIP = (
+    "Super-resolution only: how much noise covers the upscaled clip at the start, 0 to 999. 220 is what the models were "
+    "trained with; 0 adds none, more invents more detail."
+)
+log = logging.getLogger(__name__)
+
+
+def find_mode(model, mode: str) -> str:
+    """The mode to sample in. Raises InputError where it does not go with the model."""
+    role = sampling.model_role(model)
+    if not role:
+        raise InputError("The model is not MagiHuman's: connect Load MagiHuman Model.")
+    fitting = MODES[role]
+    if mode == AUTO or mode == fitting:
+        return fitting
+    if SR in (mode, fitting):
+        raise InputError(f"The model's role is {role}, which cannot sample in the mode {mode!r}: choose another model, "
+                         "or correct the role in Load MagiHuman Model.")
+    log.warning("A %s model is sampled in the mode %r; it was made for %r.", role, mode, fitting)
+    return mode
+
+
+def check_latent(model, latent: dict) -> None:
+    """Raise InputError where a latent does not fit the model's channels or its role."""
+    video, _ = split(latent, sampling.model_channels(model))
+    upscales = MODES[sampling.model_role(model)] == SR
+    if upscales and not torch.count_nonzero(video):
+        raise InputError("A super-resolution model starts from a finished clip, but the latent is empty: sample with the "
+                         "base or distilled model first, then use MagiHuman Latent Upscale.")
+    if not upscales and latent.get(UPSCALED):
+        raise InputError("The latent was made for a super-resolution model, but this one makes clips from noise: connect "
+                         "a super-resolution model here.")
+
+
+class MagiHumanSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanSampler",
+            display_name="MagiHuman Sampler",
+            category=CATEGORY,
+            description="Samples a clip the way its model was made for: distilled, base with full guidance, or "
+                        "super-resolution.",
+            search_aliases=["ksampler", "sampler", "denoise", "magihuman"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative", optional=True, tooltip="Used in the mode 'full CFG' only."),
+                io.Latent.Input("latent_image"),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="The same seed gives the same clip."),
+                io.Combo.Input("mode", options=[AUTO, DISTILLED, FULL, SR], default=AUTO, tooltip=(
+                    "auto goes by the model's role. distilled: 8 steps without guidance. full CFG: 32 steps, two "
+                    "evaluations each. super-resolution: 5 steps without guidance.")),
+                io.Int.Input("steps", default=0, min=0, max=200, advanced=True, tooltip=(
+                    "0: the mode's own (8, 32 or 5). The distilled model gets no better with more; the base model is "
+                    "usable from about 20.")),
+                io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True, tooltip=NOISE_TIP),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent_image, seed, mode, steps, sr_noise_level, negative=None) -> io.NodeOutput:
+        mode = find_mode(model, mode)
+        check_latent(model, latent_image)
+        guider = make_guider(model, positive, negative, Guidance() if mode == FULL else None)
+        sampler = sampling.make_sampler(SAMPLERS[mode], noise_level=sr_noise_level)
+        sigmas = flow_sigmas(steps or MODE_STEPS[mode])
+        return io.NodeOutput(sampling.run(guider, sampler, sigmas, latent_image, seed))
+
+
+def make_guider(model, positive, negative, guidance: Guidance | None):
+    """A GUIDER; guidance needs a negative."""
+    if guidance is not None and negative is None:
+        raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text Encode.")
+    return sampling.make_guider(model, guidance, positive, negative)
+
+
+class MagiHumanScheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanScheduler",
+            display_name="MagiHuman Scheduler",
+            category=CATEGORY,
+            description="The noise levels MagiHuman was trained with, for SamplerCustomAdvanced.",
+            search_aliases=["sigmas", "schedule", "flow shift", "magihuman"],
+            inputs=[
+                io.Int.Input("steps", default=8, min=1, max=1000,
+                             tooltip="8 for the distilled model, 32 for the base model, 5 for super-resolution."),
+                io.Float.Input("shift", default=5.0, min=0.1, max=100.0, step=0.1, advanced=True, tooltip=(
+                    "5 is what the models were trained with; more spends more steps on the coarse picture.")),
+            ],
+            outputs=[io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(cls, steps, shift) -> io.NodeOutput:
+        return io.NodeOutput(flow_sigmas(steps, shift))
+
+
+class MagiHumanGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanGuider",
+            display_name="MagiHuman Guider",
+            category=CATEGORY,
+            description="Guidance with its own scale for picture, late picture and sound, for SamplerCustomAdvanced.",
+            search_aliases=["cfg", "guidance", "dual cfg", "magihuman"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative", optional=True, tooltip="Not needed where there is no guidance."),
+                io.Combo.Input("guidance", options=[AUTO, NO_GUIDANCE, FULL, SR_CFG], default=AUTO, tooltip=(
+                    "auto: full CFG for the base model, none for the others. super-resolution CFG doubles that pass's time: "
+                    "scale 3.5, and at most 2 in the first 13 latent frames.")),
+                io.Float.Input("video", default=5.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                               tooltip="full CFG: scale of the picture in the first part of the schedule."),
+                io.Float.Input("video_late", default=2.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                               tooltip="full CFG: scale of the picture once the noise level is 0.5 or less."),
+                io.Float.Input("audio", default=5.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                               tooltip="full CFG: scale of the sound."),
+                io.Float.Input("sr_scale", default=3.5, min=1.0, max=30.0, step=0.1, advanced=True,
+                               tooltip="super-resolution CFG: its scale."),
+            ],
+            outputs=[io.Guider.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, guidance, video, video_late, audio, sr_scale, negative=None) -> io.NodeOutput:
+        if guidance == AUTO:
+            guidance = FULL if find_mode(model, AUTO) == FULL else NO_GUIDANCE
+        chosen = {
+            NO_GUIDANCE: None,
+            FULL: Guidance(video, video_late, audio),
+            SR_CFG: Guidance(sr_scale, sr_scale, **SR_GUIDANCE),
+        }[guidance]
+        return io.NodeOutput(make_guider(model, positive, negative, chosen))
+
+
+class MagiHumanSamplerSelect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanSamplerSelect",
+            display_name="MagiHuman Sampler Select",
+            category=CATEGORY,
+            description="MagiHuman's two solvers, for SamplerCustomAdvanced.",
+            search_aliases=["unipc", "lcm", "solver", "magihuman"],
+            inputs=[
+                io.Combo.Input("sampler", options=["renoise", "unipc"], default="renoise", tooltip=(
+                    "renoise for the distilled model: each step estimates the clip and adds fresh noise. unipc for the "
+                    "base and super-resolution models.")),
+                io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True, tooltip=NOISE_TIP),
+            ],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, sampler, sr_noise_level) -> io.NodeOutput:
+        return io.NodeOutput(sampling.make_sampler(sampler, noise_level=sr_noise_level))
+
+
+NODES = [MagiHumanSampler, MagiHumanScheduler, MagiHumanGuider, MagiHumanSamplerSelect]

@@ -1,0 +1,93 @@
+"""A real ComfyUI for the tests here: found, given small models, started on loopback, and asked over HTTP.
+
+ComfyUI is looked for at COMFYUI_PATH, then as the parent of this pack (installed as a custom node), then at
+~/comfy/ComfyUI. Its Python is COMFYUI_PYTHON, a virtual environment in or beside it, or this one.
+"""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
+
+from server import Server  # noqa: E402
+
+
+def find_comfyui() -> Path | None:
+    """The folder of a ComfyUI checkout, or None."""
+    given = os.environ.get("COMFYUI_PATH")
+    places = [Path(given)] if given else [REPOSITORY.parent.parent, Path.home() / "comfy" / "ComfyUI"]
+    return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
+
+
+def find_python(comfyui: Path) -> str:
+    """The Python that runs it."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    if given:
+        return given
+    folders = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
+    programs = [folder / sub for folder in folders for sub in ("bin/python", "Scripts/python.exe")]
+    return str(next((program for program in programs if program.is_file()), sys.executable))
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The ComfyUI checkout; without one everything here is skipped, and says so."""
+    found = find_comfyui()
+    if found is None:
+        warnings.warn("NO COMFYUI FOUND: none of the ComfyUI tests ran. Set COMFYUI_PATH to a checkout of "
+                      "version 0.33 or newer.", stacklevel=1)
+        pytest.skip("NO COMFYUI FOUND. Set COMFYUI_PATH to a checkout.")
+    return found
+
+
+@pytest.fixture(scope="session")
+def base_directory(tmp_path_factory) -> Path:
+    """A folder of ComfyUI's own with the pack as a symbolic link and small models of every kind."""
+    from make_random_models import make_models
+
+    base = tmp_path_factory.mktemp("comfyui")
+    made = make_models(base / "made")
+    for name in ("custom_nodes", "input", "output", "temp", "user/default"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / "magihuman").symlink_to(REPOSITORY, target_is_directory=True)
+    (base / "user/default/comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")
+    models = base / "models"
+    for part in ("diffusion_models/magihuman", "text_encoders", "vae", "loras"):
+        (models / part).mkdir(parents=True)
+    for network in ("distill", "base", "540p_sr", "1080p_sr"):
+        (made / network).rename(models / "diffusion_models/magihuman" / network)
+    (made / "text_encoder").rename(models / "text_encoders/t5gemma")
+    (made / "turbo_vae").rename(models / "vae/turbo_vae")
+    (made / "vae/wan2.2_vae.safetensors").rename(models / "vae/wan2.2_vae.safetensors")
+    (made / "audio_vae/model.safetensors").rename(models / "vae/stable_audio.safetensors")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, base_directory, request):
+    """A running server on the CPU."""
+    started = Server(find_python(comfyui), comfyui, base_directory)
+    request.addfinalizer(started.stop)
+    started.wait()
+    return started
+
+
+@pytest.fixture(scope="session")
+def run_inside(comfyui):
+    """Run a program of tests/comfyui/inside in ComfyUI's Python: run_inside("parity.py") -> its output."""
+
+    def run(name: str, *arguments: str) -> str:
+        environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run([find_python(comfyui), str(HERE / "inside" / name), *arguments], env=environment,
+                              capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, f"{name}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
+        return done.stdout
+
+    return run
