@@ -64,7 +64,9 @@ class DiTConfig:
 
         def shape(key: str) -> tuple[int, ...]:
             if key not in sd:
-                raise CheckpointError(f"{getattr(sd, 'name', 'The checkpoint')} has no tensor {key}: it is not a MagiHuman network.")
+                raise CheckpointError(
+                    f"{getattr(sd, 'name', 'The checkpoint')} has no tensor {key}: it is not a MagiHuman network."
+                )
             return tuple(shape_of(key))
 
         hidden, video_in = shape("adapter.video_embedder.weight")
@@ -80,7 +82,10 @@ class DiTConfig:
             if copies == 3:
                 sandwich.append(i)
             elif copies != 1:
-                raise CheckpointError(f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x or 3 x (one for each modality).")
+                raise CheckpointError(
+                    f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x, or 3 x (one for each "
+                    "modality)."
+                )
             width = shape(p + "mlp.down_proj.weight")[1]
             is_gelu = shape(p + "mlp.up_gate_proj.weight")[0] // copies == width
             widths[is_gelu] = width

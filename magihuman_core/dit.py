@@ -32,8 +32,9 @@ from .weights.dit_keys import keep_fp32, split_official
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
 
 # Tokens that pass through a projection or MLP at once. The inner width is many times the hidden one, so
-# this bounds the memory of activations: at 1080p the whole sequence at once would take several GB.
-CHUNK = {"cpu": 512}
+# this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
+# CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
+CHUNK = {"cpu": 256}
 CHUNK_DEFAULT = 4096
 
 
@@ -46,7 +47,9 @@ class GatedAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(c.hidden, device=device)
-        self.linear_qkv = operations.Linear(c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device)
+        self.linear_qkv = operations.Linear(
+            c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device
+        )
         # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 rows
         # do not divide by 16, which fp8 matrix units want, and because it is worth its precision.
         self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
@@ -78,7 +81,9 @@ class MLP(nn.Module):
         self.activation = gelu7 if gelu else swiglu7
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(config.hidden, device=device)
-        self.up_gate_proj = operations.Linear(config.hidden, width if gelu else 2 * width, bias=False, dtype=dtype, device=device)
+        self.up_gate_proj = operations.Linear(
+            config.hidden, width if gelu else 2 * width, bias=False, dtype=dtype, device=device
+        )
         self.down_proj = operations.Linear(width, config.hidden, bias=False, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,11 +23,12 @@ class RMSNorm(nn.Module):
 def gelu7(u: Tensor) -> Tensor:
     """min(u, 7) * sigmoid(1.702 * min(u, 7)), in fp32."""
     u = u.float().clamp(max=7)
-    return u * torch.sigmoid(1.702 * u)
+    return u * (1.702 * u).sigmoid_()
 
 
 def swiglu7(u: Tensor) -> Tensor:
     """[..., 2n] -> [..., n] in fp32; even columns are the gate, odd ones the linear part, both bounded by 7."""
     gate, linear = u.float().unflatten(-1, (-1, 2)).unbind(-1)
     gate, linear = gate.clamp(max=7), linear.clamp(-7, 7)
-    return gate * torch.sigmoid(1.702 * gate) * (linear + 1)
+    gated = gate * (1.702 * gate).sigmoid_()
+    return torch.addcmul(gated, gated, linear)  # gated * (linear + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def flow_sigmas(steps: int, shift: float = 5.0) -> Tensor:
 
 def _levels(sigmas: Tensor) -> list[float]:
     levels = [float(s) for s in sigmas]
-    if len(levels) < 2 or any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or levels[-1] < 0 or levels[0] > 1:
+    if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0 or levels[0] > 1:
         raise InputError(f"sigmas are {levels[:4]}..., expected at least two, falling, between 1 and 0.")
     return levels
 
@@ -78,7 +79,9 @@ def _log_snr(sigma: float) -> float:
     return math.log1p(-sigma) - math.log(sigma) if sigma < 1 else -math.inf
 
 
-def _predict(x: Tensor, x0: Tensor, x0_last: Tensor | None, before: float | None, sigma: float, sigma_next: float) -> Tensor:
+def _predict(
+    x: Tensor, x0: Tensor, x0_last: Tensor | None, before: float | None, sigma: float, sigma_next: float
+) -> Tensor:
     """From sigma to sigma_next; `before` is the level of x0_last, None for first order."""
     if sigma_next == 0:
         return x0.clone()  # the last step lands on the estimate itself
@@ -92,7 +95,13 @@ def _predict(x: Tensor, x0: Tensor, x0_last: Tensor | None, before: float | None
 
 
 def _correct(
-    x: Tensor, x0: Tensor, x0_last: Tensor, x0_before: Tensor | None, before: float | None, sigma_last: float, sigma: float
+    x: Tensor,
+    x0: Tensor,
+    x0_last: Tensor,
+    x0_before: Tensor | None,
+    before: float | None,
+    sigma_last: float,
+    sigma: float,
 ) -> Tensor:
     """Take the step from sigma_last to sigma again, now that x0 is known there."""
     h = _log_snr(sigma) - _log_snr(sigma_last)

@@ -65,7 +65,10 @@ class Layout:
         patch_rows = self.video // self.frames
         for frame in range(self.frames):
             first, last = max(0, frame - radius), min(self.frames, frame + radius + 1)
-            yield slice(frame * patch_rows, (frame + 1) * patch_rows), slice(first * patch_rows, last * patch_rows)
+            yield (
+                slice(frame * patch_rows, (frame + 1) * patch_rows),
+                slice(first * patch_rows, last * patch_rows),
+            )
 
 
 def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor) -> Layout:
