@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .errors import CheckpointError, InputError
 from .weights import open_checkpoint
-from .weights.recognise import Recognised, recognise
+from .weights.recognise import Recognised, find_role, recognise, require_kind
 from .weights.source import INDEX, SHARD
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ PARTS = {
     "text_encoder": "the text encoder (T5Gemma-9B-UL2)",
     "tokenizer": "the text encoder's tokenizer.json",
 }
+# What names of unreadable files tell of them.
+HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",),
+         "text_encoder": ("text", "t5")}
 READABLE = (".safetensors", ".ckpt", ".gguf")
 REFUSED = (".pth", ".pt", ".bin")  # pickles: only spoken of where a part is missing
 DEPTH = 3  # folders below the given one that are searched
@@ -72,11 +75,16 @@ class ModelFolder(Mapping):
             return part
         # A file that could not be read may well be the missing part: its own fault is the better answer.
         for path, problem in self.problems.items():
-            kind, name = part.split("_")[0], str(path.relative_to(self.path)).lower()
-            if kind in name or (part in NETWORKS and "network" in problem):
+            if self._may_be(part, path, problem):
                 raise CheckpointError(problem)
-        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, which {purpose} needs. Put it into "
-                              f"this folder, or name it with --part {part}=FILE.")
+        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, needed for {purpose}. Put it into this "
+                              f"folder, or name it with --part {part}=FILE.")
+
+    def _may_be(self, part: str, path: Path, problem: str) -> bool:
+        if part in NETWORKS:
+            return "network" in problem or find_role(path, {}) in ("base", "distilled", part)
+        name = path.relative_to(self.path).as_posix().lower()
+        return any(hint in name for hint in HINTS[part])
 
     def network(self, mode: str | None) -> str:
         """The part that makes the base clip: mode, or whichever is there, the faster one first."""
@@ -104,7 +112,9 @@ def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:
     problems: dict[Path, str] = {}
     for candidate in _candidates(folder, DEPTH):
         try:
-            part = _part(candidate, examine(candidate))
+            # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
+            checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=candidate.suffix == ".ckpt")
+            part = _part(candidate, recognise(checkpoint))
         except CheckpointError as error:
             problems[candidate] = str(error)
             continue
@@ -118,16 +128,14 @@ def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:
             raise InputError(f"There is no part {part!r}, expected one of {', '.join(PARTS)}.")
         if not Path(given).exists():
             raise InputError(f"{given}: there is no such file or folder for {PARTS[part]}. Check the name.")
+        if part != "tokenizer":
+            checkpoint = open_checkpoint(given, allow_pickle_checkpoint=part == "turbo_vae")
+            require_kind(checkpoint, "network" if part in NETWORKS else part)
         found[part] = [Path(given)]
     for candidate, problem in problems.items():
         if candidate.suffix not in REFUSED:
             log.warning("Not used: %s", problem)
     return ModelFolder(folder, found, problems)
-
-
-def examine(path: Path) -> Recognised:
-    """What a weight file or a folder of shards is. Raises CheckpointError."""
-    return recognise(open_checkpoint(path, allow_pickle_checkpoint=path.suffix == ".ckpt"))
 
 
 def _demo_folder() -> Path:

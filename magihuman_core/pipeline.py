@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +21,10 @@ from .config import DiTConfig
 from .dit import load_dit
 from .errors import CheckpointError, InputError
 from .guidance import Guidance, JointDenoiser
-from .media import fit_image, frames_to_uint8, load_audio, load_image
+from .job import Job, Progress, prepare_job
+from .media import fit_image, frames_to_uint8
 from .model_folder import ModelFolder, find_models
-from .noise import NoiseSource
-from .prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from .prompt import DEFAULT_NEGATIVE_PROMPT
 from .roles import SR_STEPS, STEPS, choose_device, role_overrides
 from .sampling import flow_sigmas, sample_renoise, sample_unipc
 from .sequence import pack_latents, unpack_latents
@@ -33,11 +32,8 @@ from .sizes import (
     CELL,
     FPS,
     UPSCALED_SIZES,
-    audio_tokens,
     decoded_frames,
     latent_frames,
-    snap_size,
-    upscaled_size,
 )
 from .super_resolution import prepare_super_resolution
 from .waveform import OUTPUT_RATE, resample, to_stereo
@@ -48,28 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
-DEFAULT_SECONDS = 4
-LONG_SECONDS = 20
-
-
-@dataclass
-class _Job:
-    """What a clip is made from, checked and of its final sizes."""
-
-    size: tuple[int, int]  # width, height of the base picture
-    large: tuple[int, int] | None  # after super-resolution
-    tokens: int | None  # audio latents; None: as many as the driving sound has
-    picture: Image.Image | None
-    sound: tuple[Tensor, int] | None
-    noise: NoiseSource
-    progress: Progress
-    text: Tensor | None = None
-    negative: Tensor | None = None
-    picture_latents: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    sound_latent: Tensor | None = None
 
 
 class MagiHumanPipeline:
@@ -135,7 +110,7 @@ class MagiHumanPipeline:
         role = self.models.network(mode)
         steps = STEPS[role] if steps is None else steps
         _check_steps(steps, sr_steps)
-        job = self._prepare(prompt, image, audio, seconds, (width, height), upscale, seed, progress)
+        job = prepare_job(prompt, image, audio, seconds, (width, height), upscale, seed, progress)
         upscaler = self._upscaler(upscale, job.large)
         self._check_parts(job)
 
@@ -159,27 +134,6 @@ class MagiHumanPipeline:
 
     # Checks
 
-    def _prepare(self, prompt, image, audio, seconds, size, upscale, seed, progress) -> _Job:
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError("The prompt is empty. Describe the person, what they say, and how.")
-        for remark in check_prompt(prompt):
-            log.warning("Prompt: %s", remark)
-        size = snap_size(*size)
-        tokens = audio_tokens(DEFAULT_SECONDS if seconds is None else seconds)
-        picture = load_image(image) if isinstance(image, (str, Path)) else image
-        sound = None
-        if audio is not None:
-            sound = load_audio(audio, seconds) if isinstance(audio, (str, Path)) else audio
-            waveform, rate = sound
-            waveform = to_stereo(waveform.float())
-            if seconds is not None:
-                waveform = waveform[:, : round(seconds * rate)]
-            sound, tokens, seconds = (waveform, rate), None, waveform.shape[1] / rate
-        if (seconds or 0) > LONG_SECONDS:
-            log.warning("%.0f s is long: the model was made for clips of 4 to 10 s.", seconds)
-        large = None if upscale is None else upscaled_size(*size, upscale)
-        return _Job(size, large, tokens, picture, sound, NoiseSource(seed), progress or (lambda *_: None))
-
     def _upscaler(self, upscale, large: tuple[int, int] | None) -> str | None:
         """The super-resolution network for a target, by its name or, for other sizes, by its area."""
         if large is None:
@@ -192,7 +146,7 @@ class MagiHumanPipeline:
         best = other if other in self.models and first not in self.models else first
         return self.models.require(best, "upscaling")
 
-    def _check_parts(self, job: _Job) -> None:
+    def _check_parts(self, job: Job) -> None:
         self.models.require("text_encoder", "reading the prompt")
         self.models.require("audio_vae", "sound")
         if job.picture is not None:
@@ -202,41 +156,41 @@ class MagiHumanPipeline:
 
     # Stages
 
-    def _encode_text(self, job: _Job, prompt: str, negative: str | None) -> None:
+    def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
         from .text_encoder import load_text_encoder
 
         checkpoint = self._open("text_encoder")
-        with self._stage("text encoder"):
-            encoder = load_text_encoder(checkpoint, self.models.get("tokenizer"), device=self.device,
-                                        dtype=self._compute_dtype(checkpoint))
+        with self._stage("text encoder") as load:
+            encoder = load(load_text_encoder, checkpoint, self.models.get("tokenizer"),
+                           dtype=self._compute_dtype(checkpoint))
             job.text = encoder.encode(prompt)
             job.negative = None if negative is None else encoder.encode(negative)
             del encoder
 
-    def _encode_picture(self, job: _Job) -> None:
+    def _encode_picture(self, job: Job) -> None:
         if job.picture is None:
             return
         from .video_vae import load_video_vae
 
-        with self._stage("reference picture"):
-            vae = load_video_vae(self.models["video_vae"], device=self.device, dtype=torch.float32)
+        with self._stage("reference picture") as load:
+            vae = load(load_video_vae, self._open("video_vae"), dtype=torch.float32)
             for size in filter(None, (job.size, job.large)):
                 job.picture_latents[size] = vae.encode(fit_image(job.picture, *size).to(self.device))
             del vae
 
-    def _encode_sound(self, job: _Job) -> None:
+    def _encode_sound(self, job: Job) -> None:
         if job.sound is None:
             return
         from .audio_vae import load_audio_vae
 
-        with self._stage("driving sound"):
-            vae = load_audio_vae(self.models["audio_vae"], device=self.device)
+        with self._stage("driving sound") as load:
+            vae = load(load_audio_vae, self._open("audio_vae"))
             waveform, rate = job.sound
             waveform = resample(waveform, rate, vae.sample_rate)
             job.sound_latent = vae.encode_long(waveform[None].to(self.device))
             del vae
 
-    def _make(self, job: _Job, role: str, steps: int, guidance: Guidance | None) -> tuple[Tensor, Tensor]:
+    def _make(self, job: Job, role: str, steps: int, guidance: Guidance | None) -> tuple[Tensor, Tensor]:
         """Both latents of the base clip."""
         checkpoint = self._open(role)
         config = DiTConfig.from_state_dict(checkpoint)
@@ -249,12 +203,13 @@ class MagiHumanPipeline:
         shape = (1, config.video_channels, latent_frames(tokens), height, width)
         video = job.noise.video(shape).to(self.device)
         x, shapes = pack_latents(video, audio)
-        with self._stage(f"{role} network, {steps} steps"):
-            dit = load_dit(checkpoint, device=self.device, dtype=self._compute_dtype(checkpoint))
+        with self._stage(f"{role} network, {steps} steps") as load:
+            dit = load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint),
+                       **role_overrides(role, config.layers))
             model = JointDenoiser(dit, shapes, job.text, job.negative, guidance,
                                   frozen_video=self._frozen_picture(job, job.size, shape),
                                   frozen_audio=_held(job.sound_latent))
-            options = {"callback": _reporter(job.progress, f"{role} network", steps), "disable": True}
+            options = {"callback": _reporter(job, f"{role} network", steps), "disable": True}
             if role == "distilled":
                 noise = job.noise.sampler(shapes, self.device)
                 x = sample_renoise(model, x, flow_sigmas(steps), noise_sampler=noise, **options)
@@ -265,7 +220,7 @@ class MagiHumanPipeline:
         video, audio = unpack_latents(x, shapes)
         return _finite(video, checkpoint), _finite(audio, checkpoint)
 
-    def _enlarge(self, job: _Job, role: str, steps: int, video: Tensor, audio: Tensor) -> Tensor:
+    def _enlarge(self, job: Job, role: str, steps: int, video: Tensor, audio: Tensor) -> Tensor:
         """The video latent at the large size; the sound is only its context."""
         checkpoint = self._open(role)
         width, height = (side // CELL for side in job.large)
@@ -275,33 +230,33 @@ class MagiHumanPipeline:
         video, context = prepare_super_resolution(video, audio, height, width, video_noise=video_noise,
                                                   audio_noise=audio_noise)
         x, shapes = pack_latents(video, context)
-        with self._stage(f"{role} network, {steps} steps"):
-            dit = load_dit(checkpoint, device=self.device, dtype=self._compute_dtype(checkpoint),
-                           **role_overrides(role, DiTConfig.from_state_dict(checkpoint).layers))
+        with self._stage(f"{role} network, {steps} steps") as load:
+            dit = load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint),
+                       **role_overrides(role, DiTConfig.from_state_dict(checkpoint).layers))
             model = JointDenoiser(dit, shapes, job.text,
                                   frozen_video=self._frozen_picture(job, job.large, shape),
                                   frozen_audio=_held(context))
-            report = _reporter(job.progress, f"{role} network", steps)
+            report = _reporter(job, f"{role} network", steps)
             x = sample_unipc(model, x, flow_sigmas(steps), callback=report, disable=True)
             del dit, model
         return _finite(unpack_latents(x, shapes)[0], checkpoint)
 
-    def _waveform(self, job: _Job, latent: Tensor) -> Tensor:
+    def _waveform(self, job: Job, latent: Tensor) -> Tensor:
         """The clip's sound, fp32 [2, samples] at 44.1 kHz: the user's own where one was given."""
         if job.sound is not None:
             waveform, rate = job.sound
             return resample(waveform, rate, OUTPUT_RATE)
         from .audio_vae import load_audio_vae
 
-        with self._stage("sound decoder"):
-            vae = load_audio_vae(self.models["audio_vae"], device=self.device)
+        with self._stage("sound decoder") as load:
+            vae = load(load_audio_vae, self._open("audio_vae"))
             waveform = to_stereo(vae.decode(latent)[0].float().cpu())
             return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
 
-    def _decode_video(self, job: _Job, latent: Tensor, count: int) -> Tensor:
+    def _decode_video(self, job: Job, latent: Tensor, count: int) -> Tensor:
         """The first `count` frames, uint8 [F, h, w, 3], decoded window by window."""
-        with self._stage("picture decoder"):
-            vae = self._decoder()
+        with self._stage("picture decoder") as load:
+            vae = self._decoder(load)
             frames = None
             done = 0
             for window in vae.decode_windows(latent):
@@ -316,16 +271,16 @@ class MagiHumanPipeline:
             del vae
         return frames
 
-    def _decoder(self):
+    def _decoder(self, load: Callable[..., Any]):
         """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         if "turbo_vae" in self.models:
             from .turbo_vae import load_turbo_vae
 
-            return load_turbo_vae(self.models["turbo_vae"], device=self.device, dtype=dtype)
+            return load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype)
         from .video_vae import load_video_vae
 
-        return load_video_vae(self.models["video_vae"], device=self.device, dtype=dtype)
+        return load(load_video_vae, self._open("video_vae"), dtype=dtype)
 
     # Helpers of the stages
 
@@ -343,7 +298,7 @@ class MagiHumanPipeline:
         small = sum(entry.numel for entry in checkpoint.entries.values()) < LARGE
         return torch.float32 if small and self.device.type == "cpu" else torch.bfloat16
 
-    def _frozen_picture(self, job: _Job, size: tuple[int, int], shape) -> tuple[Tensor, Tensor] | None:
+    def _frozen_picture(self, job: Job, size: tuple[int, int], shape) -> tuple[Tensor, Tensor] | None:
         """The picture as latent frame 0, held; mask 0 = keep."""
         if job.picture is None:
             return None
@@ -358,15 +313,23 @@ class MagiHumanPipeline:
         return values, mask
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Log how long a stage took, and give its memory back."""
+    def _stage(self, name: str) -> Iterator[Callable[..., Any]]:
+        """Time a stage, and give its memory back. Yields load(function, *source, **options)."""
         started = time.perf_counter()
+        loading = 0.0
+
+        def load(function: Callable[..., Any], *source: Any, **options: Any) -> Any:
+            nonlocal loading
+            part = function(*source, device=self.device, **options)
+            loading = time.perf_counter() - started
+            return part
+
         log.debug("%s ...", name)
-        yield
+        yield load
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.empty_cache()
-        log.info("%s: %.1f s", name, time.perf_counter() - started)
+        log.info("%s: %.1f s, %.1f s of it loading", name, time.perf_counter() - started, loading)
 
 
 def _check_steps(steps: int, sr_steps: int) -> None:
@@ -375,9 +338,10 @@ def _check_steps(steps: int, sr_steps: int) -> None:
             raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
 
 
-def _reporter(progress: Progress, stage: str, steps: int) -> Callable[[dict[str, Any]], None]:
-    progress(stage, 0, steps)
-    return lambda state: progress(stage, state["i"] + 1, steps)
+def _reporter(job: Job, stage: str, steps: int) -> Callable[[dict[str, Any]], None]:
+    """A solver's callback."""
+    job.progress(stage, 0, steps)
+    return lambda state: job.progress(stage, state["i"] + 1, steps)
 
 
 def _held(audio: Tensor | None) -> tuple[Tensor, Tensor] | None:

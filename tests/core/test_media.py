@@ -322,7 +322,8 @@ def test_upscaled_size(base, target, expected):
 @pytest.mark.parametrize("call", [
     lambda: snap_size(0, 64), lambda: snap_size(64, 31), lambda: snap_size(64.0, 64),
     lambda: snap_size(True, 64), lambda: audio_tokens(0), lambda: audio_tokens(-3),
-    lambda: audio_tokens(float("nan")), lambda: audio_tokens(float("inf")), lambda: audio_tokens("4"), lambda: upscaled_size(448, 256, "4k"),
+    lambda: audio_tokens(float("nan")), lambda: audio_tokens(float("inf")), lambda: audio_tokens("4"),
+    lambda: upscaled_size(448, 256, "4k"),
     lambda: upscaled_size(448, 256, (1, 2, 3)), lambda: upscaled_size(448, 256, 540),
 ])  # fmt: skip
 def test_impossible_sizes_are_refused(call):

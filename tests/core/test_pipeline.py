@@ -1,0 +1,318 @@
+"""The whole way from a prompt to a clip, on small random models in the official layout."""
+
+import gc
+import json
+import logging
+import shutil
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import magihuman_core as mh
+from magihuman_core.config import DiTConfig
+from magihuman_core.media import fit_image, frames_to_uint8, load_audio, load_image
+from magihuman_core.model_folder import find_models
+from magihuman_core.noise import NoiseSource
+from magihuman_core.pipeline import MagiHumanPipeline
+from magihuman_core.roles import role_overrides
+from magihuman_core.text_encoder import TextEncoder
+from magihuman_core.turbo_vae import TurboVAE
+from magihuman_core.video_vae import VideoVAE
+from magihuman_core.waveform import resample
+
+PROMPT = "A woman looks into the camera and says good morning."
+SMALL = {"width": 64, "height": 32, "seconds": 0.4}
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_models):
+    return MagiHumanPipeline.from_folder(random_models, device="cpu")
+
+
+def test_the_clip_is_what_the_parts_make_by_hand(pipeline, random_models, photograph, caplog):
+    """Distilled network from a picture, then super-resolution, put together here from the public functions.
+
+    The noise is drawn here by torch itself, in the order NoiseSource documents: whoever draws the same gets
+    the same clip.
+    """
+    clip = pipeline.generate(PROMPT, image=photograph, seed=5, steps=3, upscale=(96, 64), sr_steps=2, **SMALL)
+    assert "random weights" in caplog.text
+
+    generator = torch.Generator().manual_seed(5)
+    draw = {"generator": generator}
+    audio = torch.randn(1, 11, 64, **draw).transpose(1, 2)
+    video = torch.randn(1, 48, 3, 2, 4, **draw)
+    folder = random_models
+    with torch.inference_mode():
+        text = mh.load_text_encoder(folder / "text_encoder").encode(PROMPT)
+        vae = mh.load_video_vae(folder / "vae")
+        picture = load_image(photograph)
+
+        def frozen(latent, width, height):
+            values, mask = torch.zeros(latent.shape), torch.ones(1, 1, 3, 1, 1)
+            values[:, :, :1] = vae.encode(fit_image(picture, width, height))
+            mask[:, :, 0] = 0
+            return values, mask
+
+        x, shapes = mh.pack_latents(video, audio)
+        dit = mh.load_dit(folder / "distill", dtype=torch.float32, positions="v2")
+        model = mh.JointDenoiser(dit, shapes, text, frozen_video=frozen(video, 64, 32))
+        for sigma, sigma_next in zip(mh.flow_sigmas(3)[:-1], mh.flow_sigmas(3)[1:], strict=True):
+            x0 = model(x, sigma[None])
+            fresh_video = torch.randn(1, 48, 3, 2, 4, **draw)
+            fresh_audio = torch.randn(1, 11, 64, **draw).transpose(1, 2)
+            x = sigma_next * mh.pack_latents(fresh_video, fresh_audio)[0] + (1 - sigma_next) * x0
+        video, audio = mh.unpack_latents(x, shapes)
+
+        video_noise = torch.randn(1, 48, 3, 4, 6, **draw)
+        audio_noise = torch.randn(1, 11, 64, **draw).transpose(1, 2)
+        video, context = mh.prepare_super_resolution(video, audio, 4, 6, video_noise=video_noise,
+                                                     audio_noise=audio_noise)
+        x, shapes = mh.pack_latents(video, context)
+        dit = mh.load_dit(folder / "540p_sr", dtype=torch.float32, positions="v1")
+        model = mh.JointDenoiser(dit, shapes, text, frozen_video=frozen(video, 96, 64),
+                                 frozen_audio=(context, torch.zeros(1, 1, 1)))
+        video, _ = mh.unpack_latents(mh.sample_unipc(model, x, mh.flow_sigmas(2), disable=True), shapes)
+        frames = frames_to_uint8(mh.load_turbo_vae(folder / "turbo_vae").decode(video))
+        sound = mh.load_audio_vae(folder / "audio_vae").decode(audio)[0]
+
+    assert clip.frames.shape == frames.shape == (9, 64, 96, 3)
+    # Decoding window by window may turn a last bit, and truncation shows it.
+    assert (clip.frames.int() - frames.int()).abs().max() <= 1
+    expected = resample(sound, 51200, 44100)[:, : 9 * 1764].clamp(-1, 1)
+    torch.testing.assert_close(clip.audio, expected, atol=1e-4, rtol=0)
+    assert clip.frames.float().std() > 10  # random models, but not a constant picture
+
+
+def test_base_mode_guides_away_from_the_negative_prompt(pipeline):
+    kwargs = {"mode": "base", "steps": 3, **SMALL}
+    default = pipeline.generate(PROMPT, **kwargs)
+    other = pipeline.generate(PROMPT, negative="a dog", **kwargs)
+    unguided = pipeline.generate(PROMPT, guidance=mh.Guidance(1.0, 1.0, 1.0), **kwargs)
+    assert not torch.equal(default.frames, other.frames)
+    assert not torch.equal(default.frames, unguided.frames)
+    again = pipeline.generate(PROMPT, negative="a dog", guidance=mh.Guidance(1.0, 1.0, 1.0), **kwargs)
+    assert (again.frames.int() - unguided.frames.int()).abs().max() <= 1  # scale 1: the negative falls out
+    assert default.metadata["model"] == "base"
+
+
+def test_a_seed_is_a_clip(pipeline):
+    first, second, other = (pipeline.generate(PROMPT, steps=2, seed=seed, **SMALL) for seed in (1, 1, 2))
+    assert torch.equal(first.frames, second.frames)
+    assert torch.equal(first.audio, second.audio)
+    assert not torch.equal(first.frames, other.frames)
+
+
+def test_noise_source_draws_in_its_documented_order():
+    noise, generator = NoiseSource(3), torch.Generator().manual_seed(3)
+    audio, video = noise.audio((1, 4, 5)), noise.video((1, 2, 1, 2, 2))
+    assert torch.equal(audio, torch.randn(1, 5, 4, generator=generator).transpose(1, 2))
+    assert torch.equal(video, torch.randn(1, 2, 1, 2, 2, generator=generator))
+    step = noise.sampler([(1, 2, 1, 2, 2), (1, 4, 5)])(None, None)
+    assert torch.equal(step[..., :8].flatten(), torch.randn(8, generator=generator))
+    expected = torch.randn(1, 5, 4, generator=generator).transpose(1, 2)
+    assert torch.equal(step[..., 8:].flatten(), expected.flatten())
+
+
+@pytest.mark.parametrize("mode", ["distilled", "base"])
+def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
+    clip = pipeline.generate(PROMPT, audio=voice, mode=mode, steps=2, width=64, height=32)
+    given, rate = load_audio(voice)
+    # 25 latents a second, and 4 of them for each latent frame after the first.
+    tokens = -(-given.shape[1] * 51200 // rate // 2048)
+    assert clip.frames.shape[0] == 4 * ((tokens - 1) // 4) + 1
+    assert 0 <= given.shape[1] / rate - clip.seconds < 0.2
+    assert clip.audio.shape[1] == clip.frames.shape[0] * 1764
+    torch.testing.assert_close(clip.audio, resample(given, rate, 44100)[:, : clip.audio.shape[1]])
+
+
+def test_the_sound_changes_the_picture(pipeline, voice):
+    """The driving sound reaches the network; it is not only laid under the film."""
+    kwargs = {"steps": 2, "width": 64, "height": 32}
+    spoken, rate = load_audio(voice, seconds=0.5)
+    silent = torch.zeros_like(spoken)
+    clips = [pipeline.generate(PROMPT, audio=(sound, rate), **kwargs) for sound in (spoken, silent)]
+    assert clips[0].frames.shape == clips[1].frames.shape
+    assert (clips[0].frames.float() - clips[1].frames.float()).abs().mean() > 0.5
+
+
+def test_seconds_cut_the_sound(pipeline, voice):
+    clip = pipeline.generate(PROMPT, audio=voice, seconds=0.52, steps=1, width=64, height=32)
+    assert clip.frames.shape[0] == 13
+    assert clip.audio.shape[1] == 13 * 1764
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(1, 25), (2, 49)])
+def test_picture_and_sound_end_together(pipeline, seconds, frames):
+    """2 s have 51 audio latents but 49 frames: the clip is cut to the shorter."""
+    clip = pipeline.generate(PROMPT, steps=1, **{**SMALL, "seconds": seconds})
+    assert clip.frames.shape[0] == frames
+    assert clip.audio.shape == (2, frames * 1764)
+
+
+def test_one_part_is_in_memory_at_a_time(pipeline, photograph):
+    parts = {TextEncoder, VideoVAE, mh.MagiHumanDiT, TurboVAE}
+    seen = {}
+
+    def progress(stage, done, total):
+        gc.collect()
+        seen.setdefault(stage, set()).update(set(map(type, gc.get_objects())) & parts)
+
+    pipeline.generate(PROMPT, image=photograph, steps=1, sr_steps=1, upscale=(64, 64), progress=progress,
+                      **SMALL)
+    assert seen == {"distilled network": {mh.MagiHumanDiT}, "sr_540p network": {mh.MagiHumanDiT},
+                    "picture decoder": {TurboVAE}}
+    gc.collect()
+    assert not set(map(type, gc.get_objects())) & parts
+
+
+def test_progress_counts_to_the_end(pipeline):
+    calls = []
+    pipeline.generate(PROMPT, steps=3, progress=lambda *call: calls.append(call), **SMALL)
+    assert calls[:4] == [("distilled network", n, 3) for n in range(4)]
+    assert calls[-1] == ("picture decoder", 9, 9)
+
+
+def test_each_stage_logs_its_time(pipeline, caplog):
+    with caplog.at_level(logging.INFO, logger="magihuman_core"):
+        pipeline.generate(PROMPT, steps=1, **SMALL)
+    for stage in ("text encoder", "distilled network, 1 steps", "sound decoder", "picture decoder"):
+        assert any(r.message.startswith(stage + ": ") and " s" in r.message for r in caplog.records), stage
+
+
+def test_saved_clip_says_how_it_was_made(pipeline, tmp_path):
+    clip = pipeline.generate(PROMPT, seed=9, steps=1, **SMALL)
+    clip.save(tmp_path / "a.mp4")
+    with av.open(str(tmp_path / "a.mp4")) as film:
+        facts = json.loads(film.metadata["magihuman"])
+        frames = np.stack([f.to_ndarray(format="rgb24") for f in film.decode(video=0)])
+    assert (facts["prompt"], facts["seed"], facts["model"]) == (PROMPT, 9, "distilled")
+    assert frames.shape == tuple(clip.frames.shape)
+    assert str(tmp_path) not in json.dumps(facts)
+
+
+def test_super_resolution_roles():
+    assert role_overrides("sr_540p", 40) == {"positions": "v1"}
+    overrides = role_overrides("sr_1080p", 40)
+    assert overrides["positions"] == "v1"
+    assert set(range(40)) - set(overrides["local_layers"]) == {3, 7, 11, 15, 19, 23, 27, 31}
+    assert DiTConfig.__dataclass_fields__["local_radius"].default == 11
+
+
+def test_1080p_network_is_used_for_large_targets(random_models, pipeline, make_models, tmp_path):
+    """By name, by area, and where it is the only one."""
+    assert pipeline._upscaler("1080p", (1920, 1088)) == "sr_1080p"
+    assert pipeline._upscaler((1600, 896), (1600, 896)) == "sr_1080p"
+    assert pipeline._upscaler((800, 448), (800, 448)) == "sr_540p"
+    shutil.copytree(random_models / "1080p_sr", tmp_path / "1080p_sr")
+    alone = MagiHumanPipeline(find_models(tmp_path), device="cpu")
+    assert alone._upscaler((800, 448), (800, 448)) == "sr_1080p"
+    with pytest.raises(mh.CheckpointError, match="540p super-resolution network is missing"):
+        alone._upscaler("540p", (896, 512))
+
+
+def test_without_turbo_vae_the_other_one_decodes(random_models, pipeline, tmp_path):
+    for name in ("distill", "vae", "audio_vae", "text_encoder"):
+        (tmp_path / name).symlink_to(random_models / name)
+    clip = MagiHumanPipeline.from_folder(tmp_path, device="cpu").generate(PROMPT, steps=1, **SMALL)
+    assert clip.frames.shape == (9, 32, 64, 3)
+    turbo = pipeline.generate(PROMPT, steps=1, **SMALL)
+    assert not torch.equal(clip.frames, turbo.frames)
+    assert torch.equal(clip.audio, turbo.audio)
+
+
+def test_bf16_network(random_models):
+    """The dtype that is released; a picture close to that of fp32, but not the same."""
+    made = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        pipeline = MagiHumanPipeline.from_folder(random_models, device="cpu", dtype=dtype)
+        made[dtype] = pipeline.generate(PROMPT, steps=1, **SMALL).frames.float()
+    difference = (made[torch.float32] - made[torch.bfloat16]).abs().mean()
+    assert 0 < difference < 10
+
+
+# Folders of models
+
+
+def test_parts_are_found_whatever_their_names(random_models, tmp_path):
+    """A folder of single files, named as they please; only the role of a network needs a name."""
+    tensors = {}
+    for shard in sorted((random_models / "distill").glob("*.safetensors")):
+        tensors.update(load_file(shard))
+    save_file(tensors, tmp_path / "my_distilled_fp32.safetensors")
+    deep = tmp_path / "deep" / "down"
+    deep.mkdir(parents=True)
+    shutil.copy(random_models / "audio_vae" / "model.safetensors", deep / "a.safetensors")
+    shutil.copy(random_models / "vae" / "wan2.2_vae.safetensors", tmp_path / "b.safetensors")
+    shutil.copy(random_models / "text_encoder" / "model.safetensors", tmp_path / "c.safetensors")
+    shutil.copy(random_models / "text_encoder" / "tokenizer.json", tmp_path / "tokenizer.json")
+    shutil.copy(random_models / "text_encoder" / "config.json", tmp_path / "config.json")
+    models = find_models(tmp_path)
+    assert {part: path.name for part, path in models.items()} == {
+        "distilled": "my_distilled_fp32.safetensors", "audio_vae": "a.safetensors",
+        "video_vae": "b.safetensors", "text_encoder": "c.safetensors", "tokenizer": "tokenizer.json"}
+    clip = MagiHumanPipeline(models, device="cpu").generate(PROMPT, steps=1, **SMALL)
+    assert clip.frames.shape[0] == 9
+
+
+def test_a_named_part_wins(random_models, tmp_path):
+    shutil.copytree(random_models / "distill", tmp_path / "unnamed")
+    models = find_models(random_models, distilled=tmp_path / "unnamed", turbo_vae=random_models / "turbo_vae")
+    assert models["distilled"] == tmp_path / "unnamed"
+    clip = MagiHumanPipeline(models, device="cpu").generate(PROMPT, steps=1, **SMALL)
+    assert clip.frames.shape[0] == 9
+
+
+@pytest.mark.parametrize(("prepare", "word"), [
+    (lambda new, old: None, "distilled network is missing, needed for making a clip"),
+    (lambda new, old: shutil.copytree(old / "distill", new / "x"), "unknown role"),
+    (lambda new, old: [shutil.copytree(old / "distill", new / name) for name in ("distill", "distill2")],
+     "is there 2 times"),
+    (lambda new, old: (new / "base.safetensors").write_text("<!DOCTYPE html><html>"), "web page"),
+    (lambda new, old: ((new / "distill").mkdir(), (new / "distill" / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")), "Git-LFS"),
+])  # fmt: skip
+def test_folders_that_cannot_make_a_clip(random_models, tmp_path, prepare, word):
+    prepare(tmp_path, random_models)
+    with pytest.raises(ValueError, match=word):
+        MagiHumanPipeline.from_folder(tmp_path, device="cpu").generate(PROMPT, **SMALL)
+
+
+def test_wrong_files_for_a_part(random_models, tmp_path):
+    with pytest.raises(mh.CheckpointError, match=r"audio VAE.*expected"):
+        find_models(random_models, distilled=random_models / "audio_vae")
+    with pytest.raises(mh.InputError, match="no such file"):
+        find_models(random_models, distilled=tmp_path / "none.safetensors")
+    with pytest.raises(mh.InputError, match="expected one of base"):
+        find_models(random_models, vae=random_models / "vae")
+    with pytest.raises(mh.InputError, match="no such folder"):
+        find_models(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kwargs", [
+    {"seconds": 0}, {"seconds": -1}, {"width": 16}, {"steps": 0}, {"steps": 2.5}, {"seed": -1}, {"seed": 1.5},
+    {"upscale": "8k"}, {"mode": "fast"}, {"sr_steps": 0}, {"audio": (torch.zeros(0, 5), 44100)},
+    {"audio": (torch.zeros(2, 100), 0)},
+])  # fmt: skip
+def test_impossible_arguments_are_refused_at_once(pipeline, kwargs):
+    calls = []
+    with pytest.raises(mh.InputError, match="expected"):
+        pipeline.generate(PROMPT, progress=lambda *call: calls.append(call), **{**SMALL, **kwargs})
+    assert not calls
+
+
+def test_empty_prompt_and_device_that_is_not_there(pipeline, random_models):
+    with pytest.raises(mh.InputError, match="prompt is empty"):
+        pipeline.generate("  \n", **SMALL)
+    with pytest.raises(mh.InputError, match="cannot be used here"):
+        MagiHumanPipeline.from_folder(random_models, device="warp")
+
+
+def test_picture_may_be_in_memory(pipeline, photograph):
+    clips = [pipeline.generate(PROMPT, image=image, steps=1, **SMALL)
+             for image in (photograph, Image.open(photograph))]
+    assert torch.equal(clips[0].frames, clips[1].frames)
