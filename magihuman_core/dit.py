@@ -248,8 +248,8 @@ class MagiHumanDiT(nn.Module):
         ):
             if tensor.ndim != dims or tensor.shape[axis] != channels:
                 raise InputError(
-                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} "
-                    f"channels on axis {axis}; check that latent and text come from MagiHuman's own VAE and text encoder."
+                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} channels "
+                    f"on axis {axis}; check that latent and text come from MagiHuman's own VAE and text encoder."
                 )
         if video.shape[3] % PATCH or video.shape[4] % PATCH:
             raise InputError(
