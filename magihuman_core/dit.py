@@ -275,13 +275,13 @@ def load_dit(
 ) -> MagiHumanDiT:
     """Build the network that a checkpoint holds, at whatever size, and fill it.
 
-    source: a file, folder, index file or mapping of tensors. dtype: what the blocks are stored and
+    source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
     computed in, torch.bfloat16 (default, as released) or torch.float32; embedders, heads and norms are
     fp32 in any case. overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for
     super-resolution), local_layers and local_radius.
     Raises CheckpointError when the source is no MagiHuman network or damaged.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "network")
     config = DiTConfig.from_state_dict(checkpoint, **overrides)
     dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
     assign_weights(

@@ -98,27 +98,46 @@ def tensor_entry(tensor: Tensor) -> Entry:
     return Entry(tuple(tensor.shape), tensor.dtype, load)
 
 
+@dataclass(frozen=True, slots=True)
+class Joined(Entry):
+    """Entries one below the other. Rows of it are the rows of its parts, so that nothing else is read."""
+
+    parts: Sequence[Entry]
+
+    def rows(self, begin: int, end: int) -> Entry:
+        cut, top = [], 0
+        for part in self.parts:
+            low, high = max(begin, top) - top, min(end, top + part.shape[0]) - top
+            if low < high:
+                cut.append(part.rows(low, high))
+            top += part.shape[0]
+        return concatenated(cut or [self.parts[0].rows(0, 0)])
+
+
 def concatenated(parts: Sequence[Entry]) -> Entry:
     """Entries one below the other, along the first dimension. They are read one at a time."""
     if len(parts) == 1:
         return parts[0]
     height = sum(part.shape[0] for part in parts)
     stored = parts[0].dtype
-    for part in parts:
-        stored = torch.promote_types(stored, part.dtype) if part.dtype != stored else stored
+    for part in parts[1:]:
+        stored = stored if part.dtype == stored else torch.promote_types(stored, part.dtype)
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         begin, end = (0, height) if rows is None else rows
-        result = torch.empty((end - begin, *parts[0].shape[1:]), dtype=dtype or stored)
-        top = 0  # of the part, among all rows
+        result = None
+        top = 0  # the row at which a part begins
         for part in parts:
-            low, high = max(begin, top), min(end, top + part.shape[0])
-            if low < high:
-                result[low - begin : high - begin] = part.load(result.dtype, (low - top, high - top))
+            low, high = max(begin, top) - top, min(end, top + part.shape[0]) - top
+            if low < high or (result is None and part is parts[-1]):
+                piece = part.load(dtype or stored, (low, max(low, high)))
+                if result is None:
+                    result = piece.new_empty((end - begin, *piece.shape[1:]))
+                result[top + low - begin : top + low - begin + piece.shape[0]] = piece
             top += part.shape[0]
         return result
 
-    return Entry((height, *parts[0].shape[1:]), stored, load)
+    return Joined((height, *parts[0].shape[1:]), stored, load, tuple(parts))
 
 
 def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> Checkpoint:

@@ -125,7 +125,7 @@ def _describe_json(path: Path) -> str:
 def _describe_checkpoint(path: Path, read_all: bool) -> str:
     """The section of one checkpoint: file, shards or index."""
     try:
-        checkpoint = open_checkpoint(path, allow_pickle_checkpoint=path.suffix == ".ckpt")
+        checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=path.suffix == ".ckpt")
     except CheckpointError as error:
         return f"{path}\n  problem    {_without_path(error, path)}"
     found = recognise(checkpoint)
@@ -185,8 +185,9 @@ def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iter
     if found.kind in LOADERS:
         module, function = LOADERS[found.kind]
         load = getattr(import_module(module, __package__), function)
+        dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
         try:
-            load(checkpoint.with_entries({k: _dry(e) for k, e in checkpoint.entries.items()}), device="meta")
+            load(open_checkpoint(dry, found.kind), device="meta")
         except CheckpointError as error:
             yield _without_path(error, checkpoint.name)
         except Exception:  # whatever shapes the file claims, explaining it must not fail

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, from_tensors
+from .quantised import COMFY_TABLE, SCALES
 
 ROLES = ("base", "distilled", "sr_540p", "sr_1080p")
 
@@ -102,7 +103,7 @@ def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> Non
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
     """How weights are quantised, in words; None where they are plain numbers."""
-    if "_quantization_metadata" in checkpoint.metadata or any(k.endswith(".comfy_quant") for k in checkpoint):
+    if COMFY_TABLE in checkpoint.metadata or any(k.endswith(".comfy_quant") for k in checkpoint):
         return "ComfyUI quantised layers"
     if any(key.endswith(".weight._data") for key in checkpoint):
         return "quanto int8, a scale per row"
@@ -110,14 +111,11 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
     names = {torch.float8_e4m3fn: "fp8 (e4m3)", torch.float8_e5m2: "fp8 (e5m2)"}
     for dtype, name in names.items():
         if dtype in dtypes:
-            scaled = any(key.endswith(SCALE_ENDINGS) for key in checkpoint)
+            scaled = any(key.endswith(SCALES) for key in checkpoint)
             return f"{name}, with scales" if scaled else f"{name}, without scales"
     if torch.int8 in dtypes:
         return "int8"
     return "GGUF" if checkpoint.metadata.get("format") == "gguf" else None
-
-
-SCALE_ENDINGS = ("__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale", ".weight._scale")
 
 
 def _layout(kind: str, checkpoint: Checkpoint) -> str:

@@ -10,7 +10,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry, from_tensors
 from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from .layouts import official_network
 from .pickled import open_training_checkpoint
+from .quantised import dequantised
 from .recognise import require_kind
 from .tensor_file import TensorFile
 
@@ -35,16 +37,18 @@ def open_checkpoint(
     kind: str | None = None,
     *,
     mapped: bool = False,
+    raw: bool = False,
     allow_pickle_checkpoint: bool = False,
 ) -> Checkpoint:
-    """Open weights for reading; only headers are read here.
+    """Open weights for reading; only headers are read here. Quantised weights are decoded as they are read.
 
     source: a .safetensors file, a *.safetensors.index.json, a folder that holds either (or shards without
     an index, or a diffusers-style folder around it), or a mapping from names to tensors.
     kind: what is wanted, a key of recognise.KINDS: anything else is refused, and in a diffusers-style folder
-    it chooses the part.
+    it chooses the part. A "network" in any layout is given under its official names.
     mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them
     does not change the file).
+    raw: give names and tensors as they are stored.
     allow_pickle_checkpoint: also take the Turbo VAE's training checkpoint (.ckpt), by torch.load with
     weights_only, which runs no code; its averaged weights are given.
     Raises CheckpointError with the file and the remedy.
@@ -52,7 +56,9 @@ def open_checkpoint(
     checkpoint = _open(source, kind, mapped, allow_pickle_checkpoint)
     if kind is not None:
         require_kind(checkpoint, kind)
-    return checkpoint
+    if raw:
+        return checkpoint
+    return official_network(checkpoint) if kind == "network" else dequantised(checkpoint)
 
 
 def _open(source: str | Path | Mapping, kind: str | None, mapped: bool, allow_pickle: bool) -> Checkpoint:

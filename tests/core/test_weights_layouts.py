@@ -1,0 +1,303 @@
+"""The network in every layout met in the wild: the same outputs as from the official file."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from magihuman_core import load_dit
+from magihuman_core.errors import CheckpointError
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.inspect import describe
+from magihuman_core.weights.quantised import as_quantised
+from magihuman_core.weights.recognise import recognise
+
+logger = logging.getLogger(__name__)  # pytest --log-cli-level=INFO shows the errors
+
+DATA = Path(__file__).parents[1] / "data"
+HEADS, KV_HEADS, HEAD_DIM = 2, 1, 32
+ROWS = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM, "g": HEADS}
+SANDWICH = (0, 2)
+LINEARS = ("linear_qkv", "linear_proj", "up_gate_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def official() -> dict[str, torch.Tensor]:
+    return load_file(DATA / "pipeline" / "weights_base.safetensors")
+
+
+def is_linear(key: str) -> bool:
+    return key.startswith("block.") and key.endswith(tuple(f".{name}.weight" for name in LINEARS))
+
+
+def split(official: dict) -> dict:
+    """Split experts, written down here once more: q, k, v, g and the modalities apart."""
+    result = {}
+    for key, tensor in official.items():
+        if not is_linear(key):
+            result[key] = tensor
+            continue
+        stem, sandwich = key.removesuffix(".weight"), int(key.split(".")[2]) in SANDWICH
+        copies = zip(("_video", "_audio", "_text"), tensor.chunk(3), strict=True) if sandwich else [("", tensor)]
+        for suffix, copy in copies:
+            if not stem.endswith("qkv"):
+                result[f"{stem}{suffix}.weight"] = copy.clone()
+                continue
+            for letter, part in zip(ROWS, copy.split(list(ROWS.values())), strict=True):
+                result[f"{stem[:-3]}{letter}{suffix}.weight"] = part.clone()
+    return result
+
+
+def quanto(official: dict) -> dict:
+    result = {}
+    for key, tensor in split(official).items():
+        if not key.startswith("block.") or "norm" in key:
+            result[key] = tensor
+            continue
+        stem = key.removesuffix(".weight")
+        scale = (tensor.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-8)
+        result[key + "._data"] = (tensor.float() / scale).round().clamp(-127, 127).to(torch.int8)
+        result[key + "._scale"] = scale.bfloat16()
+        result[stem + ".input_scale"] = result[stem + ".output_scale"] = torch.ones(())
+    return {key: value.clone() for key, value in result.items()}
+
+
+def fp8(official: dict, scale_name: str | None, dtype=torch.float8_e4m3fn, groups: int = 0) -> dict:
+    """scale_name: of {key} or {stem}. groups: 0 a scalar, 1 the same as [1], more: one per group of rows."""
+    result = {}
+    for key, tensor in official.items():
+        if not is_linear(key):
+            result[key] = tensor
+            continue
+        parts = tensor.float().chunk(max(1, groups))
+        scales = [part.abs().max() / torch.finfo(dtype).max for part in parts]
+        if scale_name is None:
+            scales = [torch.ones(()) for _ in parts]
+        result[key] = torch.cat([(part / scale) for part, scale in zip(parts, scales, strict=True)]).to(dtype)
+        if scale_name is not None:
+            name = scale_name.format(key=key, stem=key.removesuffix(".weight"))
+            result[name] = torch.stack(scales) if groups else scales[0]
+    return result
+
+
+def comfy(official: dict, *, as_bytes: bool = False) -> dict:
+    result = fp8(official, "{stem}.weight_scale")
+    note = json.dumps({"format": "float8_e4m3fn"}).encode()
+    for key in [key for key in result if is_linear(key)]:
+        result[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+        if as_bytes:
+            result[key] = result[key].view(torch.uint8)
+    return result
+
+
+def comfy_int8(official: dict) -> dict:
+    result = {}
+    note = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    for key, tensor in official.items():
+        if not is_linear(key):
+            result[key] = tensor
+            continue
+        scale = tensor.float().abs().amax(1, keepdim=True) / 127
+        result[key] = (tensor.float() / scale).round().to(torch.int8)
+        result[key.removesuffix("weight") + "weight_scale"] = scale
+        result[key.removesuffix("weight") + "comfy_quant"] = note.clone()
+    return result
+
+
+def old_comfy(official: dict) -> dict:
+    result = fp8(official, "{stem}.scale_weight")
+    for key in [key for key in result if is_linear(key)]:
+        result[key.removesuffix("weight") + "scale_input"] = torch.ones(())
+    return {"model.diffusion_model." + key: value for key, value in result.items()} | {
+        "model.diffusion_model.scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)
+    }
+
+
+def prefixed(official: dict, prefix: str) -> dict:
+    return {prefix + key: value for key, value in official.items()}
+
+
+FP8 = "fp8 (e4m3), with scales"
+COMFY = "ComfyUI quantised layers"
+# name -> (how to write it, relative error of outputs allowed, layout in words, quantisation in words)
+LAYOUTS = {
+    "official": (dict, 0, "official", None),
+    "split": (split, 0, "split experts", None),
+    "model.diffusion_model.": (lambda sd: prefixed(sd, "model.diffusion_model."), 0, "official", None),
+    "diffusion_model.": (lambda sd: prefixed(sd, "diffusion_model."), 0, "official", None),
+    "model.": (lambda sd: prefixed(sd, "model."), 0, "official", None),
+    "split with prefix": (lambda sd: prefixed(split(sd), "diffusion_model."), 0, "split experts", None),
+    "quanto": (quanto, 3e-2, "split experts", "quanto int8, a scale per row"),
+    "fp8 .__fp8_scale": (lambda sd: fp8(sd, "{key}.__fp8_scale"), 1e-1, "official", FP8),
+    "fp8 __fp8_scale": (lambda sd: fp8(sd, "{key}__fp8_scale"), 1e-1, "official", FP8),
+    "fp8 weight_scale": (lambda sd: fp8(sd, "{stem}.weight_scale"), 1e-1, "official", FP8),
+    "fp8 scale_weight": (lambda sd: fp8(sd, "{stem}.scale_weight"), 1e-1, "official", FP8),
+    "fp8 weight.scale": (lambda sd: fp8(sd, "{key}.scale"), 1e-1, "official", FP8),
+    "fp8 scale as [1]": (lambda sd: fp8(sd, "{stem}.weight_scale", groups=1), 1e-1, "official", FP8),
+    "fp8 split": (lambda sd: fp8_split(sd), 1e-1, "split experts", FP8),
+    "fp8 without scales": (lambda sd: fp8(sd, None), 1e-1, "official", "fp8 (e4m3), without scales"),
+    "e5m2": (lambda sd: fp8(sd, "{stem}.weight_scale", torch.float8_e5m2), 2e-1, "official",
+             "fp8 (e5m2), with scales"),
+    "comfy_quant": (comfy, 1e-1, "official", COMFY),
+    "comfy_quant as bytes": (lambda sd: comfy(sd, as_bytes=True), 1e-1, "official", COMFY),
+    "comfy_quant int8": (comfy_int8, 3e-2, "official", COMFY),
+    "scaled_fp8 with prefix": (old_comfy, 1e-1, "official", FP8),
+}  # fmt: skip
+
+
+def fp8_split(official: dict) -> dict:
+    result = {}
+    for key, tensor in split(official).items():
+        if not key.startswith("block.") or "norm" in key or ".linear_g" in key:
+            result[key] = tensor
+            continue
+        scale = tensor.float().abs().max() / 448
+        result[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+        result[key.removesuffix("weight") + "weight_scale"] = scale
+    return result
+
+
+def assert_within_rounding(got: torch.Tensor, want: torch.Tensor, name: str) -> None:
+    """Each value lies within half a step of its format, a scale taken from the largest value around it."""
+    if "int8" in name or name == "quanto":
+        allowed = want.abs().amax(1, keepdim=True) * 0.5 / 127 + want.abs() * 2**-7  # and bf16 of scale and result
+    elif name == "fp8 without scales":
+        allowed = want.abs() * 2**-4 + 2**-10
+    else:
+        bits = 2 if name == "e5m2" else 3
+        allowed = want.abs() * (2.0 ** -(bits + 1) + 2**-8) + want.abs().max() * 2**-18
+    assert bool(((got - want).abs() <= allowed).all())
+
+
+@torch.inference_mode()
+def outputs(source) -> torch.Tensor:
+    """What the network makes of fixed inputs, in fp32, as one vector."""
+    generator = torch.Generator().manual_seed(1)
+    video = torch.randn(1, 8, 2, 4, 4, generator=generator)
+    audio, text = torch.randn(1, 64, 5, generator=generator), torch.randn(1, 3, 24, generator=generator)
+    dit = load_dit(source, dtype=torch.float32)
+    return torch.cat([part.flatten() for part in dit(video, audio, text)])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_outputs_of_the_official_one(name, official, tmp_path):
+    write, tolerance, layout, quantisation = LAYOUTS[name]
+    stored = {key: value.contiguous() for key, value in write(official).items()}
+    path = tmp_path / "net.safetensors"
+    save_file(stored, path)
+    checkpoint = open_checkpoint(path, "network")
+    assert set(checkpoint) == set(official)
+    for key, tensor in official.items():
+        assert checkpoint.shape(key) == tuple(tensor.shape)
+        if not is_linear(key) or tolerance == 0:
+            assert torch.equal(checkpoint[key], tensor)
+        else:
+            assert_within_rounding(checkpoint[key].float(), tensor.float(), name)
+    expected = outputs(official)
+    error = float((outputs(path) - expected).norm() / expected.norm())
+    logger.info("%s: relative error of the outputs %.1e", name, error)
+    assert error <= tolerance
+    if tolerance:
+        assert error > 1e-5  # it was quantised indeed
+    found = recognise(open_checkpoint(path, raw=True))
+    assert (found.kind, found.layout, found.quantisation) == ("network", layout, quantisation)
+    assert "problem" not in describe(path)
+
+
+def test_quantisation_named_in_the_header_only(official, tmp_path):
+    stored = fp8(official, "{stem}.weight_scale")
+    stored = {key: value.view(torch.uint8) if is_linear(key) else value for key, value in stored.items()}
+    layers = {key.removesuffix(".weight"): {"format": "float8_e4m3fn"} for key in stored if is_linear(key)}
+    table = json.dumps({"format_version": "1.0", "layers": layers})
+    save_file(stored, tmp_path / "net.safetensors", metadata={"_quantization_metadata": table})
+    expected = outputs(official)
+    assert (outputs(tmp_path / "net.safetensors") - expected).norm() <= 1e-1 * expected.norm()
+
+
+def test_a_scale_for_each_modality_of_a_stacked_tensor(official):
+    key = "block.layers.0.mlp.down_proj.weight"
+    uneven = torch.cat([part * 30**i for i, part in enumerate(official[key].chunk(3))])
+    read = open_checkpoint(fp8({key: uneven}, "{stem}.weight_scale", groups=3))[key]
+    for got, want in zip(read.float().chunk(3), uneven.float().chunk(3), strict=True):
+        assert (got - want).norm() <= 4e-2 * want.norm()
+
+
+def test_decoding_rows_equals_rows_of_the_decoded(official):
+    for stored in (quanto(official), fp8_split(official), fp8(official, "{stem}.weight_scale")):
+        checkpoint = open_checkpoint(stored, "network")
+        for key in filter(is_linear, checkpoint):
+            whole, height = checkpoint.read(key, torch.float32), checkpoint.shape(key)[0]
+            for rows in ((0, 1), (height // 3 - 2, height // 3 + 5), (height - 1, height)):
+                assert torch.equal(checkpoint.read(key, torch.float32, rows), whole[slice(*rows)])
+                part = checkpoint.entries[key].rows(*rows)
+                assert torch.equal(part.load(torch.float32), whole[slice(*rows)])
+
+
+def test_data_and_scale_stay_at_hand_undecoded(official):
+    """The seam for computing with quantised weights: also behind joined and cut rows."""
+    key = "block.layers.0.attention.linear_qkv.weight"
+    height, gates = 390 // 3, HEADS
+    for stored in (quanto(official), fp8(official, "{stem}.weight_scale"), fp8_split(official)):
+        checkpoint = open_checkpoint(stored, "network")
+        part = as_quantised(checkpoint.entries[key].rows(height, 2 * height - gates))  # audio's q, k, v
+        assert part.data.dtype in (torch.int8, torch.float8_e4m3fn)
+        scale = part.scale.load()
+        decoded = part.data.load().float() * (scale[:, None] if scale.dim() else scale)
+        expected = checkpoint.read(key, torch.float32)[height : 2 * height - gates]
+        assert torch.allclose(decoded, expected, rtol=1e-6)
+    for stored in (fp8_split(official), official):  # with the bf16 gates, and all in bf16
+        assert as_quantised(open_checkpoint(stored, "network").entries[key]) is None
+
+
+def without(stored: dict, key: str) -> dict:
+    assert key in stored
+    return {k: v for k, v in stored.items() if k != key}
+
+
+def test_incomplete_and_unknown_layouts_are_named(official):
+    proj = "block.layers.0.attention.linear_proj"
+    with pytest.raises(CheckpointError, match=r"linear_qkv\.weight' cannot .* the part audio k is missing"):
+        open_checkpoint(without(split(official), proj[:-4] + "k_audio.weight"), "network")
+    with pytest.raises(CheckpointError, match=r"linear_proj\.weight' cannot .* the part text is missing"):
+        open_checkpoint(without(split(official), proj + "_text.weight"), "network")
+    with pytest.raises(CheckpointError, match="both split and joined"):
+        open_checkpoint(split(official) | official, "network")
+    with pytest.raises(CheckpointError, match="different widths"):
+        open_checkpoint(split(official) | {proj + "_text.weight": torch.zeros(64, 63)}, "network")
+    with pytest.raises(CheckpointError, match=r"linear_proj_text\.weight\._data.*with a scale"):
+        open_checkpoint(without(quanto(official), proj + "_text.weight._scale"), "network")
+    with pytest.raises(CheckpointError, match=r"scales of shape \[7\] for 192 rows"):
+        open_checkpoint(fp8(official, "{key}.scale") | {proj + ".weight.scale": torch.ones(7)}, "network")
+    with pytest.raises(CheckpointError, match="int8 weights need a scale"):
+        open_checkpoint(official | {proj + ".weight": torch.ones(192, 64, dtype=torch.int8)}, "network")
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [(b'{"format": "nvfp4"}', "'nvfp4' is not read here"), (b"{", "description is damaged"),
+     (b'{"format": "int8_tensorwise", "convrot": true}', "'convrot' is not read"), (b"[1]", "is damaged"),
+     (b'{"format": "int8_tensorwise"}', "stored as float8_e4m3fn where int8_tensorwise"), (b"\xff", "damaged"),
+     (b'{"format": "float8_e4m3fn"}' + b" " * 5000, "description is damaged")],
+)  # fmt: skip
+def test_comfy_formats_that_are_not_known_are_named(note, message, official):
+    stored = comfy(official)
+    stored["block.layers.1.mlp.down_proj.comfy_quant"] = torch.tensor(list(note), dtype=torch.uint8)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(stored, "network")
+
+
+def test_the_text_encoder_in_int8_and_fp8_is_decoded_too(tmp_path):
+    tensors = load_file(DATA / "t5gemma" / "tiny.safetensors")
+    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    key = next(key for key in weights if key.endswith("q_proj.weight"))
+    scale = weights[key].abs().amax(1, keepdim=True) / 127
+    stored = {k: v for k, v in weights.items() if k != key}
+    stored[key + "._data"] = (weights[key] / scale).round().to(torch.int8)
+    stored[key + "._scale"] = scale.bfloat16()
+    save_file(stored, tmp_path / "te.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "te.safetensors", "text_encoder")
+    assert set(checkpoint) == set(weights)
+    assert (checkpoint.read(key, torch.float32) - weights[key]).norm() <= 1e-2 * weights[key].norm()
