@@ -77,8 +77,8 @@ class ModelFolder(Mapping):
         for path, problem in self.problems.items():
             if self._may_be(part, path, problem):
                 raise CheckpointError(problem)
-        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, needed for {purpose}. Put it into this "
-                              f"folder, or name it with --part {part}=FILE.")
+        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, needed for {purpose}. Put it into "
+                              f"this folder, or name it with --part {part}=FILE.")
 
     def _may_be(self, part: str, path: Path, problem: str) -> bool:
         if part in NETWORKS:
