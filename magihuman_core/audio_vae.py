@@ -454,7 +454,7 @@ def load_audio_vae(
     AudioVAE). float32 is the default because bfloat16 is audible.
     Raises CheckpointError when source holds no complete audio VAE.
     """
-    checkpoint = official_keys(open_checkpoint(source))
+    checkpoint = official_keys(open_checkpoint(source, "audio_vae"))
     config = AudioVAEConfig.from_state_dict(checkpoint)
     with torch.device("meta"):
         vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)

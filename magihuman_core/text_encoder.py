@@ -368,7 +368,7 @@ def load_text_encoder(
     that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
     dtype: None keeps what is stored. Raises CheckpointError and InputError.
     """
-    checkpoint = encoder_keys(open_checkpoint(source))
+    checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
     config = config_from_shapes(checkpoint, config if config is not None else _stored_config(checkpoint))
     tokenizer = tokenizer if tokenizer is not None else _beside(checkpoint.path, "tokenizer.json")
     with torch.device("meta"):

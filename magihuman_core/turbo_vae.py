@@ -296,7 +296,7 @@ def load_turbo_vae(source: str | Path | Mapping[str, Tensor],
     """
     if isinstance(source, Mapping) and isinstance(source.get("ema_state_dict"), Mapping):
         source = source["ema_state_dict"]
-    checkpoint = open_checkpoint(source, allow_pickle_checkpoint=True)
+    checkpoint = open_checkpoint(source, "turbo_vae", allow_pickle_checkpoint=True)
     tensors = renamed(checkpoint, _decoder_key)
     if config is not None:
         sizes = read_config(config)

@@ -232,7 +232,7 @@ def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dt
     holds one, or a mapping of tensors. dtype None keeps that of the file. Raises CheckpointError when the
     file is something else.
     """
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "video_vae")
     config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
     try:
         with torch.device("meta"):
