@@ -155,5 +155,5 @@ def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
     if seed is None:
         generator.seed()
     else:
-        generator.manual_seed(seed + 1)
+        generator.manual_seed((seed + 1) % 2**64)
     return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

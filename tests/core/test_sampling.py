@@ -125,6 +125,7 @@ def test_seeded_noise_repeats_and_differs_from_the_start_noise():
     first, second = seeded_noise(x, 5), seeded_noise(x, 5)
     assert torch.equal(first(0, 0), second(0, 0))
     assert not torch.equal(first(0, 0), torch.randn(1, 1, 50, generator=torch.Generator().manual_seed(5)))
+    assert torch.isfinite(seeded_noise(x, 2**64 - 1)(0, 0)).all()  # ComfyUI's largest seed
 
 
 def test_guidance_scales():
