@@ -41,11 +41,13 @@ class StandIn(nn.Module):
 
 def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
     """Hang the official names (all below `block`) onto the network."""
+    network.block = nn.Module()
+    network.block.layers = nn.ModuleList(nn.Module() for _ in range(config.layers))
     for key in official_rows(config):
         if not key.startswith("block."):
             continue  # the others have the same name here
-        module = network
-        *path, leaf, _ = key.split(".")
+        _, _, number, *path, leaf, _ = key.split(".")
+        module = network.block.layers[int(number)]
         for name in path:
             if name not in module._modules:
                 module.add_module(name, nn.Module())

@@ -1,0 +1,198 @@
+"""The MODEL from within ComfyUI: LoRA, quantised weights, patches, saving, memory. Prints what it checked."""
+
+import sys
+from pathlib import Path
+
+from setup_inside import load_pack
+
+FOLDER = Path(sys.argv[1])  # of the small models' networks
+load_pack()
+import comfy.lora  # noqa: E402
+import comfy.memory_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.nested_tensor  # noqa: E402
+import comfy.patcher_extension  # noqa: E402
+import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from magihuman_pack.magihuman_core import flow_sigmas, load_dit  # noqa: E402
+from magihuman_pack.magihuman_core.weights import open_checkpoint  # noqa: E402
+from magihuman_pack.magihuman_core.weights.dit_keys import official_rows  # noqa: E402
+from magihuman_pack.nodes.adapter import sampling  # noqa: E402
+from magihuman_pack.nodes.adapter.lora import PREFIX, is_stand_in  # noqa: E402
+from magihuman_pack.nodes.adapter.model import load_model  # noqa: E402
+
+DISTILLED = FOLDER / "distill"
+generator = torch.Generator().manual_seed(3)
+
+
+def random(*shape):
+    return torch.randn(shape, generator=generator)
+
+
+VIDEO, AUDIO = random(1, 48, 3, 4, 6), random(1, 64, 9)
+TEXT, OTHER = random(1, 7, 32), random(1, 9, 32)
+
+
+def sample(model, steps=2, negative=None, sampler="unipc"):
+    nested = comfy.nested_tensor.NestedTensor
+    guidance = None if negative is None else sampling.Guidance()
+    guider = sampling.make_guider(model, guidance, [[TEXT, {}]], None if negative is None else [[negative, {}]])
+    out = guider.sample(nested([VIDEO, AUDIO]), nested([torch.zeros_like(VIDEO), torch.zeros_like(AUDIO)]),
+                        sampling.make_sampler(sampler), flow_sigmas(steps), seed=1, disable_pbar=True)
+    return out.unbind()
+
+
+def close(a, b, tolerance):
+    return all(float((x - y).abs().max()) <= tolerance for x, y in zip(a, b, strict=True))
+
+
+model = load_model(DISTILLED, "distilled", torch.float32)
+plain = sample(model)
+official = {key: tensor for key, tensor in open_checkpoint(DISTILLED).items()}
+
+
+def with_lora(lora, strength=0.7, base=None):
+    return comfy.sd.load_lora_for_models(base or model, None, lora, strength, 0)[0]
+
+
+def merged(change):
+    """The network's own answer with official weights changed by hand."""
+    tensors = dict(official)
+    for key, delta in change.items():
+        tensors[key] = tensors[key] + delta
+    return load_dit(tensors, dtype=torch.float32)
+
+
+# LoRA: every stacked and shared layer, under both spellings of the names.
+lora, change = {}, {}
+for number, key in enumerate(k for k in official_rows(model.model.diffusion_model.config) if k.startswith("block.") and "norm" not in k):
+    rows, columns = official[key].shape
+    up, down = random(rows, 4), random(4, columns)
+    name = key.removesuffix(".weight")
+    if number % 2:
+        lora[f"diffusion_model.{name}.lora_A.weight"], lora[f"diffusion_model.{name}.lora_B.weight"] = down, up
+        scale = 1.0
+    else:
+        name = "lora_unet_" + name.replace(".", "_")
+        lora[f"{name}.lora_down.weight"], lora[f"{name}.lora_up.weight"], lora[f"{name}.alpha"] = down, up, torch.tensor(2.0)
+        scale = 2.0 / 4
+    change[key] = 0.7 * scale * up @ down
+patched = with_lora(lora)
+video, audio = sample(patched)
+dit = merged(change)
+want = sampling.sample_unipc  # the core's own loop
+from magihuman_pack.magihuman_core import JointDenoiser, pack_latents, unpack_latents  # noqa: E402
+
+x, shapes = pack_latents(VIDEO, AUDIO)
+with torch.no_grad():
+    expected = list(unpack_latents(want(JointDenoiser(dit, shapes, TEXT), x, flow_sigmas(2), disable=True), shapes))
+expected[0] = model.model.latent_format.process_out(expected[0])
+assert close((video, audio), expected, 2e-3), [float((a - b).abs().max()) for a, b in zip((video, audio), expected)]
+assert not close((video, audio), plain, 1e-2)
+assert close(sample(model), plain, 0), "the model itself is unchanged after the LoRA"
+print("LoRA with official names equals weights merged by hand")
+
+# Kinds of patch that are not plain LoRA.
+key = "diffusion_model.block.layers.0.attention.linear_qkv"
+rows, columns = official["block.layers.0.attention.linear_qkv.weight"].shape
+difference = random(rows, columns) * 0.1
+diff = with_lora({f"{key}.diff": difference}, 1.0)
+expected = merged({"block.layers.0.attention.linear_qkv.weight": difference})
+w1, w2 = random(2, 2), random(rows // 2, columns // 2)
+lokr = with_lora({f"{key}.lokr_w1": w1, f"{key}.lokr_w2": w2}, 1.0)
+kron = merged({"block.layers.0.attention.linear_qkv.weight": torch.kron(w1, w2)})
+for name, patched_model, network in (("diff", diff, expected), ("LoKr", lokr, kron)):
+    with torch.no_grad():
+        wanted = list(unpack_latents(want(JointDenoiser(network, shapes, TEXT), x, flow_sigmas(2), disable=True), shapes))
+    wanted[0] = model.model.latent_format.process_out(wanted[0])
+    assert close(sample(patched_model), wanted, 2e-3), name
+print("diff and LoKr patches of a stacked weight apply")
+bypass, _ = comfy.sd.load_bypass_lora_for_models(model, None, dict(lora), 1.0, 0)
+try:
+    sample(bypass)
+    raise AssertionError("a bypass LoRA with official names should say that it cannot work")
+except ValueError as error:
+    assert "Load LoRA" in str(error)
+assert close(sample(model), plain, 0), "nothing stays patched after the error"
+hooks = comfy.hooks.HookGroup()
+assert model.clone().add_hook_patches(comfy.hooks.WeightHook(), {PREFIX + "block.layers.0.mlp.down_proj.weight": ("diff", (random(192, 256),))})
+print("hook patches take official names; bypass mode says no")
+
+# Block patches, wrappers, attention override.
+seen = {"attention": 0, "blocks": [], "calls": 0}
+other = model.clone()
+
+
+def override(function, *args, **kwargs):
+    seen["attention"] += 1
+    return function(*args, **kwargs)
+
+
+def block(args, extra):
+    seen["blocks"].append(args["transformer_options"]["block_index"])
+    before = args["img"].clone()
+    out = extra["original_block"](args)
+    assert torch.equal(args["img"], before), "a block patch's input must stay as it was"
+    return out
+
+
+def wrapper(executor, *args, **kwargs):
+    seen["calls"] += 1
+    assert isinstance(args[0], list) and args[0][0].dtype == torch.float32 and args[2].dtype == torch.float32
+    return executor(*args, **kwargs)
+
+
+other.model_options["transformer_options"]["optimized_attention_override"] = override
+other.set_model_patch_replace(block, "dit", "double_block", 2)
+other.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, wrapper)
+assert close(sample(other), plain, 0)
+assert seen == {"attention": 2 * 6, "blocks": [2, 2], "calls": 2}, seen
+print("block patches, attention overrides and wrappers apply")
+
+# Positive and negative of different length run apart, and equal the core's guidance.
+guided = sample(model, negative=OTHER)
+with torch.no_grad():
+    dit = load_dit(official, dtype=torch.float32)
+    loop = JointDenoiser(dit, shapes, TEXT, OTHER)
+    wanted = list(unpack_latents(want(loop, x, flow_sigmas(2), disable=True), shapes))
+wanted[0] = model.model.latent_format.process_out(wanted[0])
+assert close(guided, wanted, 1e-4)
+print("guidance with texts of different length equals the core's")
+
+# torch.compile by block, as ComfyUI's node does it.
+from comfy_api.torch_helpers import set_torch_compile_wrapper  # noqa: E402
+
+compiled = model.clone()
+set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model.blocks.0", "diffusion_model.blocks.3"])
+assert close(sample(compiled), plain, 1e-4)
+print("torch.compile of blocks applies")
+
+# Weight dtypes.
+for dtype, tolerance in ((torch.bfloat16, 0.1), (torch.float8_e4m3fn, 0.6)):
+    narrow = load_model(DISTILLED, "distilled", dtype)
+    network = narrow.model.diffusion_model
+    assert network.blocks[2].experts["shared"].mlp.down_proj.weight.dtype == dtype
+    assert network.adapter.video_embedder.weight.dtype == network.final_linear_video.weight.dtype == torch.float32
+    got = sample(narrow)
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(got, plain, strict=True))
+    assert error < tolerance, (dtype, error)
+    assert not close(sample(with_lora(lora, base=narrow)), got, 1e-3)
+    print(f"{dtype}: relative error {error:.3f}")
+
+# Merging models and saving walk over all names, the stand-ins too.
+patches = model.get_key_patches("diffusion_model.")
+half = model.clone()
+half.add_patches(patches, 0.5, 0.5)
+assert close(sample(half), plain, 1e-4)
+saved = model.state_dict_for_saving()
+assert saved and not any(is_stand_in(k.removeprefix("model.")) for k in saved)
+print("merging and saving leave the stand-ins out")
+
+# Memory.
+small, large = model.memory_required([1, 1, 100_000]), model.memory_required([2, 1, 100_000])
+assert 0 < small < large
+assert comfy.model_management.module_size(model.model) < 1.2 * sum(t.nbytes for t in official.values())
+copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+assert close(sample(copy), plain, 0) and copy.model is not model.model
+print("a second copy loads through cached_patcher_init")
