@@ -1,0 +1,98 @@
+"""What all training scripts share: threads, checkpoints, learning rate, moving averages, progress lines."""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import torch
+
+RUNS = Path(__file__).parent / "runs"
+TRAIN_SEEDS = 100_000  # first seed of the training clips; everything below is held out for evaluation
+
+
+def set_up(threads):
+    """Use so many processor threads; denormals only cost time."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+
+
+def save_atomically(state, path):
+    """torch.save that leaves either the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def load_checkpoint(path):
+    """The saved state, or None where there is none yet."""
+    path = Path(path)
+    return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+
+
+def cosine_rate(progress, warm_up=0.02, floor=0.02):
+    """Factor on the learning rate: linear warm-up, then half a cosine down to `floor`. progress: 0..1."""
+    if progress < warm_up:
+        return (progress + 1e-3) / (warm_up + 1e-3)
+    t = min(1.0, (progress - warm_up) / (1.0 - warm_up))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * t))
+
+
+class Clock:
+    """Progress in time, not in steps: the runs are cut to fit a number of minutes on any machine."""
+
+    def __init__(self, minutes, spent=0.0):
+        self.minutes, self.spent, self.started = minutes, spent, time.monotonic()
+
+    @property
+    def used(self):
+        """Minutes of training so far, earlier runs included."""
+        return self.spent + (time.monotonic() - self.started) / 60
+
+    @property
+    def progress(self):
+        return self.used / self.minutes
+
+
+class Average:
+    """Exponential moving average of a module's weights, with a start that forgets quickly."""
+
+    def __init__(self, module, decay=0.999):
+        self.decay, self.steps = decay, 0
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module):
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        mine, new = list(self.module.parameters()), [p.detach() for p in module.parameters()]
+        torch._foreach_lerp_(mine, new, 1 - decay)
+
+    def state_dict(self):
+        return {"steps": self.steps, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        self.module.load_state_dict(state["module"])
+
+
+class Meter:
+    """Means of named numbers between two progress lines."""
+
+    def __init__(self):
+        self.sums, self.count, self.last = {}, 0, time.monotonic()
+
+    def add(self, **values):
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def line(self):
+        """The means and seconds per step since the last call, as text."""
+        now = time.monotonic()
+        parts = [f"{name} {value / self.count:.4f}" for name, value in self.sums.items()]
+        text = "  ".join([*parts, f"{(now - self.last) / max(1, self.count):.2f} s/step"])
+        self.sums, self.count, self.last = {}, 0, now
+        return text

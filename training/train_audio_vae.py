@@ -1,0 +1,138 @@
+"""Train the Oobleck autoencoder on the drawn voices.
+
+    python -m training.train_audio_vae --minutes 30          # goes on from its checkpoint when started again
+
+Spectra at several resolutions say whether a voice sounds right; a little of the waveform itself gives them a
+start. As for pictures the latent is held at mean 0, variance 1, and decoded with noise.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
+from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
+from training.data import Clips
+
+CONFIG = AudioVAEConfig(widths=(8, 16, 32, 64, 128, 160))
+NOISE = 0.12
+WINDOWS = (256, 512, 1024, 2048, 4096)
+
+
+def build():
+    """An untrained AudioVAE whose signals keep their size, and whose residual branches start small."""
+    torch.manual_seed(0)
+    vae = AudioVAE(CONFIG)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, WeightNormConv1d):
+                module.weight_g *= 3**0.5
+                if module.bias is not None:
+                    module.bias.zero_()
+                if module.transposed:
+                    module.weight_g *= module.stride**0.5  # only every stride-th tap meets a sample
+        for module in vae.modules():
+            if isinstance(module, ResidualUnit):
+                module.layers[3].weight_g *= 0.2
+        vae.encoder.layers[0].weight_g *= 10.0  # speech has an RMS of about 0.06
+        vae.decoder.layers[-1].weight_g *= 0.03
+    return vae
+
+
+def spectrum(sound, window):
+    """Magnitudes [B, bins, frames] of sound [B, n], about the amplitude of a sine at its bin."""
+    shape = torch.hann_window(window)
+    found = torch.stft(sound, window, window // 4, window=shape, return_complex=True)
+    return torch.sqrt(torch.view_as_real(found).square().sum(-1) + 1e-12) * (2 / shape.sum())
+
+
+def sound_loss(found, wanted):
+    """Difference of spectra, logarithmic (down to -80 dB) and linear, and of waveforms. [B, n] both."""
+    loss = 0.5 * (found - wanted).abs().mean() / 0.05
+    for window in WINDOWS:
+        a, b = spectrum(found, window), spectrum(wanted, window)
+        weight = 1.0 / len(WINDOWS)
+        low = window * 7000 // 51200  # nearly all sound is below: the rest is only kept silent
+        logs = (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs()
+        loss = loss + weight * (1.5 * logs[:, :low].mean() + 0.3 * logs[:, low:].mean())
+        loss = loss + weight * 2.0 * ((a - b).square().sum() / (b.square().sum() + 1e-3)).sqrt()
+    return loss
+
+
+class Windows:
+    """Random windows of sound [B, 2, n]."""
+
+    def __init__(self, folder, seed):
+        self.clips = Clips(folder)
+        self.random = np.random.default_rng(seed)
+
+    def batch(self, count, tokens):
+        sounds, length = [], tokens * 2048
+        for _ in range(count):
+            audio = self.clips.audio[self.random.integers(len(self.clips))]
+            start = self.random.integers(len(audio) - length + 1)
+            gain = self.random.uniform(0.5, 1.3) if self.random.random() < 0.3 else 1.0
+            sounds.append(torch.from_numpy(audio[start : start + length].astype(np.float32)) * gain)
+        return torch.stack(sounds)[:, None].expand(-1, 2, -1).contiguous()
+
+
+def train(options):
+    vae = build()
+    average = Average(vae, 0.998)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    path, step, spent = RUNS / "audio_vae.pt", 0, 0.0
+    if state := load_checkpoint(path):
+        vae.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    windows, clock, meter = Windows(RUNS / "clips", seed=step), Clock(options.minutes, spent), Meter()
+    torch.manual_seed(step)
+
+    def save():
+        save_atomically({"module": vae.state_dict(), "average": average.state_dict(), "step": step,
+                         "optimizer": optimizer.state_dict(), "spent": clock.used}, path)
+
+    while clock.progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * cosine_rate(clock.progress)
+        sound = windows.batch(4, 8)
+        latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
+        noisy = latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent)
+        found = vae.decoder(noisy)
+        # Both channels are alike: one spectrum does, and a price on being unlike.
+        loss = sound_loss(found.mean(1), sound[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+        spread = latent.square().mean()
+        regular = (spread - 1).square() + 0.3 * latent.mean(dim=(0, 2)).square().mean()
+        (loss + regular).backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(vae)
+        step += 1
+        error = (found - sound).detach().square().mean() / sound.square().mean()
+        meter.add(loss=loss.detach(), error=error, spread=spread.detach())
+        if step % 50 == 0:
+            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
+        if step % 200 == 0:
+            windows.clips.refresh()
+            save()
+    save()
+
+
+def load_trained():
+    """The AudioVAE as trained so far (moving average)."""
+    vae = build()
+    vae.load_state_dict(load_checkpoint(RUNS / "audio_vae.pt")["average"]["module"])
+    return vae.eval()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rate", type=float, default=8e-4)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    set_up(options.threads)
+    train(options)

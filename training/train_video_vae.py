@@ -1,0 +1,219 @@
+"""Train the Wan2.2-type encoder and the Turbo decoder together on crops of drawn clips.
+
+    python -m training.train_video_vae --minutes 40          # goes on from its checkpoint when started again
+    python -m training.train_video_vae --wan-decoder --minutes 8
+
+The latent is kept at mean 0 and variance 1 overall (in normalised units), and the decoder always sees it with
+noise: what matters for the picture then gets the larger amplitudes, and a generated latent, which is never
+exact, still decodes well.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from magihuman_core.turbo_vae import ResNet, TurboVAE
+from magihuman_core.turbo_vae_config import TurboVAEConfig
+from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
+from magihuman_core.video_vae_blocks import ResidualBlock
+from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
+from training.data import Clips
+from training.fast_conv import operations as fast
+from training.projection import Projection, blocks, fit
+
+ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
+TURBO = TurboVAEConfig(decoder_block_out_channels=(16, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
+NOISE = 0.12  # standard deviation of the noise on latents, on average
+
+
+def build():
+    """(VideoVAE, TurboVAE), untrained.
+
+    Residual branches start small, and some channels start with a constant: the norms keep only the direction of
+    a pixel's channels, so brightness needs something to be measured against.
+    """
+    torch.manual_seed(0)
+    vae, turbo = VideoVAE(ENCODER, operations=fast), TurboVAE(TURBO)
+    with torch.no_grad():
+        for module in (*vae.modules(), *turbo.modules()):
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+                module.weight *= 3**0.5  # keep the size of signals: torch's default takes a third of their power
+        for module in (*vae.modules(), *turbo.modules()):
+            if isinstance(module, ResidualBlock):
+                module.residual["6"].weight *= 0.2
+            elif isinstance(module, ResNet):
+                module.conv2.conv.weight *= 0.2
+        for first in (vae.encoder.conv1, vae.decoder.conv1, turbo.decoder.conv_in.conv):
+            first.bias[:4] = 1.0
+    return vae, turbo
+
+
+def fit_projection(crops, count=150):
+    """The linear latent the training starts from; blocks at the mouth count three times."""
+    parts, weights = [], []
+    for _ in range(count):
+        video, weight = crops.batch(1, 5, 128)
+        part = blocks(video)[:, 1]  # [1, 8, 8, 3072]
+        parts.append(part.flatten(0, 2))
+        weights.append(F.avg_pool2d(weight[:, 0], 16).flatten())
+    return Projection(*fit(torch.cat(parts), torch.cat(weights)))
+
+
+class Crops:
+    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], heavier at the mouth."""
+
+    def __init__(self, folders, seed):
+        self.sources = [Clips(folder) for folder in folders if (folder / "meta.jsonl").exists()]
+        self.random = np.random.default_rng(seed)
+
+    def batch(self, count, frames, crop):
+        videos, weights = [], []
+        for _ in range(count):
+            large = len(self.sources) > 1 and self.random.random() < 0.3
+            source = self.sources[1 if large else 0]
+            size = source.video.shape[2]
+            clip = self.random.integers(len(source))
+            start = self.random.integers(source.video.shape[1] - frames + 1)
+            top, left = (16 * int(v) for v in self.random.integers(0, (size - crop) // 16 + 1, 2))
+            part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
+            videos.append(torch.from_numpy(part.astype(np.float32)))
+            axis = (np.arange(crop) + 0.5) / size
+            mouth = np.outer(np.abs(axis + top / size - 0.63) < 0.13, np.abs(axis + left / size - 0.5) < 0.20)
+            weights.append(torch.from_numpy(1.0 + 2.0 * mouth.astype(np.float32)))
+        video = torch.stack(videos).permute(0, 4, 1, 2, 3) / 127.5 - 1
+        return video.contiguous(), torch.stack(weights)[:, None, None]
+
+
+def picture_loss(found, wanted, weight, fine):
+    """Weighted squared error, with `fine` also absolute error and that of the steps from pixel to pixel.
+
+    The absolute parts sharpen edges, but from the start they only teach medians: flat areas of two colours.
+    Returns the loss and the plain squared error.
+    """
+    difference = found - wanted
+    mse = difference.square()
+    loss = (weight * mse).mean() * 4.0
+    if fine:
+        loss = loss + (weight * difference.abs()).mean()
+        for axis in (3, 4):
+            loss = loss + 0.2 * difference.diff(dim=axis).abs().mean()
+    return loss, mse.detach().mean()
+
+
+def encode(vae, video):
+    """Frames in one piece -> normalised mean latents, with gradients."""
+    return vae.statistics.normalise(vae.moments(video)[0].float())
+
+
+def train(options):
+    vae, turbo = build()
+    modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
+    average = Average(modules, 0.998)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    path = RUNS / "video_vae.pt"
+    step, spent = 0, 0.0
+    if state := load_checkpoint(path):
+        modules.load_state_dict(state["modules"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    crops = Crops([RUNS / "clips", RUNS / "clips256"], seed=step)
+    projection = Projection(*state["projection"]) if state else fit_projection(crops)
+    clock, meter = Clock(options.minutes, spent), Meter()
+    torch.manual_seed(step)
+
+    def save():
+        save_atomically({"projection": (projection.mean, projection.matrix), "modules": modules.state_dict(),
+                         "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                         "spent": clock.used}, path)
+
+    while clock.progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * cosine_rate(clock.progress)
+        # Small crops first: more different pictures a minute. Whole pictures later, with their true edges.
+        kind = step % 4
+        count, frames, crop = ((4, 5, 64), (2, 9, 64), (1, 5, 128), (1, 9, 128))[kind]
+        video, weight = crops.batch(count, frames, crop)
+        with torch.autocast("cpu", torch.bfloat16):
+            latent = encode(vae, video)
+            target = projection(video)
+            # At first the decoder hears the projection itself, then more and more the encoder.
+            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < 1 - step / 400
+            said = torch.where(told, target, latent)
+            noise = NOISE * 2 * torch.rand(latent.shape[0], 1, 1, 1, 1)
+            noisy = said + noise * torch.randn_like(latent)
+            found = turbo(turbo.statistics.denormalise(noisy))
+        loss, mse = picture_loss(found.float(), video, weight, fine=step > 1000)
+        spread = latent.square().mean()
+        near = F.mse_loss(latent, target)
+        # The encoder may leave the projection later, but not far: its order is what makes it easy to learn.
+        regular = (1.0 if step < 600 else 0.05) * near
+        regular = regular + 0.02 * (spread - 1).square() + 0.02 * latent.mean(dim=(0, 2, 3, 4)).square().mean()
+        (loss + regular).backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(modules)
+        step += 1
+        meter.add(loss=loss.detach(), mse=mse, spread=spread.detach(), near=near.detach())
+        if step % 50 == 0:
+            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
+        if step % 200 == 0:
+            crops.sources[0].refresh()
+            save()
+    save()
+
+
+def load_trained(average=True):
+    """(VideoVAE, TurboVAE) as trained so far."""
+    vae, turbo = build()
+    modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
+    state = load_checkpoint(RUNS / "video_vae.pt")
+    modules.load_state_dict(state["average"]["module"] if average else state["modules"])
+    if decoder := load_checkpoint(RUNS / "wan_decoder.pt"):
+        vae.decoder.load_state_dict(decoder["decoder"])
+        vae.conv2.load_state_dict(decoder["conv2"])
+    return vae.eval(), turbo.eval()
+
+
+def train_wan_decoder(options):
+    """The Wan2.2-type decoder for the frozen encoder: slower than the Turbo decoder, causal in time."""
+    vae, _ = load_trained()
+    vae.encoder.requires_grad_(False)
+    vae.conv1.requires_grad_(False)
+    trained = torch.nn.ModuleList([vae.decoder, vae.conv2])
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    crops, clock, meter, step = Crops([RUNS / "clips", RUNS / "clips256"], seed=1), Clock(options.minutes), Meter(), 0
+    while clock.progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * cosine_rate(clock.progress)
+        video, weight = crops.batch(*((4, 5, 64), (1, 5, 128))[step % 2])
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latent = encode(vae, video)
+                latent += NOISE * torch.randn_like(latent)
+            found = vae.frames(vae.statistics.denormalise(latent))
+        loss, mse = picture_loss(found.float(), video, weight, fine=step > 600)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        meter.add(loss=loss.detach(), mse=mse)
+        if step % 50 == 0:
+            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
+            save_atomically({"decoder": vae.decoder.state_dict(), "conv2": vae.conv2.state_dict()},
+                            RUNS / "wan_decoder.pt")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=40)
+    parser.add_argument("--rate", type=float, default=6e-4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wan-decoder", action="store_true")
+    options = parser.parse_args()
+    set_up(options.threads)
+    (train_wan_decoder if options.wan_decoder else train)(options)
