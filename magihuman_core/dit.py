@@ -25,6 +25,7 @@ from .errors import InputError
 from .layers import RMSNorm, gelu7, swiglu7
 from .rope import apply_rotary, rope_bands
 from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
+from .streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
 from .weights import assign_weights, open_checkpoint
 from .weights.dit_keys import keep_fp32, split_official
 
@@ -188,6 +189,7 @@ class MagiHumanDiT(nn.Module):
         self.final_norm_audio = RMSNorm(config.hidden, device=device)
         self.final_linear_video = operations.Linear(config.hidden, config.video_channels * PATCH**2, bias=False, **fp32)
         self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
+        self.streamer: BlockStreamer | None = None  # where not all blocks are resident
         self._layout: tuple[tuple, Layout] | None = None
 
     def layout(self, latent: tuple[int, int, int], audio: int, text: int) -> Layout:
@@ -230,6 +232,8 @@ class MagiHumanDiT(nn.Module):
             x = self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float())
             states.append((x, layout))
         for index, block in enumerate(self.blocks):
+            if self.streamer is not None:
+                self.streamer.fetch(index)
             states = [(run_block(index, block, x, layout, attention), layout) for x, layout in states]
         return [self._head(x, layout, video.shape) for (x, layout), (video, _, _) in zip(states, inputs, strict=True)]
 
@@ -248,8 +252,9 @@ class MagiHumanDiT(nn.Module):
         ):
             if tensor.ndim != dims or tensor.shape[axis] != channels:
                 raise InputError(
-                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} channels "
-                    f"on axis {axis}; check that latent and text come from MagiHuman's own VAE and text encoder."
+                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} "
+                    f"channels on axis {axis}; check that latent and text come from MagiHuman's own VAE and "
+                    "text encoder."
                 )
         if video.shape[3] % PATCH or video.shape[4] % PATCH:
             raise InputError(
@@ -271,6 +276,8 @@ def load_dit(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     operations=nn,
+    resident_blocks: int | None = None,
+    stream_from: str | None = None,
     **overrides,
 ) -> MagiHumanDiT:
     """Build the network that a checkpoint holds, at whatever size, and fill it.
@@ -279,17 +286,25 @@ def load_dit(
     computed in, torch.bfloat16 (default, as released) or torch.float32; embedders, heads and norms are
     fp32 in any case. overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for
     super-resolution), local_layers and local_radius.
+    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
+    comes (see streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept in
+    main memory); None: memory on an accelerator, where there is enough.
     Raises CheckpointError when the source is no MagiHuman network or damaged.
     """
     checkpoint = open_checkpoint(source, "network")
     config = DiTConfig.from_state_dict(checkpoint, **overrides)
     dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
+    tensors = split_official(checkpoint, config)
+    streamed = choose_streamed(tensors, config.layers, resident_blocks)
     assign_weights(
         dit,
-        split_official(checkpoint, config),
+        tensors,
         dtype=dtype or torch.bfloat16,
         device=device,
         name=checkpoint.name,
         keep_fp32=keep_fp32,
+        leave=lambda key: is_streamed(key, streamed),
     )
+    if streamed:
+        dit.streamer = stream_blocks(dit.blocks, tensors, streamed, dtype or torch.bfloat16, device, stream_from)
     return dit.eval()

@@ -21,13 +21,15 @@ def assign_weights(
     name: str | None = None,
     keep_fp32: Callable[[str], bool] = lambda key: False,
     check_finite: bool = True,
+    leave: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Put every tensor in its place in module, which may have been built on the meta device.
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype
     (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32; the model
-    never exists twice. A tensor that is in memory already, with the right dtype and device, is taken over and
-    not copied. Buffers that are not in the state dict are left as they are.
+    never exists twice. Those for which leave(key) holds stay as they are, for someone else to fill. A tensor
+    that is in memory already, with the right dtype and device, is taken over and not copied. Buffers that
+    are not in the state dict are left as they are.
     name stands in messages. Raises CheckpointError when keys are missing or left over, when a shape
     differs, or (check_finite) when a weight is NaN or infinite.
     """
@@ -36,6 +38,8 @@ def assign_weights(
     places = dict(_places(module))
     _check_keys(checkpoint, {key: tuple(place[0].shape) for key, place in places.items()}, name)
     for key, (_, owner, leaf) in places.items():
+        if leave(key):
+            continue
         wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else dtype)
         tensor = checkpoint.read(key, wanted)
         if check_finite and not is_finite(tensor):

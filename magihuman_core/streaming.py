@@ -1,0 +1,318 @@
+"""Running a network whose blocks do not all fit into memory: weights come in while they are needed.
+
+Some blocks are resident. The others share two buffers on the compute device: while one block computes
+from one buffer, a worker thread fills the other with the block that comes next. It reads from the
+file, and casts or decodes on the way; or copies from main memory, where the blocks were read once.
+
+    file or main memory -> [pinned memory, where the device is no CPU] -> buffer -> the block's parameters
+
+Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident.
+The network computes the same numbers as when it is resident, bit for bit. Conditional and unconditional
+pass share each fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
+
+The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not
+been measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError, InputError
+from .weights import Checkpoint
+from .weights.assign import is_finite
+from .weights.dit_keys import keep_fp32
+from .weights.header import quoted
+
+ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
+PIECE = 8 << 20  # bytes read at a time: what is needed beside the buffers stays small
+SPARE = 4 << 30  # bytes of main memory left to others where blocks are kept in it
+
+log = logging.getLogger(__name__)
+
+
+def is_streamed(key: str, blocks: Iterable[int]) -> bool:
+    """Whether one of our keys is a matrix of one of these blocks."""
+    return key.startswith("blocks.") and not keep_fp32(key) and int(key.split(".", 2)[1]) in blocks
+
+
+def choose_streamed(tensors: Checkpoint, layers: int, resident: int | None) -> tuple[int, ...]:
+    """The blocks to stream when `resident` may stay (None: all); tensors: under our keys.
+
+    A block's weights cost the same to bring in whether they are many or few per token, but the large
+    ones, with an expert for each modality, take three times as long while they compute no longer. So
+    these stay first, which also makes the buffers small. Among equals the ones that stay are spread, so
+    that there is time between any two fetches. Raises InputError.
+    """
+    if resident is None:
+        return ()
+    if isinstance(resident, bool) or not isinstance(resident, int) or resident < 0:
+        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 to {layers}.")
+    sizes: dict[int, int] = dict.fromkeys(range(layers), 0)
+    for key, entry in tensors.entries.items():
+        if key.startswith("blocks."):
+            sizes[int(key.split(".", 2)[1])] += entry.numel
+    groups: dict[int, list[int]] = {}
+    for index, size in sizes.items():
+        groups.setdefault(size, []).append(index)
+    stay: set[int] = set()
+    for _, group in sorted(groups.items(), reverse=True):
+        count = min(len(group), resident - len(stay))
+        stay.update(group[i * len(group) // count] for i in range(count))
+    return tuple(index for index in range(layers) if index not in stay)
+
+
+def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], dtype: torch.dtype,
+                  device: torch.device | str, stream_from: str | None = None) -> BlockStreamer:
+    """A streamer for these blocks; see BlockStreamer and load_dit. Raises InputError."""
+    if stream_from not in (None, "file", "memory"):
+        raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
+    if stream_from is None and torch.device(device).type != "cpu":
+        size = sum(plan_block(index, blocks[index], dtype).nbytes for index in streamed)
+        stream_from = "memory" if fits_in_memory(size) else "file"
+    streamer = BlockStreamer(blocks, tensors, streamed, dtype=dtype, device=device, in_memory=stream_from == "memory")
+    log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
+             len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")
+    return streamer
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight goes: in the module and in a buffer."""
+
+    key: str
+    owner: nn.Module
+    leaf: str
+    shape: tuple[int, ...]
+    begin: int  # byte in the buffer
+
+    def view(self, buffer: Tensor, dtype: torch.dtype) -> Tensor:
+        """Its part of a flat buffer of bytes, in its own shape."""
+        count = torch.Size(self.shape).numel()
+        return buffer[self.begin : self.begin + count * dtype.itemsize].view(dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A block's weights, one after another in a buffer."""
+
+    index: int
+    places: Sequence[Place]
+    nbytes: int
+
+
+def plan_block(index: int, block: nn.Module, dtype: torch.dtype) -> Plan:
+    """Lay the matrices of a block out in a buffer."""
+    places, begin = [], 0
+    for name, parameter in block.named_parameters():
+        if keep_fp32(name):
+            continue
+        owner, _, leaf = name.rpartition(".")
+        shape = tuple(parameter.shape)
+        places.append(Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, shape, begin))
+        begin += -(-parameter.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return Plan(index, places, begin)
+
+
+class Slot:
+    """A buffer on the compute device, with a pinned one before it where that is not the CPU."""
+
+    def __init__(self, nbytes: int, device: torch.device):
+        self.buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.host = self.buffer
+        if device.type != "cpu":
+            self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.index: int | None = None  # the block it holds, or is being filled with
+        self.filling: Future | None = None
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.copied = self.used = None  # events: the last copy is done; the last computation is done
+
+    def begin_host(self) -> Tensor:
+        """The host's buffer, once the copy that was read from it is over."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.host
+
+    def send(self, nbytes: int) -> None:
+        """Bring what is in the host's buffer to the device."""
+        if self.host is self.buffer:
+            return
+        if self.copies is None:
+            self.buffer[:nbytes].copy_(self.host[:nbytes])
+            return
+        with torch.cuda.stream(self.copies):
+            if self.used is not None:
+                self.copies.wait_event(self.used)
+            self.buffer[:nbytes].copy_(self.host[:nbytes], non_blocking=True)
+            self.buffer.record_stream(self.copies)
+            self.copied = self.copies.record_event()
+
+    def begin_use(self) -> None:
+        """Let what is computed from now on wait for the copy."""
+        if self.copied is not None:
+            torch.cuda.current_stream(self.buffer.device).wait_event(self.copied)
+
+    def end_use(self) -> None:
+        """Let the next copy wait for what has been computed until now."""
+        if self.copies is not None:
+            self.used = torch.cuda.current_stream(self.buffer.device).record_event()
+
+
+class BlockStreamer:
+    """Holds the weights of streamed blocks; `fetch(index)` puts those of a block in place.
+
+    blocks: the network's; tensors: its weights under our keys; streamed: indices of blocks, whose matrices
+    are on the meta device. in_memory: read them all now and keep them in main memory.
+    For inference only: a fetch overwrites what a backward pass would need. One forward pass at a time.
+    Raises CheckpointError, also while fetching, when a weight cannot be read or is not finite.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], *,
+                 dtype: torch.dtype, device: torch.device | str = "cpu", in_memory: bool = False):
+        self.dtype, self.device = dtype, torch.device(device)
+        self.plans = {index: plan_block(index, blocks[index], dtype) for index in streamed}
+        self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
+        self.reader = Reader(tensors, dtype)
+        if in_memory:
+            kept = {index: torch.empty(plan.nbytes, dtype=torch.uint8) for index, plan in self.plans.items()}
+            for index, plan in self.plans.items():
+                self.reader.read(plan, kept[index])
+            self.reader = Copier(kept)
+        largest = max(plan.nbytes for plan in self.plans.values())
+        self.slots = [Slot(largest, self.device) for _ in range(min(2, len(self.plans)))]
+        self.current: Slot | None = None
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        # A read that nobody waits for any more ends with its piece, not with its block.
+        self.end = weakref.finalize(self, self.reader.stop.set)
+
+    @property
+    def nbytes(self) -> int:
+        """What one pass through the network brings in."""
+        return sum(plan.nbytes for plan in self.plans.values())
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What the buffers take on the compute device."""
+        return sum(slot.buffer.numel() for slot in self.slots)
+
+    def fetch(self, index: int) -> None:
+        """Put the weights of a block in place, and begin to bring in those of the next streamed one."""
+        if index not in self.plans:
+            return
+        if not self.slots:
+            raise InputError("The streaming of weights was closed. Load the network again.")
+        slot = next((s for s in self.slots if s.index == index), None) or self._begin(index)
+        self._wait(slot)
+        if slot is not self.current:
+            slot.begin_use()
+            self._bind(self.plans[index], slot.buffer)
+            self.current = slot
+        following = self.following[index]
+        if all(s.index != following for s in self.slots):
+            self._begin(following)
+
+    def close(self) -> None:
+        """Stop reading, and give the buffers back. The network cannot be run any more."""
+        self.end()
+        self.worker.shutdown(wait=True, cancel_futures=True)
+        for slot in self.slots:
+            if slot.index is not None:
+                self._bind(self.plans[slot.index], None)
+        self.slots, self.current = [], None
+
+    def _begin(self, index: int) -> Slot:
+        """Start filling the slot that is not computed from."""
+        slot = next((s for s in self.slots if s is not self.current), self.slots[0])
+        if slot.filling is not None:  # left behind by a pass that was broken off
+            slot.filling.exception()
+        if slot.index is not None:
+            self._bind(self.plans[slot.index], None)
+        slot.end_use()
+        slot.index = None
+        slot.filling = self.worker.submit(fill, slot, self.plans[index], self.reader)
+        slot.index = index  # last, so that an interrupt between leaves no slot that seems to be full
+        return slot
+
+    def _wait(self, slot: Slot) -> None:
+        if slot.filling is None:
+            return
+        try:
+            slot.filling.result()
+        except BaseException:
+            if slot.filling.done():
+                slot.index = None
+            raise
+        slot.filling = None
+
+    def _bind(self, plan: Plan, buffer: Tensor | None) -> None:
+        """Make parameters of the parts of a buffer; without one, bodiless ones."""
+        for place in plan.places:
+            if buffer is None:
+                weight = torch.empty(place.shape, dtype=self.dtype, device="meta")
+            else:
+                weight = place.view(buffer, self.dtype)
+            place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
+
+
+def fill(slot: Slot, plan: Plan, reader: Reader | Copier) -> None:
+    """What the worker does. It knows nothing of the streamer, so that it does not keep it alive."""
+    with torch.inference_mode():  # which each thread has for itself
+        reader.read(plan, slot.begin_host())
+        slot.send(plan.nbytes)
+
+
+class Reader:
+    """Reads blocks out of a checkpoint, a few rows at a time."""
+
+    def __init__(self, tensors: Checkpoint, dtype: torch.dtype):
+        self.tensors, self.dtype = tensors, dtype
+        self.checked: set[str] = set()  # known to be finite
+        self.stop = threading.Event()
+
+    def read(self, plan: Plan, buffer: Tensor) -> None:
+        """Fill the buffer. Raises CheckpointError."""
+        for place in plan.places:
+            weight = place.view(buffer, self.dtype)
+            entry = self.tensors.entries[place.key]
+            rows = max(1, PIECE // max(1, weight[:1].nbytes))
+            for top in range(0, weight.shape[0], rows):
+                if self.stop.is_set():
+                    return
+                bottom = min(top + rows, weight.shape[0])
+                weight[top:bottom] = entry.load(self.dtype, (top, bottom))
+            if place.key not in self.checked:
+                if not is_finite(weight):
+                    raise CheckpointError(
+                        f"{self.tensors.name}: {quoted(place.key)} holds values that are not numbers or are infinite "
+                        f"as {str(self.dtype)[6:]}. The file is damaged, or was cast too far.")
+                self.checked.add(place.key)
+
+
+class Copier:
+    """Copies blocks that are in main memory."""
+
+    def __init__(self, kept: Mapping[int, Tensor]):
+        self.kept = kept
+        self.stop = threading.Event()
+
+    def read(self, plan: Plan, buffer: Tensor) -> None:
+        buffer[: plan.nbytes].copy_(self.kept[plan.index])
+
+
+def fits_in_memory(nbytes: int) -> bool:
+    """Whether main memory has room for so much, as far as the system tells."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return False
+    return nbytes + SPARE < free
