@@ -245,15 +245,11 @@ def _write(file, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps
 
 
 def _add_video(container: av.container.OutputContainer, width: int, height: int, fps: Fraction):
-    import av
-
     stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     context = stream.codec_context
-    context.color_primaries = av.video.reformatter.ColorPrimaries.BT709
-    context.color_trc = av.video.reformatter.ColorTrc.BT709
-    context.colorspace = av.video.reformatter.Colorspace.ITU709
-    context.color_range = av.video.reformatter.ColorRange.MPEG
+    # Code points of ITU-T H.273: 1 is BT.709 in all three; range 1 is the limited one of video.
+    context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
     return stream
 
 

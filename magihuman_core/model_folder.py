@@ -68,7 +68,7 @@ class ModelFolder(Mapping):
     def __len__(self) -> int:
         return len(self.found)
 
-    def require(self, part: str, purpose: str) -> str:
+    def require(self, part: str, purpose: str, what: str | None = None) -> str:
         """part, if it is there once. Else an error says what is missing and for what."""
         if part in self.found:
             self[part]
@@ -77,8 +77,8 @@ class ModelFolder(Mapping):
         for path, problem in self.problems.items():
             if self._may_be(part, path, problem):
                 raise CheckpointError(problem)
-        raise CheckpointError(f"{self.path}: {PARTS[part]} is missing, needed for {purpose}. Put it into "
-                              f"this folder, or name it with --part {part}=FILE.")
+        raise CheckpointError(f"{self.path}: {what or PARTS[part]} is missing, needed for {purpose}. Put it "
+                              f"into this folder, or name it with --part {part}=FILE.")
 
     def _may_be(self, part: str, path: Path, problem: str) -> bool:
         if part in NETWORKS:
@@ -94,7 +94,7 @@ class ModelFolder(Mapping):
             return self.require(mode, f"mode {mode}")
         if "base" in self.found and "distilled" not in self.found:
             return self.require("base", "making a clip")
-        return self.require("distilled", "making a clip")
+        return self.require("distilled", "making a clip", "a distilled or base network")
 
 
 def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:

@@ -201,16 +201,20 @@ def test_sound_that_ends_early_is_followed_by_silence(tmp_path):
     assert audio[:, 20000:].abs().max() < 0.01
 
 
-def test_colours_come_back(tmp_path):
-    """Written and tagged as BT.709: a player that reads the tags shows what was given."""
+def test_colours_are_bt709_in_numbers_and_in_tags(tmp_path):
+    red, green, blue = 200, 30, 90
     frames = torch.zeros((3, 64, 64, 3), dtype=torch.uint8)
-    frames[:] = torch.tensor([200, 30, 90], dtype=torch.uint8)
+    frames[:] = torch.tensor([red, green, blue], dtype=torch.uint8)
     write_mp4(tmp_path / "a.mp4", frames, None)
     with av.open(str(tmp_path / "a.mp4")) as film:
+        context = film.streams.video[0].codec_context
         frame = next(film.decode(video=0))
-        assert (frame.colorspace, frame.color_range) == (1, 1)
-        shown = frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray()
-    assert np.abs(shown.astype(int) - [200, 30, 90]).max() <= 3
+    assert context.colorspace == context.color_primaries == context.color_trc == context.color_range == 1
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # ITU-R BT.709, limited range
+    expected = (16 + 219 / 255 * luma, 128 + 224 / 255 * (blue - luma) / 1.8556,
+                128 + 224 / 255 * (red - luma) / 1.5748)
+    for plane, value in zip(frame.planes, expected, strict=True):
+        assert np.abs(np.frombuffer(plane, np.uint8)[: plane.width].astype(float) - value).max() <= 2
 
 
 def test_frames_are_read_one_by_one(tmp_path):
