@@ -1,0 +1,243 @@
+"""Any checkpoint of MagiHuman -> one safetensors file: other dtype, other layout, quantised.
+
+Everything here only builds a table of entries; `write_checkpoint` then pulls piece after piece through it,
+so memory stays at a few pieces however large the model is.
+
+Quantised files keep the q, k, v and gate of a layer and the three modalities apart (the split layout), each
+linear with its own scale, except that q, k and v share one: joined again, as the network holds them, they
+still have one scale. What decides quality stays as it is: gates, norms, embedders, heads.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, InputError
+from .checkpoint import Checkpoint, Entry
+from .layouts import MODALITIES, PARTS
+from .quantised import COMFY_TABLE
+from .recognise import ROLES, recognise
+from .source import open_checkpoint
+from .write import Progress, row_ranges, write_checkpoint
+
+VERSION = "1"  # of what is written here: names, scales and metadata
+FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+INT8_MAX = 127
+KEPT = ("latent_mean", "latent_std")  # of a VAE: never rounded
+
+
+def convert(
+    source: str | Path | Mapping[str, Tensor],
+    target: str | Path,
+    *,
+    dtype: str | None = None,
+    layout: str | None = None,
+    role: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write source, in any layout, as one safetensors file.
+
+    dtype: "bf16", "fp16", "fp32", "fp8" or "int8"; None keeps that of each tensor (quantised ones become
+    bf16). Of a network, embedders, heads and norms are never made narrower; fp8 and int8 are for networks and
+    text encoders. layout, of a network: "official" or "split"; None: split where quantised, else official.
+    role, of a network: written into the file; None: the one that the source or its name tells.
+    Raises InputError for options that do not fit, CheckpointError for files.
+    """
+    target = Path(target)
+    _check_options(target, dtype, layout, role)
+    pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
+    raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
+    found = recognise(raw)
+    if found.kind in ("unknown", "lora"):
+        raise CheckpointError(f"{raw.name}: is {found.what}. Only the parts of MagiHuman can be converted.")
+    if found.kind != "network" and (layout or role):
+        raise InputError(f"layout and role are for networks, and {raw.name} is {found.what}. Leave them out.")
+    if dtype in QUANTISED and found.kind not in ("network", "text_encoder"):
+        raise InputError(f"{dtype} is for networks and text encoders, and {raw.name} is {found.what}. "
+                         "Use bf16, fp16 or fp32.")
+    if raw.path is not None and target.exists() and target.resolve() in _files(raw.path):
+        raise InputError(f"{target}: is the source itself. Give another name.")
+    checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
+    metadata = _metadata(checkpoint, found.kind, role or found.role)
+    if found.kind == "network" and (layout == "split" or dtype in QUANTISED):
+        checkpoint = _split(checkpoint)
+    entries = checkpoint.entries
+    if dtype in QUANTISED:
+        entries, metadata[COMFY_TABLE] = _quantise(entries, dtype, found.kind)
+    elif dtype is not None:
+        keep = _precious if found.kind == "network" and dtype != "fp32" else KEPT.__contains__
+        entries = {key: entry if keep(key) else _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
+    return write_checkpoint(target, entries, metadata, progress=progress)
+
+
+def _check_options(target: Path, dtype: str | None, layout: str | None, role: str | None) -> None:
+    for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTISED)), ("layout", layout, ("official", "split")),
+                               ("role", role, ROLES)):  # fmt: skip
+        if value is not None and value not in known:
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
+    if dtype in QUANTISED and layout == "official":
+        raise InputError(f"{dtype} keeps gates and modalities apart, which the official layout does not. "
+                         "Use layout split.")
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
+
+
+def _files(path: Path) -> set[Path]:
+    return {file.resolve() for file in path.glob("*.safetensors")} if path.is_dir() else {path.resolve()}
+
+
+def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+    """The part that loading uses, without the rest of a larger file."""
+    if kind == "text_encoder":
+        from ..text_encoder import encoder_keys
+
+        return encoder_keys(checkpoint)
+    if kind == "audio_vae":
+        from ..audio_vae import official_keys
+
+        return official_keys(checkpoint)
+    if kind == "turbo_vae":
+        own = {key: e for key, e in checkpoint.entries.items() if "aligned" not in key}
+        return checkpoint.with_entries(own)
+    return checkpoint
+
+
+def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, str]:
+    """What the source says of itself, and where this file comes from."""
+    own = {"kind": kind, "source": Path(checkpoint.name).name, "version": VERSION}
+    if role is not None:
+        own["role"] = role
+    beside = checkpoint.path and (checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
+    if kind == "text_encoder" and beside and (beside / "config.json").is_file():
+        own["config"] = (beside / "config.json").read_text(encoding="utf-8")
+    return {name: checkpoint.metadata[name] for name in ("notice", "config") if name in checkpoint.metadata} | own
+
+
+def _precious(key: str) -> bool:
+    """Whether a tensor of a network under official names decides quality: embedders, heads, norms, bands."""
+    return not key.startswith("block.") or "norm" in key
+
+
+def _split(checkpoint: Checkpoint) -> Checkpoint:
+    """Official names -> q, k, v, gate and modalities apart. Only the rows of a part are read for it."""
+    from ..config import DiTConfig
+
+    config = DiTConfig.from_state_dict(checkpoint)
+    rows = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2, config.heads]
+    entries: dict[str, Entry] = {}
+    for key, entry in checkpoint.entries.items():
+        if _precious(key):
+            entries[key] = entry
+            continue
+        stem = key.removesuffix(".weight")
+        sandwich = int(key.split(".")[2]) in config.sandwich_layers
+        copies = [f"_{modality}" for modality in MODALITIES] if sandwich else [""]
+        if stem.endswith("linear_qkv"):
+            names = [f"{stem[:-3]}{part}{copy}.weight" for copy in copies for part in PARTS]
+            heights = rows * len(copies)
+        else:
+            names = [f"{stem}{copy}.weight" for copy in copies]
+            heights = [entry.shape[0] // len(copies)] * len(copies)
+        if sum(heights) != entry.shape[0]:
+            raise CheckpointError(f"{checkpoint.name}: {key} has {entry.shape[0]} rows, expected {sum(heights)}. "
+                                  "The file is damaged.")
+        top = 0
+        for name, height in zip(names, heights, strict=True):
+            entries[name] = entry.rows(top, top + height)
+            top += height
+    return checkpoint.with_entries(entries)
+
+
+def _quantise(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict[str, Entry], str]:
+    """Entries with the large linears quantised, and ComfyUI's table of them."""
+    result: dict[str, Entry] = {}
+    groups: dict[str, list[str]] = {}
+    for key, entry in entries.items():
+        if not _is_large_linear(key, entry, kind):
+            wide = entry.dtype.itemsize > 2 and entry.dtype.is_floating_point
+            narrow = wide and not (kind == "network" and _precious(key))
+            result[key] = _cast(entry, torch.bfloat16) if narrow else entry
+            continue
+        # q, k and v of one modality share a scale.
+        together = key
+        for part in ("linear_q", "linear_k", "linear_v"):
+            together = together.replace(part, "linear_qkv")
+        groups.setdefault(together, []).append(key)
+    layers = {}
+    for keys in groups.values():
+        parts = [entries[key] for key in keys]
+        scale = _shared_scale(parts) if dtype == "fp8" else None
+        for key, entry in zip(keys, parts, strict=True):
+            layer = key.removesuffix(".weight")
+            layers[layer] = {"format": QUANTISED[dtype]}
+            quantised, scales = _fp8(entry, scale) if scale is not None else _int8(entry)
+            result[key], result[layer + ".weight_scale"] = quantised, scales
+    return result, json.dumps({"format_version": "1.0", "layers": layers})
+
+
+def _is_large_linear(key: str, entry: Entry, kind: str) -> bool:
+    if len(entry.shape) != 2 or not entry.numel or not key.endswith(".weight"):
+        return False
+    if kind == "network":
+        return not _precious(key) and ".linear_g" not in key
+    return key.endswith("_proj.weight")
+
+
+def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
+    if not entry.dtype.is_floating_point or entry.dtype == dtype:
+        return entry
+
+    def load(cast: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        values = entry.load(dtype, rows)
+        return values if cast is None else values.to(cast)
+
+    return Entry(entry.shape, dtype, load)
+
+
+def _shared_scale(entries: Sequence[Entry]) -> Callable[[], float]:
+    """The scale that brings the largest value of all entries to fp8's largest, found when it is first needed."""
+
+    @cache
+    def scale() -> float:
+        peaks = [entry.load(torch.float32, rows).abs().max() for entry in entries for rows in row_ranges(entry)]
+        return float(torch.stack(peaks).max()) / FP8_MAX or 1.0  # NaN stays NaN, and is then reported
+
+    return scale
+
+
+def _fp8(entry: Entry, scale: Callable[[], float]) -> tuple[Entry, Entry]:
+    """Data and scale of a tensor in fp8."""
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        # The division may round past the largest value, which fp8 has no infinity for.
+        values = (entry.load(torch.float32, rows) / scale()).clamp(-FP8_MAX, FP8_MAX)
+        return values.to(torch.float8_e4m3fn)
+
+    factor = Entry((), torch.float32, lambda dtype=None, rows=None: torch.tensor(scale()))
+    return Entry(entry.shape, torch.float8_e4m3fn, load), factor
+
+
+def _int8(entry: Entry) -> tuple[Entry, Entry]:
+    """Data and scales of a tensor in int8, a scale for each row."""
+
+    def row_scales(values: Tensor) -> Tensor:
+        scales = values.abs().amax(1, keepdim=True) / INT8_MAX
+        return torch.where(scales == 0, 1.0, scales)
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        values = entry.load(torch.float32, rows)
+        return (values / row_scales(values)).round().to(torch.int8)
+
+    def scales(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        part = entry if rows is None else entry.rows(*rows)
+        return torch.cat([row_scales(part.load(torch.float32, piece)) for piece in row_ranges(part)])
+
+    return Entry(entry.shape, torch.int8, load), Entry((entry.shape[0], 1), torch.float32, scales)

@@ -1,0 +1,93 @@
+"""Writing a safetensors file piece by piece, so that no model need fit into memory."""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .assign import is_finite
+from .checkpoint import Entry
+from .header import DTYPE_NAMES, quoted
+
+PIECE = 1 << 22  # elements read, cast and written at a time
+
+Progress = Callable[[int, int], None]  # bytes written, bytes in all
+
+
+def write_checkpoint(
+    path: str | Path,
+    entries: Mapping[str, Entry],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """Write entries as one safetensors file, reading each in pieces while it is written.
+
+    The file appears under its name only when it is whole: before, it has a temporary name in the same folder,
+    and an error or an interruption removes it. An existing file is replaced.
+    Raises CheckpointError when it cannot be written, when space is short, or for values that are not finite.
+    """
+    path = Path(path)
+    # Wide elements first: every tensor is then aligned to its own element size.
+    names = sorted(entries, key=lambda name: (-entries[name].dtype.itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in names:
+        entry, begin = entries[name], end
+        end += entry.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    total = 8 + len(text) + end
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < total:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with temporary.open("xb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                for piece in _pieces(entries[name]):
+                    if not is_finite(piece):
+                        raise CheckpointError(f"{quoted(name)} holds values that are not numbers or are "
+                                              f"infinite as {str(piece.dtype)[6:]}, so {path} is not written. "
+                                              "The source is damaged, or the dtype is too narrow.")
+                    file.write(memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()))
+                    if progress is not None:
+                        progress(file.tell(), total)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        remedy = "Choose another folder."
+        if error.errno == errno.ENOSPC:
+            remedy = f"{total / 2**30:.1f} GiB are needed: make room, or choose another folder."
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). {remedy}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def row_ranges(entry: Entry) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that hold about PIECE elements each."""
+    height = entry.shape[0]
+    step = max(1, PIECE // max(1, prod(entry.shape[1:])))
+    for top in range(0, height, step):
+        yield top, min(top + step, height)
+
+
+def _pieces(entry: Entry) -> Iterator[Tensor]:
+    if not entry.shape:
+        yield entry.load().reshape(1)
+    elif entry.numel:
+        for rows in row_ranges(entry):
+            yield entry.load(None, rows)

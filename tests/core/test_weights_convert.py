@@ -1,0 +1,254 @@
+"""Converting: what is written loads again, is exact where it can be, and is whole or not there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from magihuman_core import load_dit
+from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.convert import convert
+from magihuman_core.weights.inspect import describe
+from magihuman_core.weights.quantised import as_quantised
+from magihuman_core.weights.recognise import recognise
+from magihuman_core.weights.write import write_checkpoint
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def official() -> dict[str, torch.Tensor]:
+    return load_file(DATA / "pipeline" / "weights_base.safetensors")
+
+
+def is_linear(key: str) -> bool:
+    return key.startswith("block.") and "norm" not in key
+
+
+@torch.inference_mode()
+def outputs(source) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    video = torch.randn(1, 8, 2, 4, 4, generator=generator)
+    audio, text = torch.randn(1, 64, 5, generator=generator), torch.randn(1, 3, 24, generator=generator)
+    return torch.cat([part.flatten() for part in load_dit(source, dtype=torch.float32)(video, audio, text)])
+
+
+def metadata(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_there_and_back_is_bit_equal(official, tmp_path):
+    split = convert(official, tmp_path / "split.safetensors", layout="split", role="distilled")
+    stored = load_file(split)
+    assert "block.layers.0.attention.linear_k_audio.weight" in stored
+    assert "block.layers.1.attention.linear_g.weight" in stored
+    assert "block.layers.0.attention.linear_qkv.weight" not in stored
+    back = convert(split, tmp_path / "back.safetensors")
+    again = load_file(back)
+    assert set(again) == set(official)
+    for key, tensor in official.items():
+        assert again[key].dtype == tensor.dtype
+        assert torch.equal(again[key], tensor)
+    assert metadata(back) == {"format": "pt", "kind": "network", "role": "distilled", "version": "1",
+                              "source": "split.safetensors"}  # fmt: skip
+    assert recognise(open_checkpoint(back, raw=True)).role == "distilled"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_precious_tensors_keep_their_width(dtype, official, tmp_path):
+    wanted = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    stored = load_file(convert(official, tmp_path / "x.safetensors", dtype=dtype))
+    for key, tensor in official.items():
+        assert stored[key].dtype == (wanted if is_linear(key) else torch.float32)
+        assert torch.equal(stored[key], tensor.to(stored[key].dtype))
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("fp8", 0.1), ("int8", 0.03)])
+def test_quantised_files_compute_nearly_the_same(dtype, allowed, official, tmp_path):
+    path = convert(official, tmp_path / "distill.safetensors", dtype=dtype)
+    expected = outputs(official)
+    assert 1e-5 < (outputs(path) - expected).norm() / expected.norm() <= allowed
+    stored = load_file(path)
+    narrow = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}[dtype]
+    for key, tensor in stored.items():
+        if is_linear(key) and not key.endswith("_scale"):
+            assert tensor.dtype == (torch.bfloat16 if ".linear_g" in key else narrow)
+        else:
+            assert tensor.dtype == torch.float32
+    found = recognise(open_checkpoint(path, raw=True))
+    assert (found.layout, found.quantisation) == ("split experts", "ComfyUI quantised layers")
+    assert found.role == "distilled"
+    assert "problem" not in describe(path)
+
+
+def test_each_linear_of_each_modality_has_a_scale_and_qkv_share_one(official, tmp_path):
+    key = "block.layers.0.attention.linear_qkv.weight"
+    official[key] = torch.cat([part * 20**i for i, part in enumerate(official[key].chunk(3))])
+    path = convert(official, tmp_path / "x.safetensors", dtype="fp8")
+    stored = load_file(path)
+    stem = key.removesuffix("qkv.weight")
+    video, audio = (stored[f"{stem}q_{name}.weight_scale"] for name in ("video", "audio"))
+    assert audio > 5 * video
+    for part in "kv":
+        assert stored[f"{stem}{part}_video.weight_scale"] == video
+    assert f"{stem}g_video.weight_scale" not in stored
+    read, height = open_checkpoint(path, "network"), official[key].shape[0] // 3
+    for i in range(3):  # each modality is as exact as fp8 is, whatever the others' size
+        want = official[key][i * height : (i + 1) * height].float()
+        assert (read.read(key, torch.float32, (i * height, (i + 1) * height)) - want).norm() <= 0.04 * want.norm()
+    joined = as_quantised(read.entries[key].rows(0, height - 2))
+    assert joined.scale.load().unique().numel() == 1
+
+
+def test_the_quantised_table_is_comfyuis(official, tmp_path):
+    path = convert(official, tmp_path / "x.safetensors", dtype="int8")
+    table = json.loads(metadata(path)["_quantization_metadata"])
+    stored = load_file(path)
+    assert table["layers"]
+    for layer, note in table["layers"].items():
+        assert note == {"format": "int8_tensorwise"}
+        assert stored[layer + ".weight"].dtype == torch.int8
+        assert stored[layer + ".weight_scale"].shape == (stored[layer + ".weight"].shape[0], 1)
+
+
+def test_quantised_files_become_plain_again(official, tmp_path):
+    narrow = convert(official, tmp_path / "narrow.safetensors", dtype="int8")
+    wide = load_file(convert(narrow, tmp_path / "wide.safetensors"))
+    assert set(wide) == set(official)
+    assert "_quantization_metadata" not in metadata(tmp_path / "wide.safetensors")
+    for key, tensor in official.items():
+        assert (wide[key].float() - tensor.float()).norm() <= 1e-2 * tensor.float().norm()
+
+
+def test_only_what_is_used_of_a_larger_file_is_written(tmp_path):
+    tensors = load_file(DATA / "sa_audio" / "oobleck_tiny.safetensors")
+    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    whole = {"pretransform.model." + k: v for k, v in weights.items()} | {"model.model.rest": torch.zeros(3)}
+    stored = load_file(convert(whole, tmp_path / "audio.safetensors"))
+    assert set(stored) == set(weights)
+    turbo = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    averaged = {"module." + k: v for k, v in turbo.items()} | {"module.aligned_blocks.0.weight": torch.zeros(3)}
+    torch.save({"ema_state_dict": averaged}, tmp_path / "checkpoint-1.ckpt")
+    stored = load_file(convert(tmp_path / "checkpoint-1.ckpt", tmp_path / "turbo.safetensors"))
+    assert set(stored) == set(turbo)
+    encoder = load_file(DATA / "t5gemma" / "tiny.safetensors")
+    encoder = {"model." + k[8:]: v for k, v in encoder.items() if k.startswith("weights.")}
+    encoder["model.decoder.layers.0.x"] = torch.zeros(3)
+    path = convert(encoder, tmp_path / "te.safetensors", dtype="fp8")
+    assert not any("decoder" in key for key in load_file(path))
+    assert recognise(open_checkpoint(path)).kind == "text_encoder"
+
+
+def test_scales_of_a_latent_are_never_rounded(tmp_path):
+    tensors = load_file(DATA / "wan22_vae" / "tiny.safetensors")
+    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    weights["latent_mean"] = weights["latent_std"] = torch.full((48,), 0.3)
+    stored = load_file(convert(weights, tmp_path / "vae.safetensors", dtype="fp16"))
+    assert stored["latent_mean"].dtype == torch.float32
+    assert stored["conv1.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dtype": "int4"}, "dtype is 'int4', expected one of bf16"), ({"layout": "x"}, "layout is 'x'"),
+     ({"role": "best"}, "role is 'best'"), ({"dtype": "fp8", "layout": "official"}, "Use layout split")],
+)  # fmt: skip
+def test_wrong_options_are_named(options, message, official, tmp_path):
+    with pytest.raises(InputError, match=message):
+        convert(official, tmp_path / "x.safetensors", **options)
+
+
+def test_wrong_sources_and_targets_are_named(official, tmp_path):
+    turbo = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    with pytest.raises(InputError, match="layout and role are for networks"):
+        convert(turbo, tmp_path / "x.safetensors", layout="split")
+    with pytest.raises(InputError, match="fp8 is for networks"):
+        convert(turbo, tmp_path / "x.safetensors", dtype="fp8")
+    with pytest.raises(CheckpointError, match="nothing that MagiHuman uses"):
+        convert({"a": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=r"ends in \.safetensors"):
+        convert(official, tmp_path / "x.ckpt")
+    with pytest.raises(InputError, match="folder does not exist"):
+        convert(official, tmp_path / "none" / "x.safetensors")
+    save_file(official, tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="is the source itself"):
+        convert(tmp_path / "x.safetensors", tmp_path / "x.safetensors", dtype="bf16")
+    with pytest.raises(InputError, match="is the source itself"):
+        convert(tmp_path, tmp_path / "x.safetensors", dtype="bf16")
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "fp8", "int8"])
+def test_values_that_are_not_finite_are_not_written(dtype, official, tmp_path):
+    official["block.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj.*not numbers"):
+        convert(official, tmp_path / "x.safetensors", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_narrow_a_dtype_is_named(official, tmp_path):
+    official["block.layers.1.mlp.down_proj.weight"][3, 5] = 1e9
+    with pytest.raises(CheckpointError, match="infinite as float16"):
+        convert(official, tmp_path / "x.safetensors", dtype="fp16")
+
+
+def test_an_interruption_leaves_nothing_and_keeps_the_old_file(official, tmp_path):
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            assert len(list(tmp_path.iterdir())) == 2  # the old file and a temporary one
+            raise KeyboardInterrupt
+
+    target = tmp_path / "x.safetensors"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        convert(official, target, progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+    assert target.read_bytes() == b"old"
+    steps = []
+    convert(official, target, progress=lambda done, total: steps.append((done, total)))
+    assert steps == sorted(steps)
+    assert steps[-1] == (target.stat().st_size,) * 2
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(official, tmp_path):
+    """A limit on the size of files stands in for a full disk: writing fails half way."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be written \(File too large\)"):
+            convert(official, tmp_path / "x.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_larger_than_the_disk_is_refused_at_once(official, tmp_path):
+    entry = open_checkpoint(official).entries["adapter.rope.bands"]
+    vast = type(entry)((2**30, 2**20), torch.float32, entry.load)
+    with pytest.raises(CheckpointError, match=r"cannot be written.*4194304\.0 GiB are needed"):
+        write_checkpoint(tmp_path / "x.safetensors", {"a": vast})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_is_what_safetensors_reads(tmp_path):
+    """All dtypes, no elements, no dimensions; every tensor aligned to its own size."""
+    tensors = {
+        "scalar": torch.tensor(3.5), "none": torch.zeros(0, 4), "bytes": torch.arange(7, dtype=torch.uint8),
+        "bool": torch.tensor([True, False, True]), "half": torch.randn(3, 3).half(), "long": torch.arange(5),
+        "fp8": torch.randn(5).to(torch.float8_e4m3fn), "view": torch.randn(6, 4)[1:3],
+    }  # fmt: skip
+    path = write_checkpoint(tmp_path / "x.safetensors", open_checkpoint(tensors, raw=True).entries, {"note": "a"})
+    read = load_file(path)
+    assert set(read) == set(tensors)
+    for key, tensor in tensors.items():
+        assert read[key].dtype == tensor.dtype
+        assert torch.equal(read[key].view(torch.uint8) if key == "fp8" else read[key],
+                           tensor.view(torch.uint8) if key == "fp8" else tensor)  # fmt: skip
+    mapped = open_checkpoint(path, raw=True, mapped=True)
+    assert all(mapped[key].data_ptr() % tensors[key].dtype.itemsize == 0 for key in tensors)
+    assert metadata(path) == {"format": "pt", "note": "a"}
