@@ -22,4 +22,5 @@ def require_version() -> None:
 
     found = tuple(int(part) for part in __version__.split(".")[:2])
     if found < OLDEST:
-        raise RuntimeError(f"MagiHuman needs ComfyUI {OLDEST[0]}.{OLDEST[1]} or newer, this is {__version__}: update ComfyUI.")
+        raise RuntimeError(f"MagiHuman needs ComfyUI {OLDEST[0]}.{OLDEST[1]} or newer, this is "
+                           f"{__version__}: update ComfyUI.")

@@ -13,7 +13,7 @@ from .adapter.streams import split
 from .adapter.vae import check
 from .latents import stereo
 
-RATES = [OUTPUT_RATE, 48000]
+RATES = [str(OUTPUT_RATE), "48000"]
 
 
 class MagiHumanDecode(io.ComfyNode):
@@ -26,13 +26,16 @@ class MagiHumanDecode(io.ComfyNode):
             description="Decodes picture and sound, of equal length, at 25 frames per second.",
             search_aliases=["vae decode", "audio decode", "create video", "magihuman"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the latent."),
+                io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the "
+                                            "latent."),
                 io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
                 io.Latent.Input("latent"),
-                io.Combo.Input("sample_rate", options=[str(rate) for rate in RATES], default=str(OUTPUT_RATE), advanced=True,
-                               tooltip="Samples per second of the sound. mp4 does not take the model's own 51200."),
+                io.Combo.Input("sample_rate", options=RATES, default=RATES[0], advanced=True,
+                               tooltip="Samples per second of the sound. mp4 does not take the model's own "
+                                       "51200."),
                 io.Audio.Input("audio", optional=True, tooltip=(
-                    "The recording that drove the clip: it becomes the sound itself, instead of what the model's audio "
+                    "The recording that drove the clip: it becomes the sound itself, instead of what the "
+                    "model's audio "
                     "VAE makes of it.")),
             ],
             outputs=[io.Image.Output(display_name="images"), io.Audio.Output(), io.Video.Output()],
@@ -42,7 +45,8 @@ class MagiHumanDecode(io.ComfyNode):
     def execute(cls, vae, audio_vae, latent, sample_rate, audio=None) -> io.NodeOutput:
         video, sound = split(latent)
         if video.shape[0] != 1:
-            raise InputError(f"The latent holds {video.shape[0]} clips, but a film holds one: sample them one at a time.")
+            raise InputError(f"The latent holds {video.shape[0]} clips, but a film holds one: sample them "
+                             "one at a time.")
         check(vae, "video", video.shape[1])
         check(audio_vae, "audio", sound.shape[1])
         rate = int(sample_rate)

@@ -9,9 +9,6 @@ loader finds; and the model patcher, where patches arrive, deals the rows of eac
 import logging
 from functools import cache
 
-import comfy.lora
-import comfy.model_patcher
-import comfy.weight_adapter
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
@@ -113,7 +110,8 @@ def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) ->
             part = slice_patch(patch, total, slice(start, start + rows))
             start += rows
             if part is None or ours not in shapes:
-                log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
+                log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left "
+                            "out.", name)
                 continue
             dealt[ours] = part
             origin[ours] = key

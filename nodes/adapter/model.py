@@ -17,12 +17,14 @@ from torch import Tensor
 
 from ...magihuman_core.config import PATCH, DiTConfig
 from ...magihuman_core.dit import CHUNK, CHUNK_DEFAULT
-from ...magihuman_core.errors import CheckpointError, InputError
+from ...magihuman_core.errors import InputError
 from ...magihuman_core.roles import role_overrides
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.super_resolution import zero_snr_table
 from ...magihuman_core.weights import open_checkpoint
-from ...magihuman_core.weights.dit_keys import keep_fp32, split_official
+from ...magihuman_core.weights.dit_keys import split_official
+from ...magihuman_core.weights.quantised import FP8
+from . import weights
 from .lora import add_stand_ins, is_stand_in, patcher_class
 from .network import ComfyDiT
 from .streams import check_shapes
@@ -106,14 +108,16 @@ class MagiHumanModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         config = self.network_config
         shapes = kwargs.get("latent_shapes")
-        check_shapes([tuple(s) for s in shapes or [kwargs["noise"].shape]], (config.video_channels, config.audio_channels))
+        found = [tuple(shape) for shape in shapes or [kwargs["noise"].shape]]
+        check_shapes(found, (config.video_channels, config.audio_channels))
         out = super().extra_conds(**kwargs)
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")
         if text is None or text.shape[-1] != config.text_channels:
             found = "none" if text is None else f"{text.shape[-1]} channels"
             raise InputError(
-                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode the prompt "
+                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode "
+                "the prompt "
                 "with a CLIP from MagiHuman Text Encoder Loader."
             )
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
@@ -195,51 +199,46 @@ class ModelConfig(comfy.supported_models_base.BASE):
         return super().process_unet_state_dict_for_saving(kept)
 
 
-def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, model_options=None, disable_dynamic=False):
+def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, fast=False, model_options=None,
+                disable_dynamic=False):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
-    dtype: how the blocks' weights are kept; None: what ComfyUI finds best for this device. Raises CheckpointError.
+    dtype: how the blocks' weights are kept; None: what ComfyUI finds best for this device, or fp8 as it is in
+    the file. fast: let fp8 weights be multiplied in fp8. Raises CheckpointError.
     """
     mm, options = comfy.model_management, model_options or {}
     device = options.get("load_device", mm.get_torch_device())
     offload = options.get("offload_device", mm.unet_offload_device())
     model_config = ModelConfig(config, role)
     supported = model_config.supported_inference_dtypes
+    weights.check(tensors, config)
+
     dtype = options.get("dtype", dtype)
-    if dtype is None:
+    quantise = dtype if dtype in FP8 else None
+    if dtype is None and weights.is_quantised(tensors):
+        quantise = torch.float8_e4m3fn
+    if dtype is None or quantise is not None:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)
-        dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=main_dtype(tensors))
-    manual_cast = mm.unet_manual_cast(dtype, device, supported)
+        stored = None if quantise else main_dtype(tensors)
+        dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
+    manual_cast = mm.unet_manual_cast(None if quantise else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype
-    if options.get("custom_operations") is not None:
-        model_config.custom_operations = options["custom_operations"]
-    model_config.optimizations["fp8"] = bool(options.get("fp8_optimizations", False))
+    model_config.custom_operations = options.get("custom_operations")
+    if quantise is not None:
+        model_config.quant_config = {"mixed_ops": True}
 
-    model = model_config.get_model(None, device=torch.device("meta"))  # nothing is allocated until the weights come
+    # Nothing is allocated until the weights come; layers for quantised weights never allocate before that.
+    model = model_config.get_model(None, device=None if quantise else torch.device("meta"))
     model.device = offload
-    state = {key: tensors.read(key, torch.float32 if keep_fp32(key) else dtype) for key in tensors}
-    fill(model.diffusion_model, state, tensors.name)
+    state = weights.state_dict(tensors, dtype, quantise, fast)
+    model.diffusion_model.load_state_dict(state, strict=False, assign=True)
+    model.diffusion_model.requires_grad_(False)
     add_stand_ins(model.diffusion_model, config)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
     base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
     return patcher_class(base)(model, load_device=device, offload_device=offload)
-
-
-def fill(network: torch.nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Hand tensors over to a network made on the meta device; nothing is copied. Raises CheckpointError."""
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items() if value is not None}
-    wrong = [key for key, value in state.items() if key in wanted and tuple(value.shape) != wanted[key]]
-    if wrong:
-        raise CheckpointError(f"{name}: {wrong[0]} has shape {list(state[wrong[0]].shape)}, expected {list(wanted[wrong[0]])}. "
-                              "The file belongs to another model or size.")
-    missing, unexpected = network.load_state_dict(state, strict=False, assign=True)
-    if missing or unexpected:
-        listed = ", ".join((missing or unexpected)[:3])
-        raise CheckpointError(f"{name}: {len(missing)} tensors missing and {len(unexpected)} unexpected ({listed}). "
-                              "Choose a complete file of this model.")
-    network.requires_grad_(False)
 
 
 def main_dtype(tensors) -> torch.dtype:
@@ -250,13 +249,15 @@ def main_dtype(tensors) -> torch.dtype:
     return max(counts, key=counts.get)
 
 
-def load_model(path, role: str, dtype: torch.dtype | None = None, model_options=None, disable_dynamic=False):
+def load_model(path, role: str, dtype: torch.dtype | None = None, fast=False, model_options=None,
+               disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads. Raises CheckpointError."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = DiTConfig.from_state_dict(checkpoint)
     config = replace(sizes, **role_overrides(role, sizes.layers))
     tensors = split_official(checkpoint, config)
-    patcher = build_model(tensors, config, role, dtype=dtype, model_options=model_options, disable_dynamic=disable_dynamic)
+    patcher = build_model(tensors, config, role, dtype=dtype, fast=fast, model_options=model_options,
+                          disable_dynamic=disable_dynamic)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
-    patcher.cached_patcher_init = (load_model, (path, role, dtype, model_options))
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, fast, model_options))
     return patcher

@@ -2,6 +2,7 @@
 
 import comfy.model_management
 import comfy.model_prefetch
+import comfy.ops
 import comfy.patcher_extension
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -11,7 +12,7 @@ from ...magihuman_core.attention import AttentionFunction
 from ...magihuman_core.config import DiTConfig
 from ...magihuman_core.dit import Block, MagiHumanDiT
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.sequence import Layout
+from ...magihuman_core.sequence import MODALITIES, Layout
 
 
 class ComfyDiT(MagiHumanDiT):
@@ -22,8 +23,20 @@ class ComfyDiT(MagiHumanDiT):
     """
 
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
-        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=compute_dtype or dtype)
-        self.dtype, self.compute_dtype = dtype, compute_dtype or dtype
+        computed = compute_dtype or dtype
+        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)
+        self.dtype, self.compute_dtype = dtype, computed
+        if getattr(operations, "_quant_config", None) is not None:
+            self._keep_ends_precise(device)
+
+    def _keep_ends_precise(self, device) -> None:
+        """Embedders and heads anew: ComfyUI's layers for quantised weights ignore that these are to be fp32."""
+        names = [(self.adapter, f"{name}_embedder", True) for name in MODALITIES]
+        names += [(self, f"final_linear_{name}", False) for name in ("video", "audio")]
+        for owner, name, bias in names:
+            old = getattr(owner, name)
+            setattr(owner, name, comfy.ops.manual_cast.Linear(
+                old.in_features, old.out_features, bias=bias, dtype=torch.float32, device=device))
 
     def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
         """x: [video [B, C, T, H, W], audio [B, a, A]]; context: text [B, n, d]; timestep is not used.
@@ -44,9 +57,10 @@ class ComfyDiT(MagiHumanDiT):
         video, audio = x
         options = transformer_options
         run_block = BlockRunner(self, video.device, options)
-        streams = self.forward_many([(video, audio, context)], run_block=run_block, attention=comfy_attention(options))[0]
+        attention = comfy_attention(options)
+        streams = self.forward_many([(video, audio, context)], run_block=run_block, attention=attention)
         run_block.finish()
-        return list(streams)
+        return list(streams[0])
 
 
 def comfy_attention(options: dict) -> AttentionFunction:
@@ -73,8 +87,9 @@ class BlockRunner:
     def __call__(self, index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block)
-        self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=("double_block", index))
-        patch = self.replace.get(("double_block", index))
+        name = ("double_block", index)
+        self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=name)
+        patch = self.replace.get(name)
         if patch is None:
             return block(x, layout, attention)
 

@@ -68,9 +68,11 @@ def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_
     return sample_unipc(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable)
 
 
-def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL, noise_sampler=None):
+def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL,
+            noise_sampler=None):
     """`sample_renoise` as a sampler of ComfyUI."""
-    return sample_renoise(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable, noise_sampler)
+    x = _start(model, x, sigmas, noise_level)
+    return sample_renoise(model, x, sigmas, extra_args, callback, disable, noise_sampler)
 
 
 def make_sampler(name: str, **options: Any) -> comfy.samplers.KSAMPLER:

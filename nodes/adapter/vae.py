@@ -77,7 +77,8 @@ class VideoStage(nn.Module):
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
         if not hasattr(self.vae, "encode"):
-            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are encoded.")
+            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are "
+                             "encoded.")
         return self.vae.encode(pixels.to(device or pixels.device), normalised=False)
 
     def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
@@ -88,7 +89,8 @@ def video_vae(vae: nn.Module, widest: int, frames: int) -> VAE:
     """widest: channels of the decoder at its full size; frames: that it decodes at once."""
     config = vae.config
     space, time = config.spatial_factor, config.temporal_factor
-    per_cell = widest * frames * (space // config.patch_size if hasattr(config, "patch_size") else space // config.patch) ** 2
+    patch = config.patch_size if hasattr(config, "patch_size") else config.patch
+    per_cell = widest * frames * (space // patch) ** 2
 
     def decode_memory(shape, dtype) -> int:
         # Input, output and one more of the widest layer, and what a convolution unfolds.
@@ -179,7 +181,8 @@ def check(vae, kind: str, channels: int | None = None) -> None:
     if getattr(vae, "latent_dim", None) == dims and channels in (None, found):
         return
     wanted = {"video": "MagiHuman Turbo VAE or the Wan2.2 VAE", "audio": "MagiHuman Audio VAE"}[kind]
-    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")
+    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect "
+                     f"{wanted}.")
 
 
 def encode_frames(vae, frames: Tensor) -> Tensor:

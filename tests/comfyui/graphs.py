@@ -36,7 +36,8 @@ def film(graph: dict, latent=("sample", 0), vae: str = "turbo") -> dict:
     """The same graph with decoding and saving as mp4, node "save"."""
     return {
         **graph,
-        "decode": node("MagiHumanDecode", vae=[vae, 0], audio_vae=["sound", 0], latent=list(latent), sample_rate="44100"),
+        "decode": node("MagiHumanDecode", vae=[vae, 0], audio_vae=["sound", 0], latent=list(latent),
+                       sample_rate="44100"),
         "save": save_video(["decode", 2]),
     }
 

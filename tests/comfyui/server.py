@@ -18,7 +18,7 @@ FLAGS = ("--cpu", "--listen", "127.0.0.1", "--disable-api-nodes", "--dont-print-
 FINAL = ("execution_success", "execution_error", "execution_interrupted")
 
 
-class PromptRefused(Exception):
+class PromptError(Exception):
     """The server did not take a prompt; `answer` is what it said."""
 
     def __init__(self, answer: dict):
@@ -26,7 +26,7 @@ class PromptRefused(Exception):
         self.answer = answer
 
 
-class ExecutionFailed(Exception):
+class ExecutionError(Exception):
     """A node raised; `message` is what the user reads."""
 
     def __init__(self, data: dict):
@@ -87,11 +87,11 @@ class Server:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 data = answer.read()
         except urllib.error.HTTPError as error:
-            raise PromptRefused(json.loads(error.read() or b"{}")) from None
+            raise PromptError(json.loads(error.read() or b"{}")) from None
         return json.loads(data) if data else None
 
     def run(self, graph: dict, on_message=None) -> "Result":
-        """Queue an API-format graph and follow it to its end. Raises PromptRefused and ExecutionFailed.
+        """Queue an API-format graph and follow it to its end. Raises PromptError and ExecutionError.
 
         on_message(kind, data) is called for each message; kind is "preview" for a binary one.
         """
@@ -113,7 +113,7 @@ class Server:
                 if kind in FINAL and data.get("prompt_id") == prompt:
                     break
         if kind == "execution_error":
-            raise ExecutionFailed(data)
+            raise ExecutionError(data)
         for _ in range(100):  # the history comes a moment later than the last message
             history = self.get(f"/history/{prompt}")
             if prompt in history:
@@ -168,7 +168,8 @@ class WebSocket:
             first, second = self._exactly(2)
             length = second & 127
             if length > 125:
-                length = struct.unpack(">H", self._exactly(2))[0] if length == 126 else struct.unpack(">Q", self._exactly(8))[0]
+                form, size = (">H", 2) if length == 126 else (">Q", 8)
+                length = struct.unpack(form, self._exactly(size))[0]
             data = self._exactly(length)
             code = first & 15
             if code == 8:

@@ -79,8 +79,8 @@ def test_extend(server):
     graph = graphs.film(graphs.clip())
     graph["more"] = node("MagiHumanExtend", vae=["wan", 0], audio_vae=["sound", 0], images=["decode", 0],
                          audio=["decode", 1], seconds=0.4, overlap_seconds=0.2)
-    graph["sample2"] = node("MagiHumanSampler", model=["model", 0], positive=["text", 0], latent_image=["more", 0], seed=4,
-                            mode="auto", steps=2, sr_noise_level=220)
+    graph["sample2"] = node("MagiHumanSampler", model=["model", 0], positive=["text", 0], latent_image=["more", 0],
+                            seed=4, mode="auto", steps=2, sr_noise_level=220)
     graph["decode"]["inputs"]["latent"] = ["sample", 0]
     graph["decode2"] = {**graph["decode"], "inputs": {**graph["decode"]["inputs"], "latent": ["sample2", 0]}}
     graph["save"] = graphs.save_video(["decode2", 2])
@@ -90,8 +90,8 @@ def test_extend(server):
 def test_core_sampler_decoders_and_av_nodes(server):
     graph = graphs.clip()
     graph["sample"] = node("KSampler", model=["model", 0], positive=["text", 0], negative=["text", 1],
-                           latent_image=["empty", 0], seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple",
-                           denoise=1.0)
+                           latent_image=["empty", 0], seed=1, steps=2, cfg=1.0, sampler_name="euler",
+                           scheduler="simple", denoise=1.0)
     graph["apart"] = node("LTXVSeparateAVLatent", av_latent=["sample", 0])
     graph["together"] = node("LTXVConcatAVLatent", video_latent=["apart", 0], audio_latent=["apart", 1])
     graph["images"] = node("VAEDecode", samples=["together", 0], vae=["turbo", 0])
@@ -195,7 +195,8 @@ def test_torch_compile_and_step_cache_nodes_apply(server):
 
 
 def test_prompt_node(server):
-    graph = {"prompt": node("MagiHumanPrompt", body="A man nods.", dialogue="old man, German: Guten Tag", background_sound=""),
+    graph = {"prompt": node("MagiHumanPrompt", body="A man nods.", dialogue="old man, German: Guten Tag",
+                            background_sound=""),
              "show": node("PreviewAny", source=["prompt", 0])}
     text = json.dumps(server.run(graph).outputs["show"])
     assert "Dialogue:" in text and "Guten Tag" in text and "<No prominent background sound>" in text

@@ -1,3 +1,4 @@
+# ruff: noqa: E402, T201
 """The reference's trajectories, through ComfyUI's guider, sampler and masks, to 1e-4 in fp32."""
 
 import json
@@ -5,15 +6,15 @@ import json
 from setup_inside import DATA, load_pack
 
 load_pack()
-import comfy.nested_tensor  # noqa: E402
-import magihuman_pack.nodes.adapter.model as adapter_model  # noqa: E402
-import torch  # noqa: E402
-from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas  # noqa: E402
-from magihuman_pack.magihuman_core.super_resolution import zero_snr_table  # noqa: E402
-from magihuman_pack.magihuman_core.weights import open_checkpoint  # noqa: E402
-from magihuman_pack.magihuman_core.weights.dit_keys import split_official  # noqa: E402
-from magihuman_pack.nodes.adapter import sampling  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import comfy.nested_tensor
+import magihuman_pack.nodes.adapter.model as adapter_model
+import torch
+from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas
+from magihuman_pack.magihuman_core.super_resolution import zero_snr_table
+from magihuman_pack.magihuman_core.weights import open_checkpoint
+from magihuman_pack.magihuman_core.weights.dit_keys import split_official
+from magihuman_pack.nodes.adapter import sampling
+from safetensors.torch import load_file
 
 CASES = ("distill_t2v", "distill_i2v", "base_t2v", "base_i2v", "base_a2v", "sr_cfg1")
 FOLDER = DATA / "pipeline"
@@ -54,9 +55,9 @@ def run(name: str) -> None:
     guider = sampling.make_guider(model, Guidance() if guided else None, positive, negative)
     steps = info["steps"]
     if info["cfg_number"] == 1 and not info["use_sr_model"]:
-        fresh = [comfy.nested_tensor.NestedTensor([tensors[f"noise.{i:03d}"], tensors[f"noise.{i + 1:03d}"].transpose(1, 2)])
+        drawn = [(tensors[f"noise.{i:03d}"], tensors[f"noise.{i + 1:03d}"].transpose(1, 2))
                  for i in range(0, 2 * steps, 2)]
-        flat = iter([torch.cat([t.reshape(1, 1, -1) for t in n.tensors], -1) for n in fresh])
+        flat = iter([torch.cat([stream.reshape(1, 1, -1) for stream in pair], -1) for pair in drawn])
         sampler = sampling.make_sampler("renoise", noise_sampler=lambda *_: next(flat))
     else:
         sampler = sampling.make_sampler("unipc")
