@@ -107,7 +107,7 @@ def explain_format(path: Path, found: str) -> str:
                 "(often a log-in or a licence has to be accepted first).",
         "pickle": "is a Python pickle, which can run code when it is opened, so it is not read. "
                   "Use a .safetensors version of it.",
-        "gguf": "is a GGUF file, which this loader does not read. Use a .safetensors version of it.",
+        "gguf": "is a GGUF file, where safetensors is expected.",
         "compressed": "is compressed. Unpack it first.",
         "json": "is a JSON text, not weights. Give the .safetensors file, or its *.safetensors.index.json.",
         "other": f"is not a safetensors file, or its beginning is damaged. {DOWNLOAD_AGAIN}",

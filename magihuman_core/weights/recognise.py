@@ -44,6 +44,7 @@ KINDS = {
 
 # Files that people do try, and that belong to something else.
 STRANGERS = (
+    (r"^(enc\.)?blk\.\d+\.", "a GGUF file under llama.cpp's names; one with Hugging Face's names is needed"),
     (r"^(model\.)?(diffusion_model\.)?blocks\.0\.cross_attn\.", "a Wan video model"),
     (r"^decoder\.upsamples\.0\.residual\.2\.weight$", "a Wan2.1 video VAE; the Wan2.2 one is needed"),
     (r"^decoder\.up_blocks\.0\.resnets\.0\.conv1\.weight$", "a VAE under diffusers' names; Wan2.2_VAE in its "
@@ -103,6 +104,8 @@ def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> Non
 
 def quantisation(checkpoint: Checkpoint) -> str | None:
     """How weights are quantised, in words; None where they are plain numbers."""
+    if checkpoint.metadata.get("format") == "gguf":
+        return f"GGUF: {checkpoint.metadata.get('types')}"
     if COMFY_TABLE in checkpoint.metadata or any(k.endswith(".comfy_quant") for k in checkpoint):
         return "ComfyUI quantised layers"
     if any(key.endswith(".weight._data") for key in checkpoint):
@@ -113,9 +116,7 @@ def quantisation(checkpoint: Checkpoint) -> str | None:
         if dtype in dtypes:
             scaled = any(key.endswith(SCALES) for key in checkpoint)
             return f"{name}, with scales" if scaled else f"{name}, without scales"
-    if torch.int8 in dtypes:
-        return "int8"
-    return "GGUF" if checkpoint.metadata.get("format") == "gguf" else None
+    return "int8" if torch.int8 in dtypes else None
 
 
 def _layout(kind: str, checkpoint: Checkpoint) -> str:

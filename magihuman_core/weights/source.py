@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry, from_tensors
+from .gguf_file import open_gguf
 from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
 from .layouts import official_network
 from .pickled import open_training_checkpoint
@@ -42,7 +43,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open weights for reading; only headers are read here. Quantised weights are decoded as they are read.
 
-    source: a .safetensors file, a *.safetensors.index.json, a folder that holds either (or shards without
+    source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either (or shards without
     an index, or a diffusers-style folder around it), or a mapping from names to tensors.
     kind: what is wanted, a key of recognise.KINDS: anything else is refused, and in a diffusers-style folder
     it chooses the part. A "network" in any layout is given under its official names.
@@ -75,7 +76,10 @@ def _open(source: str | Path | Mapping, kind: str | None, mapped: bool, allow_pi
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     if path.name.endswith(".index.json"):
         return _open_index(path, mapped)
-    if allow_pickle and file_format(path) == "pickle":
+    found = file_format(path)
+    if found == "gguf":
+        return open_gguf(path)
+    if allow_pickle and found == "pickle":
         return open_training_checkpoint(path)
     return _open_file(path, mapped)
 

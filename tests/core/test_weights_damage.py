@@ -36,7 +36,6 @@ DAMAGED = {
     "text": (b"No such model.\nPlease log in", "'No such model.'"),
     "zip pickle": (b"PK\x03\x04" + bytes(50), "pickle"),
     "old pickle": (b"\x80\x02}q\x00." + bytes(50), "pickle"),
-    "gguf": (b"GGUF\x03\0\0\0" + bytes(50), "GGUF"),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(50), "compressed"),
     "json": (b'{"error": "not found"}', "JSON"),
     "noise": (bytes(range(256)), "not a safetensors file"),

@@ -1,0 +1,203 @@
+"""Reading GGUF files.
+
+The header (version 2 or 3, little endian): "GGUF", version, number of tensors, number of values, then the
+values (key, type, value), then the tensors (name, dimensions from the innermost, type, offset), then the data,
+aligned. It is read here, strictly, so that any file can be explained; only decoding block formats such as
+Q6_K needs the package `gguf`, which is optional.
+"""
+
+import os
+import struct
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, Entry
+from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
+from .quantised import DECODED
+from .tensor_file import TensorFile
+
+PLAIN = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
+         28: torch.float64, 30: torch.bfloat16}  # fmt: skip
+# type -> (name, elements of a block, bytes of a block)
+BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
+          10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
+          14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
+          19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}  # fmt: skip
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+MOST = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped
+LONGEST = 1 << 16  # bytes of a name
+PIECE = 1 << 20  # elements decoded at a time
+SHAPE = "comfy.gguf.orig_shape."  # where a tool stored a tensor under another shape
+
+
+class _DamagedError(Exception):
+    """The header makes no sense; the message says where."""
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Open a GGUF file as a checkpoint; block formats are decoded as they are read. Raises CheckpointError."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            values, tensors = _read_header(_Reader(file, size))
+            begin = file.tell()
+        alignment = values.get("general.alignment", 32)
+        if type(alignment) is not int or not 0 < alignment <= 1 << 20:
+            raise _DamagedError("its alignment is absurd")
+        begin += -begin % alignment
+        entries, types = {}, set()
+        for name, shape, kind, offset in tensors:
+            if name in entries:
+                raise _DamagedError(f"the name {quoted(name)} stands twice in it")
+            shape_told = _told_shape(values.get(SHAPE + name), shape)
+            entries[name] = _entry(path, size, name, shape, shape_told, kind, begin + offset)
+            types.add(BLOCKS[kind][0] if kind in BLOCKS else str(PLAIN[kind])[6:])
+    except _DamagedError as error:
+        raise CheckpointError(f"{path}: is damaged or cut off: {error}. {DOWNLOAD_AGAIN}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if values.get("split.count", 0) not in (0, 1):
+        raise CheckpointError(f"{path}: is one part of a GGUF file that was cut into {values['split.count']}. "
+                              "Join the parts first.")
+    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    return Checkpoint(entries, str(path), {**texts, "format": "gguf", "types": ", ".join(sorted(types))}, path)
+
+
+class _Reader:
+    """Reads values and never past the end of the file, whatever lengths it claims."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file = file
+        self.size = size
+
+    def number(self, code: str) -> int | float | bool:
+        (value,) = struct.unpack("<" + code, self.take(struct.calcsize(code)))
+        return value
+
+    def take(self, count: int) -> bytes:
+        data = self.file.read(count)
+        if len(data) < count:
+            raise _DamagedError("it ends within its header")
+        return data
+
+    def text(self) -> str:
+        """A string, cut for names; the vocabulary of a tokenizer is skipped elsewhere."""
+        length = self.number("Q")
+        if length > LONGEST:
+            self.skip(length)
+            return ""
+        return self.take(length).decode("utf-8", "replace")
+
+    def skip(self, count: int) -> None:
+        if count > self.size - self.file.tell():
+            raise _DamagedError("it ends within its header")
+        self.file.seek(count, os.SEEK_CUR)
+
+
+def _read_header(reader: _Reader) -> tuple[dict, list]:
+    if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
+        raise _DamagedError("its version is not 2 or 3")
+    tensor_count, value_count = reader.number("Q"), reader.number("Q")
+    if max(tensor_count, value_count) > MOST:
+        raise _DamagedError("its counts are absurd")
+    values = {}
+    for _ in range(value_count):
+        key = reader.text()
+        values[key] = _value(reader, reader.number("I"), keep=key.startswith(SHAPE))
+    tensors = []
+    for _ in range(tensor_count):
+        name, dimensions = reader.text(), reader.number("I")
+        if dimensions > 8:
+            raise _DamagedError(f"{quoted(name)} has {dimensions} dimensions")
+        shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]
+        tensors.append((name, shape, reader.number("I"), reader.number("Q")))
+    return values, tensors
+
+
+def _value(reader: _Reader, kind: int, keep: bool, depth: int = 0) -> object:
+    """A value. Lists are only passed over, unless keep."""
+    if kind in SCALARS:
+        return reader.number(SCALARS[kind])
+    if kind == STRING:
+        return reader.text()
+    if kind != ARRAY or depth > 2:
+        raise _DamagedError(f"a value has the unknown type {kind}")
+    inner, count = reader.number("I"), reader.number("Q")
+    if inner in SCALARS and not (keep and count <= 8):
+        reader.skip(count * struct.calcsize(SCALARS[inner]))
+        return None
+    if count > MOST:
+        raise _DamagedError("a list in it is absurdly long")
+    return [_value(reader, inner, keep, depth + 1) for _ in range(count)]
+
+
+def _told_shape(told: object, stored: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(told, list) and all(type(n) is int and n >= 0 for n in told) and prod(told) == prod(stored):
+        return tuple(told)
+    return stored
+
+
+def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
+           begin: int) -> Entry:  # fmt: skip
+    if kind in PLAIN:
+        info = TensorInfo(PLAIN[kind], shape, begin)
+        _check_end(name, info.nbytes, begin, size)
+        return TensorFile(path).entry(info)
+    if kind not in BLOCKS:
+        raise _DamagedError(f"{quoted(name)} has the unknown type {kind}")
+    type_name, block, block_bytes = BLOCKS[kind]
+    if not stored or stored[-1] % block:
+        raise _DamagedError(f"the rows of {quoted(name)} are not made of whole {type_name} blocks")
+    row_bytes = stored[-1] // block * block_bytes
+    info = TensorInfo(torch.uint8, (prod(stored[:-1]), row_bytes), begin)
+    _check_end(name, info.nbytes, begin, size)
+    data = TensorFile(path).entry(info)
+    decode = _decoder(path, kind, type_name)
+    return Entry(shape, DECODED, _block_load(data, stored[-1], shape, decode))
+
+
+def _check_end(name: str, nbytes: int, begin: int, size: int) -> None:
+    if begin + nbytes > size:
+        raise _DamagedError(f"{quoted(name)} lies behind its end")
+
+
+def _decoder(path: Path, kind: int, type_name: str) -> Callable[[Tensor], Tensor]:
+    def decode(data: Tensor) -> Tensor:
+        try:
+            from gguf import GGMLQuantizationType
+            from gguf.quants import dequantize
+        except ImportError:
+            raise CheckpointError(f"{path}: its {type_name} weights need the Python package gguf. Run "
+                                  "`pip install gguf`, or use a .safetensors version.") from None
+        return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
+
+    return decode
+
+
+def _block_load(data: Entry, width: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> Callable:
+    """Load for blocks: data is [rows, bytes]; width: elements of such a row; shape: of the result."""
+
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        begin, end = rows or (0, shape[0])
+        per_row = prod(shape[1:])
+        result = torch.empty((end - begin, *shape[1:]), dtype=dtype or DECODED)
+        if not result.numel():
+            return result
+        flat = result.view(-1, width) if per_row % width == 0 else None
+        if flat is None:  # stored under a shape whose rows are not ours: decode all and cut
+            return decode(data.load()).view(shape)[begin:end].to(result.dtype)
+        first, step = begin * per_row // width, max(1, PIECE // width)
+        for top in range(0, flat.shape[0], step):
+            bottom = min(top + step, flat.shape[0])
+            flat[top:bottom] = decode(data.load(None, (first + top, first + bottom)))
+        return result
+
+    return load
