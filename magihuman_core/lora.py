@@ -1,0 +1,312 @@
+"""LoRA: small changes of the network's weights, trained apart from it.
+
+    official layer, or a part of one  ->  rows of our layers  ->  y = W x + strength * up (down x)
+
+A file names the layers as the official checkpoint does, where linear_qkv is q, k, v and gate, three times
+in the sandwich; or as split checkpoints do, with linear_q_video and its like; or as we do. Every such
+layer is some rows of some of our layers, and so is its `up` matrix; `down` is common to all of them.
+
+The weights themselves are not touched: a LoRA is computed beside them. That costs little more than a few
+tokens would, loses nothing to the rounding of bf16, works on quantised and on streamed weights, and
+taking it away leaves every weight as it was, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import DiTConfig
+from .errors import CheckpointError, InputError
+from .layers import EPS
+from .sequence import MODALITIES
+from .weights import open_checkpoint
+from .weights.assign import is_finite
+from .weights.dit_keys import official_rows
+from .weights.header import quoted
+
+if TYPE_CHECKING:
+    from .dit import MagiHumanDiT
+
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
+            "lora_unet_", "lora_transformer_", "lycoris_")  # fmt: skip
+ROLES = {
+    "down": (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A"),
+    "up": (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B"),
+    "alpha": (".alpha",),
+    "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight",
+                  ".lora_magnitude_vector.default.weight"),
+    "diff": (".diff",),
+    "diff_b": (".diff_b",),
+}  # fmt: skip
+ENDINGS = {ending: role for role, endings in ROLES.items() for ending in endings}
+SHOWN = 10  # names in a warning; all of them are in `unmatched`
+ROWS = 2048  # rows of a weight looked at together for DoRA
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where some rows of a layer, as a file names it, belong."""
+
+    key: str  # our weight
+    rows: slice  # of the file's layer
+    place: slice  # of our weight
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A change of the rows `place` of one of our weights.
+
+    up @ down * scale where there is a `down`, [r, in]; else `up` itself: [rows, in], or [rows] for a norm or bias.
+    magnitude: the lengths that the changed rows get (DoRA), [rows].
+    """
+
+    place: slice
+    up: Tensor
+    down: Tensor | None = None
+    scale: float = 1.0
+    magnitude: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SplitLora:
+    """A file's content by our keys, and the names that fit nothing, with the reason."""
+
+    deltas: Mapping[str, list[Delta]]
+    unmatched: Mapping[str, str]
+
+
+def lora_targets(config: DiTConfig) -> dict[str, list[Target]]:
+    """Every name a file may have for a layer (without prefix) -> where its rows belong.
+
+    Official names, those of split checkpoints, and our own.
+    """
+    c = config
+    table: dict[str, list[Target]] = {}
+    parts = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim}
+    for official, ours in official_rows(config).items():
+        if not official.endswith(".weight"):
+            continue
+        name, start, targets = official.removesuffix(".weight"), 0, []
+        for key, rows in ours:
+            whole = slice(0, rows)
+            targets.append(Target(key, slice(start, None if rows is None else start + rows), whole))
+            start += rows or 0
+            table[key.removesuffix(".weight")] = [Target(key, whole, whole)]
+            expert = re.search(r"\.experts\.(\w+)\.", key)
+            end = f"_{expert[1]}" if expert and expert[1] in MODALITIES else ""
+            if key.endswith("linear_qkv.weight"):
+                top = 0
+                for part, height in parts.items():
+                    place = slice(top, top + height)
+                    table[name.removesuffix("qkv") + part + end] = [Target(key, slice(0, height), place)]
+                    top += height
+            elif key.endswith("linear_gate.weight"):
+                table[name.removesuffix("qkv") + "g" + end] = [Target(key, whole, whole)]
+            elif "linear_" in name or "_proj" in name:
+                table[name + end] = [Target(key, whole, whole)]
+        table[name] = targets  # last: in the sandwich the plain name is the stacked layer
+    return table
+
+
+def layer_names(table: Mapping[str, list[Target]]) -> dict[str, str]:
+    """Each name of a table, also with _ for each dot -> the name."""
+    return {name.replace(".", "_"): name for name in table} | {name: name for name in table}
+
+
+def find_layer(name: str, names: Mapping[str, str]) -> str | None:
+    """The layer that a file's name for it, with any prefix, means; names: from layer_names."""
+    while name not in names:
+        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
+        if prefix is None:
+            return None
+        name = name.removeprefix(prefix)
+    return names[name]
+
+
+def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
+    """Sort a file's tensors by the weights of ours that they change.
+
+    Raises CheckpointError where a tensor's shape or values fit no network of this configuration.
+    """
+    name = getattr(tensors, "name", "The LoRA")
+    table = lora_targets(config)
+    names = layer_names(table)
+    layers: dict[str, dict[str, str]] = {}  # the file's layer -> role -> key
+    unmatched: dict[str, str] = {}
+    for key in tensors:
+        ending = max((e for e in ENDINGS if key.endswith(e)), key=len, default=None)
+        layer = find_layer(key.removesuffix(ending), names) if ending else None
+        if layer is None:
+            unmatched[key] = "no such layer" if ending else "not a kind of tensor that is known here"
+        elif ENDINGS[ending] in layers.setdefault(layer, {}):
+            unmatched[key] = f"the same layer as {layers[layer][ENDINGS[ending]]}"
+        else:
+            layers[layer][ENDINGS[ending]] = key
+    deltas: dict[str, list[Delta]] = {}
+    for layer, keys in layers.items():
+        found = {role: _read(tensors, key, name) for role, key in keys.items()}
+        found, reasons = _usable(found, layer)
+        unmatched.update({keys[role]: reason for role, reason in reasons.items()})
+        height = table[layer][-1].rows.stop
+        for role in ("up", "diff"):
+            if role in found and height is not None and found[role].shape[0] != height:
+                raise CheckpointError(f"{name}: {quoted(keys[role])} has {found[role].shape[0]} rows, the network's "
+                                      f"layer has {height}. It was made for another model.")
+        for target in table[layer]:
+            for key, delta in _deltas(found, target):
+                deltas.setdefault(key, []).append(delta)
+    return SplitLora(deltas, unmatched)
+
+
+def _read(tensors: Mapping[str, Tensor], key: str, name: str) -> Tensor:
+    tensor = tensors[key]
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
+    if not is_finite(tensor):
+        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite. "
+                              "The file is damaged.")
+    return tensor
+
+
+def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What of a layer's tensors makes sense together, and why the others do not."""
+    reasons: dict[str, str] = {}
+    down, up, magnitude = found.get("down"), found.get("up"), found.get("magnitude")
+    pair = down is not None and up is not None
+    if pair and (down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]):
+        reasons |= dict.fromkeys(("down", "up"), "up and down do not fit each other")
+    elif not pair:
+        reasons |= dict.fromkeys(("down", "up"), "the other one of up and down is missing")
+    if reasons:
+        reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
+    elif magnitude is not None and magnitude.numel() != up.shape[0]:
+        reasons |= dict.fromkeys(("down", "up", "alpha", "magnitude"), "only DoRA with one magnitude per row is known")
+    if "diff_b" in found and not layer.startswith("adapter."):
+        reasons["diff_b"] = "this layer has no bias"
+    left = {role: tensor for role, tensor in found.items() if role not in reasons}
+    return left, {role: reason for role, reason in reasons.items() if role in found}
+
+
+def _deltas(found: Mapping[str, Tensor], target: Target):
+    """(our key, change) for what a file has for a layer."""
+    if "up" in found:
+        up, down = found["up"], found["down"]
+        scale = float(found["alpha"]) / down.shape[0] if "alpha" in found else 1.0
+        magnitude = found["magnitude"].reshape(-1)[target.rows] if "magnitude" in found else None
+        yield target.key, Delta(target.place, up[target.rows], down, scale, magnitude)
+    if "diff" in found:
+        yield target.key, Delta(target.place, found["diff"][target.rows])
+    if "diff_b" in found:
+        yield target.key.removesuffix("weight") + "bias", Delta(slice(None), found["diff_b"])
+
+
+class AppliedLora:
+    """A LoRA at work in a network. `matched`: our weights it changes; `unmatched`: names it has in vain, and why."""
+
+    def __init__(self, name: str, matched: list[str], unmatched: Mapping[str, str], hooks: list):
+        self.name, self.matched, self.unmatched = name, matched, unmatched
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Take it out of the network. Nothing happens when it is out already."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
+    """Let a LoRA work in a network until it is removed; several may, in any order.
+
+    source: a file or a mapping of tensors. strength: 1 is what it was trained for, 0 nothing, below 0 the opposite.
+    Each of several DoRAs scales the rows as if it were alone.
+    Names that fit nothing are logged as a warning, and are in the result's `unmatched`. Raises CheckpointError
+    where nothing fits or shapes differ, InputError for the strength.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not -100 <= strength <= 100:
+        raise InputError(f"The strength of a LoRA is {strength!r}, expected a number, such as 1.0.")
+    checkpoint = open_checkpoint(source)
+    split = split_lora(checkpoint, dit.config)
+    if not split.deltas:
+        names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
+        raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
+                              f"the first are {names}. Choose a LoRA made for MagiHuman.")
+    device = dit.adapter.rope.bands.device
+    changes = [_change(dit, key, delta, strength, device, checkpoint.name)
+               for key, deltas in split.deltas.items() for delta in deltas]
+    hooks = [module.register_forward_hook(hook) for module, hook in changes]
+    if split.unmatched:
+        shown = ", ".join(f"{quoted(key)} ({reason})" for key, reason in list(split.unmatched.items())[:SHOWN])
+        more = f", and {len(split.unmatched) - SHOWN} more" if len(split.unmatched) > SHOWN else ""
+        log.warning("%s: %d of its %d tensors are left out: %s%s.", checkpoint.name, len(split.unmatched),
+                    len(checkpoint), shown, more)
+    log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
+    return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, hooks)
+
+
+def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: torch.device, name: str):
+    """(layer, hook) for a change of one of its parameters."""
+    path, _, leaf = key.rpartition(".")
+    module = dit.get_submodule(path)
+    parameter = getattr(module, leaf)
+    rows = len(range(*delta.place.indices(parameter.shape[0])))
+    shape = (rows, *parameter.shape[1:])
+    found = tuple(delta.up.shape) if delta.down is None else (delta.up.shape[0], delta.down.shape[1])
+    if found != shape:
+        raise CheckpointError(f"{name}: its change of {quoted(key)} has shape {list(found)}, expected {list(shape)}. "
+                              "It was made for another model.")
+    # 8-bit weights are decoded to bf16 before they are multiplied; so is what goes beside them.
+    dtype = parameter.dtype if parameter.dtype.itemsize > 1 else torch.bfloat16
+    down = None if delta.down is None else delta.down.to(device, dtype)
+    delta = replace(delta, up=delta.up.to(device, dtype), down=down)
+    if len(shape) == 2:
+        return module, LinearHook(delta, strength)
+    return module, partial(add_to_bias if leaf == "bias" else add_to_norm, delta.up * strength)
+
+
+class LinearHook:
+    """Adds what a change of a linear layer's weight makes of the same input."""
+
+    def __init__(self, delta: Delta, strength: float):
+        self.delta, self.strength = delta, strength
+        self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        d = self.delta
+        x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
+        change = F.linear(x, d.up.to(x.dtype)) * d.scale
+        rows = out[..., d.place]
+        if d.magnitude is not None:
+            if self.factor is None:  # only now: streamed weights come in just before they are used
+                self.factor = dora_factor(module.weight, d)
+            change = (self.factor * (rows.float() + change.float()) - rows.float()).to(out.dtype)
+        rows += change * self.strength
+        return out
+
+
+def dora_factor(weight: Tensor, delta: Delta) -> Tensor:
+    """Magnitudes over the lengths of the rows of weight + scale * up @ down, fp32 [rows]."""
+    down, lengths = delta.down.float() * delta.scale, []
+    for rows, up in zip(weight[delta.place].split(ROWS), delta.up.split(ROWS), strict=True):
+        lengths.append(torch.addmm(rows.float(), up.float(), down).norm(dim=1))
+    lengths = torch.cat(lengths)
+    return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def add_to_norm(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """The hook for a change of an RMS-norm's weight."""
+    return out + F.rms_norm(inputs[0].float(), change.shape, change.float(), EPS)
+
+
+def add_to_bias(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """The hook for a change of a bias."""
+    return out + change

@@ -1,0 +1,292 @@
+"""LoRA against networks into whose official weights the same change was merged by hand."""
+
+import logging
+import lzma
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from magihuman_core import CheckpointError, InputError, load_dit
+from magihuman_core.lora import apply_lora, lora_targets
+
+DATA = Path(__file__).parents[1] / "data"
+RANK = 4
+# A stacked layer of the sandwich, and shared ones, of every kind.
+LAYERS = [
+    "block.layers.0.attention.linear_qkv", "block.layers.0.attention.linear_proj", "block.layers.1.mlp.up_gate_proj",
+    "block.layers.2.attention.linear_qkv", "block.layers.3.mlp.down_proj", "block.layers.5.mlp.down_proj",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights():
+    official = load(lzma.decompress((DATA / "dit" / "weights_main.safetensors.xz").read_bytes()))
+    return {key: value.float() for key, value in official.items()}
+
+
+@pytest.fixture(scope="module")
+def config(weights):
+    return load_dit(weights, dtype=torch.float32).config
+
+
+@pytest.fixture(scope="module")
+def clip(config):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, config.video_channels, 3, 4, 4), (1, config.audio_channels, 9), (1, 7, config.text_channels)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def run(dit, clip):
+    with torch.inference_mode():
+        return torch.cat([out.flatten() for out in dit(*clip)])
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def pairs(weights, layers=LAYERS, seed=1):
+    """layer -> (up, down), whose product is a tenth as large as the weight."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for name in layers:
+        rows, width = weights[name + ".weight"].shape
+        up = torch.randn(rows, RANK, generator=generator)
+        down = torch.randn(RANK, width, generator=generator)
+        size = weights[name + ".weight"].norm() / (up @ down).norm()
+        out[name] = up * size * 0.1, down
+    return out
+
+
+def fused(pairs, ends=("lora_B.weight", "lora_A.weight"), prefix=""):
+    return {f"{prefix}{name}.{end}": tensor.contiguous()
+            for name, pair in pairs.items() for end, tensor in zip(ends, pair, strict=True)}
+
+
+def merged(weights, changes):
+    return weights | {name + ".weight": weights[name + ".weight"] + change for name, change in changes.items()}
+
+
+def products(pairs, scale=1.0):
+    return {name: scale * (up @ down) for name, (up, down) in pairs.items()}
+
+
+def expect(dit, clip, merged_weights, bound=1e-5):
+    target = load_dit(merged_weights, dtype=torch.float32)
+    assert relative(run(dit, clip), run(target, clip)) < bound
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "transformer.", "model.", "base_model.model."])
+@pytest.mark.parametrize("ends", [("lora_B.weight", "lora_A.weight"), ("lora_up.weight", "lora_down.weight"),
+                                  ("lora_B.default.weight", "lora_A.default.weight")])  # fmt: skip
+def test_fused_names_equal_a_merge(prefix, ends, weights, clip):
+    dit = load_dit(weights, dtype=torch.float32)
+    plain = run(dit, clip)
+    lora = pairs(weights)
+    applied = apply_lora(dit, fused(lora, ends, prefix))
+    assert not applied.unmatched
+    assert relative(run(dit, clip), plain) > 1e-2  # it does something
+    expect(dit, clip, merged(weights, products(lora)))
+
+
+def split_parts(name, up, config):
+    """Split names of a layer and the rows of each, counted by hand from the official order."""
+    layer = int(name.split(".")[2])
+    modalities = ("_video", "_audio", "_text") if layer in config.sandwich_layers else ("",)
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    parts = [("q", q), ("k", kv), ("v", kv), ("g", config.heads)] if name.endswith("qkv") else [("", None)]
+    for modality, rows in zip(modalities, up.chunk(len(modalities)), strict=True):
+        top = 0
+        for part, height in parts:
+            piece = rows if height is None else rows[top : top + height]
+            top += height or 0
+            yield name.removesuffix("qkv") + part + modality, piece
+
+
+def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, config):
+    dit = load_dit(weights, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    lora, changes = {}, {}
+    for name, (up, down) in pairs(weights).items():
+        whole = []
+        for part, rows in split_parts(name, up, config):
+            own = down + torch.randn(down.shape, generator=generator)
+            lora |= {f"{part}.lora_up.weight": rows.contiguous(), f"{part}.lora_down.weight": own}
+            whole.append(rows @ own)
+        changes[name] = torch.cat(whole)
+    assert "block.layers.0.attention.linear_g_text.lora_up.weight" in lora
+    assert "block.layers.2.attention.linear_q.lora_up.weight" in lora
+    assert "block.layers.5.mlp.down_proj_audio.lora_up.weight" in lora
+    applied = apply_lora(dit, lora)
+    assert not applied.unmatched
+    expect(dit, clip, merged(weights, changes))
+
+
+def test_kohya_and_own_names(weights, clip):
+    lora = pairs(weights, LAYERS[3:4])
+    flat = {f"lora_unet_{name.replace('.', '_')}": pair for name, pair in lora.items()}
+    dit = load_dit(weights, dtype=torch.float32)
+    apply_lora(dit, fused(flat, ("lora_up.weight", "lora_down.weight")))
+    expect(dit, clip, merged(weights, products(lora)))
+    (up, down), gate = lora[LAYERS[3]], dit.config.heads
+    own = {"blocks.2.experts.shared.attention.linear_qkv": (up[:-gate], down),
+           "blocks.2.experts.shared.attention.linear_gate": (up[-gate:], down)}
+    dit = load_dit(weights, dtype=torch.float32)
+    apply_lora(dit, fused(own))
+    expect(dit, clip, merged(weights, products(lora)))
+
+
+def test_every_layer_of_the_network_can_be_changed(weights, clip):
+    names = [key.removesuffix(".weight") for key, value in weights.items() if value.dim() == 2]
+    assert len(names) == 4 * 6 + 5
+    lora = pairs(weights, names)
+    dit = load_dit(weights, dtype=torch.float32)
+    assert not apply_lora(dit, fused(lora)).unmatched
+    expect(dit, clip, merged(weights, products(lora)))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
+def test_alpha_and_strength(strength, weights, clip):
+    lora = pairs(weights)
+    file = fused(lora) | {f"{name}.alpha": torch.tensor(2.0) for name in lora}
+    dit = load_dit(weights, dtype=torch.float32)
+    apply_lora(dit, file, strength)
+    expect(dit, clip, merged(weights, products(lora, strength * 2.0 / RANK)))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize("column", [True, False])
+def test_dora(column, strength, weights, clip):
+    lora = pairs(weights)
+    generator = torch.Generator().manual_seed(3)
+    file, changes = fused(lora), {}
+    for name, (up, down) in lora.items():
+        weight = weights[name + ".weight"]
+        changed = weight + up @ down
+        magnitude = weight.norm(dim=1, keepdim=True) * (1 + 0.2 * torch.rand(len(weight), 1, generator=generator))
+        file[f"{name}.dora_scale"] = magnitude if column else magnitude[:, 0].contiguous()
+        changes[name] = strength * (magnitude * changed / changed.norm(dim=1, keepdim=True) - weight)
+    dit = load_dit(weights, dtype=torch.float32)
+    apply_lora(dit, file, strength)
+    expect(dit, clip, merged(weights, changes))
+
+
+def test_plain_differences_of_weights_norms_and_biases(weights, clip):
+    generator = torch.Generator().manual_seed(4)
+    keys = [f"{LAYERS[0]}.weight", "block.layers.1.attention.pre_norm.weight", "block.layers.2.attention.q_norm.weight",
+            "final_norm_audio.weight", "adapter.text_embedder.bias"]  # fmt: skip
+    changes = {key: 0.1 * torch.randn(weights[key].shape, generator=generator) for key in keys}
+    file = {key.replace(".weight", ".diff").replace(".bias", ".diff_b"): change for key, change in changes.items()}
+    dit = load_dit(weights, dtype=torch.float32)
+    assert not apply_lora(dit, file, 2.0).unmatched
+    expect(dit, clip, weights | {key: weights[key] + 2 * change for key, change in changes.items()})
+
+
+def test_taking_them_out_in_any_order_leaves_every_bit(weights, clip):
+    dit = load_dit(weights, dtype=torch.bfloat16)
+    before, plain = {k: v.clone() for k, v in dit.state_dict().items()}, run(dit, clip)
+    first, second = (apply_lora(dit, fused(pairs(weights, seed=seed))) for seed in (1, 2))
+    both = run(dit, clip)
+    first.remove()
+    only_second = run(dit, clip)
+    second.remove()
+    second.remove()  # twice does no harm
+    assert torch.equal(run(dit, clip), plain)
+    assert all(torch.equal(value, before[key]) for key, value in dit.state_dict().items())
+    apply_lora(dit, fused(pairs(weights, seed=2)))
+    assert torch.equal(run(dit, clip), only_second) and not torch.equal(both, only_second)
+
+
+def test_bf16_is_near_the_exact_network(weights, clip):
+    lora = pairs(weights)
+    dit = load_dit(weights, dtype=torch.bfloat16)
+    apply_lora(dit, fused(lora))
+    expect(dit, clip, merged(weights, products(lora)), 3e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streamed_blocks_give_the_same_bits(dtype, weights, clip, tmp_path):
+    save_file(weights, tmp_path / "network.safetensors")
+    file = fused(pairs(weights))
+    file |= {f"{name}.dora_scale": weights[name + ".weight"].norm(dim=1) for name in LAYERS[:2]}
+    resident = load_dit(weights, dtype=dtype)
+    streamed = load_dit(tmp_path / "network.safetensors", dtype=dtype, resident_blocks=2)
+    plain = run(streamed, clip)
+    apply_lora(resident, file)
+    applied = apply_lora(streamed, file)
+    for _ in range(2):
+        assert torch.equal(run(streamed, clip), run(resident, clip))
+    applied.remove()
+    assert torch.equal(run(streamed, clip), plain)
+
+
+def test_gradients_flow_through(weights, clip):
+    dit = load_dit(weights, dtype=torch.float32)
+    apply_lora(dit, fused(pairs(weights)))
+    video = clip[0].clone().requires_grad_()
+    dit(video, *clip[1:])[0].square().sum().backward()
+    assert video.grad.abs().sum() > 0
+
+
+def test_what_fits_nothing_is_listed(weights, clip, caplog):
+    name = LAYERS[0]
+    up, down = pairs(weights)[name]
+    file = fused({name: (up, down)}) | {
+        "block.layers.99.mlp.down_proj.lora_A.weight": down,
+        "block.layers.1.mlp.down_proj.lora_A.weight": down,  # without its B
+        "block.layers.2.mlp.down_proj.lora_mid.weight": down,
+        "block.layers.3.mlp.down_proj.diff_b": down[0].clone(),
+        "block.layers.0.attention.linear_proj.lora_A.weight": down,
+        "block.layers.0.attention.linear_proj.lora_B.weight": torch.ones(weights[LAYERS[1] + ".weight"].shape[0], RANK),
+        "block.layers.0.attention.linear_proj.dora_scale": torch.ones(1, down.shape[1]),  # per column
+    }
+    dit = load_dit(weights, dtype=torch.float32)
+    with caplog.at_level(logging.WARNING):
+        applied = apply_lora(dit, file)
+    left = {key for key in file if not key.startswith(name)}
+    assert set(applied.unmatched) == left and len(applied.matched) == 6
+    assert all(key in caplog.text for key in left)
+    expect(dit, clip, merged(weights, {name: up @ down}))
+
+
+def test_refusals(weights, tmp_path):
+    dit = load_dit(weights, dtype=torch.float32)
+    name = LAYERS[0]
+    up, down = pairs(weights)[name]
+    bad = up.clone()
+    bad[3, 1] = torch.nan
+    for file, words in (
+        ({"lora_te_text_model_layer.lora_up.weight": up}, "none of its 1 tensors"),
+        (fused({name: (up[:-1], down)}), f"{name}.lora_B.weight.*rows"),
+        (fused({name: (up, down[:, 1:].contiguous())}), "made for another model"),
+        (fused({name: (bad, down)}), "not numbers"),
+        ({f"{name}.diff": torch.ones(up.shape[0], 3)}, "made for another model"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            apply_lora(dit, file)
+    with pytest.raises(InputError, match="strength"):
+        apply_lora(dit, fused({name: (up, down)}), float("nan"))
+    with pytest.raises(CheckpointError, match="no such file"):
+        apply_lora(dit, tmp_path / "absent.safetensors")
+    assert not any(module._forward_hooks for module in dit.modules())  # nothing is left half applied
+
+
+def test_targets_cover_each_row_once(config, weights):
+    """Of the official names, and of the split ones with the norms: every row of every weight, exactly once."""
+    table = lora_targets(config)
+    official = {key.removesuffix(".weight") for key in weights if key.endswith(".weight")}
+    split = {name for name in table if name.startswith("block.") and name not in official}
+    assert official < set(table) and len(split) == 4 * (4 * 3 + 3 * 3) + 2 * 4
+    heights = {key: len(value) for key, value in load_dit(weights).state_dict().items()}
+    for names in (official, split):
+        rows = {}
+        for name in names:
+            for target in table[name]:
+                rows.setdefault(target.key, []).append((target.place.start, target.place.stop))
+        for key, spans in rows.items():
+            spans.sort()
+            assert spans[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(spans)), key
+            assert spans[-1][1] in (None, heights[key]), key
