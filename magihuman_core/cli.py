@@ -1,4 +1,4 @@
-"""The command line: magihuman generate | inspect.
+"""The command line: magihuman generate | inspect | convert.
 
 Answers go to standard output; progress, timings and faults to standard error. Exit codes: 0 done; 2 the input
 or a file cannot be used, said in one sentence; 1 a fault of this program; 130 interrupted by Ctrl-C.
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="say more; show where an error arose")
-    for add in (add_generate, add_inspect):
+    for add in (add_generate, add_inspect, add_convert):
         add(commands, common)
     return parser
 
@@ -154,6 +154,43 @@ def inspect(arguments: argparse.Namespace) -> int:
     from .weights.inspect import describe
 
     print(describe(arguments.path, read_all=arguments.read_all))
+    return 0
+
+
+# convert
+
+
+def add_convert(commands, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "convert", parents=[common], help="write weights as one file, in another dtype or layout",
+        description="Write any weight file or folder of MagiHuman as one .safetensors file. Memory stays small "
+                    "however large the model is, and the file appears only when it is whole.")
+    parser.set_defaults(run=convert)
+    parser.add_argument("source", metavar="SOURCE", help="file, index file or folder, in any known layout")
+    parser.add_argument("target", metavar="TARGET", help="the .safetensors file to write; an existing one is replaced")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8", "int8"),
+                        help="default: as stored, and bf16 for what is quantised")
+    parser.add_argument("--layout", choices=("official", "split"),
+                        help="of a network (default: official; split for fp8 and int8)")
+    parser.add_argument("--role", choices=("base", "distilled", "sr_540p", "sr_1080p"),
+                        help="of a network, written into the file (default: what its name tells)")
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Convert weights."""
+    from tqdm import tqdm
+
+    from .weights.convert import convert as write
+    from .weights.inspect import size_text
+
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc="converting", leave=False) as bar:
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        path = write(arguments.source, arguments.target, dtype=arguments.dtype, layout=arguments.layout,
+                     role=arguments.role, progress=progress)
+    print(f"{path}: {size_text(path.stat().st_size)} written")
     return 0
 
 

@@ -101,7 +101,7 @@ def _describe_file(path: Path, read_all: bool) -> str:
         return f"{path}\n  problem    {_without_path(error, path)}"
     if found == "safetensors":
         return _describe_checkpoint(path, read_all)
-    return f"{path}\n  is         not a weight file ({_size(path.stat().st_size)}); nothing here uses it"
+    return f"{path}\n  is         not a weight file ({size_text(path.stat().st_size)}); nothing here uses it"
 
 
 def _describe_json(path: Path) -> str:
@@ -159,8 +159,8 @@ def _contents(checkpoint: Checkpoint) -> str:
     sizes = Counter()
     for entry in entries:
         sizes[DTYPE_NAMES.get(entry.dtype, str(entry.dtype))] += entry.nbytes
-    dtypes = [f"{name} {_size(size)}" for name, size in sizes.most_common()] if len(sizes) > 1 else sizes
-    total = _size(sum(sizes.values()))
+    dtypes = [f"{name} {size_text(size)}" for name, size in sizes.most_common()] if len(sizes) > 1 else sizes
+    total = size_text(sum(sizes.values()))
     return f"{len(checkpoint):,} tensors, {_count(parameters)} values, {total} ({', '.join(dtypes)})"
 
 
@@ -227,7 +227,8 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def _size(size: int) -> str:
+def size_text(size: float) -> str:
+    """Bytes in the unit that reads best."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             return f"{size:,} bytes" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from magihuman_core import load_dit
+from magihuman_core.cli import main
 from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.weights import open_checkpoint
 from magihuman_core.weights.convert import convert
@@ -151,6 +152,19 @@ def test_scales_of_a_latent_are_never_rounded(tmp_path):
     stored = load_file(convert(weights, tmp_path / "vae.safetensors", dtype="fp16"))
     assert stored["latent_mean"].dtype == torch.float32
     assert stored["conv1.weight"].dtype == torch.float16
+
+
+def test_the_command_line_converts_and_explains(official, tmp_path, capsys):
+    save_file(official, tmp_path / "distill.safetensors")
+    target = tmp_path / "small.safetensors"
+    assert main(["convert", str(tmp_path / "distill.safetensors"), str(target), "--dtype", "fp8"]) == 0
+    assert capsys.readouterr().out == f"{target}: {target.stat().st_size / 1024:.1f} KiB written\n"
+    assert main(["inspect", str(target)]) == 0
+    assert "a MagiHuman network (distilled" in capsys.readouterr().out
+    assert main(["convert", str(target), str(tmp_path / "x.safetensors"), "--role", "base"]) == 0
+    assert metadata(tmp_path / "x.safetensors")["role"] == "base"
+    assert main(["convert", str(target), str(tmp_path / "x.pth")]) == 2
+    assert "Give a name that ends in .safetensors" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
