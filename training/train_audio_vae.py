@@ -1,6 +1,7 @@
 """Train the Oobleck autoencoder on the drawn voices.
 
     python -m training.train_audio_vae --minutes 30          # goes on from its checkpoint when started again
+    python -m training.train_audio_vae --decoder --minutes 10
 
 Spectra at several resolutions say whether a voice sounds right; a little of the waveform itself gives them a
 start. As for pictures the latent is held at mean 0, variance 1, and decoded with noise.
@@ -47,6 +48,21 @@ def spectrum(sound, window):
     return torch.sqrt(torch.view_as_real(found).square().sum(-1) + 1e-12) * (2 / shape.sum())
 
 
+def band_matrix(window, bands=40, low=80.0, high=8000.0):
+    """Triangular bands on the mel scale: [bands, bins]."""
+    f = torch.linspace(0, 25600, window // 2 + 1)
+    mel = 2595 * torch.log10(1 + f / 700)
+    ends = 2595 * torch.log10(1 + torch.tensor([low, high]) / 700)
+    edges = torch.linspace(float(ends[0]), float(ends[1]), bands + 2)
+    rise = (mel - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    fall = (edges[2:, None] - mel) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.minimum(rise, fall).clamp_min(0)
+
+
+BAND_WINDOW = 2048
+BANDS = band_matrix(BAND_WINDOW)
+
+
 def sound_loss(found, wanted):
     """Difference of spectra, logarithmic (down to -80 dB) and linear, and of waveforms. [B, n] both."""
     loss = 0.5 * (found - wanted).abs().mean() / 0.05
@@ -57,6 +73,9 @@ def sound_loss(found, wanted):
         logs = (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs()
         loss = loss + weight * (1.5 * logs[:, :low].mean() + 0.3 * logs[:, low:].mean())
         loss = loss + weight * 2.0 * ((a - b).square().sum() / (b.square().sum() + 1e-3)).sqrt()
+        if window == BAND_WINDOW:  # the formants, whatever the harmonics under them
+            bands = [(BANDS @ m.square() + 1e-8).log() for m in (a, b)]
+            loss = loss + 1.0 * (bands[0] - bands[1]).abs().mean()
     return loss
 
 
@@ -121,10 +140,48 @@ def train(options):
     save()
 
 
+def train_decoder(options):
+    """Train the decoder further, for the frozen encoder that the networks' latents were made with."""
+    vae = load_trained()
+    vae.requires_grad_(False)
+    modules = vae.decoder.train().requires_grad_(True)
+    average = Average(modules, 0.998)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    path, step, spent = RUNS / "audio_decoder.pt", 0, 0.0
+    if state := load_checkpoint(path):
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        step, spent = state["step"], state["spent"]
+    windows, clock, meter = Windows(RUNS / "clips", seed=step + 1), Clock(options.minutes, spent), Meter()
+    while clock.progress < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * cosine_rate(clock.progress)
+        sound = windows.batch(4, 8)
+        with torch.no_grad():
+            latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
+        found = modules(latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent))
+        loss = sound_loss(found.mean(1), sound[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(modules)
+        step += 1
+        meter.add(loss=loss.detach())
+        if step % 50 == 0:
+            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
+        if step % 200 == 0 or clock.progress >= 1:
+            save_atomically({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
+                             "average": average.state_dict(), "step": step, "spent": clock.used}, path)
+
+
 def load_trained():
-    """The AudioVAE as trained so far (moving average)."""
+    """The AudioVAE as trained so far (moving averages); a decoder trained further is taken."""
     vae = build()
     vae.load_state_dict(load_checkpoint(RUNS / "audio_vae.pt")["average"]["module"])
+    if state := load_checkpoint(RUNS / "audio_decoder.pt"):
+        vae.decoder.load_state_dict(state["average"]["module"])
     return vae.eval()
 
 
@@ -133,6 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--rate", type=float, default=8e-4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--decoder", action="store_true", help="the decoder alone")
     options = parser.parse_args()
     set_up(options.threads)
-    train(options)
+    (train_decoder if options.decoder else train)(options)

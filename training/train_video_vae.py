@@ -1,7 +1,8 @@
 """Train the Wan2.2-type encoder and the Turbo decoder together on crops of drawn clips.
 
     python -m training.train_video_vae --minutes 40          # goes on from its checkpoint when started again
-    python -m training.train_video_vae --wan-decoder --minutes 8
+    python -m training.train_video_vae --turbo --minutes 10  # decoders alone, once clips are encoded
+    python -m training.train_video_vae --wan-decoder --minutes 6
 
 The latent is kept at mean 0 and variance 1 overall (in normalised units), and the decoder always sees it with
 noise: what matters for the picture then gets the larger amplitudes, and a generated latent, which is never
@@ -21,6 +22,7 @@ from magihuman_core.video_vae_blocks import ResidualBlock
 from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
 from training.data import Clips
 from training.fast_conv import operations as fast
+from training.latents import Latents
 from training.projection import Projection, blocks, fit
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
@@ -79,11 +81,9 @@ class Crops:
             top, left = (16 * int(v) for v in self.random.integers(0, (size - crop) // 16 + 1, 2))
             part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
             videos.append(torch.from_numpy(part.astype(np.float32)))
-            axis = (np.arange(crop) + 0.5) / size
-            mouth = np.outer(np.abs(axis + top / size - 0.63) < 0.13, np.abs(axis + left / size - 0.5) < 0.20)
-            weights.append(torch.from_numpy(1.0 + 2.0 * mouth.astype(np.float32)))
+            weights.append(mouth_map(crop, top, left, size))
         video = torch.stack(videos).permute(0, 4, 1, 2, 3) / 127.5 - 1
-        return video.contiguous(), torch.stack(weights)[:, None, None]
+        return video.contiguous(), torch.cat(weights)
 
 
 def picture_loss(found, wanted, weight, fine):
@@ -166,46 +166,88 @@ def train(options):
     save()
 
 
-def load_trained(average=True):
-    """(VideoVAE, TurboVAE) as trained so far."""
+def load_trained():
+    """(VideoVAE, TurboVAE) as trained so far (moving averages); decoders trained further are taken."""
     vae, turbo = build()
     modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
-    state = load_checkpoint(RUNS / "video_vae.pt")
-    modules.load_state_dict(state["average"]["module"] if average else state["modules"])
-    if decoder := load_checkpoint(RUNS / "wan_decoder.pt"):
-        vae.decoder.load_state_dict(decoder["decoder"])
-        vae.conv2.load_state_dict(decoder["conv2"])
+    modules.load_state_dict(load_checkpoint(RUNS / "video_vae.pt")["average"]["module"])
+    if state := load_checkpoint(RUNS / "turbo.pt"):
+        torch.nn.ModuleList([turbo]).load_state_dict(state["average"]["module"])
+    if state := load_checkpoint(RUNS / "wan_decoder.pt"):
+        torch.nn.ModuleList([vae.decoder, vae.conv2]).load_state_dict(state["average"]["module"])
     return vae.eval(), turbo.eval()
 
 
-def train_wan_decoder(options):
-    """The Wan2.2-type decoder for the frozen encoder: slower than the Turbo decoder, causal in time."""
-    vae, _ = load_trained()
-    vae.encoder.requires_grad_(False)
-    vae.conv1.requires_grad_(False)
-    trained = torch.nn.ModuleList([vae.decoder, vae.conv2])
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    crops, clock, meter, step = Crops([RUNS / "clips", RUNS / "clips256"], seed=1), Clock(options.minutes), Meter(), 0
+class Windows:
+    """Windows of encoded clips with their frames: what a decoder alone is trained on."""
+
+    def __init__(self, vae, seed):
+        self.vae, self.random = vae, np.random.default_rng(seed)
+        self.latents = Latents(RUNS / "clips")
+        self.large = Crops([RUNS / "clips256"], seed)
+
+    def small_window(self, length):
+        """(latent [1, 48, length, 8, 8], frames, weight, whether it begins the clip)."""
+        clip = int(self.random.choice(self.latents.index))
+        latent, _ = self.latents.get(clip)
+        start = max(0, int(self.random.integers(-2, latent.shape[1] - length + 1)))
+        first = max(0, 4 * start - 3)
+        pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
+        video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        return latent[None, :, start : start + length], video, mouth_map(128, 0, 0, 128), start == 0
+
+    def large_window(self):
+        """The same for a part of a picture of twice the size, encoded now."""
+        video, weight = self.large.batch(1, 5, 128)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return encode(self.vae, video).float(), video, weight, True
+
+
+def mouth_map(crop, top, left, size):
+    """Weights [1, 1, 1, crop, crop] of a part of a picture, heavier at the mouth."""
+    axis = (np.arange(crop) + 0.5) / size
+    mouth = np.outer(np.abs(axis + top / size - 0.63) < 0.13, np.abs(axis + left / size - 0.5) < 0.20)
+    return torch.from_numpy(1.0 + 2.0 * mouth.astype(np.float32))[None, None, None]
+
+
+def train_decoder(options):
+    """Train a decoder further for the frozen encoder: the Turbo decoder, or the Wan2.2-type one."""
+    vae, turbo = load_trained()
+    name = "wan_decoder" if options.wan_decoder else "turbo"
+    modules = torch.nn.ModuleList([vae.decoder, vae.conv2] if options.wan_decoder else [turbo])
+    modules.train().requires_grad_(True)
+    average = Average(modules, 0.998)
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    path, step, spent = RUNS / f"{name}.pt", 0, 0.0
+    if state := load_checkpoint(path):
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        step, spent = state["step"], state["spent"]
+    windows, clock, meter = Windows(vae, step), Clock(options.minutes, spent), Meter()
     while clock.progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.rate * cosine_rate(clock.progress)
-        video, weight = crops.batch(*((4, 5, 64), (1, 5, 128))[step % 2])
+        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(3)
+        if options.wan_decoder and not first:
+            continue  # causal: only a clip's beginning can be decoded without its past
+        latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
         with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                latent = encode(vae, video)
-                latent += NOISE * torch.randn_like(latent)
-            found = vae.frames(vae.statistics.denormalise(latent))
-        loss, mse = picture_loss(found.float(), video, weight, fine=step > 600)
+            raw = vae.statistics.denormalise(latent)
+            found = vae.frames(raw) if options.wan_decoder else turbo(raw, first)
+        loss, mse = picture_loss(found.float(), video, weight, fine=not options.wan_decoder or step > 300)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        average.update(modules)
         step += 1
         meter.add(loss=loss.detach(), mse=mse)
         if step % 50 == 0:
             print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
-            save_atomically({"decoder": vae.decoder.state_dict(), "conv2": vae.conv2.state_dict()},
-                            RUNS / "wan_decoder.pt")
+        if step % 200 == 0 or clock.progress >= 1:
+            save_atomically({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
+                             "average": average.state_dict(), "step": step, "spent": clock.used}, path)
 
 
 if __name__ == "__main__":
@@ -213,7 +255,8 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--rate", type=float, default=6e-4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wan-decoder", action="store_true")
+    parser.add_argument("--turbo", action="store_true", help="the Turbo decoder alone, on encoded clips")
+    parser.add_argument("--wan-decoder", action="store_true", help="the Wan2.2-type decoder alone")
     options = parser.parse_args()
     set_up(options.threads)
-    (train_wan_decoder if options.wan_decoder else train)(options)
+    (train_decoder if options.wan_decoder or options.turbo else train)(options)
