@@ -130,6 +130,28 @@ def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
     torch.testing.assert_close(clip.audio, resample(given, rate, 44100)[:, : clip.audio.shape[1]])
 
 
+def test_the_driving_sound_is_held_at_every_step(pipeline, random_models, voice):
+    """The picture is the one that the clean sound makes at all steps, and no initial audio noise is drawn."""
+    spoken, rate = load_audio(voice, seconds=0.5)
+    clip = pipeline.generate(PROMPT, audio=(spoken, rate), seed=4, steps=3, width=64, height=32)
+    generator = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
+        text = mh.load_text_encoder(random_models / "text_encoder").encode(PROMPT)
+        sound = mh.load_audio_vae(random_models / "audio_vae").encode_long(resample(spoken, rate, 51200)[None])
+        assert sound.shape == (1, 64, 13)
+        video = torch.randn(1, 48, 4, 2, 4, generator=generator)
+        dit = mh.load_dit(random_models / "distill", dtype=torch.float32)
+        for step in range(3):
+            sigma, sigma_next = (float(s) for s in mh.flow_sigmas(3)[step : step + 2])
+            clean = video - sigma * dit(video, sound, text)[0]
+            fresh = torch.randn(1, 48, 4, 2, 4, generator=generator)
+            torch.randn(1, 13, 64, generator=generator)
+            video = sigma_next * fresh + (1 - sigma_next) * clean
+        frames = frames_to_uint8(mh.load_turbo_vae(random_models / "turbo_vae").decode(video))
+    assert clip.frames.shape[0] == 12  # the sound's 0.5 s, where the latent has 13 frames
+    assert (clip.frames.int() - frames[:12].int()).abs().max() <= 1
+
+
 def test_the_sound_changes_the_picture(pipeline, voice):
     """The driving sound reaches the network; it is not only laid under the film."""
     kwargs = {"steps": 2, "width": 64, "height": 32}
