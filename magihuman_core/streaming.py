@@ -124,12 +124,12 @@ def plan_block(index: int, block: nn.Module, dtype: torch.dtype) -> Plan:
 
 
 class Slot:
-    """A buffer on the compute device, with a pinned one before it where that is not the CPU."""
+    """A buffer on the compute device, with a pinned one before it where that is not the CPU (staged)."""
 
-    def __init__(self, nbytes: int, device: torch.device):
+    def __init__(self, nbytes: int, device: torch.device, staged: bool | None = None):
         self.buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)
         self.host = self.buffer
-        if device.type != "cpu":
+        if device.type != "cpu" if staged is None else staged:
             self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self.index: int | None = None  # the block it holds, or is being filled with
         self.filling: Future | None = None
