@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
 from .waveform import merge_overlap
-from .weights import Checkpoint, Entry, assign_weights, open_checkpoint, renamed
+from .weights import Checkpoint, Entry, assign_weights, inferring, open_checkpoint, renamed
 
 SAMPLE_RATE = 51200
 TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
@@ -455,8 +455,8 @@ def load_audio_vae(
     Raises CheckpointError when source holds no complete audio VAE.
     """
     checkpoint = official_keys(open_checkpoint(source, "audio_vae"))
-    config = AudioVAEConfig.from_state_dict(checkpoint)
-    with torch.device("meta"):
+    with inferring(checkpoint.name, "audio_vae"), torch.device("meta"):
+        config = AudioVAEConfig.from_state_dict(checkpoint)
         vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)
     tensors = checkpoint if weight_norm else _folded(checkpoint)
     assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)

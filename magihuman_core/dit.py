@@ -26,7 +26,7 @@ from .layers import RMSNorm, gelu7, swiglu7
 from .rope import apply_rotary, rope_bands
 from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
 from .streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
-from .weights import assign_weights, open_checkpoint
+from .weights import assign_weights, inferring, open_checkpoint
 from .weights.dit_keys import keep_fp32, split_official
 
 # run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
@@ -292,9 +292,10 @@ def load_dit(
     Raises CheckpointError when the source is no MagiHuman network or damaged.
     """
     checkpoint = open_checkpoint(source, "network")
-    config = DiTConfig.from_state_dict(checkpoint, **overrides)
-    dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
-    tensors = split_official(checkpoint, config)
+    with inferring(checkpoint.name, "network"):
+        config = DiTConfig.from_state_dict(checkpoint, **overrides)
+        dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
+        tensors = split_official(checkpoint, config)
     streamed = choose_streamed(tensors, config.layers, resident_blocks)
     assign_weights(
         dit,

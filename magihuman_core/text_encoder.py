@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
-from .weights import Checkpoint, assign_weights, open_checkpoint, renamed
+from .weights import Checkpoint, assign_weights, inferring, open_checkpoint, renamed
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 PREFIXES = ("model.encoder.", "encoder.", "")
@@ -369,9 +369,10 @@ def load_text_encoder(
     dtype: None keeps what is stored. Raises CheckpointError and InputError.
     """
     checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
-    config = config_from_shapes(checkpoint, config if config is not None else _stored_config(checkpoint))
+    given = config if config is not None else _stored_config(checkpoint)
     tokenizer = tokenizer if tokenizer is not None else _beside(checkpoint.path, "tokenizer.json")
-    with torch.device("meta"):
+    with inferring(checkpoint.name, "text_encoder"), torch.device("meta"):
+        config = config_from_shapes(checkpoint, given)
         encoder = TextEncoder(config, operations=operations)
     assign_weights(encoder, checkpoint, dtype=dtype, device=device, name=checkpoint.name)
     encoder.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)

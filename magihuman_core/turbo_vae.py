@@ -27,7 +27,7 @@ from .video_layers import (
     unpatchify,
     upsample_space,
 )
-from .weights import assign_weights, open_checkpoint, renamed
+from .weights import assign_weights, inferring, open_checkpoint, renamed
 
 NORM_EPS = 1e-8
 PARTS = ("conv_in.", "mid_block.", "up_blocks.", "upsampler2d_1.", "conv_out.")
@@ -301,9 +301,9 @@ def load_turbo_vae(source: str | Path | Mapping[str, Tensor],
     if config is not None:
         sizes = read_config(config)
     else:
-        beside = None if isinstance(source, Mapping) else find_config(Path(source))
-        sizes = beside or TurboVAEConfig.from_shapes(tensors, checkpoint.name)
-    with torch.device("meta"):
+        sizes = None if isinstance(source, Mapping) else find_config(Path(source))
+    with inferring(checkpoint.name, "turbo_vae"), torch.device("meta"):
+        sizes = sizes or TurboVAEConfig.from_shapes(tensors, checkpoint.name)
         vae = TurboVAE(sizes, operations=operations)
     vae.statistics = LatentStatistics.from_checkpoint(checkpoint, sizes.latent_channels, checkpoint.name)
     assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)

@@ -27,7 +27,7 @@ from .video_vae_blocks import (
     causal,
     conv3d,
 )
-from .weights import assign_weights, open_checkpoint, renamed
+from .weights import assign_weights, inferring, open_checkpoint, renamed
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dt
     file is something else.
     """
     checkpoint = open_checkpoint(source, "video_vae")
-    config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
     try:
-        with torch.device("meta"):
+        with inferring(checkpoint.name, "video_vae"), torch.device("meta"):
+            config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
             vae = VideoVAE(config, operations=operations)
     except InputError as error:
         raise CheckpointError(f"{checkpoint.name}: is not a Wan2.2-type video VAE. {error}") from None

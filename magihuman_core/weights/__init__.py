@@ -2,6 +2,7 @@
 
 from .assign import assign_weights
 from .checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
+from .recognise import inferring
 from .source import open_checkpoint
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Entry",
     "assign_weights",
     "concatenated",
+    "inferring",
     "open_checkpoint",
     "renamed",
     "strip_prefix",

@@ -36,7 +36,7 @@ def assign_weights(
     checkpoint = tensors if isinstance(tensors, Checkpoint) else from_tensors(tensors)
     name = name or checkpoint.name
     places = dict(_places(module))
-    _check_keys(checkpoint, {key: tuple(place[0].shape) for key, place in places.items()}, name)
+    _check(checkpoint, {key: place[0] for key, place in places.items()}, name)
     for key, (_, owner, leaf) in places.items():
         if leave(key):
             continue
@@ -82,15 +82,19 @@ def _places(module: nn.Module):
                 yield dot + leaf, (tensor, owner, leaf)
 
 
-def _check_keys(checkpoint: Checkpoint, shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
-    missing = [key for key in shapes if key not in checkpoint]
-    unexpected = [key for key in checkpoint if key not in shapes]
+def _check(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], name: str) -> None:
+    """Names, shapes, and that numbers are of the right sort; all before anything is read."""
+    missing = [key for key in wanted if key not in checkpoint]
+    unexpected = [key for key in checkpoint if key not in wanted]
     if missing or unexpected:
         parts = [f"{len(keys)} {what} ({', '.join(map(quoted, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
                  for keys, what in ((missing, "missing"), (unexpected, "unexpected")) if keys]
         raise CheckpointError(f"{name}: its tensors do not fit this model: {' and '.join(parts)}. "
                               "Choose a file made for it.")
-    for key, expected in shapes.items():
-        if checkpoint.shape(key) != expected:
+    for key, place in wanted.items():
+        if checkpoint.shape(key) != tuple(place.shape):
             raise CheckpointError(f"{name}: {quoted(key)} has shape {list(checkpoint.shape(key))}, expected "
-                                  f"{list(expected)}. The file belongs to another model or size.")
+                                  f"{list(place.shape)}. The file belongs to another model or size.")
+        if checkpoint.dtype(key).is_floating_point != place.is_floating_point():
+            raise CheckpointError(f"{name}: {quoted(key)} is stored as {str(checkpoint.dtype(key))[6:]}, which "
+                                  "is no form of weights known here. Choose another file.")

@@ -147,6 +147,8 @@ def _told_shape(told: object, stored: tuple[int, ...]) -> tuple[int, ...]:
 
 def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
            begin: int) -> Entry:  # fmt: skip
+    if 0 in stored and max(stored) > size:  # could claim any width, and modules are built by widths
+        raise _DamagedError(f"{quoted(name)} has no valid shape")
     if kind in PLAIN:
         info = TensorInfo(PLAIN[kind], shape, begin)
         _check_end(name, info.nbytes, begin, size)

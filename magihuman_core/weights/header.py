@@ -137,7 +137,7 @@ def read_header(path: str | Path) -> Header:
         metadata = entries.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("its metadata is not a table of texts")
-        tensors = {name: _tensor_info(name, entry, 8 + length) for name, entry in entries.items()}
+        tensors = {name: _tensor_info(name, entry, 8 + length, size) for name, entry in entries.items()}
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is not valid JSON"
         raise CheckpointError(f"{path}: is damaged: {reason}. {DOWNLOAD_AGAIN}") from None
@@ -154,13 +154,14 @@ def _no_duplicates(pairs: list) -> dict:
     return result
 
 
-def _tensor_info(name: str, entry: object, data_begin: int) -> TensorInfo:
+def _tensor_info(name: str, entry: object, data_begin: int, size: int) -> TensorInfo:
     if not isinstance(entry, dict):
         raise ValueError(f"{quoted(name)} has no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{quoted(name)} has the unknown dtype {quoted(dtype)}")
-    if not _is_list_of_sizes(shape) or len(shape) > 16:
+    # A tensor without elements could claim any width, and modules are built by widths: none exceeds the file.
+    if not _is_list_of_sizes(shape) or len(shape) > 16 or (0 in shape and max(shape) > size):
         raise ValueError(f"{quoted(name)} has no valid shape")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{quoted(name)} has no valid place in the file")

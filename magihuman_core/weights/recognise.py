@@ -1,13 +1,14 @@
 """What a checkpoint is, told from its names, shapes and metadata alone. No tensor is read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
 from .checkpoint import Checkpoint, from_tensors
 from .quantised import COMFY_TABLE, SCALES
 
@@ -100,6 +101,21 @@ def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> Non
         raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose another file.")
     raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose this file "
                           f"{KINDS[found.kind].use}, and another one here.")
+
+
+@contextmanager
+def inferring(name: str, kind: str) -> Iterator[None]:
+    """Around code that takes sizes from a file and builds a module by them, without storage.
+
+    Whatever goes wrong there is the fault of the shapes that the file claims: CheckpointError says so.
+    """
+    try:
+        yield
+    except (CheckpointError, InputError):
+        raise
+    except (ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{name}: its tensors do not have the shapes of {KINDS[kind].what}. It is damaged, "
+                              "or of another make: choose another file.") from error
 
 
 def quantisation(checkpoint: Checkpoint) -> str | None:

@@ -188,6 +188,12 @@ def test_missing_left_over_and_misshapen_tensors_are_named(weights):
         assign_weights(network(), {**weights, "2.bias": torch.zeros(4999)})
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_numbers_of_another_sort_are_refused(dtype, weights):
+    with pytest.raises(CheckpointError, match=rf"'0\.weight' is stored as {str(dtype)[6:]}"):
+        assign_weights(network(), {**weights, "0.weight": weights["0.weight"].to(dtype)})
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_values_that_are_not_finite_are_found(bad, dtype, weights):

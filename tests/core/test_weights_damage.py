@@ -55,6 +55,7 @@ DAMAGED = {
     "negative shape": (file_bytes(changed(shape=[-3])), "'b' has no valid shape"),
     "shape of booleans": (file_bytes(changed(shape=[True, 3])), "'b' has no valid shape"),
     "shape too deep": (file_bytes(changed(shape=[3] + [1] * 30)), "'b' has no valid shape"),
+    "absurd shape without elements": (file_bytes(changed(shape=[0, 2**62])), "'b' has no valid shape"),
     "absurd shape": (file_bytes(changed(shape=[2**60, 2**60])), "its shape needs"),
     "unknown dtype": (file_bytes(changed(dtype="F7")), "'b' has the unknown dtype 'F7'"),
     "wrong dtype": (file_bytes(changed(dtype="F32")), "'b' has 6 bytes, its shape needs 12"),

@@ -3,16 +3,22 @@
 import contextlib
 import json
 import struct
+from functools import cache
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+import magihuman_core
 from magihuman_core.errors import CheckpointError
 from magihuman_core.weights import open_checkpoint
 from magihuman_core.weights.inspect import describe
 from magihuman_core.weights.recognise import recognise
 
+DATA = Path(__file__).parents[1] / "data"
 BOUNDED = settings(
     max_examples=100,
     deadline=None,
@@ -48,16 +54,30 @@ valid_tensors = st.dictionaries(
     max_size=8,
 )
 
+LOADERS = {
+    "network": "load_dit",
+    "text_encoder": "load_text_encoder",
+    "video_vae": "load_video_vae",
+    "audio_vae": "load_audio_vae",
+    "turbo_vae": "load_turbo_vae",
+}
+
 
 def check(path) -> None:
-    """Open, recognise and read all; then explain."""
+    """Open, recognise and read all; explain; then load it as each of the parts."""
     with contextlib.suppress(CheckpointError):
         checkpoint = open_checkpoint(path)
         recognise(checkpoint)
         for key in checkpoint:
             assert tuple(checkpoint[key].shape) == checkpoint.shape(key)
     with contextlib.suppress(CheckpointError):
-        describe(path).encode()
+        describe(path, read_all=True).encode()
+    for kind, load in LOADERS.items():
+        with contextlib.suppress(CheckpointError):
+            for key in (checkpoint := open_checkpoint(path, kind)):
+                assert tuple(checkpoint[key].shape) == checkpoint.shape(key)
+        with contextlib.suppress(CheckpointError):
+            getattr(magihuman_core, load)(path)
 
 
 @BOUNDED
@@ -119,3 +139,43 @@ def test_a_flipped_byte_in_the_header(place, tmp_path):
         broken[place] ^= 1 << bit
         path.write_bytes(struct.pack("<Q", len(broken)) + broken + bytes(8))
         check(path)
+
+
+@cache
+def small_model(kind: str) -> dict[str, torch.Tensor]:
+    name = {
+        "network": "pipeline/weights_base",
+        "text_encoder": "t5gemma/tiny",
+        "video_vae": "wan22_vae/tiny",
+        "audio_vae": "sa_audio/oobleck_tiny",
+        "turbo_vae": "turbo_vaed/tiny_weights",
+    }[kind]
+    tensors = load_file(DATA / f"{name}.safetensors")
+    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    return weights or tensors
+
+
+changes = st.one_of(
+    st.just("drop"),
+    st.text(max_size=4),  # appended to the name
+    st.lists(st.integers(0, 4), max_size=5),  # another shape
+    st.sampled_from([torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]),
+)
+
+
+@settings(BOUNDED, max_examples=60)
+@given(kind=st.sampled_from(sorted(LOADERS)), places=st.lists(st.tuples(st.integers(0, 400), changes), max_size=3))
+def test_sound_models_with_a_few_tensors_changed(kind, places):
+    tensors = dict(small_model(kind))
+    for place, change in places:
+        key = sorted(tensors)[place % len(tensors)]
+        tensor = tensors.pop(key)
+        if isinstance(change, torch.dtype):
+            tensors[key] = tensor.to(change)
+        elif isinstance(change, list):
+            tensors[key] = torch.zeros(change)
+        elif change != "drop":
+            tensors[key + change] = tensor
+    options = {"config": {"head_dim": 16}} if kind == "text_encoder" else {}
+    with contextlib.suppress(CheckpointError):
+        getattr(magihuman_core, LOADERS[kind])(tensors, **options)
