@@ -10,6 +10,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.nested_tensor
+import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
@@ -238,7 +239,24 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, fast=False
 
     plain = disable_dynamic or mm.is_device_cpu(device)
     base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    return patcher_class(base)(model, load_device=device, offload_device=offload)
+    patcher = patcher_class(base)(model, load_device=device, offload_device=offload)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, bring_small_weights)
+    return patcher
+
+
+def bring_small_weights(patcher, device_to, *_) -> None:
+    """Norms and rotary bands to the device: with a model that is loaded in part ComfyUI may leave them behind.
+
+    They are a few MB, and no layers of ComfyUI's, which would fetch them when they run.
+    """
+    for module in patcher.model.diffusion_model.modules():
+        if device_to is None or hasattr(module, "comfy_cast_weights"):
+            continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device != device_to:
+                setattr(module, name, torch.nn.Parameter(parameter.to(device_to), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device_to))
 
 
 def main_dtype(tensors) -> torch.dtype:

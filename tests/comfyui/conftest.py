@@ -16,24 +16,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from server import Server  # noqa: E402
-
-
-def find_comfyui() -> Path | None:
-    """The folder of a ComfyUI checkout, or None."""
-    given = os.environ.get("COMFYUI_PATH")
-    places = [Path(given)] if given else [REPOSITORY.parent.parent, Path.home() / "comfy" / "ComfyUI"]
-    return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
-
-
-def find_python(comfyui: Path) -> str:
-    """The Python that runs it."""
-    given = os.environ.get("COMFYUI_PYTHON")
-    if given:
-        return given
-    folders = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
-    programs = [folder / sub for folder in folders for sub in ("bin/python", "Scripts/python.exe")]
-    return str(next((program for program in programs if program.is_file()), sys.executable))
+from server import Server, find_comfyui, find_python  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.parse
@@ -13,9 +14,27 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 FLAGS = ("--cpu", "--listen", "127.0.0.1", "--disable-api-nodes", "--dont-print-server", "--disable-auto-launch",
          "--database-url", "sqlite:///:memory:", "--preview-method", "auto")
 FINAL = ("execution_success", "execution_error", "execution_interrupted")
+
+
+def find_comfyui() -> Path | None:
+    """The folder of a ComfyUI checkout, or None."""
+    given = os.environ.get("COMFYUI_PATH")
+    places = [Path(given)] if given else [REPOSITORY.parents[1], Path.home() / "comfy" / "ComfyUI"]
+    return next((place for place in places if (place / "main.py").is_file() and (place / "comfy").is_dir()), None)
+
+
+def find_python(comfyui: Path) -> str:
+    """The Python that runs it."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    if given:
+        return given
+    folders = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
+    programs = [folder / sub for folder in folders for sub in ("bin/python", "Scripts/python.exe")]
+    return str(next((program for program in programs if program.is_file()), sys.executable))
 
 
 class PromptError(Exception):

@@ -3,6 +3,7 @@
 import av
 import graphs
 import pytest
+from server import Server, find_python
 
 IDS = [
     "MagiHumanModelLoader", "MagiHumanTextEncoderLoader", "MagiHumanVideoVAELoader", "MagiHumanTurboVAELoader",
@@ -45,3 +46,20 @@ def test_text_to_film(server, role):
         assert (audio.rate, audio.channels) == (44100, 2)
         assert "prompt" in film.metadata
     assert len(result.previews) >= 2
+
+
+def test_models_unload_by_comfyuis_button_and_come_back(server):
+    first = server.run(graphs.film(graphs.clip(seed=51)))
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    second = server.run(graphs.film(graphs.clip(seed=52)))
+    assert first.files("save") != second.files("save")
+
+
+def test_another_way_to_start(server, comfyui):
+    flags = ("--disable-dynamic-vram", "--cache-none", "--use-pytorch-cross-attention", "--fp16-text-enc")
+    other = Server(find_python(comfyui), comfyui, server.base, *flags)
+    try:
+        other.wait()
+        other.run(graphs.film(graphs.clip()))
+    finally:
+        other.stop()

@@ -7,10 +7,11 @@ from pathlib import Path
 from setup_inside import load_pack
 
 MODELS = Path(sys.argv[1])
+TURBO, WAN = MODELS / "vae/turbo_vae/checkpoint-340000.ckpt", MODELS / "vae/wan2.2_vae.safetensors"
+SOUND = MODELS / "vae/stable_audio.safetensors"
 load_pack()
 import comfy.memory_management
 import comfy.sd
-import nodes
 import torch
 from comfy_extras.nodes_audio import VAEDecodeAudio, VAEEncodeAudio
 from magihuman_pack.magihuman_core import load_audio_vae, load_text_encoder, load_turbo_vae, load_video_vae
@@ -21,6 +22,9 @@ from magihuman_pack.nodes.adapter.model import LatentFormat
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.adapter.vae import load_audio, load_turbo, load_video
 
+import nodes
+
+assert sys.modules["magihuman_pack"].import_seconds < 0.3, "importing the pack must not slow ComfyUI's start"
 generator = torch.Generator().manual_seed(3)
 
 
@@ -55,11 +59,8 @@ with torch.inference_mode():
 
     # Both video decoders take raw latents, whole and in tiles; the Wan VAE encodes.
     z = random(1, 48, 4, 6, 8)
-    for name, vae, core in (
-        ("turbo", load_turbo(MODELS / "vae/turbo_vae/checkpoint-340000.ckpt"),
-         load_turbo_vae(MODELS / "vae/turbo_vae/checkpoint-340000.ckpt")),
-        ("wan", load_video(MODELS / "vae/wan2.2_vae.safetensors"), load_video_vae(MODELS / "vae/wan2.2_vae.safetensors")),
-    ):
+    for name, vae, core in (("turbo", load_turbo(TURBO), load_turbo_vae(TURBO)),
+                            ("wan", load_video(WAN), load_video_vae(WAN))):
         want = ((core.decode(z, normalised=False) + 1) / 2).clamp(0, 1)[0].permute(1, 2, 3, 0)
         latent = {"samples": nested(z, random(1, 64, 13))}
         assert worst(nodes.VAEDecode().decode(vae, latent)[0], want) < 1e-5, name
@@ -80,7 +81,7 @@ with torch.inference_mode():
     print("mean and std of latents agree with ComfyUI's")
 
     # Sound: nothing is lost at the ends, mono is doubled, and 44.1 kHz comes out.
-    vae, core = load_audio(MODELS / "vae/stable_audio.safetensors"), load_audio_vae(MODELS / "vae/stable_audio.safetensors")
+    vae, core = load_audio(SOUND), load_audio_vae(SOUND)
     z = random(1, 64, 13)
     want = resample(core.decode(z), 51200, 44100)
     decoded = VAEDecodeAudio.execute(vae, {"samples": nested(random(1, 48, 4, 6, 8), z)}).args[0]
@@ -99,9 +100,9 @@ with torch.inference_mode():
     comfy.memory_management.aimdo_enabled = True
     try:
         dynamic = load_clip(path, None)
-        load_turbo(MODELS / "vae/turbo_vae/checkpoint-340000.ckpt")
-        load_video(MODELS / "vae/wan2.2_vae.safetensors")
-        load_audio(MODELS / "vae/stable_audio.safetensors")
+        load_turbo(TURBO)
+        load_video(WAN)
+        load_audio(SOUND)
     finally:
         comfy.memory_management.aimdo_enabled = False
     assert worst(nodes.CLIPTextEncode().encode(dynamic, text)[0][0][0], got) == 0

@@ -90,7 +90,7 @@ x, shapes = pack_latents(VIDEO, AUDIO)
 with torch.no_grad():
     expected = list(unpack_latents(want(JointDenoiser(dit, shapes, TEXT), x, flow_sigmas(2), disable=True), shapes))
 expected[0] = model.model.latent_format.process_out(expected[0])
-assert close((video, audio), expected, 2e-3), [float((a - b).abs().max()) for a, b in zip((video, audio), expected, strict=True)]
+assert close((video, audio), expected, 2e-3)
 assert not close((video, audio), plain, 1e-2)
 assert close(sample(model), plain, 0), "the model itself is unchanged after the LoRA"
 print("LoRA with official names equals weights merged by hand")
@@ -231,3 +231,24 @@ assert comfy.model_management.module_size(model.model) < 1.2 * sum(t.nbytes for 
 copy = model.clone(disable_dynamic=True, force_deepcopy=True)
 assert close(sample(copy), plain, 0) and copy.model is not model.model
 print("a second copy loads through cached_patcher_init")
+
+# With a model loaded in part, what is no layer of ComfyUI's must still come to the device.
+for callback in copy.get_all_callbacks(comfy.patcher_extension.CallbacksMP.ON_LOAD):
+    callback(copy, torch.device("meta"), 0, False, False)
+for name, module in copy.model.diffusion_model.named_modules():
+    layer = hasattr(module, "comfy_cast_weights")
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        assert tensor.is_meta != layer, name
+print("norms and bands follow to the device")
+
+import comfyui_version
+from magihuman_pack.nodes import require_version
+
+require_version()
+comfyui_version.__version__ = "0.32.9"
+try:
+    require_version()
+    raise AssertionError("an older ComfyUI must be refused")
+except RuntimeError as error:
+    assert "0.33" in str(error) and "0.32.9" in str(error)
+print("an older ComfyUI is refused in one line")
