@@ -33,7 +33,7 @@ class Guidance:
     def scales(self, sigma: float, frames: int, device=None) -> tuple[Tensor, float]:
         """(video scale [frames, 1, 1], audio scale) at this noise level."""
         scale = self.video if int(1000 * sigma) > LATE else self.video_late
-        video = torch.full((frames, 1, 1), scale, device=device)
+        video = torch.full((frames, 1, 1), float(scale), device=device)
         video[: self.first_frames].clamp_(max=self.first_frames_scale)
         return video, self.audio
 

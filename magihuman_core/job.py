@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .errors import InputError
 from .media import load_audio, load_image
-from .noise import NoiseSource
 from .prompt import check_prompt
 from .sizes import audio_tokens, snap_size, upscaled_size
 from .waveform import to_stereo
@@ -37,7 +36,7 @@ class Job:
     tokens: int | None  # audio latents; None: as many as the driving sound gives
     picture: Image.Image | None
     sound: tuple[Tensor, int] | None  # [2, samples] and their rate
-    noise: NoiseSource
+    seed: int
     progress: Progress
     text: Tensor | None = None
     negative: Tensor | None = None
@@ -59,7 +58,7 @@ def prepare_job(prompt, image, audio, seconds, size, upscale, seed, progress) ->
     if (seconds or 0) > LONG_SECONDS:
         log.warning("%.0f s is long: the model was made for clips of 4 to 10 s.", seconds)
     large = None if upscale is None else upscaled_size(*size, upscale)
-    return Job(size, large, tokens, picture, sound, NoiseSource(seed), progress or (lambda *_: None))
+    return Job(size, large, tokens, picture, sound, seed, progress or (lambda *_: None))
 
 
 def _driving_sound(audio, seconds: float | None) -> tuple[Tensor, int]:

@@ -24,6 +24,7 @@ from .guidance import Guidance, JointDenoiser
 from .job import Job, Progress, prepare_job
 from .media import fit_image, frames_to_uint8
 from .model_folder import ModelFolder, find_models
+from .noise import start_noise
 from .prompt import DEFAULT_NEGATIVE_PROMPT
 from .roles import SR_STEPS, STEPS, choose_device, role_overrides
 from .sampling import flow_sigmas, sample_renoise, sample_unipc
@@ -98,7 +99,7 @@ class MagiHumanPipeline:
         is this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
         seconds: length; default 4, or all of the sound (which is cut where seconds is less).
         width, height: of the base clip in pixels, floored to multiples of 32; the model's own are 448x256.
-        seed: all noise comes from it (see NoiseSource).
+        seed: all noise comes from it, as in ComfyUI (see noise.py).
         mode: "distilled" (8 steps, no guidance) or "base" (32 steps, with guidance away from `negative`,
         default DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first.
         upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
@@ -195,14 +196,10 @@ class MagiHumanPipeline:
         checkpoint = self._open(role)
         config = DiTConfig.from_state_dict(checkpoint)
         tokens = job.sound_latent.shape[2] if job.tokens is None else job.tokens
-        # The order of drawing is the one NoiseSource documents.
-        audio = job.sound_latent
-        if audio is None:
-            audio = job.noise.audio((1, config.audio_channels, tokens)).to(self.device)
         width, height = (side // CELL for side in job.size)
         shape = (1, config.video_channels, latent_frames(tokens), height, width)
-        video = job.noise.video(shape).to(self.device)
-        x, shapes = pack_latents(video, audio)
+        noise = start_noise((shape, (1, config.audio_channels, tokens)), job.seed)
+        x, shapes = pack_latents(*(stream.to(self.device) for stream in noise))
         with self._stage(f"{role} network, {steps} steps") as load:
             dit = load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint),
                        **role_overrides(role, config.layers))
@@ -211,9 +208,7 @@ class MagiHumanPipeline:
                                   frozen_audio=_held(job.sound_latent))
             options = {"callback": _reporter(job, f"{role} network", steps), "disable": True}
             if role == "distilled":
-                noise = job.noise.sampler(shapes, self.device)
-                x = sample_renoise(model, x, flow_sigmas(steps), noise_sampler=noise, **options)
-                job.noise.packed(shapes)  # the reference draws for its last step too, with weight 0
+                x = sample_renoise(model, x, flow_sigmas(steps), {"seed": job.seed}, **options)
             else:
                 x = sample_unipc(model, x, flow_sigmas(steps), **options)
             del dit, model
@@ -225,8 +220,7 @@ class MagiHumanPipeline:
         checkpoint = self._open(role)
         width, height = (side // CELL for side in job.large)
         shape = (*video.shape[:3], height, width)
-        video_noise = job.noise.video(shape).to(self.device)
-        audio_noise = job.noise.audio(audio.shape).to(self.device)
+        video_noise, audio_noise = (n.to(self.device) for n in start_noise((shape, audio.shape), job.seed))
         video, context = prepare_super_resolution(video, audio, height, width, video_noise=video_noise,
                                                   audio_noise=audio_noise)
         x, shapes = pack_latents(video, context)

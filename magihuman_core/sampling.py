@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from .errors import InputError
+from .noise import step_noise
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -130,10 +131,10 @@ def sample_renoise(
 ) -> Tensor:
     """The distilled model's sampler: estimate the clean vector, then add fresh noise of the next level.
 
-    noise_sampler(sigma, sigma_next) gives noise of x's shape; by default `seeded_noise`.
+    noise_sampler(sigma, sigma_next) gives noise of x's shape; by default that of the seed (noise.py).
     """
     levels = _levels(sigmas)
-    noise_sampler = noise_sampler or seeded_noise(x, (extra_args or {}).get("seed"))
+    noise_sampler = noise_sampler or step_noise(x, (extra_args or {}).get("seed"))
     ones = x.new_ones([x.shape[0]])
     for i in trange(len(levels) - 1, disable=disable):
         x0 = model(x, levels[i] * ones, **(extra_args or {}))
@@ -143,17 +144,3 @@ def sample_renoise(
         if levels[i + 1] > 0:
             x = levels[i + 1] * noise_sampler(sigmas[i], sigmas[i + 1]) + (1 - levels[i + 1]) * x0
     return x
-
-
-def seeded_noise(x: Tensor, seed: int | None) -> NoiseSampler:
-    """Normal noise like x, drawn on the CPU so that a seed means the same on every device.
-
-    The start noise is drawn from the generator of `seed`; this one takes the next seed, so that
-    the two never repeat each other.
-    """
-    generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed((seed + 1) % 2**64)
-    return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)

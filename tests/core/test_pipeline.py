@@ -16,7 +16,6 @@ import magihuman_core as mh
 from magihuman_core.config import DiTConfig
 from magihuman_core.media import fit_image, frames_to_uint8, load_audio, load_image
 from magihuman_core.model_folder import find_models
-from magihuman_core.noise import NoiseSource
 from magihuman_core.pipeline import MagiHumanPipeline
 from magihuman_core.roles import role_overrides
 from magihuman_core.text_encoder import TextEncoder
@@ -36,16 +35,14 @@ def pipeline(random_models):
 def test_the_clip_is_what_the_parts_make_by_hand(pipeline, random_models, photograph, caplog):
     """Distilled network from a picture, then super-resolution, put together here from the public functions.
 
-    The noise is drawn here by torch itself, in the order NoiseSource documents: whoever draws the same gets
-    the same clip.
+    The noise is drawn here by torch itself, in the order ComfyUI draws it: the same seed is the same clip.
     """
     clip = pipeline.generate(PROMPT, image=photograph, seed=5, steps=3, upscale=(96, 64), sr_steps=2, **SMALL)
     assert "random weights" in caplog.text
 
-    generator = torch.Generator().manual_seed(5)
-    draw = {"generator": generator}
-    audio = torch.randn(1, 11, 64, **draw).transpose(1, 2)
-    video = torch.randn(1, 48, 3, 2, 4, **draw)
+    start, later, large = (torch.Generator().manual_seed(seed) for seed in (5, 6, 5))
+    video = torch.randn(1, 48, 3, 2, 4, generator=start)
+    audio = torch.randn(1, 64, 11, generator=start)
     folder = random_models
     with torch.inference_mode():
         text = mh.load_text_encoder(folder / "text_encoder").encode(PROMPT)
@@ -63,13 +60,12 @@ def test_the_clip_is_what_the_parts_make_by_hand(pipeline, random_models, photog
         model = mh.JointDenoiser(dit, shapes, text, frozen_video=frozen(video, 64, 32))
         for sigma, sigma_next in zip(mh.flow_sigmas(3)[:-1], mh.flow_sigmas(3)[1:], strict=True):
             x0 = model(x, sigma[None])
-            fresh_video = torch.randn(1, 48, 3, 2, 4, **draw)
-            fresh_audio = torch.randn(1, 11, 64, **draw).transpose(1, 2)
-            x = sigma_next * mh.pack_latents(fresh_video, fresh_audio)[0] + (1 - sigma_next) * x0
+            fresh = torch.randn(x.shape, generator=later)
+            x = sigma_next * fresh + (1 - sigma_next) * x0
         video, audio = mh.unpack_latents(x, shapes)
 
-        video_noise = torch.randn(1, 48, 3, 4, 6, **draw)
-        audio_noise = torch.randn(1, 11, 64, **draw).transpose(1, 2)
+        video_noise = torch.randn(1, 48, 3, 4, 6, generator=large)
+        audio_noise = torch.randn(1, 64, 11, generator=large)
         video, context = mh.prepare_super_resolution(video, audio, 4, 6, video_noise=video_noise,
                                                      audio_noise=audio_noise)
         x, shapes = mh.pack_latents(video, context)
@@ -107,17 +103,6 @@ def test_a_seed_is_a_clip(pipeline):
     assert not torch.equal(first.frames, other.frames)
 
 
-def test_noise_source_draws_in_its_documented_order():
-    noise, generator = NoiseSource(3), torch.Generator().manual_seed(3)
-    audio, video = noise.audio((1, 4, 5)), noise.video((1, 2, 1, 2, 2))
-    assert torch.equal(audio, torch.randn(1, 5, 4, generator=generator).transpose(1, 2))
-    assert torch.equal(video, torch.randn(1, 2, 1, 2, 2, generator=generator))
-    step = noise.sampler([(1, 2, 1, 2, 2), (1, 4, 5)])(None, None)
-    assert torch.equal(step[..., :8].flatten(), torch.randn(8, generator=generator))
-    expected = torch.randn(1, 5, 4, generator=generator).transpose(1, 2)
-    assert torch.equal(step[..., 8:].flatten(), expected.flatten())
-
-
 @pytest.mark.parametrize("mode", ["distilled", "base"])
 def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
     clip = pipeline.generate(PROMPT, audio=voice, mode=mode, steps=2, width=64, height=32)
@@ -131,21 +116,21 @@ def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
 
 
 def test_the_driving_sound_is_held_at_every_step(pipeline, random_models, voice):
-    """The picture is the one that the clean sound makes at all steps, and no initial audio noise is drawn."""
+    """The picture is the one that the clean sound makes at all steps."""
     spoken, rate = load_audio(voice, seconds=0.5)
     clip = pipeline.generate(PROMPT, audio=(spoken, rate), seed=4, steps=3, width=64, height=32)
-    generator = torch.Generator().manual_seed(4)
+    start, later = (torch.Generator().manual_seed(seed) for seed in (4, 5))
     with torch.inference_mode():
         text = mh.load_text_encoder(random_models / "text_encoder").encode(PROMPT)
         sound = mh.load_audio_vae(random_models / "audio_vae").encode_long(resample(spoken, rate, 51200)[None])
         assert sound.shape == (1, 64, 13)
-        video = torch.randn(1, 48, 4, 2, 4, generator=generator)
+        video = torch.randn(1, 48, 4, 2, 4, generator=start)
         dit = mh.load_dit(random_models / "distill", dtype=torch.float32)
         for step in range(3):
             sigma, sigma_next = (float(s) for s in mh.flow_sigmas(3)[step : step + 2])
             clean = video - sigma * dit(video, sound, text)[0]
-            fresh = torch.randn(1, 48, 4, 2, 4, generator=generator)
-            torch.randn(1, 13, 64, generator=generator)
+            fresh = torch.randn(1, 48, 4, 2, 4, generator=later)
+            torch.randn(1, 64, 13, generator=later)  # the sound's share, which is not used
             video = sigma_next * fresh + (1 - sigma_next) * clean
         frames = frames_to_uint8(mh.load_turbo_vae(random_models / "turbo_vae").decode(video))
     assert clip.frames.shape[0] == 12  # the sound's 0.5 s, where the latent has 13 frames

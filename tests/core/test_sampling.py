@@ -18,7 +18,7 @@ from magihuman_core import (
     unpack_latents,
 )
 from magihuman_core.guidance import hold
-from magihuman_core.sampling import seeded_noise
+from magihuman_core.noise import start_noise, step_noise
 from magihuman_core.super_resolution import prepare_super_resolution, zero_snr_table
 
 DATA = Path(__file__).parents[1] / "data"
@@ -120,12 +120,26 @@ def test_bad_steps():
         flow_sigmas(0)
 
 
-def test_seeded_noise_repeats_and_differs_from_the_start_noise():
+def test_step_noise_repeats_and_differs_from_the_start_noise():
     x = torch.zeros(1, 1, 50)
-    first, second = seeded_noise(x, 5), seeded_noise(x, 5)
+    first, second = step_noise(x, 5), step_noise(x, 5)
     assert torch.equal(first(0, 0), second(0, 0))
-    assert not torch.equal(first(0, 0), torch.randn(1, 1, 50, generator=torch.Generator().manual_seed(5)))
-    assert torch.isfinite(seeded_noise(x, 2**64 - 1)(0, 0)).all()  # ComfyUI's largest seed
+    start, _ = start_noise((x.shape, (1, 2, 3)), 5)
+    assert not torch.equal(step_noise(x, 5)(0, 0), start)
+    assert torch.isfinite(step_noise(x, 2**64 - 1)(0, 0)).all()  # ComfyUI's largest seed
+
+
+def test_start_noise_is_what_comfyui_draws():
+    video, audio = start_noise(((1, 3, 2, 4, 4), (1, 5, 7)), 11)
+    generator = torch.manual_seed(11)
+    assert torch.equal(video, torch.randn(1, 3, 2, 4, 4, generator=generator))
+    assert torch.equal(audio, torch.randn(1, 5, 7, generator=generator))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "7"])
+def test_bad_seed(seed):
+    with pytest.raises(InputError, match="seed is"):
+        start_noise(((1, 1, 1, 2, 2), (1, 1, 1)), seed)
 
 
 def test_guidance_scales():
@@ -135,6 +149,7 @@ def test_guidance_scales():
     assert g.scales(0.1, 3)[1] == 5.0
     trick = Guidance(3.5, 3.5, first_frames=2).scales(0.9, 4)[0].flatten().tolist()
     assert trick == [2.0, 2.0, 3.5, 3.5]
+    assert Guidance(1, 1, 1).scales(0.9, 2)[0].tolist() == [[[1.0]], [[1.0]]]  # whole numbers too
     assert Guidance(1.5, 1.5, first_frames=2).scales(0.9, 3)[0].flatten().tolist() == [1.5, 1.5, 1.5]
 
 
