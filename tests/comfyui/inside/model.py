@@ -1,4 +1,4 @@
-# ruff: noqa: E402, T201
+# ruff: noqa: E402
 """The MODEL from within ComfyUI: LoRA, quantised weights, patches, saving, memory. Prints what it checked."""
 
 import sys

@@ -1,4 +1,4 @@
-# ruff: noqa: E402, T201
+# ruff: noqa: E402
 """The reference's trajectories, through ComfyUI's guider, sampler and masks, to 1e-4 in fp32."""
 
 import json

@@ -23,6 +23,8 @@ def load_pack(*flags: str):
     import latent_preview  # noqa: F401
     import torch
 
+    import nodes  # noqa: F401
+
     torch.set_num_threads(1)
     started = time.process_time()
     spec = importlib.util.spec_from_file_location(
