@@ -72,6 +72,8 @@ class Source:
         if isinstance(node, ast.Dict):
             return {self.value(key, local): self.value(value, local)
                     for key, value in zip(node.keys, node.values, strict=True)}
+        if isinstance(node, ast.Subscript):
+            return self.value(node.value, local)[self.value(node.slice, local)]
         if isinstance(node, ast.Call):
             return self.call(node, local)
         return UNKNOWN
