@@ -1,0 +1,86 @@
+"""Record what a ComfyUI says of the nodes that the example workflows use, for the tests without a ComfyUI.
+
+    COMFYUI_PATH=~/comfy/ComfyUI python tests/comfyui/record_object_info.py
+
+It starts the server that the tests start, and writes tests/data/comfyui/object_info.json.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+RECORD = REPOSITORY / "tests/data/comfyui/object_info.json"
+PREFIX = ("MagiHuman", "EmptyMagiHuman")
+FIELDS = ("input", "input_order", "output", "output_name", "output_node", "deprecated", "display_name")
+# What a node offers depends on the files of the machine: only what every machine has is kept.
+BUILT_IN = ("built-in demo", "beside the weights")
+FILE_INPUTS = {"model", "text_encoder", "tokenizer", "vae", "image", "audio", "file"}
+
+sys.path[:0] = [str(HERE), str(REPOSITORY)]
+
+from server import Server, find_comfyui, find_python  # noqa: E402
+
+
+def slim(info: dict) -> dict:
+    """One node without texts, and without the names of this machine's files."""
+    kept = {field: info[field] for field in FIELDS if field in info}
+    for inputs in kept["input"].values():
+        for name, (kind, *rest) in inputs.items():
+            if rest:
+                _strip(rest[0])
+            if name in FILE_INPUTS and (isinstance(kind, list) or kind == "COMBO"):
+                options = rest[0] if rest else {}
+                names = kind if isinstance(kind, list) else options.get("options", [])
+                options["options"] = [choice for choice in names if choice in BUILT_IN]
+                inputs[name] = ["COMBO", {**options, "files": True}]
+    return kept
+
+
+def _strip(value) -> None:
+    if isinstance(value, dict):
+        for key in ("tooltip", "display_name"):
+            value.pop(key, None)
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _strip(item)
+
+
+def names_in_use() -> set[str]:
+    workflows = (REPOSITORY / "example_workflows").glob("*.json")
+    return {node["type"] for path in workflows for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+
+
+def write_record(server, extra=()) -> None:
+    """Ask a running server, and write the record."""
+    known = server.get("/object_info")
+    wanted = names_in_use() | set(extra)
+    nodes = {name: slim(info) for name, info in sorted(known.items()) if name.startswith(PREFIX) or name in wanted}
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(info)}" for name, info in nodes.items())
+    RECORD.write_text(f'{{"comfyui": {json.dumps(version)}, "nodes": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    print(f"{RECORD}: {len(nodes)} nodes of ComfyUI {version}")
+
+
+def main() -> None:
+    comfyui = find_comfyui()
+    if comfyui is None:
+        sys.exit("NO COMFYUI FOUND. Set COMFYUI_PATH to a checkout.")
+    with tempfile.TemporaryDirectory() as base:
+        for name in ("custom_nodes", "input", "output", "temp", "user"):
+            (Path(base) / name).mkdir()
+        (Path(base) / "custom_nodes/magihuman").symlink_to(REPOSITORY, target_is_directory=True)
+        server = Server(find_python(comfyui), comfyui, Path(base))
+        try:
+            server.wait()
+            write_record(server)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
