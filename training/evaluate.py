@@ -45,6 +45,7 @@ ROWS = {
     "upscaled": "distilled, 256x256 by bicubic interpolation",
     "wrong solver": "control: distilled weights stepped with UniPC",
     "wrong shift": "control: shift applied twice",
+    "other prompt": "control: made from the prompt of another clip",
     "other sound": "control: sound of another clip",
 }
 
@@ -190,9 +191,9 @@ def make_row(name, demo, clips, cache):
         "wrong solver": {"sampler": sample_unipc},
         "wrong shift": {"sigmas": 5 * shift / (1 + 4 * shift)},
     }.get(name, {})
-    for clip in clips:
+    for index, clip in enumerate(clips):
         own = dict(options)
-        prompt = clip.caption
+        prompt = clips[index - 1].caption if name == "other prompt" else clip.caption
         if name == "picture":
             own["picture"] = demo.vae.encode(from_pixels(clip.video[:1]))
         if name == "driving":

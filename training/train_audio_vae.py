@@ -15,6 +15,7 @@ import torch
 from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
 from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
 from training.data import Clips
+from training.voice import SHAPES, speech_curves
 
 CONFIG = AudioVAEConfig(widths=(8, 16, 32, 64, 128, 160))
 NOISE = 0.12
@@ -75,7 +76,7 @@ def sound_loss(found, wanted):
         loss = loss + weight * 2.0 * ((a - b).square().sum() / (b.square().sum() + 1e-3)).sqrt()
         if window == BAND_WINDOW:  # the formants, whatever the harmonics under them
             bands = [(BANDS @ m.square() + 1e-8).log() for m in (a, b)]
-            loss = loss + 1.0 * (bands[0] - bands[1]).abs().mean()
+            loss = loss + 3.0 * (bands[0] - bands[1]).abs().mean()
     return loss
 
 
@@ -87,36 +88,45 @@ class Windows:
         self.random = np.random.default_rng(seed)
 
     def batch(self, count, tokens):
-        sounds, length = [], tokens * 2048
+        """Sounds, and the share of every speech sound (the last: silence) in each latent, [B, tokens, 8]."""
+        sounds, shares, length = [], [], tokens * 2048
         for _ in range(count):
-            audio = self.clips.audio[self.random.integers(len(self.clips))]
+            index = self.random.integers(len(self.clips))
+            audio = self.clips.audio[index]
             start = self.random.integers(len(audio) - length + 1)
             gain = self.random.uniform(0.5, 1.3) if self.random.random() < 0.3 else 1.0
             sounds.append(torch.from_numpy(audio[start : start + length].astype(np.float32)) * gain)
-        return torch.stack(sounds)[:, None].expand(-1, 2, -1).contiguous()
+            moments = (start + 2048 * (np.arange(tokens) + 0.5)) / 51200
+            timbre = speech_curves(self.clips.meta[index]["syllables"], moments)["timbre"]
+            silence = 1 - timbre.sum(1, keepdims=True)
+            shares.append(torch.from_numpy(np.concatenate([timbre, silence], 1)).float())
+        return torch.stack(sounds)[:, None].expand(-1, 2, -1).contiguous(), torch.stack(shares)
 
 
 def train(options):
     vae = build()
+    # A linear reader of the latent keeps speech sounds apart in it, which the networks profit from, too.
+    reader = torch.nn.Linear(CONFIG.latent_channels, len(SHAPES) + 1)
     average = Average(vae, 0.998)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW([*vae.parameters(), *reader.parameters()], lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     path, step, spent = RUNS / "audio_vae.pt", 0, 0.0
     if state := load_checkpoint(path):
         vae.load_state_dict(state["module"])
         average.load_state_dict(state["average"])
+        reader.load_state_dict(state["reader"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
     windows, clock, meter = Windows(RUNS / "clips", seed=step), Clock(options.minutes, spent), Meter()
     torch.manual_seed(step)
 
     def save():
-        save_atomically({"module": vae.state_dict(), "average": average.state_dict(), "step": step,
+        save_atomically({"module": vae.state_dict(), "reader": reader.state_dict(), "average": average.state_dict(), "step": step,
                          "optimizer": optimizer.state_dict(), "spent": clock.used}, path)
 
     while clock.progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.rate * cosine_rate(clock.progress)
-        sound = windows.batch(4, 8)
+        sound, shares = windows.batch(4, 8)
         latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
         noisy = latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent)
         found = vae.decoder(noisy)
@@ -124,14 +134,15 @@ def train(options):
         loss = sound_loss(found.mean(1), sound[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
         spread = latent.square().mean()
         regular = (spread - 1).square() + 0.3 * latent.mean(dim=(0, 2)).square().mean()
-        (loss + regular).backward()
+        read = torch.nn.functional.cross_entropy(reader(noisy.transpose(1, 2)).flatten(0, 1), shares.flatten(0, 1))
+        (loss + regular + read).backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(vae)
         step += 1
         error = (found - sound).detach().square().mean() / sound.square().mean()
-        meter.add(loss=loss.detach(), error=error, spread=spread.detach())
+        meter.add(loss=loss.detach(), error=error, spread=spread.detach(), read=read.detach())
         if step % 50 == 0:
             print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
         if step % 200 == 0:
@@ -157,7 +168,7 @@ def train_decoder(options):
     while clock.progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.rate * cosine_rate(clock.progress)
-        sound = windows.batch(4, 8)
+        sound, _ = windows.batch(4, 8)
         with torch.no_grad():
             latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
         found = modules(latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent))

@@ -181,7 +181,7 @@ def run_training(options, name, modules, make_loss, config):
         if step % 50 == 0:
             count = options.batches.refresh()
             print(f"step {step}  {clock.used:.1f} min  {count} clips  {meter.line()}", flush=True)
-        if step % 200 == 0:
+        if step % 100 == 0:
             save()
     save()
 
@@ -251,7 +251,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=50)
     parser.add_argument("--text-minutes", type=float, default=1.5)
     parser.add_argument("--rate", type=float)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--guidance", type=float, nargs=2, default=(2.5, 3.0), help="video, audio (distilled)")
     options = parser.parse_args()

@@ -27,6 +27,7 @@ from training.projection import Projection, blocks, fit
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
 TURBO = TurboVAEConfig(decoder_block_out_channels=(16, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
+MOUTH = 6.0  # further weight of the mouth when a decoder is trained alone: moods are told by its corners
 NOISE = 0.12  # standard deviation of the noise on latents, on average
 
 
@@ -194,7 +195,7 @@ class Windows:
         first = max(0, 4 * start - 3)
         pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
         video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1
-        return latent[None, :, start : start + length], video, mouth_map(128, 0, 0, 128), start == 0
+        return latent[None, :, start : start + length], video, mouth_map(128, 0, 0, 128, MOUTH), start == 0
 
     def large_window(self):
         """The same for a part of a picture of twice the size, encoded now."""
@@ -203,11 +204,11 @@ class Windows:
             return encode(self.vae, video).float(), video, weight, True
 
 
-def mouth_map(crop, top, left, size):
+def mouth_map(crop, top, left, size, strength=2.0):
     """Weights [1, 1, 1, crop, crop] of a part of a picture, heavier at the mouth."""
     axis = (np.arange(crop) + 0.5) / size
     mouth = np.outer(np.abs(axis + top / size - 0.63) < 0.13, np.abs(axis + left / size - 0.5) < 0.20)
-    return torch.from_numpy(1.0 + 2.0 * mouth.astype(np.float32))[None, None, None]
+    return torch.from_numpy(1.0 + strength * mouth.astype(np.float32))[None, None, None]
 
 
 def train_decoder(options):
@@ -228,7 +229,7 @@ def train_decoder(options):
     while clock.progress < 1:
         for group in optimizer.param_groups:
             group["lr"] = options.rate * cosine_rate(clock.progress)
-        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(3)
+        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(2)
         if options.wan_decoder and not first:
             continue  # causal: only a clip's beginning can be decoded without its past
         latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
