@@ -190,15 +190,18 @@ class MagiHumanDiT(nn.Module):
         self.final_linear_video = operations.Linear(config.hidden, config.video_channels * PATCH**2, bias=False, **fp32)
         self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
         self.streamer: BlockStreamer | None = None  # where not all blocks are resident
-        self._layout: tuple[tuple, Layout] | None = None
+        self._layouts: dict[tuple, Layout] = {}
 
     def layout(self, latent: tuple[int, int, int], audio: int, text: int) -> Layout:
-        """The layout for these sizes; the last one is kept, since a sampler asks for the same at each step."""
+        """The layout for these sizes; the last two are kept, since a sampler asks for the same at each step,
+        with guidance for those of the prompt and of the negative prompt."""
         bands = self.adapter.rope.bands
         key = (latent, audio, text, bands.device, torch.is_inference_mode_enabled())
-        if self._layout is None or self._layout[0] != key:
-            self._layout = (key, make_layout(latent, audio, text, self.config.positions, bands))
-        return self._layout[1]
+        if key not in self._layouts:
+            for old in list(self._layouts)[:-1]:
+                del self._layouts[old]
+            self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands)
+        return self._layouts[key]
 
     def forward(
         self,

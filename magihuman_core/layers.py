@@ -17,7 +17,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float() + 1, EPS)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.to(x.device, torch.float32) + 1, EPS)
 
 
 def gelu7(u: Tensor) -> Tensor:

@@ -17,15 +17,14 @@ from .adapter.clip import encode_text
 
 CATEGORY = "MagiHuman/conditioning"
 EXAMPLE = (
-    "A young woman with short dark hair and a green coat sits at a wooden table in a bright kitchen, calm "
-    "and friendly. "
-    "She looks into the camera, lifts her eyebrows, smiles, and her lips open as she says in a warm, lively "
-    "voice: "
-    '"Good morning, and welcome!" Then she closes her lips, nods and keeps smiling. The camera stands still '
-    'at the height '
-    "of her eyes; soft daylight falls from the left, and the background is slightly out of focus."
+    "A young woman with short dark hair and a green coat sits at a wooden table in a bright kitchen, calm and "
+    "friendly. She looks into the camera, lifts her eyebrows, smiles, and her lips open as she says in a warm, "
+    'lively voice: "Good morning, and welcome!" Then she closes her lips, nods and keeps smiling. The camera stands '
+    "still at the height of her eyes; soft daylight falls from the left, and the background is slightly out of focus."
 )
-LINE = re.compile(r"<?(?P<speaker>[^<>]+?),\s*(?P<language>[^,<>:]+?)>?\s*:\s*(?P<line>.+)")
+EXAMPLE_DIALOGUE = "young woman in a green coat, English: Good morning, and welcome!"
+# "description, Language: words"; also with the full-width comma and colon of Chinese and Japanese keyboards.
+LINE = re.compile(r"<?(?P<speaker>[^<>]+?)[,\uff0c]\s*(?P<language>[^,\uff0c<>:\uff1a]+?)>?\s*[:\uff1a]\s*(?P<line>.+)")
 log = logging.getLogger(__name__)
 
 
@@ -36,31 +35,24 @@ class MagiHumanPrompt(io.ComfyNode):
             node_id="MagiHumanPrompt",
             display_name="MagiHuman Prompt",
             category=CATEGORY,
-            description="Puts a prompt into the three parts MagiHuman was trained on, and says what could "
-                        "be better.",
+            description="Puts a prompt into the three parts MagiHuman was trained on, and says what could be better.",
             search_aliases=["dialogue", "speech", "script", "magihuman prompt"],
             inputs=[
                 io.String.Input("body", multiline=True, dynamic_prompts=True, default=EXAMPLE, tooltip=(
-                    "150 to 200 English words in one paragraph: who it is and how they feel; face and lips "
-                    "in order of "
-                    "time; the spoken line in quotation marks where it is said, with its tone and pace; a "
-                    "still camera "
-                    "and the light. Short prompts visibly cost quality; large movements do not work.")),
-                io.String.Input("dialogue", multiline=True, default='young woman in a green coat, English: '
-                                                                    'Good morning, '
-                                'and welcome!', tooltip=(
-                    "One line for each thing that is said, as 'short description, Language: words'. "
-                    "Languages: "
-                    f"{', '.join(LANGUAGES)}. The words stand in the body too, in their own language. Leave "
-                    "it empty when "
-                    "nobody speaks.")),
+                    "150 to 200 English words in one paragraph: who it is and how they feel; face and lips in order "
+                    "of time; the spoken line in quotation marks where it is said, with its tone and pace; a still "
+                    "camera and the light. Short prompts visibly cost quality; large movements do not work.")),
+                io.String.Input("dialogue", multiline=True, default=EXAMPLE_DIALOGUE, tooltip=(
+                    "One line for each thing that is said, as 'short description, Language: words'. Languages: "
+                    f"{', '.join(LANGUAGES)}. The words stand in the body too, in their own language. Leave it "
+                    "empty when nobody speaks.")),
                 io.String.Input("background_sound", default=NO_BACKGROUND_SOUND, tooltip=(
                     "The most prominent sound behind the voice, such as 'rain on a window'.")),
             ],
             outputs=[
                 io.String.Output(display_name="prompt"),
-                io.String.Output(display_name="remarks", tooltip="What departs from the trained form; empty "
-                                                                 "if nothing."),
+                io.String.Output(display_name="remarks", tooltip="What departs from the trained form; empty if "
+                                                                 "nothing."),
             ],
         )
 
@@ -99,9 +91,8 @@ class MagiHumanTextEncode(io.ComfyNode):
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=(
                     "What is to be seen and heard; MagiHuman Prompt puts it into the right form.")),
                 io.String.Input("negative", multiline=True, default=DEFAULT_NEGATIVE_PROMPT, advanced=True, tooltip=(
-                    "What the base model is led away from: picture, sound, and delivery of speech. Leaving "
-                    "one of these "
-                    "out is seen or heard. The distilled and super-resolution models do not use it.")),
+                    "What the base model is led away from: picture, sound, and delivery of speech. Leaving one of "
+                    "these out is seen or heard. The distilled and super-resolution models do not use it.")),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
         )

@@ -26,17 +26,14 @@ class MagiHumanDecode(io.ComfyNode):
             description="Decodes picture and sound, of equal length, at 25 frames per second.",
             search_aliases=["vae decode", "audio decode", "create video", "magihuman"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the "
-                                            "latent."),
+                io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the latent."),
                 io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
                 io.Latent.Input("latent"),
                 io.Combo.Input("sample_rate", options=RATES, default=RATES[0], advanced=True,
-                               tooltip="Samples per second of the sound. mp4 does not take the model's own "
-                                       "51200."),
+                               tooltip="Samples per second of the sound. mp4 does not take the model's own 51200."),
                 io.Audio.Input("audio", optional=True, tooltip=(
-                    "The recording that drove the clip: it becomes the sound itself, instead of what the "
-                    "model's audio "
-                    "VAE makes of it.")),
+                    "The recording that drove the clip: it becomes the sound itself, instead of what the model's "
+                    "audio VAE makes of it.")),
             ],
             outputs=[io.Image.Output(display_name="images"), io.Audio.Output(), io.Video.Output()],
         )

@@ -14,8 +14,8 @@ from .adapter.vae import encode_frames, encode_sound
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 60
 SECONDS_TIP = (
-    "Length of the clip, 0.2 to 60. The model was made for 4 to 10 seconds; time and memory grow faster "
-    "than the length."
+    "Length of the clip, 0.2 to 60. The model was made for 4 to 10 seconds; time and memory grow faster than the "
+    "length."
 )
 FROM_AUDIO, FROM_LATENT = "from the sound", "from the latent"
 
@@ -31,9 +31,8 @@ class EmptyMagiHumanLatent(io.ComfyNode):
             search_aliases=["empty latent video", "audio video latent", "magihuman"],
             inputs=[
                 io.Int.Input("width", default=448, min=64, max=4096, step=SNAP, tooltip=(
-                    "Pixels, floored to a multiple of 32. The model was trained on 448x256 and 256x448; for "
-                    "more, upscale "
-                    "the result with MagiHuman Latent Upscale and a super-resolution model.")),
+                    "Pixels, floored to a multiple of 32. The model was trained on 448x256 and 256x448; for more, "
+                    "upscale the result with MagiHuman Latent Upscale and a super-resolution model.")),
                 io.Int.Input("height", default=256, min=64, max=4096, step=SNAP, tooltip="Pixels, as the width."),
                 io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2, tooltip=SECONDS_TIP),
             ],
@@ -52,8 +51,7 @@ class MagiHumanReferenceImage(io.ComfyNode):
             node_id="MagiHumanReferenceImage",
             display_name="MagiHuman Reference Image",
             category=CATEGORY,
-            description="Makes a picture the first frame of the clip. Its middle is cropped to the clip's "
-                        "aspect.",
+            description="Makes a picture the first frame of the clip. Its middle is cropped to the clip's aspect.",
             search_aliases=["image to video", "i2v", "first frame", "start image", "magihuman"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The Wan2.2 VAE. The Turbo VAE cannot encode."),
@@ -109,15 +107,13 @@ class MagiHumanDrivingAudio(io.ComfyNode):
             search_aliases=["lip sync", "audio driven", "own voice", "talking", "a2v", "magihuman"],
             inputs=[
                 io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
-                io.Audio.Input("audio", tooltip="The voice, at any sample rate, mono or stereo. Put its "
-                                                "words into the "
-                                                "prompt as well."),
-                io.Latent.Input("latent", tooltip="The clip, from Empty MagiHuman Latent or MagiHuman "
-                                                  "Reference Image."),
+                io.Audio.Input("audio", tooltip="The voice, at any sample rate, mono or stereo. Put its words into "
+                                                "the prompt as well."),
+                io.Latent.Input("latent", tooltip="The clip, from Empty MagiHuman Latent or MagiHuman Reference "
+                                                  "Image."),
                 io.Combo.Input("length", options=[FROM_AUDIO, FROM_LATENT], default=FROM_AUDIO, tooltip=(
-                    "from the sound: the clip gets as long as the recording. from the latent: the recording "
-                    "is cut to the "
-                    "clip, or followed by silence.")),
+                    "from the sound: the clip gets as long as the recording. from the latent: the recording is cut "
+                    "to the clip, or followed by silence.")),
                 io.Float.Input("max_seconds", default=20.0, min=0.2, max=MAX_SECONDS, step=0.2, advanced=True, tooltip=(
                     "A longer recording is cut here, 0.2 to 60, so that memory does not run out.")),
             ],
@@ -176,28 +172,24 @@ class MagiHumanExtend(io.ComfyNode):
             node_id="MagiHumanExtend",
             display_name="MagiHuman Extend",
             category=CATEGORY,
-            description="Continues a clip: its last frames and their sound begin the new one, and stay as "
-                        "they are. "
-                        "In the result, leave out the first `overlap` frames and join the rest to the old "
-                        "clip.",
+            description="Continues a clip: its last frames and their sound begin the new one, and stay as they are. "
+                        "In the result, leave out the first `overlap` frames and join the rest to the old clip.",
             search_aliases=["continue video", "long video", "extend clip", "magihuman"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The Wan2.2 VAE. The Turbo VAE cannot encode."),
                 io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
-                io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height "
-                                                 "multiples of 32."),
+                io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height multiples of "
+                                                 "32."),
                 io.Audio.Input("audio", tooltip="The clip's sound."),
                 io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
                                tooltip="Length of what is added, 0.2 to 60 seconds."),
                 io.Float.Input("overlap_seconds", default=1.0, min=0.04, max=10.0, step=0.16, advanced=True, tooltip=(
-                    "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and "
-                    "movement better, "
-                    "and costs time. Made shorter where the clip is.")),
+                    "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and movement "
+                    "better, and costs time. Made shorter where the clip is.")),
             ],
             outputs=[
                 io.Latent.Output(tooltip="The overlap, held fixed, and the empty rest."),
-                io.Int.Output(display_name="overlap", tooltip="Frames of the old clip at the start of the "
-                                                              "new one."),
+                io.Int.Output(display_name="overlap", tooltip="Frames of the old clip at the start of the new one."),
             ],
         )
 
@@ -210,8 +202,7 @@ class MagiHumanExtend(io.ComfyNode):
         waveform, rate = stereo(audio)
         kept = min(round(overlap_seconds * FPS), frames, waveform.shape[1] * FPS // rate)
         if kept < 1:
-            raise InputError("The clip to be extended is shorter than one frame: connect its frames and its "
-                             "sound.")
+            raise InputError("The clip to be extended is shorter than one frame: connect its frames and its sound.")
         kept = decoded_frames(latent_frames(kept))  # whole latent frames: 1, 5, 9, ...
         latent = empty(width, height, kept + round(seconds * FPS))
         video, sound = split(latent)

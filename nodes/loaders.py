@@ -23,8 +23,7 @@ DTYPES = {
 }
 FAST = "fp8_e4m3fn_fast"
 DTYPE_TIP = (
-    "How weights are kept in memory. default: what suits the device and the file. fp8 takes half of bf16 "
-    "and loses a "
+    "How weights are kept in memory. default: what suits the device and the file. fp8 takes half of bf16 and loses a "
     "little detail; embeddings, norms and heads always keep their precision."
 )
 DEMO_TIP = "'built-in demo' is a small model that comes with the nodes: no download, and a CPU is enough."
@@ -41,21 +40,16 @@ class MagiHumanModelLoader(io.ComfyNode):
             node_id="MagiHumanModelLoader",
             display_name="Load MagiHuman Model",
             category=CATEGORY,
-            description="Loads one of MagiHuman's four networks: base, distilled, or a super-resolution "
-                        "model.",
+            description="Loads one of MagiHuman's four networks: base, distilled, or a super-resolution model.",
             search_aliases=["davinci", "magihuman", "load diffusion model", "unet loader", "talking head", "avatar"],
             inputs=[
-                _file("diffusion_models", "model", "A file, or a folder of shards, in "
-                                                   "models/diffusion_models."),
+                _file("diffusion_models", "model", "A file, or a folder of shards, in models/diffusion_models."),
                 io.Combo.Input("role", options=[AUTO, *ROLES], default=AUTO, tooltip=(
-                    "Which of the four networks it is. They differ in nothing that a file shows, so auto "
-                    "goes by the "
-                    "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the "
-                    "result.")),
+                    "Which of the four networks it is. They differ in nothing that a file shows, so auto goes by the "
+                    "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the result.")),
                 io.Combo.Input("weight_dtype", options=[*DTYPES, FAST], default="default", advanced=True, tooltip=(
-                    DTYPE_TIP + " fp8_e4m3fn_fast also multiplies in fp8, on cards that can: faster, and a "
-                                "little less "
-                    "exact.")),
+                    DTYPE_TIP + " fp8_e4m3fn_fast also multiplies in fp8, on cards that can: faster, and a little "
+                                "less exact.")),
             ],
             outputs=[io.Model.Output()],
         )
@@ -90,16 +84,15 @@ class MagiHumanTextEncoderLoader(io.ComfyNode):
             node_id="MagiHumanTextEncoderLoader",
             display_name="Load MagiHuman Text Encoder",
             category=CATEGORY,
-            description="Loads T5Gemma-9B-UL2's encoder. Core's Load CLIP takes its file for a smaller "
-                        "relative.",
+            description="Loads T5Gemma-9B-UL2's encoder. Core's Load CLIP takes its file for a smaller relative.",
             search_aliases=["t5gemma", "load clip", "clip loader", "text encoder", "magihuman"],
             inputs=[
                 _file("text_encoders", "text_encoder",
-                      "T5Gemma-9B-UL2 in models/text_encoders: one file, or a folder of shards; the decoder "
-                      "is skipped."),
+                      "T5Gemma-9B-UL2 in models/text_encoders: one file, or a folder of shards; the decoder is "
+                      "skipped."),
                 io.Combo.Input("tokenizer", options=tokenizers(), tooltip=(
-                    "The tokenizer.json that belongs to the encoder; by default the one in the folder of "
-                    "the weights.")),
+                    "The tokenizer.json that belongs to the encoder; by default the one in the folder of the "
+                    "weights.")),
                 io.Combo.Input("weight_dtype", options=list(DTYPES), default="default", advanced=True,
                                tooltip=DTYPE_TIP),
             ],
@@ -138,9 +131,8 @@ class MagiHumanVideoVAELoader(_VAELoader):
             node_id="MagiHumanVideoVAELoader",
             display_name="Load MagiHuman Video VAE",
             category=CATEGORY,
-            description="Loads the Wan2.2 VAE, of any width: it encodes pictures, and decodes slower than "
-                        "the Turbo VAE "
-                        "but truer. Core's Load VAE does the same for the official file.",
+            description="Loads the Wan2.2 VAE, of any width: it encodes pictures, and decodes slower than the Turbo "
+                        "VAE but truer. Core's Load VAE does the same for the official file.",
             search_aliases=["wan2.2 vae", "load vae", "magihuman"],
             inputs=[_file("vae", "vae", "wan2.2_vae.safetensors in models/vae.")],
             outputs=[io.Vae.Output()],
@@ -160,11 +152,10 @@ class MagiHumanTurboVAELoader(_VAELoader):
             node_id="MagiHumanTurboVAELoader",
             display_name="Load MagiHuman Turbo VAE",
             category=CATEGORY,
-            description="Loads the fast video decoder. It only decodes: to encode a picture, load the Video "
-                        "VAE as well.",
+            description="Loads the fast video decoder. It only decodes: to encode a picture, load the Video VAE as "
+                        "well.",
             search_aliases=["turbo vae", "fast vae", "load vae", "magihuman"],
-            inputs=[_file("vae", "vae", "The Turbo VAE's checkpoint in models/vae, with its JSON file "
-                                        "beside it.")],
+            inputs=[_file("vae", "vae", "The Turbo VAE's checkpoint in models/vae, with its JSON file beside it.")],
             outputs=[io.Vae.Output()],
         )
 
@@ -182,11 +173,10 @@ class MagiHumanAudioVAELoader(_VAELoader):
             node_id="MagiHumanAudioVAELoader",
             display_name="Load MagiHuman Audio VAE",
             category=CATEGORY,
-            description="Loads the audio VAE of Stable Audio Open 1.0, alone or inside the whole model's "
-                        "file.",
+            description="Loads the audio VAE of Stable Audio Open 1.0, alone or inside the whole model's file.",
             search_aliases=["oobleck", "stable audio", "load vae", "magihuman"],
-            inputs=[_file("vae", "vae", "Stable Audio Open's model.safetensors, or the VAE taken from it, "
-                                        "in models/vae.")],
+            inputs=[_file("vae", "vae", "Stable Audio Open's model.safetensors, or the VAE taken from it, in "
+                                        "models/vae.")],
             outputs=[io.Vae.Output()],
         )
 

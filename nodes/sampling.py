@@ -22,9 +22,8 @@ SAMPLERS = {DISTILLED: "renoise", FULL: "unipc", SR: "unipc"}
 SR_GUIDANCE = {"first_frames": 13, "first_frames_scale": 2.0}
 NO_GUIDANCE, SR_CFG = "none", "super-resolution CFG"
 NOISE_TIP = (
-    "Super-resolution only: how much noise covers the upscaled clip at the start, 0 to 999. 220 is what the "
-    "models were "
-    "trained with; 0 adds none, more invents more detail."
+    "Super-resolution only: how much noise covers the upscaled clip at the start, 0 to 999. 220 is what the models "
+    "were trained with; 0 adds none, more invents more detail."
 )
 log = logging.getLogger(__name__)
 
@@ -50,13 +49,11 @@ def check_latent(model, latent: dict) -> None:
     video, _ = split(latent, sampling.model_channels(model))
     upscales = MODES[sampling.model_role(model)] == SR
     if upscales and not torch.count_nonzero(video):
-        raise InputError("A super-resolution model starts from a finished clip, but the latent is empty: "
-                         "sample with the "
-                         "base or distilled model first, then use MagiHuman Latent Upscale.")
+        raise InputError("A super-resolution model starts from a finished clip, but the latent is empty: sample with "
+                         "the base or distilled model first, then use MagiHuman Latent Upscale.")
     if not upscales and latent.get(UPSCALED):
-        raise InputError("The latent was made for a super-resolution model, but this one makes clips from "
-                         "noise: connect "
-                         "a super-resolution model here.")
+        raise InputError("The latent was made for a super-resolution model, but this one makes clips from noise: "
+                         "connect a super-resolution model here.")
 
 
 class MagiHumanSampler(io.ComfyNode):
@@ -66,8 +63,7 @@ class MagiHumanSampler(io.ComfyNode):
             node_id="MagiHumanSampler",
             display_name="MagiHuman Sampler",
             category=CATEGORY,
-            description="Samples a clip the way its model was made for: distilled, base with full guidance, "
-                        "or "
+            description="Samples a clip the way its model was made for: distilled, base with full guidance, or "
                         "super-resolution.",
             search_aliases=["ksampler", "sampler", "denoise", "magihuman"],
             inputs=[
@@ -78,12 +74,10 @@ class MagiHumanSampler(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                              tooltip="The same seed gives the same clip."),
                 io.Combo.Input("mode", options=[AUTO, DISTILLED, FULL, SR], default=AUTO, tooltip=(
-                    "auto goes by the model's role. distilled: 8 steps without guidance. full CFG: 32 "
-                    "steps, two "
+                    "auto goes by the model's role. distilled: 8 steps without guidance. full CFG: 32 steps, two "
                     "evaluations each. super-resolution: 5 steps without guidance.")),
                 io.Int.Input("steps", default=0, min=0, max=200, advanced=True, tooltip=(
-                    "0: the mode's own (8, 32 or 5). The distilled model gets no better with more; the base "
-                    "model is "
+                    "0: the mode's own (8, 32 or 5). The distilled model gets no better with more; the base model is "
                     "usable from about 20.")),
                 io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True,
                              tooltip=NOISE_TIP),
@@ -104,8 +98,7 @@ class MagiHumanSampler(io.ComfyNode):
 def make_guider(model, positive, negative, guidance: Guidance | None):
     """A GUIDER; guidance needs a negative."""
     if guidance is not None and negative is None:
-        raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman "
-                         "Text Encode.")
+        raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text Encode.")
     return sampling.make_guider(model, guidance, positive, negative)
 
 
@@ -120,8 +113,7 @@ class MagiHumanScheduler(io.ComfyNode):
             search_aliases=["sigmas", "schedule", "flow shift", "magihuman"],
             inputs=[
                 io.Int.Input("steps", default=8, min=1, max=1000,
-                             tooltip="8 for the distilled model, 32 for the base model, 5 for "
-                                     "super-resolution."),
+                             tooltip="8 for the distilled model, 32 for the base model, 5 for super-resolution."),
                 io.Float.Input("shift", default=5.0, min=0.1, max=100.0, step=0.1, advanced=True, tooltip=(
                     "5 is what the models were trained with; more spends more steps on the coarse picture.")),
             ],
@@ -140,18 +132,15 @@ class MagiHumanGuider(io.ComfyNode):
             node_id="MagiHumanGuider",
             display_name="MagiHuman Guider",
             category=CATEGORY,
-            description="Guidance with its own scale for picture, late picture and sound, for "
-                        "SamplerCustomAdvanced.",
+            description="Guidance with its own scale for picture, late picture and sound, for SamplerCustomAdvanced.",
             search_aliases=["cfg", "guidance", "dual cfg", "magihuman"],
             inputs=[
                 io.Model.Input("model"),
                 io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative", optional=True, tooltip="Not needed where there is no "
-                                                                         "guidance."),
+                io.Conditioning.Input("negative", optional=True, tooltip="Not needed where there is no guidance."),
                 io.Combo.Input("guidance", options=[AUTO, NO_GUIDANCE, FULL, SR_CFG], default=AUTO, tooltip=(
-                    "auto: full CFG for the base model, none for the others. super-resolution CFG doubles "
-                    "that pass's time: "
-                    "scale 3.5, and at most 2 in the first 13 latent frames.")),
+                    "auto: full CFG for the base model, none for the others. super-resolution CFG doubles that "
+                    "pass's time: scale 3.5, and at most 2 in the first 13 latent frames.")),
                 io.Float.Input("video", default=5.0, min=1.0, max=30.0, step=0.1, advanced=True,
                                tooltip="full CFG: scale of the picture in the first part of the schedule."),
                 io.Float.Input("video_late", default=2.0, min=1.0, max=30.0, step=0.1, advanced=True,
@@ -187,9 +176,8 @@ class MagiHumanSamplerSelect(io.ComfyNode):
             search_aliases=["unipc", "lcm", "solver", "magihuman"],
             inputs=[
                 io.Combo.Input("sampler", options=["renoise", "unipc"], default="renoise", tooltip=(
-                    "renoise for the distilled model: each step estimates the clip and adds fresh noise. "
-                    "unipc for the "
-                    "base and super-resolution models.")),
+                    "renoise for the distilled model: each step estimates the clip and adds fresh noise. unipc for "
+                    "the base and super-resolution models.")),
                 io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True,
                              tooltip=NOISE_TIP),
             ],

@@ -3,6 +3,7 @@
 import torch
 from comfy_api.latest import io
 
+from ..magihuman_core.errors import InputError
 from ..magihuman_core.sizes import CELL, upscaled_size
 from .adapter.streams import joined, split
 from .latents import hold_first_frame
@@ -18,24 +19,20 @@ class MagiHumanLatentUpscale(io.ComfyNode):
             node_id="MagiHumanLatentUpscale",
             display_name="MagiHuman Latent Upscale",
             category="MagiHuman/latent",
-            description="Enlarges a finished clip's latent for a super-resolution model, which then adds "
-                        "the detail. Its "
-                        "sound is kept as it is.",
+            description="Enlarges a finished clip's latent for a super-resolution model, which then adds the detail. "
+                        "Its sound is kept as it is.",
             search_aliases=["super resolution", "upscale latent", "hires", "1080p", "magihuman"],
             inputs=[
                 io.Latent.Input("latent", tooltip="A finished clip, from the base or distilled model."),
                 io.Combo.Input("target", options=["540p", "1080p", FACTOR], default="540p", tooltip=(
-                    "540p and 1080p: the area of 896x512 and 1920x1088 at the clip's own aspect. factor: by "
-                    "the number "
-                    "below. Use the super-resolution model of the same name.")),
+                    "540p and 1080p: the area of 896x512 and 1920x1088 at the clip's own aspect. factor: by the "
+                    "number below. Use the super-resolution model of the same name.")),
                 io.Float.Input("factor", default=2.0, min=1.0, max=8.0, step=0.1, advanced=True, tooltip=(
-                    "Only for target 'factor', 1 to 8; width and height are floored to multiples of 32 "
-                    "pixels.")),
-                io.Vae.Input("vae", optional=True, tooltip="The Wan2.2 VAE, where there is a reference "
-                                                           "image."),
+                    "Only for target 'factor', 1 to 8; width and height are floored to multiples of 32 pixels.")),
+                io.Vae.Input("vae", optional=True, tooltip="The Wan2.2 VAE, where there is a reference image."),
                 io.Image.Input("image", optional=True, tooltip=(
-                    "The clip's reference image once more: encoded at the large size, it keeps the first "
-                    "frame sharp.")),
+                    "The clip's reference image once more: encoded at the large size, it keeps the first frame "
+                    "sharp.")),
             ],
             outputs=[io.Latent.Output(tooltip="For MagiHuman Sampler with a super-resolution model.")],
         )
@@ -52,7 +49,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         result[UPSCALED] = True
         if image is not None:
             if vae is None:
-                raise ValueError("To use the image, connect the Wan2.2 VAE as well.")
+                raise InputError("To use the image, connect the Wan2.2 VAE as well.")
             result = hold_first_frame(vae, image, result)
         return io.NodeOutput(result)
 

@@ -113,6 +113,5 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list:
     """CONDITIONING of a text. Raises InputError for a CLIP that is not MagiHuman's."""
     tokens = clip.tokenize(text)
     if NAME not in tokens:
-        raise InputError("The CLIP is another model's text encoder: connect one from MagiHuman Text Encoder "
-                         "Loader.")
+        raise InputError("The CLIP is another model's text encoder: connect one from MagiHuman Text Encoder Loader.")
     return clip.encode_from_tokens_scheduled(tokens)

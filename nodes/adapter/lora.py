@@ -31,8 +31,8 @@ class StandIn(nn.Module):
 
     def __setattr__(self, name, value):
         if name == "forward":  # what bypass loading hooks into; here it would silently do nothing
-            raise InputError("This LoRA names the official, stacked weights, which bypass mode cannot reach: "
-                             "load it with Load LoRA instead.")
+            raise InputError("This LoRA names the official, stacked weights, which bypass mode cannot reach: load it "
+                             "with Load LoRA instead.")
         super().__setattr__(name, value)
 
 
@@ -110,8 +110,7 @@ def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) ->
             part = slice_patch(patch, total, slice(start, start + rows))
             start += rows
             if part is None or ours not in shapes:
-                log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left "
-                            "out.", name)
+                log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
                 continue
             dealt[ours] = part
             origin[ours] = key

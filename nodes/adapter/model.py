@@ -119,7 +119,7 @@ class MagiHumanModel(comfy.model_base.BaseModel):
             raise InputError(
                 f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode "
                 "the prompt "
-                "with a CLIP from MagiHuman Text Encoder Loader."
+                "with a CLIP from Load MagiHuman Text Encoder."
             )
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
         out["c_crossattn"] = comfy.conds.CONDRegular(text)

@@ -51,8 +51,8 @@ class ComfyDiT(MagiHumanDiT):
     def _forward(self, x, timestep, context=None, transformer_options=None, **_):
         if torch.is_tensor(x) or len(x) != 2:
             raise InputError(
-                "The latent holds one stream only, but MagiHuman makes picture and sound together: use "
-                "Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
+                "The latent holds one stream only, but MagiHuman makes picture and sound together: use Empty "
+                "MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
             )
         video, audio = x
         options = transformer_options

@@ -77,8 +77,7 @@ class VideoStage(nn.Module):
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
         if not hasattr(self.vae, "encode"):
-            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are "
-                             "encoded.")
+            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are encoded.")
         return self.vae.encode(pixels.to(device or pixels.device), normalised=False)
 
     def encode_tiled(self, pixels: Tensor, **_) -> Tensor:

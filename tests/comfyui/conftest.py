@@ -24,8 +24,8 @@ def comfyui() -> Path:
     """The ComfyUI checkout; without one everything here is skipped, and says so."""
     found = find_comfyui()
     if found is None:
-        warnings.warn("NO COMFYUI FOUND: none of the ComfyUI tests ran. Set COMFYUI_PATH to a checkout of "
-                      "version 0.33 or newer.", stacklevel=1)
+        warnings.warn("NO COMFYUI FOUND: none of the ComfyUI tests ran. Set COMFYUI_PATH to a checkout of version "
+                      "0.33 or newer.", stacklevel=1)
         pytest.skip("NO COMFYUI FOUND. Set COMFYUI_PATH to a checkout.")
     return found
 
