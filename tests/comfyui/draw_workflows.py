@@ -1,8 +1,9 @@
 """Write example_workflows/*.json, from descriptions below and the recorded /object_info.
 
-    python tests/comfyui/draw_workflows.py
+    python tests/comfyui/draw_workflows.py [SCREENSHOTS]
 
-The files are plain workflows, free to be opened and saved in ComfyUI; this keeps the eight of them alike.
+The files are plain workflows, free to be opened and saved in ComfyUI; this keeps the eight of them alike. Their
+pictures are made of a folder of screenshots, which test_browser.py keeps where MAGIHUMAN_SCREENSHOTS says.
 """
 
 import json
@@ -27,10 +28,10 @@ SIZES = {"base": "29 GiB", "distill": "57 GiB", "540p_sr": "57 GiB", "1080p_sr":
 TURBO, WAN = "turbo_vae/checkpoint-340000.ckpt", "wan2.2_vae.safetensors"
 SOUND, TEXT = "stable-audio-open-1.0/model.safetensors", "t5gemma-9b-9b-ul2/"
 BODY = (
-    "A young woman with short dark hair and a green wool coat sits at a wooden table in a bright kitchen, calm, awake "
-    "and friendly, and speaks straight to the viewer. At first she looks down at a cup between her hands, her lips "
-    "closed and her brow relaxed. Then she lifts her head, her eyes meet the camera, her eyebrows rise a little and "
-    "the corners of her mouth turn up. Her lips part and she says in a warm, lively voice, at an easy pace and a "
+    "A young woman with short dark hair and a green wool coat sits at a wooden table in a bright kitchen, calm, "
+    "awake and friendly, and speaks straight to the viewer. At first she looks down at a cup between her hands, her "
+    "lips closed and her brow relaxed. Then she lifts her head, her eyes meet the camera, her eyebrows rise a little "
+    "and the corners of her mouth turn up. Her lips part and she says in a warm, lively voice, at an easy pace and a "
     'middle pitch: "Good morning, and welcome! Today I will show you something new." Her jaw and lips follow every '
     "word clearly; she blinks once after the first sentence, and on the last word she tilts her head slightly to the "
     "left. Then her lips close, she nods once, and the smile stays. Her shoulders and hands remain still. The camera "
@@ -259,7 +260,7 @@ def text_to_clip() -> Drawing:
     d = Drawing("text_to_clip").note(
         "# Text to clip\n\nThe distilled model, 8 steps without guidance: a person speaks for 5 seconds, 448x256.\n\n"
         "The prompt wants three parts; *MagiHuman Prompt* puts them together. Write 150 to 200 words.\n\n"
-        + files_text("distill"), 560)
+        + files_text("distill"), 440)
     loaders(d, "distill")
     prompt(d)
     d.add("empty", "EmptyMagiHumanLatent", 2, broad=320, seconds=5.0)
@@ -270,7 +271,7 @@ def text_to_clip() -> Drawing:
 def picture_to_clip() -> Drawing:
     d = Drawing("picture_to_clip").note(
         "# Picture to clip\n\nThe picture becomes the first frame and stays as it is.\n\n" + PICTURE_HINT
-        + files_text("distill", encoder=True), 600)
+        + files_text("distill", encoder=True), 480)
     loaders(d, "distill", encoder=True)
     prompt(d)
     picture(d, 2).group("3  First frame", "picture", "empty", "held")
@@ -283,7 +284,7 @@ def lip_sync() -> Drawing:
         "# Lip sync: picture and own voice\n\nThe recording is the clip's sound and sets its length; the lips follow "
         "it. In *MagiHuman Decode* it replaces the decoded sound, so the film has your recording itself.\n\n"
         "*Load Audio* names `voice.wav`: choose your own recording. **Put its words into the prompt**, in the body and "
-        "in the dialogue.\n\n" + PICTURE_HINT + files_text("distill", encoder=True), 680)
+        "in the dialogue.\n\n" + PICTURE_HINT + files_text("distill", encoder=True), 540)
     loaders(d, "distill", encoder=True)
     prompt(d)
     picture(d, 2).group("3  First frame", "picture", "empty", "held")
@@ -302,7 +303,7 @@ def picture_upscaled(target: str, size: str, cost: str) -> Drawing:
         "enlarged, covered with a little noise, and finished in 5 steps by a second network. The sound stays as it "
         "is.\n\n"
         f"{cost} Only one of the two networks has to be in memory at a time.\n\n" + PICTURE_HINT
-        + files_text("distill", network, encoder=True), 690)
+        + files_text("distill", network, encoder=True), 540)
     loaders(d, "distill", encoder=True, upscaler=network)
     prompt(d)
     picture(d, 2).group("3  First frame", "picture", "empty", "held")
@@ -317,7 +318,7 @@ def base_full_cfg() -> Drawing:
     d = Drawing("base_full_cfg").note(
         "# Base model with full guidance\n\nThe base model takes 32 steps with two evaluations each, about eight times "
         "the work of the distilled one. Guidance is 5 for sound, 5 and later 2 for the picture; the negative prompt "
-        "(an advanced input of *MagiHuman Text Encode*) counts here.\n\n" + files_text("base"), 580)
+        "(an advanced input of *MagiHuman Text Encode*) counts here.\n\n" + files_text("base"), 460)
     loaders(d, "base")
     prompt(d)
     d.add("empty", "EmptyMagiHumanLatent", 2, broad=320, seconds=5.0)
@@ -331,10 +332,10 @@ def extend_clip() -> Drawing:
         "picture. The new part without that second is joined to the old clip.\n\n*Load Video* names `clip.mp4`: choose "
         "a clip of 25 frames per second, with sound, its width and height multiples of 32, such as one made here. "
         "Write a prompt for what is to follow. *Trim Audio Duration* starts where the overlap (1 second) ends: change "
-        "both together.\n\n" + files_text("distill", encoder=True), 660)
+        "both together.\n\n" + files_text("distill", encoder=True), 520)
     loaders(d, "distill", encoder=True)
     prompt(d)
-    d.add("load", "LoadVideo", 2, broad=320, tall=300, title="Load the clip to extend", file="clip.mp4")
+    d.add("load", "LoadVideo", 2, broad=320, tall=660, title="Load the clip to extend", file="clip.mp4")
     d.add("old", "GetVideoComponents", 2, broad=320, video=("load", "VIDEO"))
     d.add("more", "MagiHumanExtend", 2, broad=320, vae=("wan", "VAE"), audio_vae=("sound", "VAE"),
           images=("old", "images"), audio=("old", "audio"))
@@ -362,7 +363,7 @@ def demo() -> Drawing:
         "cartoon people who say syllables of a made-up language: 2 seconds, 128x128.\n\nIt knows only the words of its "
         "card. Try: *man, child; black, brown, blond, red, grey hair; glasses; happy, calm, sad;* and two to six of "
         "*ma me mi mo mu sa se si so su*, in the body and in the dialogue.\n\nFor real clips, open *text_to_clip* from "
-        "the same list of templates.", 340)
+        "the same list of templates.", 260)
     loaders(d, DEMO)
     d.add("text", "MagiHumanTextEncode", 1, broad=440, tall=420, clip=("clip", "CLIP"), prompt=DEMO_PROMPT)
     d.group("2  Prompt", "text")
@@ -371,7 +372,19 @@ def demo() -> Drawing:
     return film(d, "sample", 3, "demo", 4)
 
 
-def main() -> None:
+def write_picture(source: Path, target: Path, most: int = 145_000, width: int = 1600) -> None:
+    """A screenshot as JPEG, as good as the size allows."""
+    from PIL import Image
+
+    picture = Image.open(source).convert("RGB")
+    picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    for quality in range(88, 30, -4):
+        picture.save(target, quality=quality, optimize=True, progressive=True)
+        if target.stat().st_size <= most:
+            break
+
+
+def main(screenshots: Path | None = None) -> None:
     FOLDER.mkdir(exist_ok=True)
     for drawing in (text_to_clip(), picture_to_clip(), lip_sync(),
                     picture_upscaled("540p", "896x512", "It takes about four times the clip's own time."),
@@ -379,7 +392,9 @@ def main() -> None:
                                                            "memory goes into this step."),
                     base_full_cfg(), extend_clip(), demo()):
         drawing.write()
+        if screenshots:
+            write_picture(screenshots / f"{drawing.name}.png", FOLDER / f"{drawing.name}.jpg")
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""The real front end in a headless Chromium: workflows load whole, and the demo runs by its button.
+
+Needed are chromium (or CHROMIUM), node, and playwright-core: its folder in PLAYWRIGHT_CORE, or found by npm.
+MAGIHUMAN_SCREENSHOTS keeps the screenshots in that folder.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import av
+import pytest
+from test_example_workflows import WORKFLOWS, stand_in, write_media
+from ui_graph import to_api
+
+HERE = Path(__file__).resolve().parent
+PACK = "magihuman"  # the folder's name below custom_nodes, as conftest.py links it
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_playwright(node: str) -> str | None:
+    """The folder of playwright-core."""
+    places = [Path(os.environ["PLAYWRIGHT_CORE"])] if "PLAYWRIGHT_CORE" in os.environ else []
+    npm = shutil.which("npm")
+    for arguments in (["root"], ["root", "-g"]) if npm else ():
+        done = subprocess.run([npm, *arguments], capture_output=True, text=True, check=False, cwd=HERE)
+        places.append(Path(done.stdout.strip()) / "playwright-core")
+    places.append(Path.home() / "comfy/browser/node_modules/playwright-core")
+    return next((str(place) for place in places if (place / "package.json").is_file()), None)
+
+
+@pytest.fixture(scope="module")
+def browse(server, tmp_path_factory):
+    """browse(job) -> the answer of browser.cjs."""
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    node = shutil.which("node")
+    playwright = find_playwright(node) if node else None
+    missing = [name for name, found in (("chromium", chromium), ("node", node), ("playwright-core", playwright))
+               if not found]
+    if missing:
+        text = f"NO BROWSER TEST: {', '.join(missing)} not found, so the front end was not tried."
+        warnings.warn(text, stacklevel=1)
+        pytest.skip(text)
+
+    def run(job: dict) -> dict:
+        job = {"base": server.url, "chromium": chromium, "pictures": None, **job}
+        done = subprocess.run([node, str(HERE / "browser.cjs"), json.dumps(job)], capture_output=True, text=True,
+                              timeout=270, check=False, env={**os.environ, "PLAYWRIGHT_CORE": playwright})
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout)
+
+    stand_in(server.base / "models")
+    write_media(server.base / "input")
+    return run
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory) -> Path:
+    folder = Path(os.environ.get("MAGIHUMAN_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, browse, screenshots):
+    looked = browse({"look": {path.stem: str(path) for path in WORKFLOWS}, "pictures": str(screenshots)})
+    assert looked["errors"] == []
+    known = server.get("/object_info")
+    for path in WORKFLOWS:
+        workflow, seen = json.loads(path.read_text(encoding="utf-8")), looked["looked"][path.stem]
+        assert (seen["missing"], seen["overlaps"], seen["links"]) == ([], [], len(workflow["links"])), path.stem
+        ours = to_api(workflow, known)
+        assert {key: node["class_type"] for key, node in seen["prompt"].items()} == {
+            key: node["class_type"] for key, node in ours.items()}
+        for key, node in ours.items():
+            theirs = seen["prompt"][key]["inputs"]
+            assert {name: theirs.get(name) for name in node["inputs"]} == node["inputs"], (path.stem, node)
+
+
+def test_the_demo_runs_from_the_template_list(server, browse, screenshots):
+    answer = browse({"run": {"pack": PACK, "name": "demo", "folder": str(screenshots)}})
+    run = answer["run"]
+    if run["way"] != "template dialog":
+        warnings.warn(f"The demo was opened over the {run['way']}", stacklevel=1)
+    assert answer["errors"] == []
+    assert (run["missing"], run["status"], run["end"]) == ([], 200, "success")
+    assert [(film["width"], film["height"]) for film in run["films"]] == [(128, 128)]
+    assert abs(run["films"][0]["seconds"] - 49 / 25) < 0.1
+    (saved,) = [entry for output in run["outputs"].values() for entry in output.get("images", ())
+                if entry["filename"].endswith(".mp4")]
+    with av.open(str(server.base / "output" / saved["subfolder"] / saved["filename"])) as film:
+        assert len(film.streams.audio) == 1
+        assert {"prompt", "workflow"} <= set(film.metadata)  # dropped on the page, the film brings its graph
+    assert (screenshots / "run.png").stat().st_size > 20_000
