@@ -23,7 +23,8 @@ _HOME = {
     "load_audio_vae": "audio_vae",
     "load_text_encoder": "text_encoder",
     "MagiHumanPipeline": "pipeline",
-    "Clip": "pipeline",
+    "Clip": "clip",
+    "apply_lora": "lora",
     "InputError": "errors",
     "CheckpointError": "errors",
 }

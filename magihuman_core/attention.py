@@ -17,7 +17,12 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """PyTorch's attention, key/value heads shared by groups of query heads."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)
+    shared = q.shape[1] != k.shape[1]
+    if shared and q.is_cuda and q.dtype == torch.float32:
+        # CUDA's fused kernel for fp32 does not share heads; without this it would hold all N x N scores.
+        k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        shared = False
+    return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared).transpose(1, 2)
 
 
 def local_attention(

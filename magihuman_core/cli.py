@@ -77,6 +77,13 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=DTYPES, default="auto",
                         help="of network and text encoder (auto: bf16; fp32 for small models on a CPU)")
+    parser.add_argument("--lora", action="append", default=[], type=_lora, metavar="FILE[:STRENGTH]",
+                        help="change the base or distilled network by a LoRA; may be given several times")
+    parser.add_argument("--resident-blocks", type=int, metavar="N",
+                        help="keep only N of the network's blocks in memory and bring in the others when needed: "
+                        "slower, for little memory (default all)")
+    parser.add_argument("--tile", type=int, metavar="N",
+                        help="decode the picture in squares of N x 16 pixels, for little memory (default whole)")
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -96,8 +103,10 @@ def generate(arguments: argparse.Namespace) -> int:
     from .pipeline import MagiHumanPipeline
 
     dtype = DTYPES[arguments.dtype]
-    pipeline = MagiHumanPipeline.from_folder(arguments.models, device=arguments.device,
-                                             dtype=dtype and getattr(torch, dtype), **dict(arguments.part))
+    pipeline = MagiHumanPipeline.from_folder(
+        arguments.models, parts=dict(arguments.part), device=arguments.device,
+        dtype=dtype and getattr(torch, dtype), resident_blocks=arguments.resident_blocks, tile=arguments.tile,
+        loras=arguments.lora)
     same = ("image", "audio", "seconds", "width", "height", "seed", "steps", "mode", "upscale", "sr_steps")
     with _bars() as progress:
         clip = pipeline.generate(prompt, negative=negative, progress=progress,
@@ -128,6 +137,16 @@ def read_text(path: str, what: str) -> str:
 def _target(text: str) -> str | tuple[int, int]:
     width, x, height = text.lower().partition("x")
     return (int(width), int(height)) if x and width.isdigit() and height.isdigit() else text
+
+
+def _lora(text: str) -> tuple[str, float]:
+    file, colon, strength = text.rpartition(":")
+    if colon:
+        try:
+            return file, float(strength)
+        except ValueError:
+            pass  # the colon belongs to the name, as in C:\\lora.safetensors
+    return text, 1.0
 
 
 def _part(text: str) -> tuple[str, str]:
@@ -220,9 +239,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     """A sentence for the user, and the exit code."""
     if isinstance(error, (InputError, CheckpointError)):
         return str(error), 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ("there is not enough memory. Choose a smaller --width and --height, fewer --seconds, --dtype "
-                "bf16, or --device cpu."), 2
+    # torch says so in three ways; on a CPU it is a plain RuntimeError.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
+            error):
+        return ("there is not enough memory. When making a clip, choose a smaller size, fewer seconds, --dtype bf16, "
+                "--resident-blocks or --tile."), 2
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2

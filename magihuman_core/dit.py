@@ -35,8 +35,8 @@ RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
 # Tokens that pass through a projection or MLP at once. The inner width is many times the hidden one, so
 # this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
 # CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
-CHUNK = {"cpu": 256}
-CHUNK_DEFAULT = 4096
+CHUNK = 4096
+CPU_CHUNK = 256
 
 
 class GatedAttention(nn.Module):
@@ -125,7 +125,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        limit = CHUNK.get(x.device.type, CHUNK_DEFAULT)
+        limit = CPU_CHUNK if x.device.type == "cpu" else CHUNK
         pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
 
         parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
@@ -266,6 +266,8 @@ class MagiHumanDiT(nn.Module):
             )
         if text.shape[1] < (2 if c.positions == "v1" else 1):
             raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
+        if c.positions == "v1" and audio.shape[2] == 1 and video.shape[2] > 1:
+            raise InputError(f"audio has 1 token for {video.shape[2]} latent frames, too few: give the whole sound.")
 
 
 def call_block(index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:

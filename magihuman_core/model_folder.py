@@ -97,7 +97,7 @@ class ModelFolder(Mapping):
         return self.require("distilled", "making a clip", "a distilled or base network")
 
 
-def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:
+def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None) -> ModelFolder:
     """Search a folder, or the built-in "demo", for all parts.
 
     parts: paths given by name (see PARTS), which win over what the folder holds. Only headers are read.
@@ -123,7 +123,7 @@ def find_models(path: str | Path, **parts: str | Path) -> ModelFolder:
             found[part].append(candidate)
     tokenizers = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
     found["tokenizer"] = [path for path in tokenizers if path.is_file()][:1]
-    for part, given in parts.items():
+    for part, given in (parts or {}).items():
         if part not in PARTS:
             raise InputError(f"There is no part {part!r}, expected one of {', '.join(PARTS)}.")
         if not Path(given).exists():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from .clip import Clip
 from .config import DiTConfig
-from .dit import load_dit
+from .dit import MagiHumanDiT, load_dit
 from .errors import CheckpointError, InputError
 from .guidance import Guidance, JointDenoiser
 from .job import Job, Progress, prepare_job
+from .lora import apply_lora
 from .media import fit_image, frames_to_uint8
-from .model_folder import ModelFolder, find_models
+from .model_folder import NETWORKS, ModelFolder, find_models
 from .noise import start_noise
 from .prompt import DEFAULT_NEGATIVE_PROMPT
 from .roles import SR_STEPS, STEPS, choose_device, role_overrides
@@ -55,23 +56,31 @@ class MagiHumanPipeline:
     """
 
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto",
-                 dtype: torch.dtype | None = None) -> None:
+                 dtype: torch.dtype | None = None, resident_blocks: int | None = None, tile: int | None = None,
+                 loras: Sequence[tuple[str | Path, float]] = ()) -> None:
         self.models = models
         self.device = choose_device(device)
         self.dtype = dtype
+        self.resident_blocks = resident_blocks
+        self.tile = tile
+        self.loras = tuple(loras)
         self.notices: set[str] = set()
 
     @classmethod
-    def from_folder(cls, path: str | Path, *, device: str | torch.device = "auto",
-                    dtype: torch.dtype | None = None, **parts: str | Path) -> MagiHumanPipeline:
+    def from_folder(cls, path: str | Path, *, parts: Mapping[str, str | Path] | None = None,
+                    **options: Any) -> MagiHumanPipeline:
         """Find the models of a folder (see model_folder.py), or the built-in ones of "demo".
 
-        device: "auto" takes CUDA where there is one. dtype: of network and text encoder; None: bfloat16, but
-        float32 for small models on a CPU. parts: a file or folder for a part by name, such as
-        distilled="networks/my_distill.safetensors", instead of what the folder holds.
+        parts: a file or folder for a part by name, such as {"distilled": "networks/mine.safetensors"}, instead
+        of what the folder holds. options:
+        device: "auto" takes CUDA where there is one.
+        dtype: of network and text encoder; None: bfloat16, but float32 for small models on a CPU.
+        resident_blocks: how many of the network's blocks stay in memory, None: all (see streaming.py).
+        tile: side of the squares the Turbo VAE decodes, in latent cells of 16 pixels; None: whole pictures.
+        loras: (file, strength) of each LoRA for the base or distilled network.
         Raises InputError and CheckpointError.
         """
-        return cls(find_models(path, **parts), device=device, dtype=dtype)
+        return cls(find_models(path, parts), **options)
 
     @torch.inference_mode()
     def generate(
@@ -113,7 +122,9 @@ class MagiHumanPipeline:
         _check_steps(steps, sr_steps)
         job = prepare_job(prompt, image, audio, seconds, (width, height), upscale, seed, progress)
         upscaler = self._upscaler(upscale, job.large)
-        self._check_parts(job)
+        self._check_parts(job, filter(None, (role, upscaler)))
+        if role != "base" and (negative is not None or guidance is not None):
+            log.warning("The %s network is used without guidance: the negative prompt is not read.", role)
 
         self._encode_text(job, prompt, (negative or DEFAULT_NEGATIVE_PROMPT) if role == "base" else None)
         self._encode_picture(job)
@@ -147,7 +158,9 @@ class MagiHumanPipeline:
         best = other if other in self.models and first not in self.models else first
         return self.models.require(best, "upscaling")
 
-    def _check_parts(self, job: Job) -> None:
+    def _check_parts(self, job: Job, networks: Iterable[str]) -> None:
+        for role in networks:
+            self._config(role)  # reads the header only, and so finds what is no network before anything is computed
         self.models.require("text_encoder", "reading the prompt")
         self.models.require("audio_vae", "sound")
         if job.picture is not None:
@@ -193,16 +206,16 @@ class MagiHumanPipeline:
 
     def _make(self, job: Job, role: str, steps: int, guidance: Guidance | None) -> tuple[Tensor, Tensor]:
         """Both latents of the base clip."""
-        checkpoint = self._open(role)
-        config = DiTConfig.from_state_dict(checkpoint)
+        config = self._config(role)
         tokens = job.sound_latent.shape[2] if job.tokens is None else job.tokens
         width, height = (side // CELL for side in job.size)
         shape = (1, config.video_channels, latent_frames(tokens), height, width)
         noise = start_noise((shape, (1, config.audio_channels, tokens)), job.seed)
         x, shapes = pack_latents(*(stream.to(self.device) for stream in noise))
         with self._stage(f"{role} network, {steps} steps") as load:
-            dit = load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint),
-                       **role_overrides(role, config.layers))
+            dit = self._network(load, role)
+            for file, strength in self.loras:
+                apply_lora(dit, file, strength)
             model = JointDenoiser(dit, shapes, job.text, job.negative, guidance,
                                   frozen_video=self._frozen_picture(job, job.size, shape),
                                   frozen_audio=_held(job.sound_latent))
@@ -213,11 +226,10 @@ class MagiHumanPipeline:
                 x = sample_unipc(model, x, flow_sigmas(steps), **options)
             del dit, model
         video, audio = unpack_latents(x, shapes)
-        return _finite(video, checkpoint), _finite(audio, checkpoint)
+        return self._finite(video, role), self._finite(audio, role)
 
     def _enlarge(self, job: Job, role: str, steps: int, video: Tensor, audio: Tensor) -> Tensor:
         """The video latent at the large size; the sound is only its context."""
-        checkpoint = self._open(role)
         width, height = (side // CELL for side in job.large)
         shape = (*video.shape[:3], height, width)
         video_noise, audio_noise = (n.to(self.device) for n in start_noise((shape, audio.shape), job.seed))
@@ -225,15 +237,14 @@ class MagiHumanPipeline:
                                                   audio_noise=audio_noise)
         x, shapes = pack_latents(video, context)
         with self._stage(f"{role} network, {steps} steps") as load:
-            dit = load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint),
-                       **role_overrides(role, DiTConfig.from_state_dict(checkpoint).layers))
+            dit = self._network(load, role)
             model = JointDenoiser(dit, shapes, job.text,
                                   frozen_video=self._frozen_picture(job, job.large, shape),
                                   frozen_audio=_held(context))
             report = _reporter(job, f"{role} network", steps)
             x = sample_unipc(model, x, flow_sigmas(steps), callback=report, disable=True)
             del dit, model
-        return _finite(unpack_latents(x, shapes)[0], checkpoint)
+        return self._finite(unpack_latents(x, shapes)[0], role)
 
     def _waveform(self, job: Job, latent: Tensor) -> Tensor:
         """The clip's sound, fp32 [2, samples] at 44.1 kHz: the user's own where one was given."""
@@ -250,10 +261,9 @@ class MagiHumanPipeline:
     def _decode_video(self, job: Job, latent: Tensor, count: int) -> Tensor:
         """The first `count` frames, uint8 [F, h, w, 3], decoded window by window."""
         with self._stage("picture decoder") as load:
-            vae = self._decoder(load)
             frames = None
             done = 0
-            for window in vae.decode_windows(latent):
+            for window in self._windows(load, latent):
                 part = frames_to_uint8(window)[: count - done].cpu()
                 if frames is None:
                     frames = torch.empty((count, *part.shape[1:]), dtype=torch.uint8)
@@ -262,29 +272,42 @@ class MagiHumanPipeline:
                 job.progress("picture decoder", done, count)
                 if done == count:
                     break
-            del vae
         return frames
 
-    def _decoder(self, load: Callable[..., Any]):
-        """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
+    def _windows(self, load: Callable[..., Any], latent: Tensor) -> Iterator[Tensor]:
+        """Decoded frames, from the Turbo VAE where there is one, else from the slower Wan2.2 VAE."""
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         if "turbo_vae" in self.models:
             from .turbo_vae import load_turbo_vae
 
-            return load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype)
+            return load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype).decode_windows(latent, tile=self.tile)
         from .video_vae import load_video_vae
 
-        return load(load_video_vae, self._open("video_vae"), dtype=dtype)
+        return load(load_video_vae, self._open("video_vae"), dtype=dtype).decode_windows(latent)
 
     # Helpers of the stages
 
     def _open(self, part: str) -> Checkpoint:
-        checkpoint = open_checkpoint(self.models[part])
+        checkpoint = open_checkpoint(self.models[part], "network" if part in NETWORKS else None)
         notice = checkpoint.metadata.get("notice")  # such as that the weights are random
         if notice and notice not in self.notices:
             self.notices.add(notice)
             log.warning("%s", notice)
         return checkpoint
+
+    def _config(self, role: str) -> DiTConfig:
+        return DiTConfig.from_state_dict(self._open(role))
+
+    def _network(self, load: Callable[..., Any], role: str) -> MagiHumanDiT:
+        checkpoint = self._open(role)
+        return load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint), resident_blocks=self.resident_blocks,
+                    **role_overrides(role, self._config(role).layers))
+
+    def _finite(self, latent: Tensor, role: str) -> Tensor:
+        if not bool(torch.isfinite(latent).all()):
+            raise CheckpointError(f"{self.models[role]}: the network computed values that are not finite. "
+                                  "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
+        return latent
 
     def _compute_dtype(self, checkpoint: Checkpoint) -> torch.dtype:
         if self.dtype is not None:
@@ -318,7 +341,7 @@ class MagiHumanPipeline:
             loading = time.perf_counter() - started
             return part
 
-        log.debug("%s ...", name)
+        log.info("%s ...", name)
         yield load
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -341,10 +364,3 @@ def _reporter(job: Job, stage: str, steps: int) -> Callable[[dict[str, Any]], No
 def _held(audio: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """Sound that stays as it is."""
     return None if audio is None else (audio, torch.zeros(1, 1, 1, device=audio.device))
-
-
-def _finite(latent: Tensor, checkpoint: Checkpoint) -> Tensor:
-    if not bool(torch.isfinite(latent).all()):
-        raise CheckpointError(f"{checkpoint.name}: the network computed values that are not finite. "
-                              "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
-    return latent

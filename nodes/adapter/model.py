@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.config import PATCH, DiTConfig
-from ...magihuman_core.dit import CHUNK, CHUNK_DEFAULT
+from ...magihuman_core.dit import CHUNK
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.roles import role_overrides
 from ...magihuman_core.sizes import TEXT_TOKENS
@@ -165,7 +165,7 @@ def activation_bytes(config: DiTConfig, tokens: int, width: int) -> int:
     qkv = (c.heads + 2 * c.kv_heads) * c.head_dim
     per_token = 4 * c.hidden + 2 * width * qkv + 2 * width * c.heads * c.head_dim + 8 * c.heads
     inner = max(c.gelu_width, 2 * c.swiglu_width)
-    chunk = min(tokens, max(CHUNK_DEFAULT, *CHUNK.values()))
+    chunk = min(tokens, CHUNK)
     return tokens * per_token + chunk * inner * (width + 8) + tokens * 2 * c.rope_bands * 3 * 4
 
 

@@ -329,7 +329,7 @@ def test_verbose_shows_where(random_models, capsys):
 
 def start(*arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE,  # noqa: S603
+    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment)
 
 

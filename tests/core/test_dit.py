@@ -254,7 +254,7 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
         for i in range(2):
             one = dit(*(t[i : i + 1] for t in clip))
             torch.testing.assert_close(one[0], whole[0][i : i + 1], atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr("magihuman_core.dit.CHUNK", {"cpu": 5})
+        monkeypatch.setattr("magihuman_core.dit.CPU_CHUNK", 5)
         for a, b in zip(dit(*clip), whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -290,13 +290,14 @@ def test_1080p_layers():
         ({"video": torch.zeros(1, 4, 3, 4, 5)}, "even height and width"),
         ({"audio": torch.zeros(1, 9, 6)}, "audio has shape"),
         ({"text": torch.zeros(1, 5, 11)}, "text has shape"),
-        ({"text": torch.zeros(1, 0, 10)}, "too few"),
+        ({"text": torch.zeros(1, 1, 10)}, "text has 1 tokens, too few"),
+        ({"audio": torch.zeros(1, 6, 1)}, "audio has 1 token for 3 latent frames"),
     ],
 )
 def test_bad_inputs(change, message):
     clip = dict(zip(("video", "audio", "text"), random_clip(), strict=True)) | change
     with pytest.raises(InputError, match=message):
-        random_dit(0)(**clip)
+        random_dit(0, positions="v1")(**clip)
 
 
 def test_bad_checkpoints(weights):

@@ -265,7 +265,7 @@ for limit in (0, 100, 3000, 50000):
     except InputError as error:
         print(error, os.listdir({str(tmp_path)!r}))
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,  # noqa: S603
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                             timeout=200, cwd=Path(__file__).resolve().parents[2])
     lines = result.stdout.splitlines()
     assert len(lines) == 4, result.stderr

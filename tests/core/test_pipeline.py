@@ -22,6 +22,7 @@ from magihuman_core.text_encoder import TextEncoder
 from magihuman_core.turbo_vae import TurboVAE
 from magihuman_core.video_vae import VideoVAE
 from magihuman_core.waveform import resample
+from magihuman_core.weights.convert import convert
 
 PROMPT = "A woman looks into the camera and says good morning."
 SMALL = {"width": 64, "height": 32, "seconds": 0.4}
@@ -268,7 +269,7 @@ def test_parts_are_found_whatever_their_names(random_models, tmp_path):
 
 def test_a_named_part_wins(random_models, tmp_path):
     shutil.copytree(random_models / "distill", tmp_path / "unnamed")
-    models = find_models(random_models, distilled=tmp_path / "unnamed", turbo_vae=random_models / "turbo_vae")
+    models = find_models(random_models, {"distilled": tmp_path / "unnamed", "turbo_vae": random_models / "turbo_vae"})
     assert models["distilled"] == tmp_path / "unnamed"
     clip = MagiHumanPipeline(models, device="cpu").generate(PROMPT, steps=1, **SMALL)
     assert clip.frames.shape[0] == 9
@@ -291,11 +292,11 @@ def test_folders_that_cannot_make_a_clip(random_models, tmp_path, prepare, word)
 
 def test_wrong_files_for_a_part(random_models, tmp_path):
     with pytest.raises(mh.CheckpointError, match=r"audio VAE.*expected"):
-        find_models(random_models, distilled=random_models / "audio_vae")
+        find_models(random_models, {"distilled": random_models / "audio_vae"})
     with pytest.raises(mh.InputError, match="no such file"):
-        find_models(random_models, distilled=tmp_path / "none.safetensors")
+        find_models(random_models, {"distilled": tmp_path / "none.safetensors"})
     with pytest.raises(mh.InputError, match="expected one of base"):
-        find_models(random_models, vae=random_models / "vae")
+        find_models(random_models, {"vae": random_models / "vae"})
     with pytest.raises(mh.InputError, match="no such folder"):
         find_models(tmp_path / "none")
 
@@ -323,3 +324,30 @@ def test_picture_may_be_in_memory(pipeline, photograph):
     clips = [pipeline.generate(PROMPT, image=image, steps=1, **SMALL)
              for image in (photograph, Image.open(photograph))]
     assert torch.equal(clips[0].frames, clips[1].frames)
+
+
+def test_any_layout_of_the_network_makes_the_same_clip(pipeline, random_models, tmp_path):
+    """A converted network, split or fp8, goes through the whole pipeline, and streamed blocks change nothing."""
+    kwargs = {"steps": 2, "seed": 3, **SMALL}
+    whole = pipeline.generate(PROMPT, **kwargs)
+    for layout, dtype, limit in (("split", None, 0), ("split", "fp8", 60)):
+        file = tmp_path / f"distill_{layout}.safetensors"
+        convert(random_models / "distill", file, dtype=dtype, layout=layout)
+        other = MagiHumanPipeline.from_folder(random_models, parts={"distilled": file}, device="cpu", resident_blocks=2)
+        clip = other.generate(PROMPT, **kwargs)
+        difference = (clip.frames.float() - whole.frames.float()).abs().mean()
+        assert difference <= limit, layout
+
+
+def test_what_is_no_network_is_found_before_anything_is_computed(random_models, monkeypatch):
+    models = find_models(random_models)
+    models.found["distilled"] = [random_models / "audio_vae"]
+    pipeline = MagiHumanPipeline(models, device="cpu")
+    monkeypatch.setattr(pipeline, "_encode_text", lambda *_: pytest.fail("came to the text encoder"))
+    with pytest.raises(mh.CheckpointError):
+        pipeline.generate(PROMPT, **SMALL)
+
+
+def test_the_distilled_network_says_that_it_reads_no_negative_prompt(pipeline, caplog):
+    pipeline.generate(PROMPT, negative="a dog", steps=1, **SMALL)
+    assert "negative prompt is not read" in caplog.text

@@ -290,7 +290,7 @@ def big_files(tmp_path_factory):
 def test_memory_is_what_is_resident_and_two_buffers(blocks, big_files):
     files = [str(big_files / name) for name in ("small.safetensors", "big.safetensors")]
     command = [sys.executable, "-c", PROGRAM, *files, blocks]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)  # noqa: S603
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True)
     peak, weights, buffers, streamed = map(int, done.stdout.split())
     # weights holds the block that is in a buffer at the end, too; a few MB are pieces on their way.
     outside = weights if blocks == "all" else weights - buffers // 2
