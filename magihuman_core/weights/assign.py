@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 from .checkpoint import Checkpoint, from_tensors
 from .header import quoted
 
-PIECE = 1 << 20  # elements looked at together: what a check needs beside the tensor stays small
+PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 
 
 def assign_weights(

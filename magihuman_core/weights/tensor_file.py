@@ -53,7 +53,7 @@ class TensorFile:
                 if dtype == info.dtype:
                     self._fill(file, flat)
                     return result
-                buffer = torch.empty(min(CAST_ELEMENTS, flat.numel()), dtype=info.dtype)
+                buffer = _scratch(min(CAST_ELEMENTS, flat.numel()), info.dtype)
                 for piece in flat.split(CAST_ELEMENTS):
                     part = buffer[: piece.numel()]
                     self._fill(file, part)
@@ -79,3 +79,12 @@ class TensorFile:
             raise CheckpointError(f"{self.path}: became shorter after it was opened. {DOWNLOAD_AGAIN}")
         count = info.nbytes // info.dtype.itemsize
         return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
+
+
+def _scratch(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory that goes back to the system at once when it is dropped.
+
+    From the allocator's heap it would not: later small allocations settle in the freed piece, the next one
+    has to be taken elsewhere, and a model of many tensors ends up with as many half empty pieces.
+    """
+    return torch.frombuffer(mmap(-1, count * dtype.itemsize), dtype=dtype)

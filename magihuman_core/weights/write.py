@@ -18,7 +18,7 @@ from .assign import is_finite
 from .checkpoint import Entry
 from .header import DTYPE_NAMES, quoted
 
-PIECE = 1 << 22  # elements read, cast and written at a time
+PIECE = 1 << 20  # elements read, cast and written at a time
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
