@@ -12,12 +12,13 @@ EPS = 1e-6
 class RMSNorm(nn.Module):
     """x / rms(x) * (weight + 1) over the last axis, in fp32 whatever comes in."""
 
-    def __init__(self, size: int, *, dtype=torch.float32, device=None):
+    def __init__(self, size: int, *, eps: float = EPS, dtype=torch.float32, device=None):
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.to(x.device, torch.float32) + 1, EPS)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.to(x.device, torch.float32) + 1, self.eps)
 
 
 def gelu7(u: Tensor) -> Tensor:

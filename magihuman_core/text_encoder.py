@@ -10,6 +10,7 @@ Module names are those of the official checkpoint: encoder.layers.0.self_attn.q_
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,11 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
+from .layers import RMSNorm
 from .weights import Checkpoint, assign_weights, inferring, open_checkpoint, renamed
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
+MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
+MAX_JSON = 1 << 20        # bytes; the official config.json has under 3 kB
 PREFIXES = ("model.encoder.", "encoder.", "")
-_logger = logging.getLogger(__name__)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,20 @@ class TextEncoderConfig:
         """
         if isinstance(config, TextEncoderConfig):
             return config
-        config = dict(config or {})
-        config |= config.get("encoder") or {}
+        outer = {} if config is None else config
+        inner = outer.get("encoder") if isinstance(outer, Mapping) else None
+        for part in (outer, {} if inner is None else inner):
+            if not isinstance(part, Mapping):
+                raise InputError(f"text encoder config: expected a table of names and values, got {str(part)[:80]}. "
+                                 "Use the config.json that belongs to the weights.")
+        config = {**outer, **(inner or {})}
         if isinstance(config.get("rope_parameters"), Mapping):         # as newer config.json files have it
             config.setdefault("rope_theta", config["rope_parameters"].get("rope_theta", cls.rope_theta))
         activation = config.get("hidden_activation", "gelu_pytorch_tanh")
         if activation != "gelu_pytorch_tanh":
-            raise InputError(f"text encoder config: hidden_activation is {activation!r}, expected "
+            raise InputError(f"text encoder config: hidden_activation is {str(activation)[:80]!r}, expected "
                              "'gelu_pytorch_tanh'; this is not the config of a T5Gemma encoder.")
-        if config.get("layer_types") is not None:
-            config["layer_types"] = tuple(config["layer_types"])
-        names = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in names})
+        return cls(**{f.name: _typed(config[f.name], f.name, f.default) for f in fields(cls) if f.name in config})
 
     def slides(self, layer: int) -> bool:
         """Whether a layer's attention is limited to the sliding window."""
@@ -78,18 +85,47 @@ class TextEncoderConfig:
         return layer % 2 == 0
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last dimension, computed in fp32, given back in x's dtype."""
+def _typed(value, name: str, default):
+    """A config's value of the kind that belongs to its name (lists become tuples). Raises InputError."""
+    if name == "layer_types":
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)) and value and all(
+                isinstance(item, str) and item in ("sliding_attention", "full_attention") for item in value):
+            return tuple(value)
+        expected = "a list of sliding_attention and full_attention"
+    elif isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        expected = "true or false"
+    elif isinstance(default, float) or name == "query_pre_attn_scalar":
+        if value is None and name == "attn_logit_softcapping":
+            return None
+        # Of a whole number without end even the conversion to float would fail.
+        if (isinstance(value, float) and math.isfinite(value) and value > 0) or _is_size(value):
+            return value
+        expected = "a positive number"
+    else:
+        if _is_size(value):
+            return value
+        expected = "a positive whole number"
+    raise InputError(f"text encoder config: {name} is {str(value)[:80]!r}, expected {expected}. "
+                     "Use the config.json that belongs to the weights.")
 
-    def __init__(self, dim: int, eps: float, dtype=None, device=None):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.zeros(dim, dtype=dtype, device=device))
+
+def _is_size(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
+class Norm(RMSNorm):
+    """The network's norm, given back in x's dtype. Starts as no change, for training from scratch."""
+
+    def __init__(self, config: TextEncoderConfig, dtype=None, device=None):
+        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
+        nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * (1 + self.weight.to(y))).to(x.dtype)
+        return super().forward(x).to(x.dtype)
 
 
 def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +202,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
 
         def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+            return Norm(config, dtype, device)
 
         self.self_attn = Attention(config, operations, dtype, device)
         self.pre_self_attn_layernorm, self.post_self_attn_layernorm = norm(), norm()
@@ -188,7 +224,7 @@ class T5GemmaEncoder(nn.Module):
             config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.norm = Norm(config, dtype, device)
 
     def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         config = self.config
@@ -227,7 +263,8 @@ class TextEncoder(nn.Module):
     def tokenize(self, text: str) -> Tensor:
         """A prompt's token ids [1, n], uncut. No BOS or EOS, whatever the tokenizer's template says.
 
-        Raises InputError for an empty prompt, without a tokenizer, or with one that is not the encoder's.
+        Raises InputError for an empty prompt, one of more than MOST_TOKENS tokens, without a tokenizer, or with
+        one that is not the encoder's.
         """
         if not isinstance(text, str) or not text.strip():
             raise InputError("the prompt is empty; write what is to be seen and heard.")
@@ -235,6 +272,9 @@ class TextEncoder(nn.Module):
             raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the "
                              "weights, or name it.")
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) > MOST_TOKENS:
+            raise InputError(f"the prompt has {len(ids)} tokens, of which {MAX_TOKENS} can be used; more than "
+                             f"{MOST_TOKENS} are refused. Write a shorter one.")
         if max(ids, default=0) >= self.config.vocab_size:
             raise InputError(f"the tokenizer gives token {max(ids)}, but the text encoder knows only "
                              f"{self.config.vocab_size}; use the tokenizer.json made for this encoder.")
@@ -252,8 +292,8 @@ class TextEncoder(nn.Module):
         if n > MAX_TOKENS:
             first_lost = ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()
             words = self.tokenizer.decode(first_lost).strip() if self.tokenizer else "?"
-            _logger.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
-                            n, MAX_TOKENS, words)
+            log.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
+                        n, MAX_TOKENS, words)
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
 
@@ -299,6 +339,10 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) ->
         vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
         num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
         intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if given.head_dim % 2 or not kv_heads or heads % kv_heads:
+        raise CheckpointError(f"{checkpoint.name}: {heads} heads of queries, {kv_heads} of keys, {given.head_dim} "
+                              "wide, do not go together. Give the config.json made for these weights.")
     if given.layer_types is not None and len(given.layer_types) != layers:
         raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
                               f"{len(given.layer_types)}. Give the config.json made for these weights.")
@@ -336,19 +380,28 @@ def _beside(path: Path | None, *names: str) -> Path | None:
     return found[0] if found else None
 
 
-def _stored_config(checkpoint: Checkpoint) -> Mapping | None:
-    """The config that came with the weights: in the file's metadata, or config.json beside them."""
-    text = checkpoint.metadata.get("config")
-    if text is None:
-        path = _beside(checkpoint.path, "config.json")
-        text = path.read_text(encoding="utf-8") if path else None
+def _stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
+    """The config that came with the weights: in the file's metadata, or config.json beside them.
+
+    What is no JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
+    be run.
+    """
+    text, place = checkpoint.metadata.get("config"), checkpoint.name
     try:
-        config = json.loads(text) if text else None
-    except json.JSONDecodeError:
+        if text is None and (path := _beside(checkpoint.path, "config.json")):
+            place = str(path)
+            text = path.read_bytes() if path.stat().st_size <= MAX_JSON else None
+        config = json.loads(text) if isinstance(text, (str, bytes)) else None
+    except (OSError, ValueError, RecursionError):
         return None
     # A config.json of another model may lie in the same folder.
     kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
-    return config if kind.startswith(("t5_gemma", "t5gemma")) else None
+    if not kind.startswith(("t5_gemma", "t5gemma")):
+        return None
+    try:
+        return TextEncoderConfig.from_mapping(config)
+    except InputError as error:
+        raise CheckpointError(f"{place}: {error}") from None
 
 
 def load_text_encoder(

@@ -252,6 +252,68 @@ def test_unusable_files_are_refused(weights):
         load_text_encoder(weights, config=CONFIG | {"layer_types": ["full_attention"]})
 
 
+BAD_VALUES = [{"head_dim": "8"}, {"head_dim": 0}, {"head_dim": True}, {"head_dim": 1 << 64}, {"layer_types": 5},
+              {"layer_types": ["full_attention", 1]}, {"layer_types": []}, {"encoder": [1]}, {"encoder": "x"},
+              {"encoder": {"head_dim": 2.5}}, {"query_pre_attn_scalar": "x"}, {"query_pre_attn_scalar": -1},
+              {"rms_norm_eps": float("nan")}, {"rope_theta": None},
+              {"attn_logit_softcapping": "50"}, {"use_attn_logit_softcapping": 1}, {"sliding_window": float("inf")},
+              {"hidden_activation": ["gelu"]}]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD_VALUES, ids=str)
+def test_config_values_that_cannot_be_run_are_refused(bad, weights, tmp_path):
+    with pytest.raises(InputError, match="text encoder config"):
+        TextEncoderConfig.from_mapping(CONFIG | bad)
+    stored = json.dumps({"model_type": "t5_gemma_module"} | CONFIG | bad)
+    save_file(weights, tmp_path / "a.safetensors", {"config": stored})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: text encoder config"):
+        load_text_encoder(tmp_path / "a.safetensors")
+    save_file(weights, tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_text(stored)
+    with pytest.raises(CheckpointError, match=r"config\.json: text encoder config"):
+        load_text_encoder(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"", b"[1]", b"[" * 100_000, b'{"model_type": 3}', b" " * (1 << 21)],
+                         ids=range(6))
+def test_a_file_that_is_no_config_is_passed_over(content, weights, tmp_path):
+    save_file(weights, tmp_path / "a.safetensors")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="head_dim"):         # as without any config.json
+        load_text_encoder(tmp_path / "a.safetensors")
+
+
+def test_heads_that_cannot_share_are_refused(weights):
+    wrong = {key: value[:16] if "q_proj" in key else value for key, value in weights.items()}
+    with pytest.raises(CheckpointError, match="do not go together"):
+        load_text_encoder(wrong, config=CONFIG | {"head_dim": 16})
+
+
+def test_a_prompt_of_a_whole_book_is_refused_before_it_is_computed(weights, tokenizer, monkeypatch):
+    encoder = load_text_encoder(weights, tokenizer, CONFIG)
+    assert encoder.tokenize("a" * text_encoder.MOST_TOKENS).shape[1] == text_encoder.MOST_TOKENS
+    monkeypatch.setattr(T5GemmaEncoder, "forward", None)
+    with pytest.raises(InputError, match=r"1048576 tokens.*4096"):
+        encoder.encode("a" * (1 << 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_norm_rounds_where_transformers_rounds(dtype):
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaRMSNorm
+
+    torch.manual_seed(0)
+    oracle_norm = T5GemmaRMSNorm(48).to(dtype)
+    oracle_norm.weight.normal_()
+    norm = text_encoder.Norm(TextEncoderConfig.from_mapping({"hidden_size": 48}), dtype=dtype)
+    norm.load_state_dict(oracle_norm.state_dict())
+    x = (3 * torch.randn(200, 48)).to(dtype)
+    assert norm(x).dtype == dtype
+    differing = (norm(x) != oracle_norm(x)).float().mean()
+    # In bf16 an fp32 sum in another order moves a few numbers over the edge; rounding elsewhere moves a quarter.
+    assert differing < 0.005 if dtype == torch.bfloat16 else torch.allclose(norm(x), oracle_norm(x), atol=1e-6)
+
+
 def test_injected_operations_make_every_matrix():
     made = []
 
