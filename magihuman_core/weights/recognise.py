@@ -10,9 +10,16 @@ import torch
 
 from ..errors import CheckpointError, InputError
 from .checkpoint import Checkpoint, from_tensors
+from .diffusers_names import MARKS
 from .quantised import COMFY_TABLE, SCALES
 
-ROLES = ("base", "distilled", "sr_540p", "sr_1080p")
+# What a network may be, and the same in words.
+ROLES = {
+    "base": "base: 32 steps with guidance",
+    "distilled": "distilled: 8 steps without guidance",
+    "sr_540p": "super-resolution to 540p",
+    "sr_1080p": "super-resolution to 1080p, with local attention",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +44,11 @@ KINDS = {
                           "a T5Gemma text encoder", "as the text encoder"),
     "turbo_vae": _kind(r"(^|\.)decoder\.mid_block\.resnets\.0\.conv1\.(conv|pointwise_conv)\.weight$",
                        "a Turbo VAE (fast video decoder)", "as the Turbo VAE"),
-    "video_vae": _kind(r"^decoder\.upsamples\.0\.upsamples\.0\.residual\.2\.weight$",
+    "video_vae": _kind(r"^(decoder\.upsamples\.0\.upsamples\.0\.residual\.2\.weight"
+                       r"|encoder\.down_blocks\.0\.resnets\.0\.norm1\.gamma)$",
                        "a Wan2.2 video VAE", "as the video VAE"),
-    "audio_vae": _kind(r"(^|\.)encoder\.layers\.0\.(weight_v|parametrizations\.weight\.original1)$",
+    "audio_vae": _kind(r"(^|\.)encoder\.layers\.0\.(weight_v|parametrizations\.weight\.original1)$"
+                       r"|^decoder\.block\.0\.snake1\.alpha$",
                        "an Oobleck audio VAE (Stable Audio Open)", "as the audio VAE"),
 }  # fmt: skip
 
@@ -48,10 +57,8 @@ STRANGERS = (
     (r"^(enc\.)?blk\.\d+\.", "a GGUF file under llama.cpp's names; one with Hugging Face's names is needed"),
     (r"^(model\.)?(diffusion_model\.)?blocks\.0\.cross_attn\.", "a Wan video model"),
     (r"^decoder\.upsamples\.0\.residual\.2\.weight$", "a Wan2.1 video VAE; the Wan2.2 one is needed"),
-    (r"^decoder\.up_blocks\.0\.resnets\.0\.conv1\.weight$", "a VAE under diffusers' names; Wan2.2_VAE in its "
-     "original naming is needed"),
-    (r"^decoder\.block\.0\.snake1\.alpha$", "an audio VAE under diffusers' names; Stable Audio Open's "
-     "model.safetensors is needed"),
+    (r"^encoder\.down_blocks\.0\.norm1\.gamma$", "a Wan2.1 video VAE; the Wan2.2 one is needed"),
+    (r"^decoder\.up_blocks\.0\.resnets\.0\.conv1\.weight$", "the VAE of an image model"),
     (r"(double|single)_(stream_)?blocks\.0\.|double_layers\.0\.", "a Flux-like image model"),
     (r"(^|\.)transformer_blocks\.0\.", "another diffusion model (LTX, SD3 or the like)"),
     (r"(^|\.)(input_blocks|down_blocks)\.\d+\.", "a Stable-Diffusion-like model"),
@@ -139,6 +146,8 @@ def _layout(kind: str, checkpoint: Checkpoint) -> str:
     if kind == "network":
         split = re.compile(r"\.linear_q(_video)?\.weight")
         return "split experts" if any(map(split.search, checkpoint)) else "official"
+    if MARKS.get(kind) in checkpoint:
+        return "diffusers' names"
     if kind == "audio_vae":
         inside = [key.startswith("pretransform.model.") for key in checkpoint]
         return "bare" if not any(inside) else "prefixed" if all(inside) else "inside Stable Audio Open"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry, from_tensors
+from .diffusers_names import original_names
 from .gguf_file import open_gguf
 from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
 from .layouts import official_network
@@ -46,7 +47,7 @@ def open_checkpoint(
     source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either (or shards without
     an index, or a diffusers-style folder around it), or a mapping from names to tensors.
     kind: what is wanted, a key of recognise.KINDS: anything else is refused, and in a diffusers-style folder
-    it chooses the part. A "network" in any layout is given under its official names.
+    it chooses the part. A "network" in any layout, and a VAE from diffusers, get their official names.
     mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them
     does not change the file).
     raw: give names and tensors as they are stored.
@@ -59,7 +60,9 @@ def open_checkpoint(
         require_kind(checkpoint, kind)
     if raw:
         return checkpoint
-    return official_network(checkpoint) if kind == "network" else dequantised(checkpoint)
+    if kind == "network":
+        return official_network(checkpoint)
+    return original_names(dequantised(checkpoint), kind)
 
 
 def _open(source: str | Path | Mapping, kind: str | None, mapped: bool, allow_pickle: bool) -> Checkpoint:

@@ -37,7 +37,8 @@ TELLING = ["__metadata__", "a.weight", "a.weight._data", "a.weight._scale", "a.w
            "block.layers.9.attention.linear_q_video.weight", "pretransform.model.encoder.layers.0.weight_v",
            "model.encoder.layers.0.pre_self_attn_layernorm.weight",
            "decoder.upsamples.0.upsamples.0.residual.2.weight",
-           "decoder.mid_block.resnets.0.conv1.conv.weight"]  # fmt: skip
+           "decoder.mid_block.resnets.0.conv1.conv.weight", "decoder.block.0.snake1.alpha",
+           "encoder.down_blocks.0.resnets.0.norm1.gamma", "decoder.block.0.conv_t1.bias"]  # fmt: skip
 names = st.text(max_size=8) | st.sampled_from(TELLING)
 tensors = st.fixed_dictionaries(
     {

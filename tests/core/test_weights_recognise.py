@@ -65,6 +65,8 @@ def test_prefixes_do_not_hide_a_model(kind, prefix):
     [("blocks.0.cross_attn.k.weight", "a Wan video model"),
      ("model.diffusion_model.blocks.0.cross_attn.k.weight", "a Wan video model"),
      ("decoder.upsamples.0.residual.2.weight", "Wan2.1"),
+     ("encoder.down_blocks.0.norm1.gamma", "Wan2.1"),
+     ("decoder.up_blocks.0.resnets.0.conv1.weight", "VAE of an image model"),
      ("encoder.block.0.layer.0.SelfAttention.q.weight", "T5 text encoder"),
      ("model.layers.0.self_attn.q_proj.weight", "language model"),
      ("double_blocks.0.img_attn.qkv.weight", "Flux"),
