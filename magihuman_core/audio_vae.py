@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
-from .waveform import merge_overlap
-from .weights import Checkpoint, Entry, assign_weights, inferring, open_checkpoint, renamed
+from .waveform import encode_in_windows
+from .weights import assign_weights, inferring, open_checkpoint, renamed
+from .weights.audio_keys import fold_weight_norm, folded, official_keys, row_norms
 
 SAMPLE_RATE = 51200
 TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
@@ -43,6 +44,13 @@ class AudioVAEConfig:
     def hop(self) -> int:
         """Samples per latent."""
         return prod(self.strides)
+
+    def latents(self, samples: int) -> int:
+        """Latents that the encoder makes of so many samples: samples // hop where all strides are even."""
+        for stride in self.strides:
+            # A kernel of 2 strides over an input padded by ceil(stride / 2) on both sides.
+            samples = max(0, (samples + 2 * ceil(stride / 2)) // stride - 1)
+        return samples
 
     @classmethod
     def from_state_dict(cls, tensors: Mapping[str, Tensor]) -> "AudioVAEConfig":
@@ -98,7 +106,7 @@ class WeightNormConv1d(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
         with torch.no_grad():
-            self.weight_g.copy_(_row_norms(self.weight_v))
+            self.weight_g.copy_(row_norms(self.weight_v))
 
     @property
     def weight(self) -> Tensor:
@@ -109,15 +117,6 @@ class WeightNormConv1d(nn.Module):
         if self.transposed:
             return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding)
         return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
-
-
-def _row_norms(weight: Tensor) -> Tensor:
-    return weight.flatten(1).norm(dim=1)[:, None, None]
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The one weight that a weight-normed layer computes with: g [n, 1, 1], v [n, ...] -> [n, ...]."""
-    return v * (g / _row_norms(v))
 
 
 @dataclass(frozen=True)
@@ -267,14 +266,14 @@ class AudioVAE(nn.Module):
         return self.encoder.layers[1].layers[0].layers[0].alpha.dtype
 
     def posterior(self, waveform: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, L // hop].
+        """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, config.latents(L)].
 
         Runs over tile latents at a time, each tile with as much sound around it as the network can see:
         the result is that of one pass, in memory that does not grow with L.
         Raises InputError for a wrong shape or a sound shorter than one latent.
         """
         self._check(waveform, self.config.audio_channels, "waveform", "samples")
-        count = waveform.shape[-1] // self.hop
+        count = self.config.latents(waveform.shape[-1])
         if count == 0:
             raise InputError(f"waveform has {waveform.shape[-1]} samples, less than the {self.hop} of one "
                              "latent; give a longer sound, or pad it with pad_to_hop.")
@@ -292,9 +291,10 @@ class AudioVAE(nn.Module):
         return mean, F.softplus(scale) + 1e-4
 
     def encode(self, waveform: Tensor, tile: int = TILE) -> Tensor:
-        """Waveform [B, audio_channels, L] at 51.2 kHz -> mean latent [B, latent_channels, L // hop].
+        """Waveform [B, audio_channels, L] at 51.2 kHz -> mean latent [B, latent_channels, config.latents(L)].
 
-        One pass over the whole sound, as it is: a last stretch shorter than hop gives no latent of its own.
+        One pass over the whole sound, as it is: with even strides, as released, that is L // hop latents, and a
+        last stretch shorter than hop gives none of its own.
         For a sound of any length from outside use encode_long, which pads.
         """
         return self.posterior(waveform, tile)[0]
@@ -333,7 +333,7 @@ class AudioVAE(nn.Module):
         tensors = {}
         for key, tensor in self.state_dict().items():
             if key.endswith(".weight"):
-                tensors[key + "_g"], tensors[key + "_v"] = _row_norms(tensor), tensor
+                tensors[key + "_g"], tensors[key + "_v"] = row_norms(tensor), tensor
             else:
                 tensors[key] = tensor
         return tensors
@@ -342,32 +342,6 @@ class AudioVAE(nn.Module):
         if x.ndim != 3 or x.shape[1] != channels or x.shape[2] == 0 or not x.is_floating_point():
             raise InputError(f"{name} must be floating, of shape [batch, {channels}, {unit}], got {x.dtype} "
                              f"of shape {list(x.shape)}.")
-
-
-def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
-    """Zeros at the end of [..., L], up to a multiple of hop."""
-    return F.pad(waveform, (0, -waveform.shape[-1] % hop))
-
-
-def encode_in_windows(encode, waveform: Tensor, hop: int, window: int) -> Tensor:
-    """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
-
-    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call.
-    A longer sound is cut into windows that start half a window apart, the last one padded with zeros, and
-    their latents are cross-faded.
-    """
-    length = waveform.shape[-1]
-    if length <= window:
-        return encode(pad_to_hop(waveform, hop))
-    parts = []
-    for start in range(0, length, window // 2):
-        part = waveform[..., start:start + window]
-        parts.append(encode(F.pad(part, (0, window - part.shape[-1]))))
-        if start + window >= length:
-            break
-    # A window of 29 s has 725 latents, an odd number, so latents move by 363 where the sound moved by 362.5.
-    # The model was made with this rounding, and so it stays.
-    return merge_overlap(parts, 0.5)[..., :ceil(length * parts[0].shape[-1] / window)]
 
 
 def encoder_context(config: AudioVAEConfig) -> tuple[int, int]:
@@ -393,52 +367,6 @@ def decoder_context(config: AudioVAEConfig) -> tuple[int, int]:
     return 3 - low, high + 3                                 # the first convolution, kernel 7
 
 
-def official_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
-    """The VAE's tensors of a file, under official keys and without prefix.
-
-    The prefix is found by the encoder's first layer, so the rest of Stable Audio Open falls away.
-    torch's newer names of weight norm are translated. Raises CheckpointError when there is no VAE in it.
-    """
-    checkpoint = renamed(checkpoint, _old_weight_norm_name)
-    marks = [key for key in checkpoint if key.endswith("encoder.layers.0.weight_v")]
-    if not marks:
-        raise CheckpointError(f"{checkpoint.name}: no audio VAE inside (no encoder.layers.0.weight_v). "
-                              "Choose Stable Audio Open 1.0's model.safetensors or the VAE taken from it.")
-    prefix = min(marks, key=len).removesuffix("encoder.layers.0.weight_v")
-    parts = tuple(prefix + part for part in ("encoder.layers.", "decoder.layers."))
-    return renamed(checkpoint, lambda key: key[len(prefix):] if key.startswith(parts) else None)
-
-
-def _old_weight_norm_name(key: str) -> str:
-    return key.replace(".parametrizations.weight.original0", ".weight_g").replace(
-        ".parametrizations.weight.original1", ".weight_v")
-
-
-def _folded(checkpoint: Checkpoint) -> Checkpoint:
-    """Official tensors with every pair of g and v folded into one weight, when it is read."""
-    entries = dict(checkpoint.entries)
-    for key in checkpoint:
-        if not key.endswith(".weight_v"):
-            continue
-        layer = key.removesuffix("_v")
-        g, v = entries.pop(layer + "_g", None), entries.pop(key)
-        if g is None:
-            raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
-                                  "incomplete; get it anew.")
-
-        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
-    return checkpoint.with_entries(entries)
-
-
-def _load_folded(g: Entry, v: Entry):
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        # The norm is taken per row, so rows can be folded alone.
-        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
-        return weight.to(dtype or v.dtype)
-
-    return load
-
-
 def load_audio_vae(
     source,
     *,
@@ -458,6 +386,6 @@ def load_audio_vae(
     with inferring(checkpoint.name, "audio_vae"), torch.device("meta"):
         config = AudioVAEConfig.from_state_dict(checkpoint)
         vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)
-    tensors = checkpoint if weight_norm else _folded(checkpoint)
+    tensors = checkpoint if weight_norm else folded(checkpoint)
     assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)
     return vae.eval()

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from .errors import CheckpointError, InputError
 from .weights import open_checkpoint
-from .weights.recognise import Recognised, find_role, recognise, require_kind
+from .weights.recognise import ROLES, Recognised, find_role, recognise, require_kind
 from .weights.source import INDEX, SHARD
 
 log = logging.getLogger(__name__)
 
-NETWORKS = ("base", "distilled", "sr_540p", "sr_1080p")
+NETWORKS = tuple(ROLES)  # a network is the part that its role names
 # Name of a part -> what it is, in a sentence.
 PARTS = {
     "base": "the base network",

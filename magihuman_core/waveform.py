@@ -4,9 +4,10 @@ A waveform is [..., samples], usually [B, channels, samples] with values in [-1,
 """
 
 from collections.abc import Sequence
-from math import gcd
+from math import ceil, gcd
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
@@ -76,3 +77,29 @@ def merge_overlap(windows: Sequence[Tensor], overlap: float = 0.5) -> Tensor:
         faded = tail * (1 - fade_in) + window[..., :shared] * fade_in
         merged = torch.cat((head, faded.to(window.dtype), window[..., shared:]), dim=-1)
     return merged
+
+
+def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
+    """Zeros at the end of [..., L], up to a multiple of hop."""
+    return F.pad(waveform, (0, -waveform.shape[-1] % hop))
+
+
+def encode_in_windows(encode, waveform: Tensor, hop: int, window: int) -> Tensor:
+    """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
+
+    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call.
+    A longer sound is cut into windows that start half a window apart, the last one padded with zeros, and
+    their latents are cross-faded.
+    """
+    length = waveform.shape[-1]
+    if length <= window:
+        return encode(pad_to_hop(waveform, hop))
+    parts = []
+    for start in range(0, length, window // 2):
+        part = waveform[..., start:start + window]
+        parts.append(encode(F.pad(part, (0, window - part.shape[-1]))))
+        if start + window >= length:
+            break
+    # A window of 29 s has 725 latents, an odd number, so latents move by 363 where the sound moved by 362.5.
+    # The model was made with this rounding, and so it stays.
+    return merge_overlap(parts, 0.5)[..., :ceil(length * parts[0].shape[-1] / window)]

@@ -148,21 +148,7 @@ def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None
     return checkpoint.with_entries({name: entry for name, entry in names if name is not None})
 
 
-def strip_prefix(
-    checkpoint: Mapping[str, Tensor], prefixes: Sequence[str], *, only: bool = False
-) -> Checkpoint:
-    """Take the first of the prefixes that occurs off the keys that have it.
-
-    With only=True keys without it are dropped (the rest of a larger model). Where no key has any of
-    the prefixes nothing changes.
-    """
+def strip_prefix(checkpoint: Mapping[str, Tensor], prefixes: Sequence[str]) -> Checkpoint:
+    """Take the first of the prefixes that occurs off the keys that have it; where none occurs nothing changes."""
     prefix = next((p for p in prefixes if any(key.startswith(p) for key in checkpoint)), None)
-
-    def rename(key: str) -> str | None:
-        if prefix is None:
-            return key
-        if key.startswith(prefix):
-            return key[len(prefix) :]
-        return None if only else key
-
-    return renamed(checkpoint, rename)
+    return renamed(checkpoint, lambda key: key.removeprefix(prefix or ""))

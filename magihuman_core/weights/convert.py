@@ -10,6 +10,7 @@ still have one scale. What decides quality stays as it is: gates, norms, embedde
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from ..sequence import MODALITIES
+from .audio_keys import official_keys
 from .checkpoint import Checkpoint, Entry
-from .layouts import MODALITIES, PARTS
+from .layouts import PARTS
 from .quantised import COMFY_TABLE
 from .recognise import ROLES, recognise
 from .source import open_checkpoint
@@ -101,8 +104,6 @@ def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
 
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
-        from ..audio_vae import official_keys
-
         return official_keys(checkpoint)
     if kind == "turbo_vae":
         own = {key: e for key, e in checkpoint.entries.items() if "aligned" not in key}
@@ -117,7 +118,8 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
         own["role"] = role
     beside = checkpoint.path and (checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
     if kind == "text_encoder" and beside and (beside / "config.json").is_file():
-        own["config"] = (beside / "config.json").read_text(encoding="utf-8")
+        with suppress(OSError, ValueError):  # one that is not even text is of no use to the new file
+            own["config"] = (beside / "config.json").read_text(encoding="utf-8")
     return {name: checkpoint.metadata[name] for name in ("notice", "config") if name in checkpoint.metadata} | own
 
 

@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from .assign import is_finite
 from .checkpoint import Checkpoint, Entry
 from .header import DTYPE_NAMES, file_format, quoted
-from .recognise import KINDS, Recognised, recognise
+from .recognise import KINDS, ROLES, Recognised, recognise
 from .source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 
 LOADERS = {
@@ -22,12 +22,6 @@ LOADERS = {
     "turbo_vae": ("..turbo_vae", "load_turbo_vae"),
     "video_vae": ("..video_vae", "load_video_vae"),
     "audio_vae": ("..audio_vae", "load_audio_vae"),
-}
-ROLE_WORDS = {
-    "base": "base: 32 steps with guidance",
-    "distilled": "distilled: 8 steps without guidance",
-    "sr_540p": "super-resolution to 540p",
-    "sr_1080p": "super-resolution to 1080p, with local attention",
 }
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
@@ -147,7 +141,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
 def _role(found: Recognised) -> str:
     if found.kind != "network":
         return ""
-    return f" ({ROLE_WORDS[found.role]})" if found.role else " (role not told by its name)"
+    return f" ({ROLES[found.role]})" if found.role else " (role not told by its name)"
 
 
 def _contents(checkpoint: Checkpoint) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..sequence import MODALITIES
 from .checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
 from .header import quoted
 from .quantised import dequantised
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
-MODALITIES = ("video", "audio", "text")
 PARTS = ("q", "k", "v", "g")
 SPLIT = re.compile(
     r"(?P<head>.*\.attention\.linear_)(?P<part>[qkvg])(_(?P<a>video|audio|text))?\.weight"

@@ -126,6 +126,19 @@ def test_tiles_equal_one_pass_and_no_context_is_wasted(strides, monkeypatch):
                 assert (run(x, tile=7) - whole).abs().max() > 1e-12
 
 
+@pytest.mark.parametrize("strides", [(5,), (3, 2), (2, 3), (5, 3), (2, 4)])
+@torch.inference_mode()
+def test_every_latent_that_the_network_makes_is_given(strides):
+    config = AudioVAEConfig(tuple(range(4, 5 + len(strides))), strides, 3)
+    vae = random_vae(config, dtype=torch.float64)
+    for length in range(config.hop, 6 * config.hop + 1):
+        sound = torch.randn(1, 2, length, dtype=torch.float64)
+        whole = vae.encoder(sound)[:, :3]
+        assert config.latents(length) == whole.shape[-1]
+        assert (vae.encode(sound, tile=2) - whole).abs().max() < 1e-12
+    assert vae.encode_long(sound[..., : config.hop + 1]).shape[-1] == 2
+
+
 @torch.inference_mode()
 def test_tiles_equal_one_pass_in_fp32(weights):
     vae = load_audio_vae(weights)

@@ -1,0 +1,65 @@
+"""The audio VAE's tensors under official keys, and its weight norm as a pair of tensors or as one."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, Entry, renamed
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """L2 norm of every entry of dimension 0, [n, ...] -> [n, 1, 1]."""
+    return weight.flatten(1).norm(dim=1)[:, None, None]
+
+
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """The one weight that a weight-normed layer computes with: g [n, 1, 1], v [n, ...] -> [n, ...]."""
+    return v * (g / row_norms(v))
+
+
+def official_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
+    """The VAE's tensors of a file, under official keys and without prefix.
+
+    The prefix is found by the encoder's first layer, so the rest of Stable Audio Open falls away.
+    torch's newer names of weight norm are translated. Raises CheckpointError when there is no VAE in it.
+    """
+    checkpoint = renamed(checkpoint, _old_weight_norm_name)
+    marks = [key for key in checkpoint if key.endswith("encoder.layers.0.weight_v")]
+    if not marks:
+        raise CheckpointError(f"{checkpoint.name}: no audio VAE inside (no encoder.layers.0.weight_v). "
+                              "Choose Stable Audio Open 1.0's model.safetensors or the VAE taken from it.")
+    prefix = min(marks, key=len).removesuffix("encoder.layers.0.weight_v")
+    parts = tuple(prefix + part for part in ("encoder.layers.", "decoder.layers."))
+    return renamed(checkpoint, lambda key: key[len(prefix):] if key.startswith(parts) else None)
+
+
+def _old_weight_norm_name(key: str) -> str:
+    return key.replace(".parametrizations.weight.original0", ".weight_g").replace(
+        ".parametrizations.weight.original1", ".weight_v")
+
+
+def folded(checkpoint: Checkpoint) -> Checkpoint:
+    """Official tensors with every pair of g and v folded into one weight, when it is read."""
+    entries = dict(checkpoint.entries)
+    for key in checkpoint:
+        if not key.endswith(".weight_v"):
+            continue
+        layer = key.removesuffix("_v")
+        g, v = entries.pop(layer + "_g", None), entries.pop(key)
+        if g is None:
+            raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
+                                  "incomplete; get it anew.")
+
+        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
+    return checkpoint.with_entries(entries)
+
+
+def _load_folded(g: Entry, v: Entry):
+    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
+        # The norm is taken per row, so rows can be folded alone.
+        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
+        return weight.to(dtype or v.dtype)
+
+    return load
