@@ -105,7 +105,7 @@ async function run(page, { pack, name, folder }) {
   answer.status = response.status()
   const id = (await response.json()).prompt_id
   let history
-  for (let i = 0; i < 1000 && !history; i++) {
+  for (let i = 0; i < 2000 && !history; i++) {  // a busy machine takes minutes
     history = (await (await fetch(`${job.base}/history/${id}`)).json())[id]
     if (!history) await page.waitForTimeout(250)
   }

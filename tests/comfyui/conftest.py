@@ -19,6 +19,16 @@ sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
 from server import Server, find_comfyui, find_python  # noqa: E402
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Where nothing here could run, nobody should take the green line for more than it is."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
+    for sign in ("NO COMFYUI FOUND", "NO BROWSER TEST"):
+        count = sum(sign in text for text in skipped)
+        if count:
+            terminalreporter.section(sign, sep="!", red=True, bold=True)
+            terminalreporter.write_line(f"{count} tests of tests/comfyui did not run: see the reasons above.")
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The ComfyUI checkout; without one everything here is skipped, and says so."""

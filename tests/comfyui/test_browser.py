@@ -48,7 +48,7 @@ def browse(server, tmp_path_factory):
     def run(job: dict) -> dict:
         job = {"base": server.url, "chromium": chromium, "pictures": None, **job}
         done = subprocess.run([node, str(HERE / "browser.cjs"), json.dumps(job)], capture_output=True, text=True,
-                              timeout=270, check=False, env={**os.environ, "PLAYWRIGHT_CORE": playwright})
+                              timeout=570, check=False, env={**os.environ, "PLAYWRIGHT_CORE": playwright})
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
 
@@ -79,6 +79,7 @@ def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, bro
             assert {name: theirs.get(name) for name in node["inputs"]} == node["inputs"], (path.stem, node)
 
 
+@pytest.mark.timeout(600)
 def test_the_demo_runs_from_the_template_list(server, browse, screenshots):
     answer = browse({"run": {"pack": PACK, "name": "demo", "folder": str(screenshots)}})
     run = answer["run"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import pytest
 from PIL import Image
+from record_object_info import RECORD, slim
 from ui_graph import inputs_of, to_api
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
@@ -119,3 +120,9 @@ def test_the_names_of_files_are_those_of_the_loaders_choices(ready, known):
                 value = node["inputs"].get(name)
                 if kind == "COMBO" and not isinstance(value, list):
                     assert value in options["options"], (path.stem, node["class_type"], name, value)
+
+
+def test_the_record_for_tests_without_comfyui_is_up_to_date(known):
+    """If this fails after a change of the nodes: python tests/comfyui/record_object_info.py"""
+    for name, info in json.loads(RECORD.read_text(encoding="utf-8"))["nodes"].items():
+        assert slim(known[name]) == info, name
