@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .errors import InputError
-from .media import load_audio, load_image
+from .media import load_audio, load_image, to_rgb
 from .prompt import check_prompt
 from .sizes import audio_tokens, snap_size, upscaled_size
 from .waveform import to_stereo
@@ -50,7 +50,8 @@ def prepare_job(prompt, image, audio, seconds, size, upscale, seed, progress) ->
         log.warning("Prompt: %s", remark)
     size = snap_size(*size)
     tokens = audio_tokens(DEFAULT_SECONDS if seconds is None else seconds)
-    picture = load_image(image) if isinstance(image, (str, Path)) else image
+    if image is not None:
+        image = load_image(image) if isinstance(image, (str, Path)) else to_rgb(image)
     sound = None
     if audio is not None:
         sound = _driving_sound(audio, seconds)
@@ -58,7 +59,7 @@ def prepare_job(prompt, image, audio, seconds, size, upscale, seed, progress) ->
     if (seconds or 0) > LONG_SECONDS:
         log.warning("%.0f s is long: the model was made for clips of 4 to 10 s.", seconds)
     large = None if upscale is None else upscaled_size(*size, upscale)
-    return Job(size, large, tokens, picture, sound, seed, progress or (lambda *_: None))
+    return Job(size, large, tokens, image, sound, seed, progress or (lambda *_: None))
 
 
 def _driving_sound(audio, seconds: float | None) -> tuple[Tensor, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
@@ -15,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .atomic import temporary_name, whole_file
 from .errors import InputError
 from .sizes import FPS
-from .waveform import OUTPUT_RATE
+from .waveform import OUTPUT_RATE, to_stereo
 
 if TYPE_CHECKING:
     import av
@@ -35,18 +34,24 @@ def load_image(path: str | Path) -> Image.Image:
     Transparent parts are laid over white, as picture viewers show them: the colour hidden below them is
     arbitrary. Of an animation the first frame is taken. Raises InputError.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
     _check_readable(path, "picture")
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
+            return to_rgb(opened)
     except UnidentifiedImageError:
         raise InputError(f"{path}: is no picture. Give a PNG, JPEG or WebP file.") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be decoded ({error}). Give another picture.") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, upright as its EXIF data says, transparent parts over white."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a channel, which Pillow would clip at 255
         image = image.convert("I").point(lambda value: value / 256).convert("L")
     if image.has_transparency_data:
@@ -96,7 +101,7 @@ def frames_to_uint8(video: Tensor) -> Tensor:
 def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, int]:
     """Decode the sound of a file -> (fp32 [2, samples], its own sample rate).
 
-    Any sound or film that FFmpeg reads. Mono is doubled, more than two channels are mixed down to stereo.
+    Any sound or film that FFmpeg reads. Channels become two as in waveform.to_stereo.
     seconds: stop after so much. Raises InputError.
     """
     import av
@@ -126,23 +131,22 @@ def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, 
     audio = torch.cat(parts, 1)[:, : count if seconds is None else min(count, limit)]
     if not bool(torch.isfinite(audio).all()):
         raise InputError(f"{path}: holds samples that are not numbers. Export the sound again.")
-    return audio.expand(2, -1).contiguous() if audio.shape[0] == 1 else audio, rate
+    return audio, rate
 
 
 def _decode_audio(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[Tensor]:
-    """fp32 [1 or 2, n] of each decoded frame."""
+    """fp32 [2, n] of each decoded frame."""
     import av
 
     resampler = None
     for frame in container.decode(stream):
         if resampler is None:
-            # Mono stays mono here: FFmpeg's own way to stereo would lower its level.
-            layout = "stereo" if frame.layout.nb_channels > 2 else frame.layout
-            resampler = av.AudioResampler(format="fltp", layout=layout, rate=frame.sample_rate)
+            # Only the format changes: channels are mixed as those of a sound in memory are.
+            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
         frame.pts = None
-        yield from (torch.from_numpy(out.to_ndarray()) for out in resampler.resample(frame))
+        yield from (to_stereo(torch.from_numpy(out.to_ndarray())) for out in resampler.resample(frame))
     if resampler is not None:
-        yield from (torch.from_numpy(out.to_ndarray()) for out in resampler.resample(None))
+        yield from (to_stereo(torch.from_numpy(out.to_ndarray())) for out in resampler.resample(None))
 
 
 # Films
@@ -169,11 +173,6 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def temporary_name(path: Path) -> Path:
-    """A new name in the same folder, so that renaming to path is one step and never copies."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-
-
 def write_mp4(
     path: str | Path,
     frames: Iterable[Tensor],
@@ -195,22 +194,15 @@ def write_mp4(
 
     path = Path(path)
     fps = Fraction(fps).limit_denominator(1001)
-    temporary = temporary_name(path)
     try:
-        try:
-            with temporary.open("xb") as file:
-                _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except InputError:
-            raise
-        except (OSError, av.FFmpegError) as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # PyAV wraps some
-            raise InputError(f"{path}: cannot be written ({cause.strerror or cause}); nothing is left there. "
-                             "Free some space or choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
+    except InputError:
+        raise
+    except (OSError, av.FFmpegError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # PyAV wraps some
+        raise InputError(f"{path}: cannot be written ({cause.strerror or cause}); nothing is left there. "
+                         "Free some space or choose another folder.") from error
 
 
 def _write(file, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import InputError
 
+CENTRE = 0.5**0.5  # level of the centre channel in stereo, -3 dB
 OUTPUT_RATE = 44100  # samples/s outside of the model: what players and AAC take
 
 
@@ -39,16 +40,21 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
 
 
 def to_stereo(waveform: Tensor) -> Tensor:
-    """Bring [..., channels, samples] to two channels: mono is doubled, of more the first two are kept.
+    """Bring [..., channels, samples] to two channels: mono is doubled, of more the first three are mixed.
 
-    In the usual orders of channels (5.1, 7.1) the first two are front left and right. A mean over all would
-    put the effects of the rear channels, in and out of phase, into the voice.
+    In the usual orders of channels (3.0, 5.1, 7.1) the first three are front left, front right and centre, and
+    the centre is where films have speech. It goes to both sides at the level of ITU-R BS.775, -3 dB, and the sum
+    is scaled so that it cannot exceed the loudest input. The rest is left out: effects from behind are no voice.
+    Four channels (quad) have no centre: front left and right are kept. Raises InputError for another shape.
     """
     if waveform.ndim < 2 or waveform.shape[-2] == 0:
         raise InputError(f"a waveform needs the shape [..., channels, samples], got {list(waveform.shape)}.")
     if waveform.shape[-2] == 1:
         return torch.cat((waveform, waveform), dim=-2)
-    return waveform[..., :2, :]
+    front = waveform[..., :2, :]
+    if waveform.shape[-2] in (2, 4):
+        return front
+    return (front + CENTRE * waveform[..., 2:3, :]) / (1 + CENTRE)
 
 
 def merge_overlap(windows: Sequence[Tensor], overlap: float = 0.5) -> Tensor:

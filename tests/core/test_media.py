@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
+from magihuman_core.job import prepare_job
 from magihuman_core.media import (
     check_output,
     crop_box,
@@ -24,9 +25,11 @@ from magihuman_core.media import (
     frames_to_uint8,
     load_audio,
     load_image,
+    to_rgb,
     write_mp4,
 )
 from magihuman_core.sizes import audio_tokens, decoded_frames, latent_frames, snap_size, upscaled_size
+from magihuman_core.waveform import to_stereo
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "helpers"
 PREP = json.loads((DATA / "image_prep.json").read_text())
@@ -94,6 +97,7 @@ def test_transparent_parts_are_white(tmp_path):
     image.putpixel((3, 3), (10, 20, 30, 255))
     image.save(tmp_path / "a.png")
     loaded = load_image(tmp_path / "a.png")
+    assert to_rgb(image).tobytes() == loaded.tobytes()
     assert loaded.getpixel((0, 0)) == (255, 255, 255)
     assert loaded.getpixel((3, 3)) == (10, 20, 30)
 
@@ -110,6 +114,21 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     assert loaded.mode == "RGB"
     grey = loaded.convert("L").getpixel((0, 0))
     assert grey in (0, 255) if mode == "1" else abs(grey - 128) <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
+def test_a_picture_in_memory_is_treated_as_its_file_is(tmp_path, mode):
+    image = Image.new("RGBA", (8, 6), (200, 0, 0, 0))
+    image.putpixel((3, 3), (10, 20, 30, 255))
+    image = image.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    from_file, from_memory = (
+        prepare_job("Someone waves.", given, None, None, (64, 64), None, 0, None).picture
+        for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")))
+    assert from_memory.mode == "RGB" and from_memory.size == (6, 8)
+    assert from_memory.tobytes() == from_file.tobytes()
 
 
 # Sounds
@@ -134,12 +153,15 @@ def test_wav_comes_back_as_it_was_written(tmp_path, rate, channels, subtype, tol
 
 
 def test_five_channels_become_two_that_hold_the_centre(tmp_path):
-    wave = np.zeros((4410, 6), np.float32)
+    wave = tone(44100, 0.1, 6)
+    wave[:, :2] = 0
     wave[:, 2] = tone(44100, 0.1, 1)[:, 0]  # the centre, where films have speech
     soundfile.write(tmp_path / "a.wav", wave, 44100, subtype="FLOAT", format="WAVEX")
     audio, _ = load_audio(tmp_path / "a.wav")
     assert audio.shape == (2, 4410)
     assert audio.abs().amax(1).min() > 0.05
+    # The same sound in memory is mixed in the same way.
+    torch.testing.assert_close(audio, to_stereo(torch.from_numpy(wave.T)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])

@@ -50,9 +50,17 @@ def test_resample_refuses(length, before, after):
 
 
 def test_to_stereo():
-    mono, five = torch.rand(1, 1, 8), torch.rand(1, 5, 8)
+    mono, quad = torch.rand(1, 1, 8), torch.rand(1, 4, 8)
     assert torch.equal(to_stereo(mono), mono.expand(1, 2, 8))
-    assert torch.equal(to_stereo(five), five[:, :2])
+    assert torch.equal(to_stereo(quad), quad[:, :2])
+    assert torch.equal(to_stereo(quad[:, :2]), quad[:, :2])
+    for channels in (3, 5, 6, 8):
+        sound = torch.zeros(1, channels, 4)
+        sound[:, :3, :3] = torch.eye(3)
+        sound[:, 3:, 3] = 1                                      # bass and rear
+        expected = torch.tensor([[1, 0, 0.5**0.5, 0], [0, 1, 0.5**0.5, 0]]) / (1 + 0.5**0.5)
+        assert torch.allclose(to_stereo(sound)[0], expected)
+    assert to_stereo(torch.ones(6, 8)).max() <= 1
     with pytest.raises(InputError):
         to_stereo(torch.rand(1, 0, 8))
     with pytest.raises(InputError):
