@@ -122,10 +122,11 @@ class Block(nn.Module):
         names = MODALITIES if index in config.sandwich_layers else ("shared",)
         self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
         self.local_radius = config.local_radius if index in config.local_layers else None
+        self.chunk: int | None = None  # tokens at once; None: what suits the device
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        limit = CPU_CHUNK if x.device.type == "cpu" else CHUNK
+        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" else CHUNK)
         pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
 
         parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
@@ -301,7 +302,7 @@ def load_dit(
         config = DiTConfig.from_state_dict(checkpoint, **overrides)
         dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
         tensors = split_official(checkpoint, config)
-    streamed = choose_streamed(tensors, config.layers, resident_blocks)
+    streamed = choose_streamed(dit.blocks, resident_blocks)
     assign_weights(
         dit,
         tensors,

@@ -45,8 +45,8 @@ def is_streamed(key: str, blocks: Iterable[int]) -> bool:
     return key.startswith("blocks.") and not keep_fp32(key) and int(key.split(".", 2)[1]) in blocks
 
 
-def choose_streamed(tensors: Checkpoint, layers: int, resident: int | None) -> tuple[int, ...]:
-    """The blocks to stream when `resident` may stay (None: all); tensors: under our keys.
+def choose_streamed(blocks: Sequence[nn.Module], resident: int | None) -> tuple[int, ...]:
+    """Which of a network's blocks to stream when `resident` may stay; None: all stay.
 
     A block's weights cost the same to bring in whether they are many or few per token, but the large
     ones, with an expert for each modality, take three times as long while they compute no longer. So
@@ -56,19 +56,21 @@ def choose_streamed(tensors: Checkpoint, layers: int, resident: int | None) -> t
     if resident is None:
         return ()
     if isinstance(resident, bool) or not isinstance(resident, int) or resident < 0:
-        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 to {layers}.")
-    sizes: dict[int, int] = dict.fromkeys(range(layers), 0)
-    for key, entry in tensors.entries.items():
-        if key.startswith("blocks."):
-            sizes[int(key.split(".", 2)[1])] += entry.numel
+        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 to {len(blocks)}.")
     groups: dict[int, list[int]] = {}
-    for index, size in sizes.items():
-        groups.setdefault(size, []).append(index)
+    for index, block in enumerate(blocks):
+        groups.setdefault(sum(p.numel() for p in block.parameters()), []).append(index)
     stay: set[int] = set()
     for _, group in sorted(groups.items(), reverse=True):
         count = min(len(group), resident - len(stay))
         stay.update(group[i * len(group) // count] for i in range(count))
-    return tuple(index for index in range(layers) if index not in stay)
+    return tuple(index for index in range(len(blocks)) if index not in stay)
+
+
+def streamed_sizes(blocks: Sequence[nn.Module], streamed: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that come in at each pass, and bytes of the buffers."""
+    sizes = [plan_block(index, blocks[index], dtype).nbytes for index in streamed]
+    return sum(sizes), min(2, len(sizes)) * max(sizes, default=0)
 
 
 def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], dtype: torch.dtype,
@@ -77,8 +79,8 @@ def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Se
     if stream_from not in (None, "file", "memory"):
         raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
     if stream_from is None and torch.device(device).type != "cpu":
-        size = sum(plan_block(index, blocks[index], dtype).nbytes for index in streamed)
-        stream_from = "memory" if fits_in_memory(size) else "file"
+        fits = fits_in_memory(streamed_sizes(blocks, streamed, dtype)[0])
+        stream_from = "memory" if fits else "file"
     streamer = BlockStreamer(blocks, tensors, streamed, dtype=dtype, device=device, in_memory=stream_from == "memory")
     log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
              len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")

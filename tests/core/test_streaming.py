@@ -14,10 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from magihuman_core import CheckpointError, DiTConfig, InputError, load_dit
-from magihuman_core.streaming import Slot, choose_streamed
+from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
+from magihuman_core.streaming import Slot, choose_streamed, streamed_sizes
 from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.dit_keys import split_official
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -211,17 +210,17 @@ def test_staging_buffers_carry_the_same_bits(file, resident):
 
 def test_large_blocks_stay_first_and_the_others_spread():
     real = json.loads((DATA / "real_config" / "dit_keys.json").read_text())["keys"]
-    checkpoint = open_checkpoint({key: torch.empty(spec["shape"], device="meta") for key, spec in real.items()})
-    config = DiTConfig.from_state_dict(checkpoint)
-    tensors = split_official(checkpoint, config)
-    sandwich = set(config.sandwich_layers)
-    assert all(choose_streamed(tensors, 40, count) == () for count in (None, 40, 99))
-    assert choose_streamed(tensors, 40, 0) == tuple(range(40))
-    assert set(choose_streamed(tensors, 40, 8)) == set(range(40)) - sandwich
-    half = choose_streamed(tensors, 40, 24)
+    config = DiTConfig.from_state_dict({key: torch.empty(spec["shape"], device="meta") for key, spec in real.items()})
+    blocks = MagiHumanDiT(config, dtype=torch.bfloat16, device="meta").blocks
+    assert all(choose_streamed(blocks, count) == () for count in (None, 40, 99))
+    assert choose_streamed(blocks, 0) == tuple(range(40))
+    assert set(choose_streamed(blocks, 8)) == set(range(40)) - set(config.sandwich_layers)
+    half = choose_streamed(blocks, 24)
     assert len(half) == 16 and all(b - a == 2 for a, b in pairwise(half))
     for count in range(41):
-        assert len(choose_streamed(tensors, 40, count)) == 40 - count
+        assert len(choose_streamed(blocks, count)) == 40 - count
+    through, buffers = streamed_sizes(blocks, choose_streamed(blocks, 8), torch.bfloat16)
+    assert 17e9 < through < 18e9 and 1.0e9 < buffers < 1.1e9
 
 
 # Memory, in a process of its own
