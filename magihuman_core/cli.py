@@ -1,4 +1,4 @@
-"""The command line: magihuman generate | inspect | convert.
+"""The command line: magihuman demo | generate | inspect | convert.
 
 Answers go to standard output; progress, timings and faults to standard error. Exit codes: 0 done; 2 the input
 or a file cannot be used, said in one sentence; 1 a fault of this program; 130 interrupted by Ctrl-C.
@@ -11,11 +11,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from .demo_cli import add_demo
 from .errors import CheckpointError, InputError
+from .progress import bars
 
 MAX_PROMPT_FILE = 1 << 20  # bytes; a prompt has about a thousand
 DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32"}
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="say more; show where an error arose")
-    for add in (add_generate, add_inspect, add_convert):
+    for add in (add_demo, add_generate, add_inspect, add_convert):
         add(commands, common)
     return parser
 
@@ -108,7 +110,7 @@ def generate(arguments: argparse.Namespace) -> int:
         dtype=dtype and getattr(torch, dtype), resident_blocks=arguments.resident_blocks, tile=arguments.tile,
         loras=arguments.lora)
     same = ("image", "audio", "seconds", "width", "height", "seed", "steps", "mode", "upscale", "sr_steps")
-    with _bars() as progress:
+    with bars() as progress:
         clip = pipeline.generate(prompt, negative=negative, progress=progress,
                                  **{name: getattr(arguments, name) for name in same})
     clip.save(out)
@@ -293,27 +295,3 @@ def _termination() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress callback that draws one bar, with the time left, for each stage."""
-    from tqdm import tqdm
-
-    bar, shown = None, None
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal bar, shown
-        if stage != shown:
-            if bar is not None:
-                bar.close()
-            bar, shown = tqdm(total=total, desc=stage, leave=False, file=sys.stderr), stage
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()

@@ -1,0 +1,64 @@
+"""`magihuman demo`: a clip from the built-in small model, with nothing to download."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .progress import bars
+
+SIZE, LARGE, SECONDS = 128, 256, 2  # what the built-in model was trained on; see demo/CARD.md
+PROMPT = """\
+A happy woman with red curly hair, fair skin and glasses wears a blue shirt in front of a mint wall. The lips open and \
+close with every syllable as she says calmly in a clear voice: "ma so mi". The camera is static, a close shot in soft \
+light.
+
+Dialogue:
+<a woman with red hair, English>: "ma so mi"
+
+Background Sound:
+<No prominent background sound>"""
+
+
+def add_demo(commands, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "demo", parents=[common], help="make a clip with the built-in small model",
+        description="Make a 2-second clip with the built-in small model: a cartoon person who speaks a made-up "
+        "language. It needs no download; magihuman_core/demo/CARD.md says what it knows.")  # fmt: skip
+    parser.set_defaults(run=demo)
+    parser.add_argument("--prompt", metavar="TEXT", default=PROMPT, help="what is seen and heard (default: an example)")
+    parser.add_argument("--image", metavar="FILE", help="picture of the person: the first frame")
+    parser.add_argument("--audio", metavar="FILE", help="voice that drives the clip and is its sound")
+    parser.add_argument("--mode", choices=("distilled", "base"), default="distilled", help="default %(default)s")
+    parser.add_argument("--no-upscale", action="store_true", help=f"stay at {SIZE}x{SIZE}, without super-resolution")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip")
+    parser.add_argument("--out", metavar="FILE", default="magihuman_demo.mp4",
+                        help="the mp4 to write (default %(default)s); a contact sheet goes beside it, as .png")
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Make the clip and a contact sheet of it."""
+    from .media import check_output
+    from .pipeline import MagiHumanPipeline
+
+    out = check_output(arguments.out)
+    with bars() as progress:
+        clip = MagiHumanPipeline.from_folder("demo").generate(
+            arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
+            seconds=SECONDS, width=SIZE, height=SIZE, upscale=None if arguments.no_upscale else (LARGE, LARGE),
+            progress=progress)  # fmt: skip
+    clip.save(out)
+    sheet = Path(out).with_suffix(".png")
+    contact_sheet(clip.frames).save(sheet)
+    print(f"{out}: {clip.seconds:.2f} s with sound; {sheet}: its frames")
+    return 0
+
+
+def contact_sheet(frames, columns: int = 6, rows: int = 2):
+    """Evenly spaced frames of a uint8 tensor [F, h, w, 3] in a grid, row by row, as a PIL image."""
+    import numpy as np
+    from PIL import Image
+
+    chosen = frames[np.linspace(0, len(frames) - 1, columns * rows).round().astype(int)].numpy()
+    grid = chosen.reshape(rows, columns, *chosen.shape[1:])  # [rows, columns, h, w, 3]
+    return Image.fromarray(np.concatenate(np.concatenate(grid, axis=1), axis=1))
