@@ -141,12 +141,19 @@ def _decode_audio(container: av.container.InputContainer, stream: av.AudioStream
     resampler = None
     for frame in container.decode(stream):
         if resampler is None:
-            # Only the format changes: channels are mixed as those of a sound in memory are.
-            resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+            # Only the format changes: channels are mixed as those of a sound in memory are. Interleaved, because
+            # PyAV crashes where eight or more channels lie apart.
+            resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
         frame.pts = None
-        yield from (to_stereo(torch.from_numpy(out.to_ndarray())) for out in resampler.resample(frame))
+        yield from map(_stereo, resampler.resample(frame))
     if resampler is not None:
-        yield from (to_stereo(torch.from_numpy(out.to_ndarray())) for out in resampler.resample(None))
+        yield from map(_stereo, resampler.resample(None))
+
+
+def _stereo(frame: av.AudioFrame) -> Tensor:
+    """fp32 [2, n] of an interleaved frame."""
+    samples = torch.from_numpy(frame.to_ndarray())  # [1, n * channels]
+    return to_stereo(samples.view(-1, frame.layout.nb_channels).T)
 
 
 # Films

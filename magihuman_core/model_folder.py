@@ -20,7 +20,7 @@ from pathlib import Path
 from .errors import CheckpointError, InputError
 from .weights import open_checkpoint
 from .weights.recognise import ROLES, Recognised, find_role, recognise, require_kind
-from .weights.source import INDEX, SHARD
+from .weights.source import INDEX, SHARD, named_files
 
 log = logging.getLogger(__name__)
 
@@ -155,9 +155,8 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     else:
         yield from indexes
-    if indexes or shards:
-        weights = [path for path in weights if path not in shards and path.suffix != ".safetensors"]
-    yield from weights
+    named = {name for index in indexes for name in named_files(index)}
+    yield from (path for path in weights if path not in shards and path.name not in named)
     if depth:
         for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
             if not sub.name.startswith("."):

@@ -20,11 +20,12 @@ from .turbo_vae_config import TurboVAEConfig, find_config, read_config
 from .video_layers import (
     PixelFunction,
     channel_norm,
+    channels_to_pixels,
     interleave_time,
+    joined_frames,
     over_time,
     per_frame,
     silu,
-    unpatchify,
     upsample_space,
 )
 from .weights import assign_weights, inferring, open_checkpoint, renamed
@@ -208,7 +209,7 @@ class TurboVAEDecoder(nn.Module):
         if self.upsampler2d_1 is not None:
             x = self.upsampler2d_1(norm_silu(x))
         x = self.conv_out(x, norm_silu)
-        return unpatchify(x, self.patch) if self.patch > 1 else x
+        return channels_to_pixels(x, self.patch) if self.patch > 1 else x
 
 
 class TurboVAE(nn.Module):
@@ -233,15 +234,9 @@ class TurboVAE(nn.Module):
         tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
-        frames = None
-        position = 0
-        for window in self.decode_windows(z, normalised=normalised, tile=tile, overlap=overlap):
-            if frames is None:
-                length = self.config.temporal_factor * (z.shape[2] - 1) + 1
-                frames = window.new_empty(*window.shape[:2], length, *window.shape[3:])
-            frames[:, :, position : position + window.shape[2]] = window
-            position += window.shape[2]
-        return frames
+        self._check(z)
+        windows = self.decode_windows(z, normalised=normalised, tile=tile, overlap=overlap)
+        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
 
     def decode_windows(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
                        overlap: int = 8) -> Iterator[Tensor]:

@@ -1,6 +1,6 @@
 """Operations without weights that both video autoencoders share. Tensors are [B, C, T, H, W]."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,20 @@ def per_frame(layer: PixelFunction, x: Tensor) -> Tensor:
     return over_time(on_frames, x)
 
 
+def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
+    """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.
+
+    Against torch.cat the pieces need not all exist beside the result.
+    """
+    frames, position = None, 0
+    for piece in pieces:
+        if frames is None:
+            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+        frames[:, :, position : position + piece.shape[2]] = piece
+        position += piece.shape[2]
+    return frames
+
+
 def upsample_space(x: Tensor) -> Tensor:
     """Every pixel twice along both axes: [n, C, H, W] -> [n, C, 2H, 2W]."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
@@ -68,13 +82,13 @@ def interleave_time(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
+def pixels_to_channels(x: Tensor, patch: int) -> Tensor:
     """Squares of pixels into channels: [B, C, T, H*p, W*p] -> [B, C*p*p, T, H, W], column before row."""
     x = x.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, H, row, W, col]
     return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
-def unpatchify(x: Tensor, patch: int) -> Tensor:
-    """Channels back into squares of pixels, the inverse of patchify."""
+def channels_to_pixels(x: Tensor, patch: int) -> Tensor:
+    """Channels back into squares of pixels, the inverse of pixels_to_channels."""
     x = x.unflatten(1, (-1, patch, patch))  # [B, C, col, row, T, H, W]
     return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

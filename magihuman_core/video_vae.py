@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError, InputError
 from .latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
 from .tiling import decode_in_tiles
-from .video_layers import patchify, silu, unpatchify
+from .video_layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
 from .video_vae_blocks import (
     AttentionBlock,
     DownStage,
@@ -149,13 +149,13 @@ class VideoVAE(nn.Module):
 
         With state None the frames are a whole clip of 1 + 4n frames, as for training.
         """
-        patches = patchify(video, self.config.patch)
+        patches = pixels_to_channels(video, self.config.patch)
         mean, log_variance = self.conv1(self.encoder(patches, state)).chunk(2, dim=1)
         return mean, log_variance
 
     def frames(self, z: Tensor, state: State = None) -> Tensor:
         """Raw latents in one piece -> frames, not clamped. State None: a whole clip, as for training."""
-        return unpatchify(self.decoder(self.conv2(z), state), self.config.patch)
+        return channels_to_pixels(self.decoder(self.conv2(z), state), self.config.patch)
 
     def encode(self, video: Tensor, *, normalised: bool = True) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> the mean of their latents [B, C, 1 + (F-1)//4, h/16, w/16].
@@ -189,15 +189,8 @@ class VideoVAE(nn.Module):
         than `tile` in tiles with blended seams. Raises InputError when z has another shape.
         """
         def whole(part: Tensor) -> Tensor:
-            frames = None
-            position = 0
-            for piece in self.decode_windows(part, normalised=normalised):
-                if frames is None:
-                    length = 1 + self.config.temporal_factor * (part.shape[2] - 1)
-                    frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
-                frames[:, :, position : position + piece.shape[2]] = piece
-                position += piece.shape[2]
-            return frames
+            windows = self.decode_windows(part, normalised=normalised)
+            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1))
 
         self._check_latent(z)
         if tile is None:

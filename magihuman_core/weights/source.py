@@ -136,8 +136,15 @@ def _missing_files(folder: Path, first: str, missing: int, count: int) -> Checkp
                            "Download the missing files into this folder.")
 
 
-def _open_index(path: Path, mapped: bool) -> Checkpoint:
-    """Open the shards that an index file names."""
+def named_files(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read, which opening it explains."""
+    try:
+        return set(_read_index(index)["weight_map"].values())
+    except CheckpointError:
+        return set()
+
+
+def _read_index(path: Path) -> dict:
     try:
         if path.stat().st_size > MAX_HEADER:
             raise ValueError("it is too large")
@@ -145,6 +152,7 @@ def _open_index(path: Path, mapped: bool) -> Checkpoint:
         weight_map = index["weight_map"]
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("its weight_map is not a table of file names")
+        return index
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
@@ -152,7 +160,12 @@ def _open_index(path: Path, mapped: bool) -> Checkpoint:
         what = explain_format(path, found) if found in ("lfs", "html", "empty") else (
             f"{path}: is not a valid index of weight files. {DOWNLOAD_AGAIN}")
         raise CheckpointError(what) from None
-    folder = path.parent
+
+
+def _open_index(path: Path, mapped: bool) -> Checkpoint:
+    """Open the shards that an index file names."""
+    index, folder = _read_index(path), path.parent
+    weight_map = index["weight_map"]
     shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..atomic import whole_file
 from ..errors import CheckpointError
 from .assign import is_finite
 from .checkpoint import Entry
@@ -48,12 +48,11 @@ def write_checkpoint(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = 8 + len(text) + end
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         free = shutil.disk_usage(path.parent).free
         if free < total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with temporary.open("xb") as file:
+        with whole_file(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
                 for piece in _pieces(entries[name]):
@@ -64,16 +63,11 @@ def write_checkpoint(
                     file.write(memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()))
                     if progress is not None:
                         progress(file.tell(), total)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         remedy = "Choose another folder."
         if error.errno == errno.ENOSPC:
             remedy = f"{total / 2**30:.1f} GiB are needed: make room, or choose another folder."
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). {remedy}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -164,6 +164,14 @@ def test_five_channels_become_two_that_hold_the_centre(tmp_path):
     torch.testing.assert_close(audio, to_stereo(torch.from_numpy(wave.T)), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [3, 4, 7, 8, 12])
+def test_any_number_of_channels_is_mixed_as_in_memory(tmp_path, channels):
+    wave = tone(44100, 0.1, channels)
+    soundfile.write(tmp_path / "a.wav", wave, 44100, subtype="FLOAT")
+    expected = to_stereo(torch.from_numpy(wave.T))
+    torch.testing.assert_close(load_audio(tmp_path / "a.wav")[0], expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
 def test_other_formats(tmp_path, suffix):
     wave = tone(44100, 0.5)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_core.video_layers import patchify, unpatchify
+from magihuman_core.video_layers import channels_to_pixels, pixels_to_channels
 from magihuman_core.video_vae import VideoVAE, VideoVAEConfig, load_video_vae
 
 DATA = Path(__file__).parents[1] / "data"
@@ -105,10 +105,10 @@ def test_diffusers_computes_the_same():
 
 def test_patches_put_column_before_row_and_come_back():
     x = random(1, 3, 2, 4, 6)
-    y = patchify(x, 2)
+    y = pixels_to_channels(x, 2)
     for c, col, row in ((0, 0, 1), (1, 1, 0), (2, 1, 1)):
         assert torch.equal(y[:, 4 * c + 2 * col + row, :, 1, 2], x[:, c, :, 2 + row, 4 + col])
-    torch.testing.assert_close(unpatchify(y, 2), x, atol=0, rtol=0)
+    torch.testing.assert_close(channels_to_pixels(y, 2), x, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("grad", [False, True])

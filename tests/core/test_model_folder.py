@@ -1,0 +1,42 @@
+"""Which files of a folder count as which part."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from magihuman_core.model_folder import find_models
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def split_network(folder: Path, names: tuple[str, str]) -> None:
+    tensors = load_file(DATA / "pipeline" / "weights_base.safetensors")
+    keys = sorted(tensors)
+    halves = dict(zip(names, (keys[::2], keys[1::2]), strict=True))
+    for name, half in halves.items():
+        save_file({key: tensors[key] for key in half}, folder / name)
+    table = {key: name for name, half in halves.items() for key in half}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+
+
+def test_a_loose_file_beside_a_sharded_network_is_found(tmp_path):
+    for index, names in enumerate((("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+                                   ("first.safetensors", "second.safetensors"))):
+        folder = tmp_path / str(index) / "base"
+        folder.mkdir(parents=True)
+        split_network(folder, names)
+        tensors = load_file(DATA / "wan22_vae" / "tiny.safetensors")
+        save_file({k[8:]: v for k, v in tensors.items() if k.startswith("weights.")},
+                  folder / "wan2.2_vae.safetensors")
+        models = find_models(folder)
+        assert dict(models) == {"base": folder, "video_vae": folder / "wan2.2_vae.safetensors"}
+        assert not models.problems
+
+
+def test_a_damaged_index_is_named_and_its_shards_are_not_taken_alone(tmp_path):
+    split_network(tmp_path, ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"))
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    models = find_models(tmp_path)
+    assert not models
+    assert "index" in models.problems[tmp_path]
