@@ -28,9 +28,9 @@ SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
 
 
 def quantise(weight):
-    """(int8 data, fp32 scale [rows, 1]) with weight = data * scale, per row."""
-    scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
-    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
+    """(int8 data, fp16 scale [rows, 1]) with weight = data * scale, per row."""
+    scale = (weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-4) / 127).half().float()
+    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale.half()
 
 
 def split_layout(dit):

@@ -108,7 +108,8 @@ def train(options):
     # A linear reader of the latent keeps speech sounds apart in it, which the networks profit from, too.
     reader = torch.nn.Linear(CONFIG.latent_channels, len(SHAPES) + 1)
     average = Average(vae, 0.998)
-    optimizer = torch.optim.AdamW([*vae.parameters(), *reader.parameters()], lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    trained = [*vae.parameters(), *reader.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
     path, step, spent = RUNS / "audio_vae.pt", 0, 0.0
     if state := load_checkpoint(path):
         vae.load_state_dict(state["module"])
@@ -120,8 +121,9 @@ def train(options):
     torch.manual_seed(step)
 
     def save():
-        save_atomically({"module": vae.state_dict(), "reader": reader.state_dict(), "average": average.state_dict(), "step": step,
-                         "optimizer": optimizer.state_dict(), "spent": clock.used}, path)
+        save_atomically({"module": vae.state_dict(), "reader": reader.state_dict(), "step": step,
+                         "average": average.state_dict(), "optimizer": optimizer.state_dict(),
+                         "spent": clock.used}, path)
 
     while clock.progress < 1:
         for group in optimizer.param_groups:
