@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from magihuman_core.config import DiTConfig
+
 RUNS = Path(__file__).parent / "runs"
 TRAIN_SEEDS = 100_000  # first seed of the training clips; everything below is held out for evaluation
 
@@ -27,9 +29,12 @@ def save_atomically(state, path):
 
 
 def load_checkpoint(path):
-    """The saved state, or None where there is none yet."""
+    """The saved state, or None where there is none yet. Tensors, plain values and a DiTConfig; no code runs."""
     path = Path(path)
-    return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
+    if not path.exists():
+        return None
+    with torch.serialization.safe_globals([DiTConfig]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def cosine_rate(progress, warm_up=0.02, floor=0.02):
