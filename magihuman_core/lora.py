@@ -184,7 +184,7 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
     reasons: dict[str, str] = {}
     down, up, magnitude = found.get("down"), found.get("up"), found.get("magnitude")
     pair = down is not None and up is not None
-    if pair and (down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1]):
+    if pair and (down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or 0 in down.shape):
         reasons |= dict.fromkeys(("down", "up"), "up and down do not fit each other")
     elif not pair:
         reasons |= dict.fromkeys(("down", "up"), "the other one of up and down is missing")
@@ -192,6 +192,10 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
         reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
     elif magnitude is not None and magnitude.numel() != up.shape[0]:
         reasons |= dict.fromkeys(("down", "up", "alpha", "magnitude"), "only DoRA with one magnitude per row is known")
+    if "alpha" in found and not reasons and found["alpha"].numel() != 1:
+        reasons["alpha"] = "alpha is one number, here it is not; the factor 1 is used"
+    if "diff" in found and found["diff"].dim() == 0:
+        reasons["diff"] = "a difference has the shape of its weight"
     if "diff_b" in found and not layer.startswith("adapter."):
         reasons["diff_b"] = "this layer has no bias"
     left = {role: tensor for role, tensor in found.items() if role not in reasons}

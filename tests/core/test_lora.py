@@ -290,3 +290,32 @@ def test_targets_cover_each_row_once(config, weights):
             spans.sort()
             assert spans[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(spans)), key
             assert spans[-1][1] in (None, heights[key]), key
+
+
+@pytest.mark.parametrize(
+    "tensors,why",
+    [
+        ({"lora_A.weight": torch.zeros(0, 128), "lora_B.weight": torch.zeros(128, 0)}, "do not fit"),
+        ({"diff": torch.tensor(1.0)}, "shape of its weight"),
+        ({"alpha": torch.ones(2)}, "no up and down"),
+    ],
+)
+def test_odd_tensors_are_listed_and_break_nothing(weights, clip, tensors, why):
+    layer = "block.layers.2.attention.linear_proj"
+    good = dict(zip(("block.layers.3.mlp.down_proj.lora_B.weight", "block.layers.3.mlp.down_proj.lora_A.weight"),
+                    pairs(weights)["block.layers.3.mlp.down_proj"], strict=True))  # fmt: skip
+    dit = load_dit(weights, dtype=torch.float32)
+    applied = apply_lora(dit, good | {f"{layer}.{name}": tensor for name, tensor in tensors.items()})
+    assert len(applied.matched) == 1
+    assert all(why in reason for reason in applied.unmatched.values()) and len(applied.unmatched) == len(tensors)
+
+
+def test_an_alpha_that_is_no_number_counts_as_absent(weights, clip):
+    up, down = pairs(weights)["block.layers.3.mlp.down_proj"]
+    layer = "block.layers.3.mlp.down_proj"
+    file = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
+    plain, odd = (load_dit(weights, dtype=torch.float32) for _ in range(2))
+    apply_lora(plain, file)
+    applied = apply_lora(odd, file | {f"{layer}.alpha": torch.ones(2)})
+    assert set(applied.unmatched) == {f"{layer}.alpha"}
+    assert torch.equal(run(plain, clip), run(odd, clip))
