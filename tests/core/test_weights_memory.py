@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS, WIDTH = 12, 2304  # 12 matrices of 21 MB: 255 MB as fp32, 127 MB as bf16, 64 MB as fp8
 
 PROGRAM = """
-import resource, sys, torch
+import sys, torch
 from torch import nn
 from magihuman_core.weights import assign_weights, open_checkpoint
 from magihuman_core.weights.write import write_checkpoint
@@ -39,8 +39,8 @@ work = write if sys.argv[2] == "written" else load
 work(sys.argv[4], 1, 8)  # what the libraries themselves need is no part of the question
 resident, anonymous = memory("VmRSS"), memory("RssAnon")
 net = work(sys.argv[1], int(sys.argv[5]), int(sys.argv[6]))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(peak - resident, memory("RssAnon") - anonymous, sum(p.nbytes for p in net.parameters()))
+# Not getrusage's ru_maxrss: across exec that keeps the peak of the process it was started from.
+print(memory("VmHWM") - resident, memory("RssAnon") - anonymous, sum(p.nbytes for p in net.parameters()))
 """
 
 
