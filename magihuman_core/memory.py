@@ -1,0 +1,310 @@
+"""How much memory a part of the model needs, known before anything is loaded.
+
+    bytes of weights, counted on the meta device  +  peak of a dry run on tensors without content
+
+A dry run goes through the part's own code on the meta device, where tensors have shapes but no storage, and
+counts what would be alive at each moment; so the estimate follows the code in all it does: pieces, windows,
+tiles, work in place. Of the network one block of each kind is run, of windows and tiles the first few.
+
+Not counted: what Python and PyTorch themselves take (on CUDA about half a GB), scratch memory of CUDA's
+kernels, and the caches and fragments of memory allocators.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from math import prod
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .audio_vae import AudioVAE, AudioVAEConfig
+from .config import PATCH, DiTConfig
+from .dit import CPU_CHUNK, MagiHumanDiT
+from .errors import InputError
+from .sizes import CELL, TEXT_TOKENS, audio_tokens, latent_frames
+from .streaming import choose_streamed, streamed_sizes
+from .text_encoder import TextEncoder, TextEncoderConfig
+from .turbo_vae import TurboVAE, TurboVAEConfig
+from .video_vae import VideoVAE, VideoVAEConfig
+
+# By the first dimensions of its input PyTorch takes a convolution for a small one, which it unfolds.
+SMALL_CONVOLUTION = 20480
+WINDOWS = 3  # of a decoder: with the third, memory no longer grows
+
+Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one part needs on the device it computes on, in bytes."""
+
+    part: str
+    job: str  # what it was estimated for, in words
+    weights: int  # resident, with the buffers where blocks are streamed
+    activations: int  # at their peak
+    streamed: int = 0  # brought in at each pass
+    advice: str = ""  # what to lower first
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations
+
+    def __str__(self) -> str:
+        through = f", {size(self.streamed)} more come in at each step" if self.streamed else ""
+        advice = f" To need less: {self.advice}." if self.advice else ""
+        return (f"{self.part}, {self.job}: {size(self.total)}, of which {size(self.weights)} weights and "
+                f"{size(self.activations)} activations{through}.{advice}")
+
+
+def size(count: int) -> str:
+    """Bytes for people: 31.2 GB, 640 MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.{0 if count >= 1e7 else 1}f} MB"
+
+
+def estimate(
+    config: Config,
+    *,
+    width: int = 448,
+    height: int = 256,
+    seconds: float = 4,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str | torch.device = "cuda",
+    resident_blocks: int | None = None,
+    guided: bool = False,
+    text_tokens: int = TEXT_TOKENS,
+    tile: int | None = None,
+    tokens: int | None = None,
+) -> Estimate:
+    """The memory that a part of the model needs for a clip.
+
+    config: of a network, a Turbo VAE, video VAE or audio VAE (for decoding) or a text encoder.
+    width, height: pixels; tokens: audio latents, instead of seconds.
+    dtype: of the weights (and of computing); device: "cpu" or another, for which work is cut into larger pieces.
+    resident_blocks: as for load_dit; guided: with a negative prompt; text_tokens: of each of them.
+    tile: as for the Turbo VAE's decode.
+    Raises InputError for sizes that no clip can have.
+    """
+    tokens = audio_tokens(seconds) if tokens is None else tokens
+    if min(width, height) < CELL * PATCH or tokens < 1 or text_tokens < 1:
+        raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
+    cells = (latent_frames(tokens), height // (CELL * PATCH) * PATCH, width // (CELL * PATCH) * PATCH)
+    device = torch.device(device).type
+    if isinstance(config, DiTConfig):
+        return _network(config, cells, tokens, text_tokens, dtype, device, resident_blocks, guided)
+    clip = f"{width}x{height}, {(tokens - 1) / 25:.3g} s"
+    if isinstance(config, TextEncoderConfig):
+        return Estimate("text encoder", f"{text_tokens} tokens", _weights(TextEncoder, config, dtype),
+                        _text(config, text_tokens, dtype, device), advice="a file in 8 bits, or more main memory")
+    if isinstance(config, AudioVAEConfig):
+        return Estimate("audio VAE", f"{(tokens - 1) / 25:.3g} s", _weights(AudioVAE, config, dtype),
+                        _audio(config, tokens, dtype, device), advice="a shorter clip")
+    if isinstance(config, TurboVAEConfig):
+        smaller = f"tiles of {min(cells[1:]) // 2} latent cells, or a smaller picture" if min(cells[1:]) > 8 else ""
+        return Estimate("Turbo VAE", clip, _weights(TurboVAE, config, dtype),
+                        _video(config, cells, dtype, device, tile), advice=smaller)
+    return Estimate("video VAE", clip, _weights(VideoVAE, config, dtype), _video(config, cells, dtype, device, None),
+                    advice="the Turbo VAE, or a smaller picture")
+
+
+def available(device: str | torch.device) -> int | None:
+    """Bytes that are free on a device; None where the system does not tell."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+# The parts
+
+
+def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, resident: int | None,
+             guided: bool) -> Estimate:
+    dit = _bodiless(MagiHumanDiT, config, dtype)
+    weights, streamed = _resident(dit, dtype, resident)
+    activations = _network_activations(config, cells, audio, text, dtype, device, guided)
+    video = cells[0] * cells[1] * cells[2] // PATCH**2
+    job = (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
+           f"({video:,} video, {audio:,} audio, {text:,} text)")
+    return Estimate("network", job, weights, activations, streamed,
+                    _network_advice(dit, dtype, resident, weights, activations))
+
+
+def _resident(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None) -> tuple[int, int]:
+    """(bytes that stay, with buffers; bytes that come in at each pass)."""
+    streamed, buffers = streamed_sizes(dit.blocks, choose_streamed(dit.blocks, resident), dtype)
+    return sum(t.nbytes for t in dit.state_dict().values()) - streamed + buffers, streamed
+
+
+def _network_advice(dit: MagiHumanDiT, dtype, resident: int | None, weights: int, activations: int) -> str:
+    """What makes most difference."""
+    layers = len(dit.blocks)
+    fewer = [n for n in (0, layers // 5, layers // 2) if n < min(layers, layers if resident is None else resident)]
+    least = fewer and _resident(dit, dtype, fewer[0])[0]
+    blocks = ""
+    if least and least < 0.9 * weights:
+        options = ", ".join(f"{size(_resident(dit, dtype, n)[0])} of weights with {n}" for n in fewer)
+        blocks = f"fewer resident blocks ({options})"
+    picture = "a smaller picture or a shorter clip"
+    order = (picture, blocks) if activations > weights else (blocks, picture)
+    return ", then ".join(filter(None, order))
+
+
+@lru_cache(maxsize=32)
+def _network_activations(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, guided: bool) -> int:
+    local = set(config.local_layers)
+    kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
+    for i in range(config.layers):
+        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers, i in local)
+        kinds.setdefault(kind, i)
+    sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
+    small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
+                    local_layers=local)
+    dit = _bodiless(MagiHumanDiT, small, dtype)
+    for block in dit.blocks:
+        block.chunk = CPU_CHUNK if device == "cpu" else None
+    sizes = (1, config.video_channels, *cells), (1, config.audio_channels, audio), (1, text, config.text_channels)
+
+    def run() -> None:
+        inputs = [torch.empty(shape, device="meta") for shape in sizes]
+        dit.forward_many([inputs] * (2 if guided else 1), attention=lambda q, k, v: torch.empty_like(q))
+
+    return dry_run(run, device)
+
+
+@lru_cache(maxsize=32)
+def _video(config: TurboVAEConfig | VideoVAEConfig, cells, dtype, device: str, tile: int | None) -> int:
+    turbo = isinstance(config, TurboVAEConfig)
+    if turbo and tile is not None and max(cells[1:]) > tile:
+        return _tiled(config, cells, dtype, device, tile)
+    vae = _bodiless(TurboVAE if turbo else VideoVAE, config, dtype)
+
+    def run() -> None:
+        z = torch.empty(1, config.latent_channels, *cells, device="meta")
+        for _ in islice(vae.decode_windows(z), WINDOWS):
+            pass
+
+    return dry_run(run, device)
+
+
+def _tiled(config: TurboVAEConfig, cells, dtype, device: str, tile: int) -> int:
+    """One tile's work, and beside it what the tiles are put together in; running all tiles would take long."""
+    length, *sides = cells
+    inner = _video(config, (length, *(min(side, tile) for side in sides)), dtype, device, None)
+    latents = min(length, max(config.first_chunk_size + 1, config.step_size + 2))
+    frame = 4 * config.out_channels * config.temporal_factor * latents * config.spatial_factor**2  # bytes, per cell
+    # This window's picture and the last one's, and a tile's share of it before it is added.
+    return inner + 2 * frame * prod(sides) + frame * prod(min(side, tile) for side in sides)
+
+
+@lru_cache(maxsize=32)
+def _audio(config: AudioVAEConfig, tokens: int, dtype, device: str) -> int:
+    vae = _bodiless(AudioVAE, config, dtype)
+    return dry_run(lambda: vae.decode(torch.empty(1, config.latent_channels, tokens, device="meta")), device)
+
+
+@lru_cache(maxsize=32)
+def _text(config: TextEncoderConfig, tokens: int, dtype, device: str) -> int:
+    encoder = _bodiless(TextEncoder, replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
+    return dry_run(lambda: encoder(torch.empty(1, tokens, dtype=torch.long, device="meta")), device)
+
+
+@lru_cache(maxsize=32)
+def _weights(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> int:
+    return sum(tensor.nbytes for tensor in _bodiless(module, config, dtype).state_dict().values())
+
+
+def _bodiless(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> nn.Module:
+    with torch.inference_mode(False):
+        return module(config, dtype=dtype, device="meta").eval().requires_grad_(False)
+
+
+# The dry run
+
+
+def dry_run(run: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes of tensors, made while it runs, that are alive at once; run() is to use the meta device."""
+    # Not in inference mode, in which operations are not taken apart before they are seen.
+    with torch.inference_mode(False), torch.no_grad(), _Attention(), _Alive(device == "cpu") as alive:
+        run()
+    return alive.peak
+
+
+class _Attention(TorchFunctionMode):
+    """Attention as its kernels do it, without the matrix of scores that the meta device would get."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+class _Alive(TorchDispatchMode):
+    """Counts bytes of storages from the first tensor made of them until the last one is gone."""
+
+    def __init__(self, cpu: bool):
+        super().__init__()
+        self.cpu = cpu
+        self.now = self.peak = 0
+        self.storages: dict[int, list[int]] = {}  # storage -> [tensors of it, bytes]
+        self.tensors: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in (out,) if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else ():
+            if isinstance(tensor, Tensor):
+                self._count(tensor, args)
+        if self.cpu and func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.now + convolution_scratch(out, *args))
+        return out
+
+    def _count(self, tensor: Tensor, args) -> None:
+        storage = tensor.untyped_storage()
+        key, number = storage._cdata, id(tensor)
+        if key not in self.storages:
+            if any(isinstance(a, Tensor) and a.untyped_storage()._cdata == key for a in args):
+                return  # a view of something from outside, such as a weight
+            self.storages[key] = [0, storage.nbytes()]
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+        known = self.tensors.get(number)
+        if known is None or known() is not tensor:
+            self.storages[key][0] += 1
+            self.tensors[number] = weakref.ref(tensor, lambda _: self._forget(number, key))
+
+    def _forget(self, number: int, key: int) -> None:
+        self.tensors.pop(number, None)
+        entry = self.storages[key]
+        entry[0] -= 1
+        if not entry[0]:
+            del self.storages[key]
+            self.now -= entry[1]
+
+
+def convolution_scratch(out: Tensor, x: Tensor, weight: Tensor, bias, stride, padding, dilation, transposed: bool,
+                        *_) -> int:
+    """Bytes that a convolution on a CPU takes beside input and output.
+
+    Most copy their input into an order of their own; PyTorch's own, for transposed and for small ones of three
+    dimensions, unfolds it: each value once for each place of the kernel.
+    """
+    places = prod(weight.shape[2:])
+    if transposed:
+        return x.numel() // x.shape[1] * weight.shape[1] * places * x.itemsize
+    if x.dim() == 5 and prod(x.shape[:4]) <= SMALL_CONVOLUTION and x.dtype == torch.float32 and places > 1:
+        return out.numel() // out.shape[1] * weight.shape[1] * places * x.itemsize
+    return x.nbytes + weight.nbytes

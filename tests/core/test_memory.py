@@ -1,0 +1,202 @@
+"""Estimates of memory against what processes really took, and what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from magihuman_core import DiTConfig, InputError, MagiHumanDiT, load_dit
+from magihuman_core.audio_vae import AudioVAEConfig
+from magihuman_core.memory import available, dry_run, estimate, size
+from magihuman_core.roles import role_overrides
+from magihuman_core.text_encoder import TextEncoderConfig
+from magihuman_core.turbo_vae import TurboVAEConfig
+from magihuman_core.video_vae import VideoVAEConfig
+from magihuman_core.weights.dit_keys import official_state_dict
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+
+# Each case runs twice in a process whose allocator gives memory back at once: the first time so that the
+# libraries have what they keep, the second time measured, from before its weights are made.
+PROGRAM = """
+import json, sys, torch
+from pathlib import Path
+from magihuman_core import DiTConfig, MagiHumanDiT
+from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig
+from magihuman_core.memory import estimate
+from magihuman_core.sizes import audio_tokens, latent_frames
+from magihuman_core.text_encoder import TextEncoder, TextEncoderConfig
+from magihuman_core.turbo_vae import TurboVAE, TurboVAEConfig
+from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
+
+def memory(kind):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(kind + ":"))
+
+def run(config, options):
+    width, height, seconds, dtype = (options[name] for name in ("width", "height", "seconds", "dtype"))
+    tokens = audio_tokens(seconds)
+    cells = latent_frames(tokens), height // 16, width // 16
+    kinds = {DiTConfig: MagiHumanDiT, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE, AudioVAEConfig: AudioVAE,
+             TextEncoderConfig: TextEncoder}
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    module = kinds[type(config)](config, dtype=dtype).eval()
+    for tensor in module.state_dict().values():
+        torch.nn.init.constant_(tensor, 0.01)
+    loaded = memory("VmHWM") - before
+    if isinstance(config, DiTConfig):
+        clip = (torch.zeros(1, config.video_channels, *cells), torch.zeros(1, config.audio_channels, tokens),
+                torch.zeros(1, options["text_tokens"], config.text_channels))
+        module.forward_many([clip] * (1 + options.get("guided", False)))
+    elif isinstance(config, TextEncoderConfig):
+        module(torch.zeros(1, options["text_tokens"], dtype=torch.long))
+    elif isinstance(config, AudioVAEConfig):
+        module.decode(torch.zeros(1, config.latent_channels, tokens))
+    else:
+        z = torch.zeros(1, config.latent_channels, *cells)
+        for _ in module.decode_windows(z, **({"tile": options["tile"]} if "tile" in options else {})):
+            pass
+    return loaded, memory("VmHWM") - before - loaded
+
+for name, config, options in eval(sys.argv[1]):
+    # Two threads as anybody has them, where it makes a difference: alone, some convolutions take other ways.
+    torch.set_num_threads(2 if isinstance(config, (TurboVAEConfig, VideoVAEConfig, AudioVAEConfig)) else 1)
+    with torch.inference_mode():
+        run(config, options)
+        weights, activations = run(config, options)
+    found = estimate(config, device="cpu", **options)
+    print(json.dumps([name, weights, activations, found.weights, found.activations]), flush=True)
+"""
+NETWORK = DiTConfig(
+    layers=4, hidden=512, head_dim=64, heads=8, kv_heads=2, video_channels=48, audio_channels=64, text_channels=256,
+    gelu_width=2048, swiglu_width=512 * 8 // 3 // 4 * 4, sandwich_layers=(0, 3), gelu_layers=(0,),
+)  # fmt: skip
+LOCAL = replace(NETWORK, positions="v1", local_layers=(1, 2), local_radius=2)
+TURBO = TurboVAEConfig(decoder_block_out_channels=(32, 32, 64, 64), decoder_layers_per_block=(1, 1, 1, 1, 1))
+VIDEO = VideoVAEConfig(encoder_dim=16, decoder_dim=32, blocks=1)
+AUDIO = AudioVAEConfig(widths=(32, 32, 64, 64, 128, 128))
+TEXT = TextEncoderConfig(hidden_size=512, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+                         head_dim=64, intermediate_size=2048, vocab_size=1024)
+SMALL = {"width": 128, "height": 128, "seconds": 1, "dtype": torch.float32, "text_tokens": 64}
+MEDIUM = {"width": 256, "height": 256, "seconds": 2, "dtype": torch.float32, "text_tokens": 640}
+BF16 = {"dtype": torch.bfloat16}
+CASES = [
+    ("network, small", NETWORK, SMALL), ("network, medium", NETWORK, MEDIUM),
+    ("network, bf16", NETWORK, MEDIUM | BF16), ("network, guided", NETWORK, MEDIUM | {"guided": True}),
+    ("network, local", LOCAL, MEDIUM),
+    ("turbo, small", TURBO, SMALL), ("turbo, medium", TURBO, MEDIUM), ("turbo, bf16", TURBO, SMALL | BF16),
+    ("turbo, tiled", TURBO, SMALL | {"width": 192, "height": 192, "tile": 10}),
+    ("video, small", VIDEO, SMALL), ("video, medium", VIDEO, MEDIUM | {"seconds": 0.5}),
+    ("audio, small", AUDIO, SMALL), ("audio, medium", AUDIO, MEDIUM | {"seconds": 8}),
+    ("text, small", TEXT, SMALL), ("text, medium", TEXT, MEDIUM), ("text, bf16", TEXT, MEDIUM | BF16),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured():
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-c", PROGRAM, repr(CASES)]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, env=environment)
+    return {name: figures for name, *figures in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("name", [case[0] for case in CASES])
+def test_estimates_are_within_15_percent_of_what_a_process_takes(name, measured):
+    weights, activations, expected_weights, expected_activations = measured[name]
+    total, expected = weights + activations, expected_weights + expected_activations
+    assert 0.85 * total < expected < 1.15 * total
+    # Activations alone, but for a megabyte or two that belong to nobody.
+    assert 0.85 * activations - 2e6 < expected_activations < 1.15 * activations + 2e6
+
+
+def real_config():
+    keys = json.loads((DATA / "real_config" / "dit_keys.json").read_text())["keys"]
+    return DiTConfig.from_state_dict({key: torch.empty(spec["shape"], device="meta") for key, spec in keys.items()})
+
+
+def test_the_released_network():
+    found = estimate(real_config())
+    assert 30.5e9 < found.weights < 30.8e9 and found.streamed == 0
+    assert "3,653 tokens (2,912 video, 101 audio, 640 text)" in str(found)
+    assert "To need less: fewer resident blocks" in str(found)
+    few = estimate(real_config(), resident_blocks=0)
+    assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
+    assert "30.6 GB more come in at each step" in str(few)
+    upscaler = replace(real_config(), **role_overrides("sr_1080p", 40))
+    large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
+    assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB
+    assert str(large).endswith("To need less: a smaller picture or a shorter clip.")
+
+
+@pytest.mark.parametrize("blocks", [None, 0, 1, 3, 4, 9])
+def test_streamed_weights_are_those_that_are_loaded(blocks):
+    dit = MagiHumanDiT(NETWORK, dtype=torch.bfloat16).eval()
+    for tensor in dit.state_dict().values():
+        torch.nn.init.constant_(tensor, 0.01)
+    loaded = load_dit(official_state_dict(dit), dtype=torch.bfloat16, resident_blocks=blocks)
+    own = sum(tensor.nbytes for tensor in loaded.state_dict().values() if not tensor.is_meta)
+    found = estimate(NETWORK, width=64, height=64, seconds=0.2, resident_blocks=blocks)
+    if loaded.streamer is None:
+        assert (found.weights, found.streamed) == (own, 0)
+    else:
+        assert (found.weights, found.streamed) == (own + loaded.streamer.buffer_bytes, loaded.streamer.nbytes)
+
+
+def test_more_of_anything_needs_more():
+    base = {"width": 256, "height": 256, "seconds": 1, "device": "cpu"}
+    for config in (NETWORK, LOCAL, TURBO, VIDEO):
+        needs = [estimate(config, **base | change).activations for change in
+                 ({}, {"width": 512}, {"width": 512, "height": 512}, {"width": 512, "height": 512, "seconds": 3})]
+        assert needs == sorted(needs) and needs[2] > 1.5 * needs[0]
+        if config in (TURBO, VIDEO):  # windows: length makes no difference, but for the latent itself
+            assert estimate(config, **base | {"seconds": 8}).activations < 1.05 * estimate(
+                config, **base | {"seconds": 4}).activations
+    assert estimate(NETWORK, **base, guided=True).activations > estimate(NETWORK, **base).activations
+    assert estimate(TURBO, **base | {"tile": 8}).activations < 0.7 * estimate(TURBO, **base).activations
+    assert estimate(AUDIO, seconds=2).activations < estimate(AUDIO, seconds=5).activations
+
+
+def test_inside_inference_mode_it_is_the_same():
+    parts, clip = (NETWORK, TURBO, AUDIO, TEXT), {"width": 96, "height": 96, "seconds": 0.4}
+    with torch.inference_mode():
+        inside = [estimate(config, **clip) for config in parts]
+    for cached in ("_network_activations", "_video", "_audio", "_text"):
+        estimate.__globals__[cached].cache_clear()
+    assert [estimate(config, **clip) for config in parts] == inside
+
+
+def test_a_dry_run_counts_what_is_alive():
+    weight = torch.empty(1000, device="meta")
+
+    def run():
+        a = torch.empty(1000, device="meta")  # 4000 bytes
+        b = a.view(10, 100).transpose(0, 1)
+        a += weight.view(1000)
+        c = b.contiguous()  # 8000
+        del a, b
+        d = c.half()  # 6000
+        del c
+        e = torch.cat([d, d])  # 2000 + 4000
+        return e.chunk(2)
+
+    assert dry_run(run) == 8000
+    assert dry_run(lambda: weight[10:].mul_(2)) == 0
+    square = torch.empty(1, 4, 1000, 64, device="meta")
+    assert dry_run(lambda: torch.nn.functional.scaled_dot_product_attention(square, square, square)) == square.nbytes
+
+
+def test_errors_and_words():
+    for wrong in ({"width": 16}, {"height": 0}, {"tokens": 0}, {"seconds": -1}, {"text_tokens": 0}):
+        with pytest.raises(InputError):
+            estimate(NETWORK, **wrong)
+    with pytest.raises(InputError, match="resident_blocks"):
+        estimate(NETWORK, resident_blocks=-1)
+    assert [size(n) for n in (0, 6e6, 64e6, 1.25e9)] == ["0.1 MB", "6.0 MB", "64 MB", "1.2 GB"]
+    assert available("cpu") > 1e8 and available("meta") is None
