@@ -12,6 +12,7 @@ kernels, and the caches and fragments of memory allocators.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ from .video_vae import VideoVAE, VideoVAEConfig
 # By the first dimensions of its input PyTorch takes a convolution for a small one, which it unfolds.
 SMALL_CONVOLUTION = 20480
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
+
+log = logging.getLogger(__name__)
 
 Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
 
@@ -127,6 +130,19 @@ def available(device: str | torch.device) -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return None
+
+
+def announce(config: Config, *, device: str | torch.device, loaded: bool = False, **options) -> None:
+    """Log what `estimate` says of a part, and a warning where the device has less than that free.
+
+    loaded: its weights are there already. options: as for estimate. Does nothing where nobody reads the log.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return
+    found, free = estimate(config, device=device, **options), available(device)
+    log.info("%s", found)
+    if free is not None and free < (found.activations if loaded else found.total):
+        log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
 
 
 # The parts

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,7 @@ class MagiHumanPipeline:
         noise = start_noise((shape, (1, config.audio_channels, tokens)), job.seed)
         x, shapes = pack_latents(*(stream.to(self.device) for stream in noise))
         with self._stage(f"{role} network, {steps} steps") as load:
-            dit = self._network(load, role)
+            dit = self._network(load, role, job, job.size, tokens)
             for file, strength in self.loras:
                 apply_lora(dit, file, strength)
             model = JointDenoiser(dit, shapes, job.text, job.negative, guidance,
@@ -237,7 +238,7 @@ class MagiHumanPipeline:
                                                   audio_noise=audio_noise)
         x, shapes = pack_latents(video, context)
         with self._stage(f"{role} network, {steps} steps") as load:
-            dit = self._network(load, role)
+            dit = self._network(load, role, job, job.large, audio.shape[2])
             model = JointDenoiser(dit, shapes, job.text,
                                   frozen_video=self._frozen_picture(job, job.large, shape),
                                   frozen_audio=_held(context))
@@ -276,14 +277,23 @@ class MagiHumanPipeline:
 
     def _windows(self, load: Callable[..., Any], latent: Tensor) -> Iterator[Tensor]:
         """Decoded frames, from the Turbo VAE where there is one, else from the slower Wan2.2 VAE."""
+        from .memory import announce
+
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        options: dict[str, Any] = {}
         if "turbo_vae" in self.models:
             from .turbo_vae import load_turbo_vae
 
-            return load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype).decode_windows(latent, tile=self.tile)
-        from .video_vae import load_video_vae
+            vae = load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype)
+            options["tile"] = self.tile
+        else:
+            from .video_vae import load_video_vae
 
-        return load(load_video_vae, self._open("video_vae"), dtype=dtype).decode_windows(latent)
+            vae = load(load_video_vae, self._open("video_vae"), dtype=dtype)
+        frames, height, width = latent.shape[2:]
+        announce(vae.config, device=self.device, loaded=True, width=width * CELL, height=height * CELL,
+                 tokens=4 * frames - 3, dtype=dtype, **options)
+        return vae.decode_windows(latent, **options)
 
     # Helpers of the stages
 
@@ -298,10 +308,19 @@ class MagiHumanPipeline:
     def _config(self, role: str) -> DiTConfig:
         return DiTConfig.from_state_dict(self._open(role))
 
-    def _network(self, load: Callable[..., Any], role: str) -> MagiHumanDiT:
+    def _network(self, load: Callable[..., Any], role: str, job: Job, size: tuple[int, int],
+                 tokens: int) -> MagiHumanDiT:
+        """Load a network, once the log has said what it will need for pictures of this size."""
+        from .memory import announce
+
         checkpoint = self._open(role)
-        return load(load_dit, checkpoint, dtype=self._compute_dtype(checkpoint), resident_blocks=self.resident_blocks,
-                    **role_overrides(role, self._config(role).layers))
+        config = self._config(role)
+        overrides = role_overrides(role, config.layers)
+        options = {"dtype": self._compute_dtype(checkpoint), "resident_blocks": self.resident_blocks}
+        texts = [text for text in (job.text, job.negative if role == "base" else None) if text is not None]
+        announce(replace(config, **overrides), device=self.device, width=size[0], height=size[1], tokens=tokens,
+                 text_tokens=max(text.shape[1] for text in texts), guided=len(texts) > 1, **options)
+        return load(load_dit, checkpoint, **options, **overrides)
 
     def _finite(self, latent: Tensor, role: str) -> Tensor:
         if not bool(torch.isfinite(latent).all()):
