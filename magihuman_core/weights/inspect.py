@@ -4,12 +4,15 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError
+from ..roles import role_overrides
+from ..sizes import BASE_SIZE, UPSCALED_SIZES
 from .assign import is_finite
 from .checkpoint import Checkpoint, Entry
 from .header import DTYPE_NAMES, file_format, quoted
@@ -134,7 +137,10 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines.append(("needs", NEEDS[found.kind]))
         lines.append(("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}"))
     lines += [("note", note) for note in _notes(checkpoint, found)]
-    lines += [("problem", problem) for problem in _problems(checkpoint, found, read_all)]
+    problems = list(_problems(checkpoint, found, read_all))
+    if not problems and found.kind in LOADERS:
+        lines += [("memory", needed) for needed in _memory(checkpoint, found)]
+    lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
 
@@ -174,11 +180,8 @@ def _notes(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
 def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iterator[str]:
     """What would go wrong in loading it, found without reading the large tensors."""
     if found.kind in LOADERS:
-        module, function = LOADERS[found.kind]
-        load = getattr(import_module(module, __package__), function)
-        dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
         try:
-            load(open_checkpoint(dry, found.kind), device="meta")
+            _load_dry(checkpoint, found)
         except CheckpointError as error:
             yield _without_path(error, checkpoint.name)
     if read_all:
@@ -188,6 +191,28 @@ def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iter
                     yield f"{quoted(key)} holds values that are not numbers or are infinite"
             except CheckpointError as error:
                 yield _without_path(error, checkpoint.name)
+
+
+def _load_dry(checkpoint: Checkpoint, found: Recognised):
+    """The module that a checkpoint loads to, without content. Raises CheckpointError."""
+    module, function = LOADERS[found.kind]
+    load = getattr(import_module(module, __package__), function)
+    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
+    return load(open_checkpoint(dry, found.kind), device="meta")
+
+
+def _memory(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
+    """What it will need on a GPU for a clip of the usual size."""
+    memory = import_module("..memory", __package__)
+    config = _load_dry(checkpoint, found).config
+    width, height = UPSCALED_SIZES.get((found.role or "").removeprefix("sr_"), BASE_SIZE)
+    if found.kind == "network":
+        config = replace(config, **role_overrides(found.role or "distilled", config.layers))
+    dtype = torch.float32 if found.kind == "audio_vae" else torch.bfloat16
+    try:
+        yield str(memory.estimate(config, width=width, height=height, dtype=dtype, guided=found.role == "base"))
+    except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
+        return
 
 
 def _dry(entry: Entry) -> Entry:

@@ -1,23 +1,27 @@
 """Estimates of memory against what processes really took, and what they say."""
 
 import json
+import logging
 import os
+import pkgutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from magihuman_core import DiTConfig, InputError, MagiHumanDiT, load_dit
+from magihuman_core import DiTConfig, InputError, MagiHumanDiT, MagiHumanPipeline, load_dit
 from magihuman_core.audio_vae import AudioVAEConfig
-from magihuman_core.memory import available, dry_run, estimate, size
+from magihuman_core.memory import announce, available, dry_run, estimate, size
 from magihuman_core.roles import role_overrides
 from magihuman_core.text_encoder import TextEncoderConfig
 from magihuman_core.turbo_vae import TurboVAEConfig
 from magihuman_core.video_vae import VideoVAEConfig
 from magihuman_core.weights.dit_keys import official_state_dict
+from magihuman_core.weights.inspect import describe
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -200,3 +204,49 @@ def test_errors_and_words():
         estimate(NETWORK, resident_blocks=-1)
     assert [size(n) for n in (0, 6e6, 64e6, 1.25e9)] == ["0.1 MB", "6.0 MB", "64 MB", "1.2 GB"]
     assert available("cpu") > 1e8 and available("meta") is None
+
+
+def test_inspect_says_what_a_file_needs(random_models):
+    text = describe(random_models)
+    lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
+    parts = [line.split(",")[0] for line in lines]
+    assert sorted(parts) == ["Turbo VAE", "audio VAE", *4 * ["network"], "text encoder", "video VAE"]
+    assert sum("448x256, 4 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1
+    assert all("weights and" in line and "activations" in line for line in lines)
+
+
+def test_the_log_says_it_before_a_part_is_loaded(caplog):
+    with caplog.at_level(logging.WARNING):
+        announce(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
+    assert not caplog.records
+    with caplog.at_level(logging.INFO):
+        announce(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
+        assert [record.levelname for record in caplog.records] == ["INFO"] and "network, 64x64" in caplog.text
+        huge = replace(NETWORK, layers=400, hidden=16384, sandwich_layers=(), gelu_layers=())
+        announce(huge, device="cpu", width=64, height=64, seconds=0.2)
+    assert caplog.records[-1].levelname == "WARNING" and "are free" in caplog.text
+
+
+@pytest.mark.parametrize("blocks", [None, 1])
+def test_the_pipeline_holds_one_part_at_a_time(blocks, random_models, photograph, monkeypatch):
+    """Text encoder, VAEs and both networks: each is gone, to the last weight, before the next one comes."""
+    parts: list[tuple[str, weakref.ref]] = []
+
+    def watched(name, load):
+        def loading(*args, **options):
+            assert not [name for name, weight in parts if weight() is not None]
+            module = load(*args, **options)
+            parts.extend((name, weakref.ref(weight)) for weight in module.state_dict(keep_vars=True).values())
+            return module
+        return loading
+
+    homes = {"load_text_encoder": "text_encoder", "load_video_vae": "video_vae", "load_audio_vae": "audio_vae",
+             "load_turbo_vae": "turbo_vae", "load_dit": "pipeline"}
+    for name, home in homes.items():
+        path = f"magihuman_core.{home}.{name}"
+        monkeypatch.setattr(path, watched(name, pkgutil.resolve_name(path)))
+    pipeline = MagiHumanPipeline.from_folder(random_models, device="cpu", resident_blocks=blocks)
+    clip = pipeline.generate("A person says: hello.", image=photograph, seconds=0.2, width=64, height=64, steps=1,
+                             upscale=(96, 96), sr_steps=1)
+    assert len(clip.frames) and len({name for name, _ in parts}) == 5
+    assert [name for name, weight in parts if weight() is not None] == []
