@@ -339,7 +339,7 @@ def test_interrupted_in_the_middle(random_models, tmp_path, number, code):
                     "--out", str(tmp_path / "a.mp4"), "--width", "64", "--height", "64", "--steps", "1000")
     said = b""
     deadline = time.monotonic() + 120
-    while b"distilled network" not in said and time.monotonic() < deadline and process.poll() is None:
+    while b"/1000 [" not in said and time.monotonic() < deadline and process.poll() is None:
         said += os.read(process.stderr.fileno(), 4096)
     process.send_signal(number)
     _, rest = process.communicate(timeout=60)
