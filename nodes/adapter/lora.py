@@ -1,9 +1,10 @@
-"""LoRA files that name the official, stacked weights, through ComfyUI's own LoRA nodes.
+"""LoRA files that name official weights, stacked or split, through ComfyUI's own LoRA nodes.
 
 ComfyUI's loader matches a file's names with those of the model's state dict, one name to one weight. An
 official weight, such as block.layers.0.attention.linear_qkv, is several of ours: one for each modality,
-and the gate apart. So the network gets a tree of empty stand-ins under the official names, which the
-loader finds; and the model patcher, where patches arrive, deals the rows of each out to the real weights.
+and the gate apart; one of a split checkpoint, such as linear_q_video, is some rows of ours. So the network
+gets a tree of empty stand-ins under all these names, which the loader finds; and the model patcher, where
+patches arrive, deals the rows of each out to the real weights.
 """
 
 import logging
@@ -16,7 +17,7 @@ from torch import nn
 
 from ...magihuman_core.config import DiTConfig
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.weights.dit_keys import official_rows
+from ...magihuman_core.lora import lora_targets
 
 PREFIX = "diffusion_model."
 log = logging.getLogger(__name__)
@@ -37,13 +38,13 @@ class StandIn(nn.Module):
 
 
 def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
-    """Hang the official names (all below `block`) onto the network."""
+    """Hang the official and the split names (all below `block`) onto the network."""
     network.block = nn.Module()
     network.block.layers = nn.ModuleList(nn.Module() for _ in range(config.layers))
-    for key in official_rows(config):
+    for key in lora_targets(config):
         if not key.startswith("block."):
             continue  # the others have the same name here
-        _, _, number, *path, leaf, _ = key.split(".")
+        _, _, number, *path, leaf = key.split(".")
         module = network.block.layers[int(number)]
         for name in path:
             if name not in module._modules:
@@ -90,11 +91,12 @@ def slice_patch(patch, total: int, rows: slice):
 
 
 def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:
-    """(patches of our weights, {our key: the key it came from}) for patches of official names.
+    """(patches of our weights, {our key: the key it came from}) for patches of official and split names.
 
-    shapes: our keys, with PREFIX -> shape. Patches of our own names pass unchanged.
+    shapes: our keys, with PREFIX -> shape. Patches of our own names pass unchanged. A patch of some rows of a
+    weight gets a key as ComfyUI has them for that: (our key, (dimension, first, count)).
     """
-    table = official_rows(config)
+    table = lora_targets(config)
     dealt, origin = {}, {}
     for key, patch in patches.items():
         name = key if isinstance(key, str) else key[0]
@@ -104,16 +106,17 @@ def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) ->
             continue
         if isinstance(patch, list):
             continue  # merging of models walks over all names; the real weights bring their own patches
-        parts = [(PREFIX + ours, rows) for ours, rows in table[name.removeprefix(PREFIX)]]
-        total, start = sum(rows for _, rows in parts), 0
-        for ours, rows in parts:
-            part = slice_patch(patch, total, slice(start, start + rows))
-            start += rows
+        targets = table[name.removeprefix(PREFIX).removesuffix(".weight")]
+        for target in targets:
+            ours, place = PREFIX + target.key, target.place
+            part = slice_patch(patch, targets[-1].rows.stop, target.rows)
             if part is None or ours not in shapes:
                 log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
                 continue
-            dealt[ours] = part
-            origin[ours] = key
+            count = place.stop - place.start
+            where = ours if count == shapes[ours][0] else (ours, (0, place.start, count))
+            dealt[where] = part
+            origin[where] = key
     return dealt, origin
 
 

@@ -95,6 +95,30 @@ assert not close((video, audio), plain, 1e-2)
 assert close(sample(model), plain, 0), "the model itself is unchanged after the LoRA"
 print("LoRA with official names equals weights merged by hand")
 
+# Names of split checkpoints, each part with a down matrix of its own; joined by hand in the official order.
+config = model.model.diffusion_model.config
+queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+lora_of_parts, change = {}, {}
+for layer in (0, min(set(range(config.layers)) - set(config.sandwich_layers))):
+    name = f"block.layers.{layer}.attention.linear_"
+    rows = []
+    for modality in ("_video", "_audio", "_text") if layer in config.sandwich_layers else ("",):
+        for part, height in (("q", queries), ("k", keys), ("v", keys), ("g", config.heads)):
+            up, down = random(height, 4), random(4, config.hidden)
+            full = f"diffusion_model.{name}{part}{modality}"
+            lora_of_parts |= {f"{full}.lora_A.weight": down, f"{full}.lora_B.weight": up}
+            rows.append(0.7 * up @ down)
+    change[f"{name}qkv.weight"] = torch.cat(rows)
+split_patched = with_lora(lora_of_parts)
+assert sum(map(len, split_patched.patches.values())) == 16
+got = sample(split_patched)
+with torch.no_grad():
+    joined = JointDenoiser(merged(change), shapes, TEXT)
+    expected = list(unpack_latents(want(joined, x, flow_sigmas(2), disable=True), shapes))
+expected[0] = model.model.latent_format.process_out(expected[0])
+assert close(got, expected, 2e-3) and not close(got, plain, 1e-2)
+print("LoRA with split names equals weights merged by hand")
+
 # Kinds of patch that are not plain LoRA.
 key = "diffusion_model.block.layers.0.attention.linear_qkv"
 rows, columns = official["block.layers.0.attention.linear_qkv.weight"].shape
