@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import prod
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +31,7 @@ from .config import PATCH, DiTConfig
 from .dit import CPU_CHUNK, MagiHumanDiT
 from .errors import InputError
 from .sizes import CELL, TEXT_TOKENS, audio_tokens, latent_frames
-from .streaming import choose_streamed, streamed_sizes
+from .streaming import choose_streamed, free_memory, streamed_sizes
 from .text_encoder import TextEncoder, TextEncoderConfig
 from .turbo_vae import TurboVAE, TurboVAEConfig
 from .video_vae import VideoVAE, VideoVAEConfig
@@ -123,13 +122,7 @@ def available(device: str | torch.device) -> int | None:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None
+    return free_memory() if device.type == "cpu" else None
 
 
 def announce(config: Config, *, device: str | torch.device, loaded: bool = False, **options) -> None:

@@ -79,8 +79,8 @@ def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Se
     if stream_from not in (None, "file", "memory"):
         raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
     if stream_from is None and torch.device(device).type != "cpu":
-        fits = fits_in_memory(streamed_sizes(blocks, streamed, dtype)[0])
-        stream_from = "memory" if fits else "file"
+        needed = streamed_sizes(blocks, streamed, dtype)[0] + SPARE
+        stream_from = "memory" if needed < (free_memory() or 0) else "file"
     streamer = BlockStreamer(blocks, tensors, streamed, dtype=dtype, device=device, in_memory=stream_from == "memory")
     log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
              len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")
@@ -310,11 +310,10 @@ class Copier:
         buffer[: plan.nbytes].copy_(self.kept[plan.index])
 
 
-def fits_in_memory(nbytes: int) -> bool:
-    """Whether main memory has room for so much, as far as the system tells."""
+def free_memory() -> int | None:
+    """Bytes of main memory that are free or can be freed; None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
-        return False
-    return nbytes + SPARE < free
+        return None
