@@ -8,12 +8,12 @@ process of its own and prints the peak of resident memory over the size of the l
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from process_memory import resident
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, MagiHumanDiT, load_dit
@@ -76,12 +76,11 @@ def measure(way: str, path: Path, small: Path, answers) -> None:
     """Runs in its own process; a first small run brings in what the libraries need."""
     torch.set_num_threads(1)
     WAYS[way](small)
-    status = Path("/proc/self/status").read_text().splitlines()
-    before = int(next(line for line in status if line.startswith("VmRSS")).split()[1]) * 1024
+    before = resident("VmRSS")
     start = time.perf_counter()
     dit = WAYS[way](path)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    peak = resident("VmHWM") - before
     loaded = sum(p.nbytes for p in dit.parameters()) if dit is not None else 0
     answers.put((peak, loaded, seconds))
 

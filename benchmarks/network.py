@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from process_memory import resident
 
 from magihuman_core import DiTConfig, MagiHumanDiT
 
@@ -20,12 +21,6 @@ CONFIG = DiTConfig(
     layers=10, hidden=1024, head_dim=128, heads=8, kv_heads=2, video_channels=48, audio_channels=64, text_channels=3584,
     gelu_width=4096, swiglu_width=1024 * 8 // 3 // 4 * 4, sandwich_layers=(0, 1, 8, 9), gelu_layers=(0, 1),
 )  # fmt: skip
-
-
-def resident(field: str) -> float:
-    """A line of /proc/self/status, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def bare_products(dit: MagiHumanDiT):
@@ -70,7 +65,7 @@ def main() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
         before = resident("VmRSS")
         dit(*clip)
-        print(f"peak memory over the weights: {resident('VmHWM') - before:.0f} MB")
+        print(f"peak memory over the weights: {(resident('VmHWM') - before) / 2**20:.0f} MB")
         bare = bare_products(dit)
         times = [(seconds(bare), seconds(lambda: dit(*clip))) for _ in range(args.repeats)]
     products, forward = (min(column) for column in zip(*times, strict=True))

@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+from process_memory import resident
 
 from magihuman_core import DiTConfig, load_dit
 from magihuman_core.memory import estimate, size
@@ -24,12 +25,6 @@ from magihuman_core.memory import estimate, size
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens
 NAMES = {"torch.bfloat16": ("BF16", 2), "torch.float32": ("F32", 4)}
-
-
-def resident(field: str) -> int:
-    """A line of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def write_network(path: Path, dtype: str) -> None:

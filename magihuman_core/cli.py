@@ -224,7 +224,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("magihuman: interrupted; nothing was written.", file=sys.stderr)
+        # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
+        print("\nmagihuman: interrupted; nothing was written.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -145,7 +145,7 @@ def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str
              guided: bool) -> Estimate:
     dit = _bodiless(MagiHumanDiT, config, dtype)
     weights, streamed = _resident(dit, dtype, resident)
-    activations = _network_activations(config, cells, audio, text, dtype, device, guided)
+    activations = network_activations(config, cells, audio, text, dtype, device, guided)
     video = cells[0] * cells[1] * cells[2] // PATCH**2
     job = (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
            f"({video:,} video, {audio:,} audio, {text:,} text)")
@@ -174,7 +174,10 @@ def _network_advice(dit: MagiHumanDiT, dtype, resident: int | None, weights: int
 
 
 @lru_cache(maxsize=32)
-def _network_activations(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, guided: bool) -> int:
+def network_activations(
+    config: DiTConfig, cells: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype, device: str, guided: bool
+) -> int:
+    """The most bytes of activations in a forward pass. cells: (T, H, W) of the latent; audio, text: tokens."""
     local = set(config.local_layers)
     kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
     for i in range(config.layers):

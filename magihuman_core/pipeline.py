@@ -41,6 +41,7 @@ from .sizes import (
 from .super_resolution import prepare_super_resolution
 from .waveform import OUTPUT_RATE, resample, to_stereo
 from .weights import Checkpoint, open_checkpoint
+from .weights.dit_keys import network_config
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -306,7 +307,7 @@ class MagiHumanPipeline:
         return checkpoint
 
     def _config(self, role: str) -> DiTConfig:
-        return DiTConfig.from_state_dict(self._open(role))
+        return network_config(self._open(role))
 
     def _network(self, load: Callable[..., Any], role: str, job: Job, size: tuple[int, int],
                  tokens: int) -> MagiHumanDiT:
@@ -314,7 +315,7 @@ class MagiHumanPipeline:
         from .memory import announce
 
         checkpoint = self._open(role)
-        config = self._config(role)
+        config = network_config(checkpoint)
         overrides = role_overrides(role, config.layers)
         options = {"dtype": self._compute_dtype(checkpoint), "resident_blocks": self.resident_blocks}
         texts = [text for text in (job.text, job.negative if role == "base" else None) if text is not None]

@@ -133,8 +133,7 @@ def _check_dialogue(section: str, body: str) -> list[str]:
             continue
         if match["language"].strip().casefold() not in {name.casefold() for name in LANGUAGES}:
             language = match["language"].strip()
-            warnings.append(f"Dialogue line {number} is in {language!r}; the model speaks "
-                            f"{', '.join(LANGUAGES)}.")
+            warnings.append(f"Dialogue line {number} is in {language!r}; the model speaks {', '.join(LANGUAGES)}.")
         if _comparable(match["line"]) not in heard:
             warnings.append(f"Dialogue line {number} is not quoted in the body; it must stand there too, "
                             "where it is said.")

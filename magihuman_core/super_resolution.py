@@ -19,6 +19,11 @@ def zero_snr_table(count: int = 1000) -> Tensor:
     return (signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))
 
 
+def upsample(video: Tensor, height: int, width: int) -> Tensor:
+    """[B, C, T, h, w] -> fp32 [B, C, T, height, width]: trilinear, the corners' centres aligned."""
+    return F.interpolate(video.float(), (video.shape[2], height, width), mode="trilinear", align_corners=True)
+
+
 def prepare_super_resolution(
     video: Tensor,
     audio: Tensor,
@@ -40,7 +45,7 @@ def prepare_super_resolution(
     table = zero_snr_table()
     if not 0 <= noise_level < len(table):
         raise InputError(f"noise_level is {noise_level}, expected 0 to {len(table) - 1}.")
-    video = F.interpolate(video.float(), (video.shape[2], height, width), mode="trilinear", align_corners=True)
+    video = upsample(video, height, width)
     if noise_level:
         if video_noise is None or video_noise.shape != video.shape:
             given = None if video_noise is None else tuple(video_noise.shape)

@@ -234,14 +234,14 @@ class TurboVAE(nn.Module):
         tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
-        self._check(z)
+        self.check_latent(z)
         windows = self.decode_windows(z, normalised=normalised, tile=tile, overlap=overlap)
         return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
 
     def decode_windows(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
                        overlap: int = 8) -> Iterator[Tensor]:
         """The same frames as decode gives, in pieces [B, 3, f, 16H, 16W] of one window each, in order."""
-        self._check(z)
+        self.check_latent(z)
         if normalised:
             z = self.statistics.denormalise(z)
         first, step, factor = self.config.first_chunk_size, self.config.step_size, self.config.temporal_factor
@@ -272,7 +272,7 @@ class TurboVAE(nn.Module):
         """The dtype the network computes in."""
         return self.decoder.conv_in.conv.weight.dtype
 
-    def _check(self, z: Tensor) -> None:
+    def check_latent(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
             raise InputError(f"The latent has shape {list(z.shape)}, but this Turbo VAE decodes"
                              f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")

@@ -192,14 +192,14 @@ class VideoVAE(nn.Module):
             windows = self.decode_windows(part, normalised=normalised)
             return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1))
 
-        self._check_latent(z)
+        self.check_latent(z)
         if tile is None:
             return whole(z)
         return decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
 
     def decode_windows(self, z: Tensor, *, normalised: bool = True) -> Iterator[Tensor]:
         """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time."""
-        self._check_latent(z)
+        self.check_latent(z)
         if normalised:
             z = self.statistics.denormalise(z)
         state: State = {}
@@ -211,7 +211,7 @@ class VideoVAE(nn.Module):
         """The dtype the network computes in."""
         return self.conv1.weight.dtype
 
-    def _check_latent(self, z: Tensor) -> None:
+    def check_latent(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
             raise InputError(f"The latent has shape {list(z.shape)}, but this video VAE decodes"
                              f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")

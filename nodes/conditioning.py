@@ -71,8 +71,7 @@ def parse_dialogue(text: str) -> list[tuple[str, str, str]]:
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         match = LINE.fullmatch(line)
         if match is None:
-            raise InputError(f"Dialogue line {number} reads {line!r}, expected 'short description, "
-                             "Language: words'.")
+            raise InputError(f"Dialogue line {number} reads {line!r}, expected 'short description, Language: words'.")
         entries.append((match["speaker"], match["language"], match["line"]))
     return entries
 

@@ -27,9 +27,8 @@ def resolve(folder: str, choice: str) -> Path:
         if posix == choice or shard:
             path = Path(folder_paths.get_full_path_or_raise(folder, name))
             return path.parent if shard else path
-    raise InputError(f"{choice!r} is not in ComfyUI's {folder} folder. Put the file there, press R to "
-                     "refresh, "
-                     "and choose it again.")
+    raise InputError(f"{choice!r} is not in ComfyUI's {folder} folder. Put the file there, press R to refresh, and "
+                     "choose it again.")
 
 
 def tokenizers() -> list[str]:

@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media import fit_image
-from ..magihuman_core.sizes import FPS, SNAP, audio_tokens, decoded_frames, latent_frames, snap_size
+from ..magihuman_core.media import fit_image, to_rgb
+from ..magihuman_core.sizes import CELL, FPS, SNAP, audio_tokens, decoded_frames, latent_frames, snap_size
 from ..magihuman_core.waveform import to_stereo
 from .adapter.streams import empty, joined, masks, split
 from .adapter.vae import encode_frames, encode_sound
@@ -70,12 +70,11 @@ def hold_first_frame(vae, image: Tensor, latent: dict) -> dict:
     """Put a picture into latent frame 0 of a LATENT, to be kept. image: IMAGE [B, h, w, C]."""
     video, audio = split(latent)
     video_mask, audio_mask = masks(latent)
-    picture = encode_frames(vae, fit_image(to_pil(image), video.shape[4] * 16, video.shape[3] * 16))
+    picture = encode_frames(vae, fit_image(to_pil(image), video.shape[4] * CELL, video.shape[3] * CELL))
     if picture.shape[1] != video.shape[1] or picture.shape[3:] != video.shape[3:]:
         raise InputError(
-            f"The VAE makes {picture.shape[1]} channels of {picture.shape[4]}x{picture.shape[3]} cells, but "
-            "the latent has "
-            f"{video.shape[1]} of {video.shape[4]}x{video.shape[3]}: connect the Wan2.2 VAE."
+            f"The VAE makes {picture.shape[1]} channels of {picture.shape[4]}x{picture.shape[3]} cells, but the "
+            f"latent has {video.shape[1]} of {video.shape[4]}x{video.shape[3]}: connect the Wan2.2 VAE."
         )
     video = video.clone()
     video[:, :, :1] = picture.to(video)
@@ -90,10 +89,7 @@ def to_pil(image: Tensor):
     if image.ndim != 4 or 0 in image.shape:
         raise InputError(f"The image has shape {list(image.shape)}, expected a picture. Connect Load Image.")
     pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    if pixels.shape[2] == 4:
-        picture = Image.fromarray(pixels, "RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -122,17 +118,17 @@ class MagiHumanDrivingAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio_vae, audio, latent, length, max_seconds) -> io.NodeOutput:
-        video, _ = split(latent)
+        video, old = split(latent)
         video_mask, _ = masks(latent)
         waveform, rate = stereo(audio)
-        seconds = max_seconds if length == FROM_AUDIO else split(latent)[1].shape[2] / FPS
+        seconds = max_seconds if length == FROM_AUDIO else old.shape[2] / FPS
         waveform = waveform[:, : round(seconds * rate)]
         if length == FROM_LATENT:
             missing = round(seconds * rate) - waveform.shape[1]
             waveform = torch.nn.functional.pad(waveform, (0, max(0, missing)))
-        sound = sound_latent(audio_vae, waveform, rate, split(latent)[1])
+        sound = sound_latent(audio_vae, waveform, rate, old)
         if length == FROM_LATENT:
-            sound = sound[:, :, : split(latent)[1].shape[2]]
+            sound = sound[:, :, : old.shape[2]]
         frames = latent_frames(sound.shape[2])
         video, video_mask = resize_time(video, frames, 0), resize_time(video_mask, frames, 1)
         sound = sound.expand(video.shape[0], -1, -1)
@@ -160,8 +156,7 @@ def sound_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor
     sound = encode_sound(audio_vae, waveform, rate)
     if sound.shape[1] != like.shape[1]:
         raise InputError(f"The audio VAE makes {sound.shape[1]} channels, but the latent's sound has "
-                         f"{like.shape[1]}: "
-                         "connect MagiHuman's audio VAE.")
+                         f"{like.shape[1]}: connect MagiHuman's audio VAE.")
     return sound.to(like)
 
 

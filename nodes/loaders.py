@@ -71,8 +71,7 @@ class MagiHumanModelLoader(io.ComfyNode):
         if role == AUTO:
             role = find_role(path, open_checkpoint(path).metadata)
         if role is None:
-            raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: "
-                             "set role "
+            raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
                              f"to one of {', '.join(ROLES)}.")
         return path, role
 

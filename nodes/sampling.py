@@ -37,9 +37,8 @@ def find_mode(model, mode: str) -> str:
     if mode in (AUTO, fitting):
         return fitting
     if SR in (mode, fitting):
-        raise InputError(f"The model's role is {role}, which cannot sample in the mode {mode!r}: choose "
-                         "another model, "
-                         "or correct the role in Load MagiHuman Model.")
+        raise InputError(f"The model's role is {role}, which cannot sample in the mode {mode!r}: choose another "
+                         "model, or correct the role in Load MagiHuman Model.")
     log.warning("A %s model is sampled in the mode %r; it was made for %r.", role, mode, fitting)
     return mode
 

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.sizes import CELL, upscaled_size
+from ..magihuman_core.super_resolution import upsample
 from .adapter.streams import joined, split
 from .latents import hold_first_frame
 
@@ -43,8 +44,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         width, height = video.shape[4] * CELL, video.shape[3] * CELL
         wanted = (int(width * factor), int(height * factor)) if target == FACTOR else target
         width, height = upscaled_size(width, height, wanted)
-        size = (video.shape[2], height // CELL, width // CELL)
-        large = torch.nn.functional.interpolate(video.float(), size, mode="trilinear", align_corners=True)
+        large = upsample(video, height // CELL, width // CELL)
         result = joined(latent, large, audio, torch.ones_like(large[:, :1]), torch.zeros_like(audio[:, :1]))
         result[UPSCALED] = True
         if image is not None:

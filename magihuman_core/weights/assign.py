@@ -36,7 +36,7 @@ def assign_weights(
     checkpoint = tensors if isinstance(tensors, Checkpoint) else from_tensors(tensors)
     name = name or checkpoint.name
     places = dict(_places(module))
-    _check(checkpoint, {key: place[0] for key, place in places.items()}, name)
+    check_tensors(checkpoint, {key: place[0] for key, place in places.items()}, name)
     for key, (_, owner, leaf) in places.items():
         if leave(key):
             continue
@@ -82,8 +82,8 @@ def _places(module: nn.Module):
                 yield dot + leaf, (tensor, owner, leaf)
 
 
-def _check(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], name: str) -> None:
-    """Names, shapes, and that numbers are of the right sort; all before anything is read."""
+def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError unless names, shapes and sorts of numbers are the wanted ones; nothing is read."""
     missing = [key for key in wanted if key not in checkpoint]
     unexpected = [key for key in checkpoint if key not in wanted]
     if missing or unexpected:

@@ -130,9 +130,9 @@ def _precious(key: str) -> bool:
 
 def _split(checkpoint: Checkpoint) -> Checkpoint:
     """Official names -> q, k, v, gate and modalities apart. Only the rows of a part are read for it."""
-    from ..config import DiTConfig
+    from .dit_keys import network_config
 
-    config = DiTConfig.from_state_dict(checkpoint)
+    config = network_config(checkpoint)
     rows = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2, config.heads]
     entries: dict[str, Entry] = {}
     for key, entry in checkpoint.entries.items():

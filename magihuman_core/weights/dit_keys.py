@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..config import DiTConfig
 from ..sequence import MODALITIES
 from .checkpoint import Checkpoint, Entry
+from .recognise import inferring
 
 ATTENTION = ("pre_norm", "linear_qkv", "linear_proj", "q_norm", "k_norm")
 MLP = ("pre_norm", "up_gate_proj", "down_proj")
@@ -64,6 +65,12 @@ def official_rows(config: DiTConfig) -> dict[str, list[tuple[str, int | None]]]:
                 (f"blocks.{layer}.experts.{expert}.{part}.weight", rows[part]) for expert in experts for part in parts
             ]
     return table | {key: [(key, None)] for key in TOP}
+
+
+def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
+    """The sizes that a checkpoint of official keys tells. Raises CheckpointError where its shapes make no sense."""
+    with inferring(checkpoint.name, "network"):
+        return DiTConfig.from_state_dict(checkpoint, **overrides)
 
 
 def keep_fp32(key: str) -> bool:

@@ -184,8 +184,7 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
             raise CheckpointError(f"{path}: is damaged: {quoted(name)} {fault}. {DOWNLOAD_AGAIN}")
         position += info.nbytes
     if position > size:
-        raise CheckpointError(f"{path}: is cut off: {size:,} of {position:,} bytes are there. "
-                              f"{DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{path}: is cut off: {size:,} of {position:,} bytes are there. {DOWNLOAD_AGAIN}")
     if position < size:
         extra = size - position
         raise CheckpointError(f"{path}: is damaged: {extra:,} bytes follow its last tensor. {DOWNLOAD_AGAIN}")

@@ -212,7 +212,6 @@ def _open_shards(folder: Path, shards: list[Path], weight_map: Mapping[str, str]
                 entries[key], where[key] = file.entry(info), name
     absent = [key for key in weight_map if key not in entries]
     if absent:
-        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the "
-                              f"first is {quoted(absent[0])}. Files and index are of different versions: "
-                              "download both again.")
+        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
+                              f"{quoted(absent[0])}. Files and index are of different versions: download both again.")
     return Checkpoint(entries, str(folder), metadata, folder)

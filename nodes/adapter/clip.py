@@ -87,9 +87,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
     fp8 = dtype is not None and dtype.itemsize == 1
     encoder = load_text_encoder(path, tokenizer, dtype=compute if fp8 else dtype or compute, operations=Operations)
     if encoder.tokenizer is None:
-        raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, "
-                              "or choose "
-                              "it as tokenizer.")
+        raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or "
+                              "choose it as tokenizer.")
     if fp8:
         for module in encoder.encoder.layers.modules():
             if isinstance(module, nn.Linear):  # embeddings and norms keep their precision
@@ -113,5 +112,5 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list:
     """CONDITIONING of a text. Raises InputError for a CLIP that is not MagiHuman's."""
     tokens = clip.tokenize(text)
     if NAME not in tokens:
-        raise InputError("The CLIP is another model's text encoder: connect one from MagiHuman Text Encoder Loader.")
+        raise InputError("The CLIP is another model's text encoder: connect one from Load MagiHuman Text Encoder.")
     return clip.encode_from_tokens_scheduled(tokens)

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.config import PATCH, DiTConfig
-from ...magihuman_core.dit import CHUNK
+from ...magihuman_core.dit import MagiHumanDiT
 from ...magihuman_core.errors import InputError
+from ...magihuman_core.memory import network_activations
 from ...magihuman_core.roles import role_overrides
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.super_resolution import zero_snr_table
 from ...magihuman_core.weights import open_checkpoint
-from ...magihuman_core.weights.dit_keys import split_official
+from ...magihuman_core.weights.assign import check_tensors
+from ...magihuman_core.weights.dit_keys import network_config, split_official
 from ...magihuman_core.weights.quantised import FP8
 from . import weights
 from .lora import add_stand_ins, is_stand_in, patcher_class
@@ -117,9 +119,8 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         if text is None or text.shape[-1] != config.text_channels:
             found = "none" if text is None else f"{text.shape[-1]} channels"
             raise InputError(
-                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode "
-                "the prompt "
-                "with a CLIP from Load MagiHuman Text Encoder."
+                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode the "
+                "prompt with a CLIP from Load MagiHuman Text Encoder."
             )
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
         out["c_crossattn"] = comfy.conds.CONDRegular(text)
@@ -154,19 +155,11 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         """Bytes that activations take at their peak, from the packed latent's size."""
         config = self.network_config
         batch, values = input_shape[0], math.prod(input_shape[1:])
-        # The few values of the sound count as picture here, which makes up for its narrower tokens.
-        tokens = values // (config.video_channels * PATCH**2) + TEXT_TOKENS
-        return batch * activation_bytes(config, tokens, self.diffusion_model.compute_dtype.itemsize)
-
-
-def activation_bytes(config: DiTConfig, tokens: int, width: int) -> int:
-    """Peak of one block's activations: residual, q, k, v (twice, while parts are joined), attention, a chunk's MLP."""
-    c = config
-    qkv = (c.heads + 2 * c.kv_heads) * c.head_dim
-    per_token = 4 * c.hidden + 2 * width * qkv + 2 * width * c.heads * c.head_dim + 8 * c.heads
-    inner = max(c.gelu_width, 2 * c.swiglu_width)
-    chunk = min(tokens, CHUNK)
-    return tokens * per_token + chunk * inner * (width + 8) + tokens * 2 * c.rope_bands * 3 * 4
+        # The packed size does not tell the clip's shape: one row with as many tokens stands for it. The few
+        # values of the sound count as picture here, which makes up for its narrower tokens.
+        row = (1, PATCH, PATCH * max(1, values // (config.video_channels * PATCH**2)))
+        compute_dtype = self.diffusion_model.compute_dtype
+        return batch * network_activations(config, row, 1, TEXT_TOKENS, compute_dtype, "cuda", False)
 
 
 def sr_signal(noise_level: int) -> float:
@@ -212,7 +205,7 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, fast=False
     offload = options.get("offload_device", mm.unet_offload_device())
     model_config = ModelConfig(config, role)
     supported = model_config.supported_inference_dtypes
-    weights.check(tensors, config)
+    check_tensors(tensors, MagiHumanDiT(config, device="meta").state_dict(), tensors.name)
 
     dtype = options.get("dtype", dtype)
     quantise = dtype if dtype in FP8 else None
@@ -271,7 +264,7 @@ def load_model(path, role: str, dtype: torch.dtype | None = None, fast=False, mo
                disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads. Raises CheckpointError."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
-    sizes = DiTConfig.from_state_dict(checkpoint)
+    sizes = network_config(checkpoint)
     config = replace(sizes, **role_overrides(role, sizes.layers))
     tensors = split_official(checkpoint, config)
     patcher = build_model(tensors, config, role, dtype=dtype, fast=fast, model_options=model_options,

@@ -32,21 +32,18 @@ def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None
         raise InputError(f"The latent holds one stream of shape {list(shapes[0])}, without the sound. {hint}")
     if len(shapes) != 2 or len(shapes[0]) != 5 or len(shapes[1]) != 3:
         found = " and ".join(str(list(s)) for s in shapes)
-        raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. "
-                         f"{hint}")
+        raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. {hint}")
     for name, shape, count in zip(("video", "audio"), shapes, channels or (None, None), strict=True):
         if count is not None and shape[1] != count:
             raise InputError(
-                f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made by "
-                "another "
+                f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made by another "
                 f"model's VAE or latent node. {hint}"
             )
     height, width = shapes[0][3:]
     if height % 2 or width % 2:
         raise InputError(
-            f"The video latent is {width} x {height} cells of 16 pixels, expected even numbers: choose a "
-            "width "
-            "and height in multiples of 32 pixels."
+            f"The video latent is {width} x {height} cells of 16 pixels, expected even numbers: choose a width and "
+            "height in multiples of 32 pixels."
         )
     if shapes[0][0] != shapes[1][0]:
         raise InputError(f"The latent has {shapes[0][0]} videos but {shapes[1][0]} sounds; both need the "

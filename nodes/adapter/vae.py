@@ -57,7 +57,7 @@ class VideoStage(nn.Module):
 
     def decode(self, z: Tensor, output_buffer: Tensor | None = None, **tiling) -> Tensor:
         """Raw latents [B, C, T, H, W] -> frames [B, 3, F, h, w] in about [-1, 1], into output_buffer if given."""
-        self.vae._check_latent(z) if hasattr(self.vae, "_check_latent") else self.vae._check(z)
+        self.vae.check_latent(z)
         if output_buffer is None:
             output_buffer = z.new_empty(self.decode_output_shape(z.shape))
         progress = comfy.utils.ProgressBar(output_buffer.shape[2])
@@ -180,8 +180,7 @@ def check(vae, kind: str, channels: int | None = None) -> None:
     if getattr(vae, "latent_dim", None) == dims and channels in (None, found):
         return
     wanted = {"video": "MagiHuman Turbo VAE or the Wan2.2 VAE", "audio": "MagiHuman Audio VAE"}[kind]
-    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect "
-                     f"{wanted}.")
+    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")
 
 
 def encode_frames(vae, frames: Tensor) -> Tensor:

@@ -5,9 +5,6 @@ import json
 import torch
 from torch import Tensor
 
-from ...magihuman_core.config import DiTConfig
-from ...magihuman_core.dit import MagiHumanDiT
-from ...magihuman_core.errors import CheckpointError
 from ...magihuman_core.weights import Checkpoint
 from ...magihuman_core.weights.dit_keys import keep_fp32
 from ...magihuman_core.weights.quantised import FP8, Quantised, as_quantised
@@ -38,23 +35,6 @@ def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantise: torch.dtype | 
             state[key], state[f"{layer}.weight_scale"] = data, scale
             state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
     return state
-
-
-def check(tensors: Checkpoint, config: DiTConfig) -> None:
-    """Raise CheckpointError unless these are the tensors of the network, all of them, in its shapes."""
-    wanted = {key: tuple(value.shape) for key, value in MagiHumanDiT(config, device="meta").state_dict().items()}
-    missing = [key for key in wanted if key not in tensors]
-    unexpected = [key for key in tensors if key not in wanted]
-    if missing or unexpected:
-        listed = ", ".join((missing or unexpected)[:3])
-        raise CheckpointError(f"{tensors.name}: {len(missing)} tensors are missing and {len(unexpected)} "
-                              "are not known "
-                              f"({listed}). Choose a complete file of this model.")
-    for key, shape in wanted.items():
-        if tuple(tensors.shape(key)) != shape:
-            raise CheckpointError(f"{tensors.name}: {key} has shape {list(tensors.shape(key))}, expected "
-                                  f"{list(shape)}. "
-                                  "The file belongs to another model or size.")
 
 
 def _may_quantise(key: str) -> bool:

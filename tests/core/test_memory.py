@@ -171,7 +171,7 @@ def test_inside_inference_mode_it_is_the_same():
     parts, clip = (NETWORK, TURBO, AUDIO, TEXT), {"width": 96, "height": 96, "seconds": 0.4}
     with torch.inference_mode():
         inside = [estimate(config, **clip) for config in parts]
-    for cached in ("_network_activations", "_video", "_audio", "_text"):
+    for cached in ("network_activations", "_video", "_audio", "_text"):
         estimate.__globals__[cached].cache_clear()
     assert [estimate(config, **clip) for config in parts] == inside
 

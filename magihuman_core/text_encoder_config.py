@@ -1,0 +1,165 @@
+"""The text encoder's architecture as data: from a config.json, from what came with the weights, and from shapes."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from .errors import CheckpointError, InputError
+from .weights import Checkpoint
+
+MAX_JSON = 1 << 20  # bytes; the official config.json has under 3 kB
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """T5Gemma's encoder, with the field names of its config.json; the defaults are the 9B encoder's.
+
+    layer_types: "sliding_attention" or "full_attention" per layer; None: alternating, sliding first.
+    use_attn_logit_softcapping: whether attn_logit_softcapping is applied. The released pipeline runs an
+    attention that ignores it, so the transformer never saw text encoded with the cap.
+    """
+
+    hidden_size: int = 3584
+    num_hidden_layers: int = 42
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 256
+    intermediate_size: int = 14336
+    vocab_size: int = 256000
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    sliding_window: int = 4096
+    layer_types: tuple[str, ...] | None = None
+    query_pre_attn_scalar: float = 256
+    attn_logit_softcapping: float | None = 50.0
+    use_attn_logit_softcapping: bool = False
+
+    @classmethod
+    def from_mapping(cls, config: Mapping | None) -> "TextEncoderConfig":
+        """From a config.json's contents, the encoder's part alone or nested under "encoder".
+
+        Fields of no concern here are passed over. Raises InputError for values that cannot be run.
+        """
+        if isinstance(config, TextEncoderConfig):
+            return config
+        outer = {} if config is None else config
+        inner = outer.get("encoder") if isinstance(outer, Mapping) else None
+        for part in (outer, {} if inner is None else inner):
+            if not isinstance(part, Mapping):
+                raise InputError(f"text encoder config: expected a table of names and values, got {str(part)[:80]}. "
+                                 "Use the config.json that belongs to the weights.")
+        config = {**outer, **(inner or {})}
+        if isinstance(config.get("rope_parameters"), Mapping):         # as newer config.json files have it
+            config.setdefault("rope_theta", config["rope_parameters"].get("rope_theta", cls.rope_theta))
+        activation = config.get("hidden_activation", "gelu_pytorch_tanh")
+        if activation != "gelu_pytorch_tanh":
+            raise InputError(f"text encoder config: hidden_activation is {str(activation)[:80]!r}, expected "
+                             "'gelu_pytorch_tanh'; this is not the config of a T5Gemma encoder.")
+        return cls(**{f.name: _typed(config[f.name], f.name, f.default) for f in fields(cls) if f.name in config})
+
+    def slides(self, layer: int) -> bool:
+        """Whether a layer's attention is limited to the sliding window."""
+        if self.layer_types is not None:
+            return self.layer_types[layer] == "sliding_attention"
+        return layer % 2 == 0
+
+
+def _typed(value, name: str, default):
+    """A config's value of the kind that belongs to its name (lists become tuples). Raises InputError."""
+    if name == "layer_types":
+        if value is None:
+            return None
+        if isinstance(value, (list, tuple)) and value and all(
+                isinstance(item, str) and item in ("sliding_attention", "full_attention") for item in value):
+            return tuple(value)
+        expected = "a list of sliding_attention and full_attention"
+    elif isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+        expected = "true or false"
+    elif isinstance(default, float) or name == "query_pre_attn_scalar":
+        if value is None and name == "attn_logit_softcapping":
+            return None
+        # Of a whole number without end even the conversion to float would fail.
+        if (isinstance(value, float) and math.isfinite(value) and value > 0) or _is_size(value):
+            return value
+        expected = "a positive number"
+    else:
+        if _is_size(value):
+            return value
+        expected = "a positive whole number"
+    raise InputError(f"text encoder config: {name} is {str(value)[:80]!r}, expected {expected}. "
+                     "Use the config.json that belongs to the weights.")
+
+
+def _is_size(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
+def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) -> TextEncoderConfig:
+    """All sizes that shapes tell, the rest from config or the 9B encoder's. Raises CheckpointError."""
+    given = TextEncoderConfig.from_mapping(config)
+    first = "encoder.layers.0."
+
+    def shape(key: str) -> tuple[int, ...]:
+        try:
+            return checkpoint.shape(key)
+        except KeyError:
+            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; "
+                                  "get it anew.") from None
+
+    vocab_size, hidden_size = shape("encoder.embed_tokens.weight")
+    inner = shape(first + "self_attn.q_proj.weight")[0]
+    kv_inner = shape(first + "self_attn.k_proj.weight")[0]
+    if inner % given.head_dim or kv_inner % given.head_dim:
+        raise CheckpointError(f"{checkpoint.name}: {inner} rows of queries and {kv_inner} of keys do not "
+                              f"divide into heads of {given.head_dim}. Give the config.json (head_dim).")
+    layers = 0
+    while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
+        layers += 1
+    values = {f.name: getattr(given, f.name) for f in fields(given)}
+    values.update(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
+        num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
+        intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if given.head_dim % 2 or not kv_heads or heads % kv_heads:
+        raise CheckpointError(f"{checkpoint.name}: {heads} heads of queries, {kv_heads} of keys, {given.head_dim} "
+                              "wide, do not go together. Give the config.json made for these weights.")
+    if given.layer_types is not None and len(given.layer_types) != layers:
+        raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
+                              f"{len(given.layer_types)}. Give the config.json made for these weights.")
+    return TextEncoderConfig(**values)
+
+
+def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
+    """The config that came with the weights: in the file's metadata, or config.json beside them.
+
+    What is no JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
+    be run.
+    """
+    text, place = checkpoint.metadata.get("config"), checkpoint.name
+    try:
+        if text is None and (path := beside(checkpoint.path, "config.json")):
+            place = str(path)
+            text = path.read_bytes() if path.stat().st_size <= MAX_JSON else None
+        config = json.loads(text) if isinstance(text, (str, bytes)) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    # A config.json of another model may lie in the same folder.
+    kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    if not kind.startswith(("t5_gemma", "t5gemma")):
+        return None
+    try:
+        return TextEncoderConfig.from_mapping(config)
+    except InputError as error:
+        raise CheckpointError(f"{place}: {error}") from None
+
+
+def beside(path: Path | None, *names: str) -> Path | None:
+    """The first of these files that lies beside the weights, or in their folder."""
+    folder = None if path is None else (path if path.is_dir() else path.parent)
+    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    return found[0] if found else None
