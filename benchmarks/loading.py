@@ -17,9 +17,9 @@ from process_memory import resident
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, MagiHumanDiT, load_dit
-from magihuman_core.weights import Entry, assign_weights, open_checkpoint
+from magihuman_core.weights import Entry, open_checkpoint
 from magihuman_core.weights.convert import convert
-from magihuman_core.weights.dit_keys import keep_fp32, official_state_dict, split_official
+from magihuman_core.weights.dit_keys import official_state_dict, split_official
 from magihuman_core.weights.write import write_checkpoint
 
 
@@ -49,11 +49,7 @@ def ours_bf16(path: Path) -> torch.nn.Module:
 
 
 def ours_fp8(path: Path) -> torch.nn.Module:
-    checkpoint = open_checkpoint(path, "network")
-    sizes = DiTConfig.from_state_dict(checkpoint)
-    dit = MagiHumanDiT(sizes, device="meta")
-    assign_weights(dit, split_official(checkpoint, sizes), dtype=torch.float8_e4m3fn, keep_fp32=keep_fp32)
-    return dit
+    return load_dit(path, dtype=torch.float8_e4m3fn)
 
 
 def usual_bf16(path: Path) -> torch.nn.Module:

@@ -20,7 +20,7 @@ from .errors import CheckpointError, InputError
 from .progress import bars
 
 MAX_PROMPT_FILE = 1 << 20  # bytes; a prompt has about a thousand
-DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32"}
+DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn", "int8": "int8"}
 INTERRUPTED = 130
 
 log = logging.getLogger("magihuman_core")
@@ -78,7 +78,8 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
                         help="take a part of the model from elsewhere, as in audio_vae=/data/sd.safetensors")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=DTYPES, default="auto",
-                        help="of network and text encoder (auto: bf16; fp32 for small models on a CPU)")
+                        help="what weights of network and text encoder are kept in (auto: bf16, or the 8 bits they are "
+                        "stored in; fp32 for small models on a CPU); fp8 and int8 take half of bf16's memory")
     parser.add_argument("--lora", action="append", default=[], type=_lora, metavar="FILE[:STRENGTH]",
                         help="change the base or distilled network by a LoRA; may be given several times")
     parser.add_argument("--resident-blocks", type=int, metavar="N",
@@ -245,7 +246,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     # torch says so in three ways; on a CPU it is a plain RuntimeError.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
             error):
-        return ("there is not enough memory. When making a clip, choose a smaller size, fewer seconds, --dtype bf16, "
+        return ("there is not enough memory. When making a clip, choose a smaller size, fewer seconds, --dtype fp8, "
                 "--resident-blocks or --tile."), 2
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""

@@ -23,18 +23,23 @@ from .attention import AttentionFunction, local_attention, sdpa
 from .config import PATCH, DiTConfig
 from .errors import InputError
 from .layers import RMSNorm, gelu7, swiglu7
+from .quantised_linear import computing
+from .quantised_linear import operations as plain_operations
 from .rope import apply_rotary, rope_bands
 from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
 from .streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
 from .weights import assign_weights, inferring, open_checkpoint
-from .weights.dit_keys import keep_fp32, split_official
+from .weights.dit_keys import keep_fp32, may_quantise, split_official
+from .weights.quantise import quantised_layers
+from .weights.quantised import EIGHT_BITS
 
 # run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
 
 # Tokens that pass through a projection or MLP at once. The inner width is many times the hidden one, so
 # this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
-# CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
+# CPU a piece that stays in its cache is also the fastest (benchmarks/network.py); not so with weights in
+# 8 bits, which are decoded once for each piece.
 CHUNK = 4096
 CPU_CHUNK = 256
 
@@ -53,7 +58,8 @@ class GatedAttention(nn.Module):
         )
         # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 rows
         # do not divide by 16, which fp8 matrix units want, and because it is worth its precision.
-        self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
+        gate_dtype = compute_dtype if dtype in EIGHT_BITS else dtype
+        self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=gate_dtype, device=device)
         self.linear_proj = operations.Linear(c.heads * c.head_dim, c.hidden, bias=False, dtype=dtype, device=device)
         self.q_norm = RMSNorm(c.head_dim, device=device)
         self.k_norm = RMSNorm(c.head_dim, device=device)
@@ -123,10 +129,11 @@ class Block(nn.Module):
         self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
         self.local_radius = config.local_radius if index in config.local_layers else None
         self.chunk: int | None = None  # tokens at once; None: what suits the device
+        self.quantised = factory["dtype"] in EIGHT_BITS
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" else CHUNK)
+        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" and not self.quantised else CHUNK)
         pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
 
         parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
@@ -169,27 +176,29 @@ class Adapter(nn.Module):
 
 class MagiHumanDiT(nn.Module):
     """The network. `compute_dtype` is what linear layers of the blocks and the attention compute in;
-    `dtype` is how the blocks' weights are stored (by default the same)."""
+    `dtype` is how the blocks' weights are stored (by default the same, with 8-bit ones bf16)."""
 
     def __init__(
         self,
         config: DiTConfig,
         *,
-        operations=nn,
+        operations=plain_operations,
         dtype: torch.dtype = torch.float32,
         device=None,
         compute_dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.config = config
+        compute_dtype = compute_dtype or computing(dtype)
         fp32 = {"dtype": torch.float32, "device": device}
         factory = {"operations": operations, "dtype": dtype, "device": device}
         self.adapter = Adapter(config, operations=operations, device=device)
-        self.blocks = nn.ModuleList([Block(config, i, compute_dtype or dtype, **factory) for i in range(config.layers)])
+        self.blocks = nn.ModuleList([Block(config, i, compute_dtype, **factory) for i in range(config.layers)])
         self.final_norm_video = RMSNorm(config.hidden, device=device)
         self.final_norm_audio = RMSNorm(config.hidden, device=device)
         self.final_linear_video = operations.Linear(config.hidden, config.video_channels * PATCH**2, bias=False, **fp32)
         self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
+        self.compute_dtype = compute_dtype
         self.streamer: BlockStreamer | None = None  # where not all blocks are resident
         self._layouts: dict[tuple, Layout] = {}
 
@@ -281,7 +290,8 @@ def load_dit(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    operations=nn,
+    operations=plain_operations,
+    compute_dtype: torch.dtype | None = None,
     resident_blocks: int | None = None,
     stream_from: str | None = None,
     **overrides,
@@ -289,9 +299,11 @@ def load_dit(
     """Build the network that a checkpoint holds, at whatever size, and fill it.
 
     source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
-    computed in, torch.bfloat16 (default, as released) or torch.float32; embedders, heads and norms are
-    fp32 in any case. overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for
-    super-resolution), local_layers and local_radius.
+    computed in, torch.bfloat16 (default, as released) or torch.float32; or torch.float8_e4m3fn, float8_e5m2 or
+    int8, which they are only stored in (see quantised_linear.py; taken over from the file where it has them so)
+    and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
+    overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
+    and local_radius.
     resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
     comes (see streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept in
     main memory); None: memory on an accelerator, where there is enough.
@@ -300,18 +312,19 @@ def load_dit(
     checkpoint = open_checkpoint(source, "network")
     with inferring(checkpoint.name, "network"):
         config = DiTConfig.from_state_dict(checkpoint, **overrides)
-        dit = MagiHumanDiT(config, operations=operations, dtype=dtype or torch.bfloat16, device="meta")
-        tensors = split_official(checkpoint, config)
+        dtype = dtype or torch.bfloat16
+        dit = MagiHumanDiT(config, operations=operations, dtype=dtype, compute_dtype=compute_dtype, device="meta")
+        tensors = quantised_layers(split_official(checkpoint, config), dtype, may_quantise)
     streamed = choose_streamed(dit.blocks, resident_blocks)
     assign_weights(
         dit,
         tensors,
-        dtype=dtype or torch.bfloat16,
+        dtype=dit.compute_dtype,
         device=device,
         name=checkpoint.name,
         keep_fp32=keep_fp32,
         leave=lambda key: is_streamed(key, streamed),
     )
     if streamed:
-        dit.streamer = stream_blocks(dit.blocks, tensors, streamed, dtype or torch.bfloat16, device, stream_from)
+        dit.streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
     return dit.eval()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .config import DiTConfig
 from .errors import CheckpointError, InputError
 from .layers import EPS
+from .quantised_linear import decoded
 from .sequence import MODALITIES
 from .weights import open_checkpoint
 from .weights.assign import is_finite
@@ -291,17 +292,19 @@ class LinearHook:
         rows = out[..., d.place]
         if d.magnitude is not None:
             if self.factor is None:  # only now: streamed weights come in just before they are used
-                self.factor = dora_factor(module.weight, d)
+                self.factor = dora_factor(module, d)
             change = (self.factor * (rows.float() + change.float()) - rows.float()).to(out.dtype)
         rows += change * self.strength
         return out
 
 
-def dora_factor(weight: Tensor, delta: Delta) -> Tensor:
-    """Magnitudes over the lengths of the rows of weight + scale * up @ down, fp32 [rows]."""
+def dora_factor(layer: nn.Module, delta: Delta) -> Tensor:
+    """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
     down, lengths = delta.down.float() * delta.scale, []
-    for rows, up in zip(weight[delta.place].split(ROWS), delta.up.split(ROWS), strict=True):
-        lengths.append(torch.addmm(rows.float(), up.float(), down).norm(dim=1))
+    begin, end, _ = delta.place.indices(layer.weight.shape[0])
+    for top, up in zip(range(begin, end, ROWS), delta.up.split(ROWS), strict=True):
+        weight = decoded(layer, slice(top, top + len(up)))
+        lengths.append(torch.addmm(weight, up.float(), down).norm(dim=1))
     lengths = torch.cat(lengths)
     return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 

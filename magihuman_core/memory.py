@@ -144,29 +144,29 @@ def announce(config: Config, *, device: str | torch.device, loaded: bool = False
 def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, resident: int | None,
              guided: bool) -> Estimate:
     dit = _bodiless(MagiHumanDiT, config, dtype)
-    weights, streamed = _resident(dit, dtype, resident)
+    weights, streamed = _resident(dit, resident)
     activations = network_activations(config, cells, audio, text, dtype, device, guided)
     video = cells[0] * cells[1] * cells[2] // PATCH**2
     job = (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
            f"({video:,} video, {audio:,} audio, {text:,} text)")
     return Estimate("network", job, weights, activations, streamed,
-                    _network_advice(dit, dtype, resident, weights, activations))
+                    _network_advice(dit, resident, weights, activations))
 
 
-def _resident(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None) -> tuple[int, int]:
+def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
     """(bytes that stay, with buffers; bytes that come in at each pass)."""
-    streamed, buffers = streamed_sizes(dit.blocks, choose_streamed(dit.blocks, resident), dtype)
+    streamed, buffers = streamed_sizes(dit.blocks, choose_streamed(dit.blocks, resident))
     return sum(t.nbytes for t in dit.state_dict().values()) - streamed + buffers, streamed
 
 
-def _network_advice(dit: MagiHumanDiT, dtype, resident: int | None, weights: int, activations: int) -> str:
+def _network_advice(dit: MagiHumanDiT, resident: int | None, weights: int, activations: int) -> str:
     """What makes most difference."""
     layers = len(dit.blocks)
     fewer = [n for n in (0, layers // 5, layers // 2) if n < min(layers, layers if resident is None else resident)]
-    least = fewer and _resident(dit, dtype, fewer[0])[0]
+    least = fewer and _resident(dit, fewer[0])[0]
     blocks = ""
     if least and least < 0.9 * weights:
-        options = ", ".join(f"{size(_resident(dit, dtype, n)[0])} of weights with {n}" for n in fewer)
+        options = ", ".join(f"{size(_resident(dit, n)[0])} of weights with {n}" for n in fewer)
         blocks = f"fewer resident blocks ({options})"
     picture = "a smaller picture or a shorter clip"
     order = (picture, blocks) if activations > weights else (blocks, picture)
@@ -188,7 +188,7 @@ def network_activations(
                     local_layers=local)
     dit = _bodiless(MagiHumanDiT, small, dtype)
     for block in dit.blocks:
-        block.chunk = CPU_CHUNK if device == "cpu" else None
+        block.chunk = CPU_CHUNK if device == "cpu" and not block.quantised else None
     sizes = (1, config.video_channels, *cells), (1, config.audio_channels, audio), (1, text, config.text_channels)
 
     def run() -> None:

@@ -41,7 +41,8 @@ from .sizes import (
 from .super_resolution import prepare_super_resolution
 from .waveform import OUTPUT_RATE, resample, to_stereo
 from .weights import Checkpoint, open_checkpoint
-from .weights.dit_keys import network_config
+from .weights.dit_keys import may_quantise, network_config, split_official
+from .weights.quantise import stored_dtype
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,7 +77,8 @@ class MagiHumanPipeline:
         parts: a file or folder for a part by name, such as {"distilled": "networks/mine.safetensors"}, instead
         of what the folder holds. options:
         device: "auto" takes CUDA where there is one.
-        dtype: of network and text encoder; None: bfloat16, but float32 for small models on a CPU.
+        dtype: of network and text encoder, see load_dit; None: bfloat16, or the 8 bits that a file has its weights
+        in, but float32 for small models on a CPU.
         resident_blocks: how many of the network's blocks stay in memory, None: all (see streaming.py).
         tile: side of the squares the Turbo VAE decodes, in latent cells of 16 pixels; None: whole pictures.
         loras: (file, strength) of each LoRA for the base or distilled network.
@@ -173,12 +175,12 @@ class MagiHumanPipeline:
     # Stages
 
     def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
-        from .text_encoder import load_text_encoder
+        from .text_encoder import encoder_keys, load_text_encoder, may_quantise
 
-        checkpoint = self._open("text_encoder")
+        checkpoint = encoder_keys(self._open("text_encoder"))
         with self._stage("text encoder") as load:
             encoder = load(load_text_encoder, checkpoint, self.models.get("tokenizer"),
-                           dtype=self._compute_dtype(checkpoint))
+                           dtype=self._dtype(checkpoint, may_quantise))
             job.text = encoder.encode(prompt)
             job.negative = None if negative is None else encoder.encode(negative)
             del encoder
@@ -317,7 +319,8 @@ class MagiHumanPipeline:
         checkpoint = self._open(role)
         config = network_config(checkpoint)
         overrides = role_overrides(role, config.layers)
-        options = {"dtype": self._compute_dtype(checkpoint), "resident_blocks": self.resident_blocks}
+        dtype = self._dtype(split_official(checkpoint, config), may_quantise)
+        options = {"dtype": dtype, "resident_blocks": self.resident_blocks}
         texts = [text for text in (job.text, job.negative if role == "base" else None) if text is not None]
         announce(replace(config, **overrides), device=self.device, width=size[0], height=size[1], tokens=tokens,
                  text_tokens=max(text.shape[1] for text in texts), guided=len(texts) > 1, **options)
@@ -329,11 +332,13 @@ class MagiHumanPipeline:
                                   "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
         return latent
 
-    def _compute_dtype(self, checkpoint: Checkpoint) -> torch.dtype:
+    def _dtype(self, tensors: Checkpoint, quantised: Callable[[str], bool]) -> torch.dtype:
+        """Of a part's weights. quantised: which of its keys may be in 8 bits."""
         if self.dtype is not None:
             return self.dtype
-        small = sum(entry.numel for entry in checkpoint.entries.values()) < LARGE
-        return torch.float32 if small and self.device.type == "cpu" else torch.bfloat16
+        if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
+            return torch.float32
+        return stored_dtype(tensors, quantised) or torch.bfloat16
 
     def _frozen_picture(self, job: Job, size: tuple[int, int], shape) -> tuple[Tensor, Tensor] | None:
         """The picture as latent frame 0, held; mask 0 = keep."""

@@ -67,21 +67,21 @@ def choose_streamed(blocks: Sequence[nn.Module], resident: int | None) -> tuple[
     return tuple(index for index in range(len(blocks)) if index not in stay)
 
 
-def streamed_sizes(blocks: Sequence[nn.Module], streamed: Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+def streamed_sizes(blocks: Sequence[nn.Module], streamed: Sequence[int]) -> tuple[int, int]:
     """Bytes that come in at each pass, and bytes of the buffers."""
-    sizes = [plan_block(index, blocks[index], dtype).nbytes for index in streamed]
+    sizes = [plan_block(index, blocks[index]).nbytes for index in streamed]
     return sum(sizes), min(2, len(sizes)) * max(sizes, default=0)
 
 
-def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], dtype: torch.dtype,
+def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int],
                   device: torch.device | str, stream_from: str | None = None) -> BlockStreamer:
     """A streamer for these blocks; see BlockStreamer and load_dit. Raises InputError."""
     if stream_from not in (None, "file", "memory"):
         raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
     if stream_from is None and torch.device(device).type != "cpu":
-        needed = streamed_sizes(blocks, streamed, dtype)[0] + SPARE
+        needed = streamed_sizes(blocks, streamed)[0] + SPARE
         stream_from = "memory" if needed < (free_memory() or 0) else "file"
-    streamer = BlockStreamer(blocks, tensors, streamed, dtype=dtype, device=device, in_memory=stream_from == "memory")
+    streamer = BlockStreamer(blocks, tensors, streamed, device=device, in_memory=stream_from == "memory")
     log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
              len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")
     return streamer
@@ -95,12 +95,13 @@ class Place:
     owner: nn.Module
     leaf: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     begin: int  # byte in the buffer
 
-    def view(self, buffer: Tensor, dtype: torch.dtype) -> Tensor:
+    def view(self, buffer: Tensor) -> Tensor:
         """Its part of a flat buffer of bytes, in its own shape."""
         count = torch.Size(self.shape).numel()
-        return buffer[self.begin : self.begin + count * dtype.itemsize].view(dtype).view(self.shape)
+        return buffer[self.begin : self.begin + count * self.dtype.itemsize].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,17 @@ class Plan:
     nbytes: int
 
 
-def plan_block(index: int, block: nn.Module, dtype: torch.dtype) -> Plan:
+def plan_block(index: int, block: nn.Module) -> Plan:
     """Lay the matrices of a block out in a buffer."""
     places, begin = [], 0
     for name, parameter in block.named_parameters():
         if keep_fp32(name):
             continue
         owner, _, leaf = name.rpartition(".")
-        shape = tuple(parameter.shape)
-        places.append(Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, shape, begin))
-        begin += -(-parameter.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+        place = Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, tuple(parameter.shape),
+                      parameter.dtype, begin)
+        places.append(place)
+        begin += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
     return Plan(index, places, begin)
 
 
@@ -173,17 +175,17 @@ class BlockStreamer:
     """Holds the weights of streamed blocks; `fetch(index)` puts those of a block in place.
 
     blocks: the network's; tensors: its weights under our keys; streamed: indices of blocks, whose matrices
-    are on the meta device. in_memory: read them all now and keep them in main memory.
+    are on the meta device, in the dtypes they will have. in_memory: read them all now and keep them in main memory.
     For inference only: a fetch overwrites what a backward pass would need. One forward pass at a time.
     Raises CheckpointError, also while fetching, when a weight cannot be read or is not finite.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], *,
-                 dtype: torch.dtype, device: torch.device | str = "cpu", in_memory: bool = False):
-        self.dtype, self.device = dtype, torch.device(device)
-        self.plans = {index: plan_block(index, blocks[index], dtype) for index in streamed}
+                 device: torch.device | str = "cpu", in_memory: bool = False):
+        self.device = torch.device(device)
+        self.plans = {index: plan_block(index, blocks[index]) for index in streamed}
         self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
-        self.reader = Reader(tensors, dtype)
+        self.reader = Reader(tensors)
         if in_memory:
             kept = {index: torch.empty(plan.nbytes, dtype=torch.uint8) for index, plan in self.plans.items()}
             for index, plan in self.plans.items():
@@ -259,9 +261,9 @@ class BlockStreamer:
         """Make parameters of the parts of a buffer; without one, bodiless ones."""
         for place in plan.places:
             if buffer is None:
-                weight = torch.empty(place.shape, dtype=self.dtype, device="meta")
+                weight = torch.empty(place.shape, dtype=place.dtype, device="meta")
             else:
-                weight = place.view(buffer, self.dtype)
+                weight = place.view(buffer)
             place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
 
 
@@ -275,27 +277,27 @@ def fill(slot: Slot, plan: Plan, reader: Reader | Copier) -> None:
 class Reader:
     """Reads blocks out of a checkpoint, a few rows at a time."""
 
-    def __init__(self, tensors: Checkpoint, dtype: torch.dtype):
-        self.tensors, self.dtype = tensors, dtype
+    def __init__(self, tensors: Checkpoint):
+        self.tensors = tensors
         self.checked: set[str] = set()  # known to be finite
         self.stop = threading.Event()
 
     def read(self, plan: Plan, buffer: Tensor) -> None:
         """Fill the buffer. Raises CheckpointError."""
         for place in plan.places:
-            weight = place.view(buffer, self.dtype)
+            weight = place.view(buffer)
             entry = self.tensors.entries[place.key]
             rows = max(1, PIECE // max(1, weight[:1].nbytes))
             for top in range(0, weight.shape[0], rows):
                 if self.stop.is_set():
                     return
                 bottom = min(top + rows, weight.shape[0])
-                weight[top:bottom] = entry.load(self.dtype, (top, bottom))
+                weight[top:bottom] = entry.load(place.dtype, (top, bottom))
             if place.key not in self.checked:
                 if not is_finite(weight):
                     raise CheckpointError(
                         f"{self.tensors.name}: {quoted(place.key)} holds values that are not numbers or are infinite "
-                        f"as {str(self.dtype)[6:]}. The file is damaged, or was cast too far.")
+                        f"as {str(place.dtype)[6:]}. The file is damaged, or was cast too far.")
                 self.checked.add(place.key)
 
 

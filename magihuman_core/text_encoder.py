@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
 from .layers import RMSNorm
+from .quantised_linear import computing
+from .quantised_linear import operations as plain_operations
 from .text_encoder_config import TextEncoderConfig, beside, config_from_shapes, stored_config
 from .weights import Checkpoint, assign_weights, inferring, open_checkpoint, renamed
+from .weights.quantise import quantised_layers
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
@@ -32,7 +35,7 @@ class Norm(RMSNorm):
     """The network's norm, given back in x's dtype. Starts as no change, for training from scratch."""
 
     def __init__(self, config: TextEncoderConfig, dtype=None, device=None):
-        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
+        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=computing(dtype), device=device)
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,11 +131,11 @@ class EncoderLayer(nn.Module):
 class T5GemmaEncoder(nn.Module):
     """Token ids [B, n] -> last hidden state [B, n, hidden]."""
 
-    def __init__(self, config: TextEncoderConfig, *, operations=nn, dtype=None, device=None):
+    def __init__(self, config: TextEncoderConfig, *, operations=plain_operations, dtype=None, device=None):
         super().__init__()
         self.config = config
         self.embed_tokens = operations.Embedding(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+            config.vocab_size, config.hidden_size, dtype=computing(dtype), device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config, dtype, device)
@@ -157,8 +160,9 @@ class T5GemmaEncoder(nn.Module):
 class TextEncoder(nn.Module):
     """T5Gemma's encoder with its tokenizer: a prompt goes in, what the transformer wants comes out."""
 
-    def __init__(self, config: TextEncoderConfig | Mapping | None = None, *, tokenizer=None, operations=nn,
-                 dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    def __init__(self, config: TextEncoderConfig | Mapping | None = None, *, tokenizer=None,
+                 operations=plain_operations, dtype: torch.dtype | None = None,
+                 device: torch.device | str | None = None):
         super().__init__()
         self.config = TextEncoderConfig.from_mapping(config)
         self.tokenizer = tokenizer
@@ -224,6 +228,11 @@ def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
     return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
 
 
+def may_quantise(key: str) -> bool:
+    """Whether one of the encoder's keys is a matrix that may be kept in 8 bits."""
+    return key.endswith("_proj.weight")
+
+
 def load_tokenizer(source):
     """A `tokenizers.Tokenizer` from itself, a tokenizer.json, or a folder that holds one.
 
@@ -256,7 +265,7 @@ def load_text_encoder(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    operations=nn,
+    operations=plain_operations,
 ) -> TextEncoder:
     """Load T5Gemma's encoder of any size, with its tokenizer.
 
@@ -264,14 +273,17 @@ def load_text_encoder(
     tokenizer: tokenizer.json, its folder, or a `tokenizers.Tokenizer`; None: tokenizer.json beside the
     weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
     that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
-    dtype: None keeps what is stored. Raises CheckpointError and InputError.
+    dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
+    computed in bf16 (see quantised_linear.py). Raises CheckpointError and InputError.
     """
     checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
     given = config if config is not None else stored_config(checkpoint)
     tokenizer = tokenizer if tokenizer is not None else beside(checkpoint.path, "tokenizer.json")
     with inferring(checkpoint.name, "text_encoder"), torch.device("meta"):
         config = config_from_shapes(checkpoint, given)
-        encoder = TextEncoder(config, operations=operations)
-    assign_weights(encoder, checkpoint, dtype=dtype, device=device, name=checkpoint.name)
+        encoder = TextEncoder(config, operations=operations, dtype=dtype)
+    tensors = quantised_layers(checkpoint, dtype, may_quantise)
+    assign_weights(encoder, tensors, dtype=computing(dtype), device=device, name=checkpoint.name,
+                   keep_fp32=lambda key: key.endswith(".scale"))
     encoder.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
     return encoder.eval()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, from_tensors
 from .header import quoted
+from .quantised import EIGHT_BITS
 
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 
@@ -26,8 +27,9 @@ def assign_weights(
     """Put every tensor in its place in module, which may have been built on the meta device.
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype
-    (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32; the model
-    never exists twice. Those for which leave(key) holds stay as they are, for someone else to fill. A tensor
+    (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32, and those that
+    the module has in 8 bits to that; the model never exists twice.
+    Those for which leave(key) holds stay as they are, for someone else to fill. A tensor
     that is in memory already, with the right dtype and device, is taken over and not copied. Buffers that
     are not in the state dict are left as they are.
     name stands in messages. Raises CheckpointError when keys are missing or left over, when a shape
@@ -37,10 +39,11 @@ def assign_weights(
     name = name or checkpoint.name
     places = dict(_places(module))
     check_tensors(checkpoint, {key: place[0] for key, place in places.items()}, name)
-    for key, (_, owner, leaf) in places.items():
+    for key, (place, owner, leaf) in places.items():
         if leave(key):
             continue
-        wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else dtype)
+        own = place.dtype if place.dtype in EIGHT_BITS else dtype
+        wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else own)
         tensor = checkpoint.read(key, wanted)
         if check_finite and not is_finite(tensor):
             raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"

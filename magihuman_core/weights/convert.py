@@ -9,9 +9,8 @@ still have one scale. What decides quality stays as it is: gates, norms, embedde
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -22,16 +21,15 @@ from ..sequence import MODALITIES
 from .audio_keys import official_keys
 from .checkpoint import Checkpoint, Entry
 from .layouts import PARTS
+from .quantise import to_fp8, to_int8
 from .quantised import COMFY_TABLE
 from .recognise import ROLES, recognise
 from .source import open_checkpoint
-from .write import Progress, row_ranges, write_checkpoint
+from .write import Progress, write_checkpoint
 
 VERSION = "1"  # of what is written here: names, scales and metadata
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-INT8_MAX = 127
 KEPT = ("latent_mean", "latent_std")  # of a VAE: never rounded
 
 
@@ -176,12 +174,10 @@ def _quantise(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict
     layers = {}
     for keys in groups.values():
         parts = [entries[key] for key in keys]
-        scale = _shared_scale(parts) if dtype == "fp8" else None
-        for key, entry in zip(keys, parts, strict=True):
+        for key, pair in zip(keys, to_fp8(parts) if dtype == "fp8" else map(to_int8, parts), strict=True):
             layer = key.removesuffix(".weight")
             layers[layer] = {"format": QUANTISED[dtype]}
-            quantised, scales = _fp8(entry, scale) if scale is not None else _int8(entry)
-            result[key], result[layer + ".weight_scale"] = quantised, scales
+            result[key], result[layer + ".weight_scale"] = pair
     return result, json.dumps({"format_version": "1.0", "layers": layers})
 
 
@@ -202,44 +198,3 @@ def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
         return values if cast is None else values.to(cast)
 
     return Entry(entry.shape, dtype, load)
-
-
-def _shared_scale(entries: Sequence[Entry]) -> Callable[[], float]:
-    """The scale that brings the largest value of all entries to fp8's largest, found when it is first needed."""
-
-    @cache
-    def scale() -> float:
-        peaks = [entry.load(torch.float32, rows).abs().max() for entry in entries for rows in row_ranges(entry)]
-        return float(torch.stack(peaks).max()) / FP8_MAX or 1.0  # NaN stays NaN, and is then reported
-
-    return scale
-
-
-def _fp8(entry: Entry, scale: Callable[[], float]) -> tuple[Entry, Entry]:
-    """Data and scale of a tensor in fp8."""
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        # The division may round past the largest value, which fp8 has no infinity for.
-        values = (entry.load(torch.float32, rows) / scale()).clamp(-FP8_MAX, FP8_MAX)
-        return values.to(torch.float8_e4m3fn)
-
-    factor = Entry((), torch.float32, lambda dtype=None, rows=None: torch.tensor(scale()))
-    return Entry(entry.shape, torch.float8_e4m3fn, load), factor
-
-
-def _int8(entry: Entry) -> tuple[Entry, Entry]:
-    """Data and scales of a tensor in int8, a scale for each row."""
-
-    def row_scales(values: Tensor) -> Tensor:
-        scales = values.abs().amax(1, keepdim=True) / INT8_MAX
-        return torch.where(scales == 0, 1.0, scales)
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        values = entry.load(torch.float32, rows)
-        return (values / row_scales(values)).round().to(torch.int8)
-
-    def scales(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        part = entry if rows is None else entry.rows(*rows)
-        return torch.cat([row_scales(part.load(torch.float32, piece)) for piece in row_ranges(part)])
-
-    return Entry(entry.shape, torch.int8, load), Entry((entry.shape[0], 1), torch.float32, scales)

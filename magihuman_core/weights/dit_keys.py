@@ -74,8 +74,13 @@ def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
 
 
 def keep_fp32(key: str) -> bool:
-    """Whether one of our keys is precious: embedders, heads, every norm, rotary bands."""
-    return key.startswith(("adapter.", "final_")) or "norm" in key
+    """Whether one of our keys is precious: embedders, heads, every norm, rotary bands, scales of quantised weights."""
+    return key.startswith(("adapter.", "final_")) or "norm" in key or key.endswith(".scale")
+
+
+def may_quantise(key: str) -> bool:
+    """Whether one of our keys is a matrix that may be kept in 8 bits. The gate is small, and worth its precision."""
+    return key.startswith("blocks.") and not keep_fp32(key) and "linear_gate" not in key
 
 
 def split_official(checkpoint: Checkpoint, config: DiTConfig) -> Checkpoint:

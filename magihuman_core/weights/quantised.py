@@ -26,6 +26,7 @@ from .checkpoint import Checkpoint, Entry, Joined, concatenated
 from .header import quoted
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+EIGHT_BITS = (*FP8, torch.int8)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
 PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
@@ -79,15 +80,20 @@ def as_quantised(entry: Entry) -> Quantised | None:
     parts = [as_quantised(part) for part in entry.parts] if isinstance(entry, Joined) else [None]
     if any(part is None or part.scale is None or part.data.dtype != parts[0].data.dtype for part in parts):
         return None
-    scales = [part.scale if part.scale.shape else _repeated(part.scale, part.shape[0]) for part in parts]
+    scales = [row_scales(part.scale, part.shape[0]) for part in parts]
     return quantised(concatenated([part.data for part in parts]), concatenated(scales))
 
 
-def _repeated(scale: Entry, height: int) -> Entry:
-    """A tensor's one scale as a scale per row."""
+def row_scales(scale: Entry, height: int) -> Entry:
+    """A tensor's one scale, or one for each row in whatever shape, as [rows]."""
+    if scale.shape == (height,):
+        return scale
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        return scale.load(dtype).expand(height if rows is None else rows[1] - rows[0])
+        begin, end = rows or (0, height)
+        if scale.numel == 1:
+            return scale.load(dtype).reshape(1).expand(end - begin)
+        return scale.load(dtype, (begin, end)).reshape(-1)
 
     return Entry((height,), scale.dtype, load)
 
@@ -104,9 +110,9 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
     for key, entry in checkpoint.entries.items():
         if key.endswith(".weight._data"):
             layer, scale_key = key.removesuffix(".weight._data"), key.removesuffix("_data") + "_scale"
-            if entry.dtype not in (*FP8, torch.int8) or scale_key not in checkpoint:
+            if entry.dtype not in EIGHT_BITS or scale_key not in checkpoint:
                 raise _unknown(checkpoint, key, "only 8-bit quanto weights with a scale are read")
-        elif key.endswith(".weight") and (entry.dtype in (*FP8, torch.int8) or key[:-7] in formats):
+        elif key.endswith(".weight") and (entry.dtype in EIGHT_BITS or key[:-7] in formats):
             layer = key.removesuffix(".weight")
             scale_key = next((layer + end for end in SCALES if layer + end in checkpoint), None)
             entry = _comfy_data(checkpoint, layer, entry, formats)

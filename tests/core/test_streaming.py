@@ -219,7 +219,7 @@ def test_large_blocks_stay_first_and_the_others_spread():
     assert len(half) == 16 and all(b - a == 2 for a, b in pairwise(half))
     for count in range(41):
         assert len(choose_streamed(blocks, count)) == 40 - count
-    through, buffers = streamed_sizes(blocks, choose_streamed(blocks, 8), torch.bfloat16)
+    through, buffers = streamed_sizes(blocks, choose_streamed(blocks, 8))
     assert 17e9 < through < 18e9 and 1.0e9 < buffers < 1.1e9
 
 

@@ -1,0 +1,169 @@
+"""Weights that stay in 8 bits: the numbers are those of the decoded weights, the memory is half."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from magihuman_core import apply_lora, load_dit, load_text_encoder
+from magihuman_core.errors import CheckpointError
+from magihuman_core.quantised_linear import QuantisedLinear, decoded, linear
+from magihuman_core.streaming import is_streamed
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.convert import convert
+from magihuman_core.weights.dit_keys import may_quantise, split_official
+from magihuman_core.weights.quantise import quantised_layers, stored_dtype
+
+from .test_weights_layouts import DATA, fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+
+E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
+# dtype -> a file that has it, and the largest error of a rounded weight against its row's or tensor's largest
+FILES = {INT8: quanto, E4M3: fp8_split, E5M2: lambda sd: fp8(sd, "{stem}.weight_scale", E5M2)}
+STEPS = {INT8: 0.5 / 127, E4M3: 2**-4, E5M2: 2**-3}
+
+
+def clip():
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(1, 8, 2, 4, 4, generator=generator), torch.randn(1, 64, 5, generator=generator),
+            torch.randn(1, 3, 24, generator=generator))
+
+
+@torch.inference_mode()
+def outputs(dit) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in dit(*clip())])
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def fp32(source, dtype, **options):
+    """The network with weights in 8 bits that computes in fp32, so that nothing else is rounded."""
+    return load_dit(source, dtype=dtype, compute_dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize("dtype", FILES)
+def test_the_layer_is_that_of_the_decoded_weight(dtype):
+    layer = linear(40, 24, False, dtype=dtype)
+    assert isinstance(layer, QuantisedLinear)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer.weight.copy_((torch.randn(24, 40, generator=generator) * 30).to(dtype))
+        layer.scale.copy_(torch.rand(24, generator=generator) + 0.01)
+    x = torch.randn(3, 5, 40, generator=generator)
+    wanted = torch.nn.functional.linear(x, decoded(layer, slice(None)))
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-4)
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="no bias"):
+        linear(4, 4, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", FILES)
+def test_a_quantised_file_stays_as_it_is_and_computes_as_decoded(dtype, official):  # noqa: F811
+    source = FILES[dtype](official)
+    dit = fp32(source, dtype)
+    checkpoint = open_checkpoint(source, "network")
+    tensors = split_official(checkpoint, dit.config)
+    assert stored_dtype(tensors, may_quantise) == dtype
+    layers = {name: module for name, module in dit.named_modules() if isinstance(module, QuantisedLinear)}
+    assert len(layers) == 4 * (2 * len(dit.config.sandwich_layers) + dit.config.layers)
+    for name, layer in layers.items():
+        assert layer.weight.dtype == dtype and layer.scale.dtype == torch.float32
+        exact = tensors.read(f"{name}.weight", torch.float32)
+        assert torch.equal(decoded(layer, slice(None)), exact)  # not rounded a second time
+    plain = load_dit(source, dtype=torch.float32)
+    assert distance(outputs(dit), outputs(plain)) < 1e-5
+    blocks = sum(p.nbytes for p in dit.blocks.parameters()) / sum(p.nbytes for p in plain.blocks.parameters())
+    assert blocks < 0.4  # a quarter of fp32, and norms, gates and scales
+
+
+@pytest.mark.parametrize("dtype", FILES)
+def test_other_files_are_rounded_when_they_are_loaded(dtype, official):  # noqa: F811
+    dit = fp32(official, dtype)
+    exact = load_dit(official, dtype=torch.float32)
+    for name, layer in dit.named_modules():
+        if isinstance(layer, QuantisedLinear):
+            weight = exact.get_submodule(name).weight
+            most = weight.abs().amax(1, keepdim=True) if dtype == INT8 else weight.abs().max()
+            assert bool(((decoded(layer, slice(None)) - weight).abs() <= most * STEPS[dtype] * 1.001).all())
+    assert torch.equal(dit.blocks[0].experts["audio"].attention.linear_gate.weight,
+                       exact.blocks[0].experts["audio"].attention.linear_gate.weight)
+    assert 1e-4 < distance(outputs(dit), outputs(exact)) < 0.2
+
+
+def test_a_file_in_another_8_bit_dtype_is_rounded_anew(official):  # noqa: F811
+    assert distance(outputs(fp32(quanto(official), E4M3)), outputs(fp32(quanto(official), INT8))) > 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_what_convert_writes_is_what_loading_would_round_to(dtype, official, tmp_path):  # noqa: F811
+    kept = {"fp8": E4M3, "int8": INT8}[dtype]
+    path = convert(official, tmp_path / "net.safetensors", dtype=dtype, role="base")
+    assert stored_dtype(split_official(open_checkpoint(path, "network"), fp32(path, kept).config), may_quantise) == kept
+    assert distance(outputs(fp32(path, kept)), outputs(fp32(official, kept))) < (1e-6 if dtype == "int8" else 0.05)
+
+
+@pytest.mark.parametrize("dtype", [INT8, E4M3])
+@pytest.mark.parametrize("stream_from", ["file", "memory"])
+def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from, official):  # noqa: F811
+    source = FILES[dtype](official)
+    whole = load_dit(source, dtype=dtype)
+    streamed = load_dit(source, dtype=dtype, resident_blocks=1, stream_from=stream_from)
+    assert streamed.streamer is not None
+    matrices = [p.nbytes for key, p in whole.named_parameters() if is_streamed(key, streamed.streamer.plans)]
+    assert sum(matrices) <= streamed.streamer.nbytes < sum(matrices) * 1.3 + 256 * len(matrices)
+    for _ in range(2):
+        assert torch.equal(outputs(streamed), outputs(whole))
+    streamed.streamer.close()
+
+
+def test_a_lora_beside_quantised_weights(official):  # noqa: F811
+    generator = torch.Generator().manual_seed(3)
+    key, rows, width = "block.layers.1.mlp.down_proj", 64, official["block.layers.1.mlp.down_proj.weight"].shape[1]
+    lora = {f"{key}.lora_A.weight": torch.randn(4, width, generator=generator) * 0.1,
+            f"{key}.lora_B.weight": torch.randn(rows, 4, generator=generator) * 0.1,
+            f"{key}.dora_scale": torch.rand(rows, 1, generator=generator) + 0.5}  # fmt: skip
+    quantised, plain = fp32(quanto(official), INT8), load_dit(quanto(official), dtype=torch.float32)
+    before = outputs(quantised)
+    applied = [apply_lora(dit, lora) for dit in (quantised, plain)]
+    assert distance(outputs(quantised), outputs(plain)) < 1e-2  # up and down are in bf16 beside 8-bit weights
+    assert distance(outputs(quantised), before) > 0.05
+    applied[0].remove()
+    assert torch.equal(outputs(quantised), before)
+
+
+@pytest.mark.parametrize("dtype", [INT8, E4M3])
+def test_the_text_encoder_in_8_bits(dtype):
+    tensors = load_file(DATA / "t5gemma" / "tiny.safetensors")
+    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    config = json.loads((DATA / "t5gemma" / "tiny.json").read_text())
+    config = config.get("config", config)
+    small = load_text_encoder(weights, config=config, dtype=dtype)
+    plain = load_text_encoder(weights, config=config, dtype=torch.bfloat16)
+    layers = [m for m in small.modules() if isinstance(m, QuantisedLinear)]
+    assert len(layers) == 7 * small.config.num_hidden_layers
+    assert small.encoder.embed_tokens.weight.dtype == torch.bfloat16
+    ids = torch.arange(1, 8)[None]
+    with torch.inference_mode():
+        assert distance(small(ids).float(), plain(ids).float()) < 0.15
+
+
+def test_damage_is_found_in_8_bits_too(official):  # noqa: F811
+    source = fp8_split(official)
+    key = next(key for key in source if key.endswith("down_proj.weight"))
+    source[key] = source[key].clone()
+    source[key].view(torch.uint8)[0, 0] = 0x7F
+    with pytest.raises(CheckpointError, match="not numbers"):
+        load_dit(source, dtype=E4M3)
+    key = "block.layers.1.mlp.down_proj.weight"
+    broken = official | {key: official[key] * float("nan")}
+    for dtype in (E4M3, INT8):
+        with pytest.raises(CheckpointError, match="not numbers"):
+            load_dit(broken, dtype=dtype)
+
+
+def test_nothing_changes_where_no_8_bits_are_asked_for(official):  # noqa: F811
+    tensors = open_checkpoint(official, "network")
+    assert quantised_layers(tensors, torch.bfloat16, may_quantise) is tensors
+    assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantise) is None
