@@ -21,7 +21,13 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
 }
-FAST = "fp8_e4m3fn_fast"
+# What only a network can be kept in besides: ComfyUI's formats, and whether to multiply in them.
+FORMATS = {
+    "fp8_e4m3fn_fast": ("float8_e4m3fn", True),
+    "int8": ("int8_tensorwise", False),
+    "nvfp4": ("nvfp4", False),
+    "nvfp4_fast": ("nvfp4", True),
+}
 DTYPE_TIP = (
     "How weights are kept in memory. default: what suits the device and the file. fp8 takes half of bf16 and loses a "
     "little detail; embeddings, norms and heads always keep their precision."
@@ -47,9 +53,10 @@ class MagiHumanModelLoader(io.ComfyNode):
                 io.Combo.Input("role", options=[AUTO, *ROLES], default=AUTO, tooltip=(
                     "Which of the four networks it is. They differ in nothing that a file shows, so auto goes by the "
                     "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the result.")),
-                io.Combo.Input("weight_dtype", options=[*DTYPES, FAST], default="default", advanced=True, tooltip=(
-                    DTYPE_TIP + " fp8_e4m3fn_fast also multiplies in fp8, on cards that can: faster, and a little "
-                                "less exact.")),
+                io.Combo.Input("weight_dtype", options=[*DTYPES, *FORMATS], default="default", advanced=True, tooltip=(
+                    DTYPE_TIP + " int8 takes as much as fp8 and is closer to bf16; nvfp4 takes half of it and visibly "
+                                "loses. Names in _fast also multiply so, on cards that can (fp8: Ada and newer, nvfp4: "
+                                "Blackwell): faster, and less exact.")),
             ],
             outputs=[io.Model.Output()],
         )
@@ -57,8 +64,8 @@ class MagiHumanModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, role, weight_dtype) -> io.NodeOutput:
         path, role = cls.find(model, role)
-        fast = weight_dtype == FAST
-        return io.NodeOutput(load_model(path, role, torch.float8_e4m3fn if fast else DTYPES[weight_dtype], fast))
+        quantise, fast = FORMATS.get(weight_dtype, (None, False))
+        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantise, fast))
 
     @staticmethod
     def find(choice: str, role: str):

@@ -17,7 +17,7 @@ from torch import nn
 
 from ...magihuman_core.config import DiTConfig
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.lora import lora_targets
+from ...magihuman_core.lora import Target, lora_targets
 
 PREFIX = "diffusion_model."
 log = logging.getLogger(__name__)
@@ -38,7 +38,11 @@ class StandIn(nn.Module):
 
 
 def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
-    """Hang the official and the split names (all below `block`) onto the network."""
+    """Hang the official and the split names (all below `block`) onto the network.
+
+    config: as the file has it; the network itself may be padded.
+    """
+    network.official_config = config
     network.block = nn.Module()
     network.block.layers = nn.ModuleList(nn.Module() for _ in range(config.layers))
     for key in lora_targets(config):
@@ -93,31 +97,46 @@ def slice_patch(patch, total: int, rows: slice):
 def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:
     """(patches of our weights, {our key: the key it came from}) for patches of official and split names.
 
-    shapes: our keys, with PREFIX -> shape. Patches of our own names pass unchanged. A patch of some rows of a
-    weight gets a key as ComfyUI has them for that: (our key, (dimension, first, count)).
+    config: of the file's network; shapes: our keys, with PREFIX -> shape, which may be padded. Patches of our own
+    names pass unchanged where they fit. A patch of a part of a weight gets a key as ComfyUI has them for that: (our
+    key, (dimension, first, count)).
     """
     table = lora_targets(config)
     dealt, origin = {}, {}
     for key, patch in patches.items():
         name = key if isinstance(key, str) else key[0]
+        targets = table.get(name.removeprefix(PREFIX).removesuffix(".weight"), ())
         if not is_stand_in(name):
-            dealt[key] = patch
-            origin[key] = key
-            continue
+            fits = isinstance(patch, list) or not targets or where(targets[0], config, shapes) == name
+            if fits or not isinstance(key, str):
+                dealt[key] = patch
+                origin[key] = key
+                continue
         if isinstance(patch, list):
             continue  # merging of models walks over all names; the real weights bring their own patches
-        targets = table[name.removeprefix(PREFIX).removesuffix(".weight")]
         for target in targets:
-            ours, place = PREFIX + target.key, target.place
             part = slice_patch(patch, targets[-1].rows.stop, target.rows)
-            if part is None or ours not in shapes:
+            place = where(target, config, shapes)
+            if part is None or place is None:
                 log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
                 continue
-            count = place.stop - place.start
-            where = ours if count == shapes[ours][0] else (ours, (0, place.start, count))
-            dealt[where] = part
-            origin[where] = key
+            dealt[place] = part
+            origin[place] = key
     return dealt, origin
+
+
+def where(target: Target, config: DiTConfig, shapes: dict[str, torch.Size]):
+    """ComfyUI's key for what a target means: our key, or (our key, part) where that is less than all of the weight."""
+    key = PREFIX + target.key
+    if key not in shapes or len(shapes[key]) < 2:
+        return key if key in shapes else None
+    rows, columns = shapes[key]
+    if target.place.stop not in (None, rows) or target.place.start:
+        return key, (0, target.place.start, target.place.stop - target.place.start)
+    if ".mlp.down_proj." in key:
+        inner = config.gelu_width if int(target.key.split(".")[1]) in config.gelu_layers else config.swiglu_width
+        return key if inner == columns else (key, (1, 0, inner))
+    return key
 
 
 class OfficialNames:
@@ -126,7 +145,7 @@ class OfficialNames:
     def _dealt(self, add, patches: dict) -> list:
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
-        dealt, origin = deal_out(patches, network.config, shapes)
+        dealt, origin = deal_out(patches, network.official_config, shapes)
         # The caller compares what was applied with the names it sent.
         return list({origin[key] for key in add(dealt)})
 

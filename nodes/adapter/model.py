@@ -24,9 +24,9 @@ from ...magihuman_core.roles import role_overrides
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.super_resolution import zero_snr_table
 from ...magihuman_core.weights import open_checkpoint
+from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.assign import check_tensors
 from ...magihuman_core.weights.dit_keys import network_config, split_official
-from ...magihuman_core.weights.quantised import FP8
 from . import weights
 from .lora import add_stand_ins, is_stand_in, patcher_class
 from .network import ComfyDiT
@@ -193,12 +193,13 @@ class ModelConfig(comfy.supported_models_base.BASE):
         return super().process_unet_state_dict_for_saving(kept)
 
 
-def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, fast=False, model_options=None,
+def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantise=None, fast=False, model_options=None,
                 disable_dynamic=False):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
-    dtype: how the blocks' weights are kept; None: what ComfyUI finds best for this device, or fp8 as it is in
-    the file. fast: let fp8 weights be multiplied in fp8. Raises CheckpointError.
+    dtype, quantise: how the blocks' weights are kept, as a torch dtype or in one of weights.FORMATS; None: as the
+    file has them where that is such a format, else what ComfyUI finds best for this device.
+    fast: let quantised weights be multiplied in their format. Raises CheckpointError and InputError.
     """
     mm, options = comfy.model_management, model_options or {}
     device = options.get("load_device", mm.get_torch_device())
@@ -208,27 +209,31 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, fast=False
     check_tensors(tensors, MagiHumanDiT(config, device="meta").state_dict(), tensors.name)
 
     dtype = options.get("dtype", dtype)
-    quantise = dtype if dtype in FP8 else None
-    if dtype is None and weights.is_quantised(tensors):
-        quantise = torch.float8_e4m3fn
-    if dtype is None or quantise is not None:
+    if dtype in weights.FORMATS.values():
+        quantise = next(name for name, stored in weights.FORMATS.items() if stored == dtype)
+    official = config
+    quantised = weights.formats(tensors, quantise) if dtype is None or quantise else {}
+    if quantised and fast:
+        tensors, config = aligned(tensors, config)
+        model_config = ModelConfig(config, role)
+    if dtype is None or quantised:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)
-        stored = None if quantise else main_dtype(tensors)
+        stored = None if quantised else main_dtype(tensors)
         dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
-    manual_cast = mm.unet_manual_cast(None if quantise else dtype, device, supported)
+    manual_cast = mm.unet_manual_cast(None if quantised else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype
     model_config.custom_operations = options.get("custom_operations")
-    if quantise is not None:
+    if quantised:
         model_config.quant_config = {"mixed_ops": True}
 
     # Nothing is allocated until the weights come; layers for quantised weights never allocate before that.
-    model = model_config.get_model(None, device=None if quantise else torch.device("meta"))
+    model = model_config.get_model(None, device=None if quantised else torch.device("meta"))
     model.device = offload
-    state = weights.state_dict(tensors, dtype, quantise, fast)
+    state = weights.state_dict(tensors, dtype, quantised, fast)
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)
     model.diffusion_model.requires_grad_(False)
-    add_stand_ins(model.diffusion_model, config)
+    add_stand_ins(model.diffusion_model, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
     base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
@@ -260,15 +265,15 @@ def main_dtype(tensors) -> torch.dtype:
     return max(counts, key=counts.get)
 
 
-def load_model(path, role: str, dtype: torch.dtype | None = None, fast=False, model_options=None,
-               disable_dynamic=False):
-    """A MODEL from a file or a folder of shards, in any layout the core reads. Raises CheckpointError."""
+def load_model(path, role: str, dtype: torch.dtype | None = None, quantise: str | None = None, fast=False,
+               model_options=None, disable_dynamic=False):
+    """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = network_config(checkpoint)
     config = replace(sizes, **role_overrides(role, sizes.layers))
     tensors = split_official(checkpoint, config)
-    patcher = build_model(tensors, config, role, dtype=dtype, fast=fast, model_options=model_options,
-                          disable_dynamic=disable_dynamic)
+    patcher = build_model(tensors, config, role, dtype=dtype, quantise=quantise, fast=fast,
+                          model_options=model_options, disable_dynamic=disable_dynamic)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
-    patcher.cached_patcher_init = (load_model, (path, role, dtype, fast, model_options))
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantise, fast, model_options))
     return patcher

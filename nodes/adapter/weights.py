@@ -1,59 +1,83 @@
-"""The network's weights as ComfyUI's layers want them: plain, cast, or quantised with a scale."""
+"""The network's weights as ComfyUI's layers want them: plain, cast, or quantised with scales.
+
+A format is one of ComfyUI's names (comfy.quant_ops.QUANT_ALGOS). Files that are stored in it are taken as they
+are, all others rounded while they are read.
+"""
 
 import json
+from collections.abc import Mapping
 
 import torch
+from comfy.quant_ops import QUANT_ALGOS, get_layout_class
 from torch import Tensor
 
-from ...magihuman_core.weights import Checkpoint
-from ...magihuman_core.weights.dit_keys import keep_fp32
-from ...magihuman_core.weights.quantised import FP8, Quantised, as_quantised
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.weights import Checkpoint, Entry
+from ...magihuman_core.weights.dit_keys import keep_fp32, may_quantise
+from ...magihuman_core.weights.quantise import to_fp8, to_int8
+from ...magihuman_core.weights.quantised import as_quantised
+
+# ComfyUI's format -> what it is stored in
+FORMATS = {
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
+    "int8_tensorwise": torch.int8,
+    "nvfp4": torch.uint8,
+}
 
 
-def is_quantised(tensors: Checkpoint) -> bool:
-    """Whether a file holds fp8 weights with scales that ComfyUI can compute with as they are."""
-    return any(_native(entry) for key, entry in tensors.entries.items() if _may_quantise(key))
+def formats(tensors: Checkpoint, quantise: str | None = None) -> dict[str, str]:
+    """Key -> format of the weights to be kept quantised: all large ones, or (None) those that the file has so."""
+    found = {key: quantise or _stored_format(entry) for key, entry in tensors.entries.items() if may_quantise(key)}
+    return {key: name for key, name in found.items() if name is not None}
 
 
-def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantise: torch.dtype | None, fast: bool) -> dict[str, Tensor]:
+def _stored_format(entry: Entry) -> str | None:
+    stored = as_quantised(entry)
+    if stored is None or stored.scale is None:
+        return None
+    return next((name for name, dtype in FORMATS.items() if dtype == stored.data.dtype), None)
+
+
+def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, str], fast: bool) -> dict[str, Tensor]:
     """Everything a state dict needs, read tensor by tensor.
 
-    dtype: of the blocks' weights that are not quantised. quantise: fp8 dtype of those that are, where the file
-    has them in more; None: none are. fast: multiply in fp8 too, on cards that can; otherwise only memory is saved.
+    dtype: of the blocks' weights that are not quantised. quantised: from `formats`.
+    fast: multiply in that format too, on cards that can; otherwise only memory is saved.
+    Raises InputError for a format that this ComfyUI does not know.
     """
+    for name in set(quantised.values()):
+        if name not in QUANT_ALGOS:
+            raise InputError(f"This ComfyUI does not know the format {name}: choose another weight_dtype, or update "
+                             "ComfyUI.")
     state: dict[str, Tensor] = {}
     for key, entry in tensors.entries.items():
         if keep_fp32(key):
             state[key] = entry.load(torch.float32)
-        elif quantise is None or not _may_quantise(key):
+        elif key not in quantised:
             state[key] = entry.load(dtype)
         else:
-            native = _native(entry)
-            data, scale = native if native else _to_fp8(entry.load(None), quantise)
-            layer = key.removesuffix(".weight")
-            note = {"format": str(data.dtype).removeprefix("torch."), "full_precision_matrix_mult": not fast}
-            state[key], state[f"{layer}.weight_scale"] = data, scale
-            state[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+            note = {"format": quantised[key], "full_precision_matrix_mult": not fast}
+            for ending, tensor in _quantised(entry, quantised[key]).items():
+                state[key + ending] = tensor
+            state[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(
+                list(json.dumps(note).encode()), dtype=torch.uint8)
     return state
 
 
-def _may_quantise(key: str) -> bool:
-    # The gate is small, and worth its precision.
-    return key.startswith("blocks.") and not keep_fp32(key) and "linear_gate" not in key
-
-
-def _native(entry) -> tuple[Tensor, Tensor] | None:
-    """(data, scale) of an entry stored in fp8 with one scale for all of it."""
-    stored: Quantised | None = as_quantised(entry)
-    if stored is None or stored.data.dtype not in FP8 or stored.scale is None:
-        return None
+def _quantised(entry: Entry, name: str) -> dict[str, Tensor]:
+    """A weight in a format: ending of the key -> tensor."""
+    if name == "nvfp4":  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
+        layout = get_layout_class(QUANT_ALGOS[name]["comfy_tensor_layout"])
+        return layout.state_dict_tensors(*layout.quantize(entry.load(torch.bfloat16)))
+    stored, dtype = as_quantised(entry), FORMATS[name]
+    if stored is None or stored.scale is None or stored.data.dtype != dtype:
+        data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
+        return {"": data.load(), "_scale": scale.load()}
     scale = stored.scale.load(torch.float32)
-    if scale.ndim and not bool((scale == scale.flatten()[0]).all()):
-        return None
-    return stored.data.load(), scale.flatten()[0].clone()
-
-
-def _to_fp8(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    weight = weight.float()
-    scale = (weight.abs().max() / torch.finfo(dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
-    return (weight / scale).to(dtype), scale
+    if dtype == torch.int8:
+        return {"": stored.data.load(), "_scale": scale.reshape(-1, 1) if scale.ndim else scale}
+    if not bool((scale == scale.flatten()[0]).all()):  # parts with scales of their own: ComfyUI wants one
+        data, scale = to_fp8([entry], dtype)[0]
+        return {"": data.load(), "_scale": scale.load()}
+    return {"": stored.data.load(), "_scale": scale.flatten()[0].clone()}
