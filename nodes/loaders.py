@@ -54,8 +54,8 @@ class MagiHumanModelLoader(io.ComfyNode):
                     "Which of the four networks it is. They differ in nothing that a file shows, so auto goes by the "
                     "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the result.")),
                 io.Combo.Input("weight_dtype", options=[*DTYPES, *FORMATS], default="default", advanced=True, tooltip=(
-                    DTYPE_TIP + " int8 takes as much as fp8 and is closer to bf16; nvfp4 takes half of it and visibly "
-                                "loses. Names in _fast also multiply so, on cards that can (fp8: Ada and newer, nvfp4: "
+                    DTYPE_TIP + " int8 takes as much as fp8 and is closer to bf16; nvfp4 takes half of that and loses "
+                                "more. Names in _fast also multiply so, on cards that can (fp8: Ada and newer, nvfp4: "
                                 "Blackwell): faster, and less exact.")),
             ],
             outputs=[io.Model.Output()],

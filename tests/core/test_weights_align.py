@@ -1,0 +1,61 @@
+"""Widths in multiples of 16: wider by zeros, with the same outputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from magihuman_core import load_dit
+from magihuman_core.dit import MagiHumanDiT
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.align import aligned
+from magihuman_core.weights.assign import assign_weights
+from magihuman_core.weights.dit_keys import network_config, official_state_dict, split_official
+from magihuman_core.weights.quantised import as_quantised
+
+from .test_quantised_linear import outputs
+from .test_weights_layouts import DATA, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+
+
+@pytest.fixture(scope="module")
+def odd(official) -> dict:  # noqa: F811
+    """A network whose inner widths are no multiples of 16."""
+    config = replace(network_config(open_checkpoint(official, "network")), gelu_width=20, swiglu_width=52)
+    torch.manual_seed(0)
+    dit = MagiHumanDiT(config)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return {key: tensor.detach() for key, tensor in official_state_dict(dit).items()}
+
+
+@pytest.mark.parametrize("write", [dict, quanto, fp8_split])
+def test_the_wider_network_gives_the_same(write, odd):
+    stored = write(odd)
+    checkpoint = open_checkpoint(stored, "network")
+    config = network_config(checkpoint)
+    tensors, wider = aligned(split_official(checkpoint, config), config)
+    assert (wider.gelu_width, wider.swiglu_width) == (32, 64)
+    dit = MagiHumanDiT(wider, device="meta")
+    assign_weights(dit, tensors, dtype=torch.float32)
+    torch.testing.assert_close(outputs(dit), outputs(load_dit(stored, dtype=torch.float32)), rtol=1e-5, atol=1e-5)
+    if write is not dict:  # what was quantised stays so
+        data = [as_quantised(tensors.entries[key]) for key in tensors if ".mlp." in key and "norm" not in key]
+        assert data and all(entry is not None and entry.data.load().shape == entry.shape for entry in data)
+
+
+def test_rows_of_the_wider_are_rows_of_the_whole(odd):
+    config = network_config(open_checkpoint(odd, "network"))
+    tensors, _ = aligned(split_official(open_checkpoint(odd, "network"), config), config)
+    for key, entry in tensors.entries.items():
+        if ".mlp." in key and len(entry.shape) == 2:
+            whole = entry.load()
+            assert torch.equal(entry.load(None, (entry.shape[0] - 3, entry.shape[0])), whole[-3:])
+            assert torch.equal(entry.rows(1, 9).load(), whole[1:9])
+
+
+def test_the_released_widths(odd):
+    config = network_config(open_checkpoint(odd, "network"))
+    released = replace(config, gelu_width=20480, swiglu_width=13652)
+    wider = aligned(open_checkpoint({}), released)[1]
+    assert (wider.gelu_width, wider.swiglu_width) == (20480, 13664)
+    assert aligned(open_checkpoint({}), wider)[1] == wider
