@@ -1,6 +1,8 @@
 """Guider, samplers and one whole sampling run, on ComfyUI's machinery."""
 
+import logging
 import math
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -12,8 +14,12 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.guidance import Guidance
+from ...magihuman_core.memory import Estimate, estimate
 from ...magihuman_core.sampling import sample_renoise, sample_unipc
+from ...magihuman_core.sizes import CELL
 from .model import SR_NOISE_LEVEL, START, MagiHumanModel, sr_signal, start_state
+
+log = logging.getLogger(__name__)
 
 
 class MagiHumanGuider(comfy.samplers.CFGGuider):
@@ -30,7 +36,21 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
     def sample(self, noise, latent_image, *args, **kwargs):
         streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
         self._shapes = [tuple(stream.shape) for stream in streams]
+        if len(streams) == 2:
+            log.info("%s", self.memory())
         return super().sample(noise, latent_image, *args, **kwargs)
+
+    def memory(self) -> Estimate:
+        """What sampling this clip needs on the device, of which ComfyUI keeps as much there as fits."""
+        model = self.model_patcher.model
+        texts = [cond["cross_attn"].shape[1] for conds in self.original_conds.values() for cond in conds]
+        (batch, _, _, height, width), (_, _, tokens) = self._shapes
+        found = estimate(model.network_config, width=width * CELL, height=height * CELL, tokens=tokens,
+                         text_tokens=max(texts), dtype=model.diffusion_model.compute_dtype)
+        weights, activations = self.model_patcher.model_size(), batch * found.activations
+        order = ["a narrower weight_dtype in Load MagiHuman Model", "a smaller picture or a shorter clip"]
+        advice = ", then ".join(order if weights > activations else reversed(order))
+        return replace(found, weights=weights, activations=activations, advice=advice)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})

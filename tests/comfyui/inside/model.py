@@ -220,6 +220,12 @@ assert large == 2 * small > 0
 config = model.model.network_config
 tokens = 100_000 // (4 * config.video_channels)
 assert small > 4 * config.hidden * tokens  # the fp32 residual stream alone
+guider = sampling.make_guider(model, None, [[TEXT, {}]])
+guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
+found = guider.memory()
+assert found.weights == model.model_size() and found.activations > 4 * config.hidden * 18 * 2
+assert "96x64" in found.job and "narrower weight_dtype" in found.advice, found
+print(found)
 assert comfy.model_management.module_size(model.model) < 1.2 * sum(t.nbytes for t in official.values())
 copy = model.clone(disable_dynamic=True, force_deepcopy=True)
 assert close(sample(copy), plain, 0) and copy.model is not model.model
