@@ -114,3 +114,10 @@ class DiTConfig:
             "post_norm_layers": tuple(post_norm),
         }
         return cls(**{**sizes, **overrides})
+
+
+RELEASED = DiTConfig(
+    layers=40, hidden=5120, head_dim=128, heads=40, kv_heads=8, video_channels=48, audio_channels=64,
+    text_channels=3584, gelu_width=20480, swiglu_width=13652, sandwich_layers=(0, 1, 2, 3, 36, 37, 38, 39),
+    gelu_layers=(0, 1, 2, 3),
+)  # fmt: skip

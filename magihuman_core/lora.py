@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -142,18 +142,7 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
     """
     name = getattr(tensors, "name", "The LoRA")
     table = lora_targets(config)
-    names = layer_names(table)
-    layers: dict[str, dict[str, str]] = {}  # the file's layer -> role -> key
-    unmatched: dict[str, str] = {}
-    for key in tensors:
-        ending = max((e for e in ENDINGS if key.endswith(e)), key=len, default=None)
-        layer = find_layer(key.removesuffix(ending), names) if ending else None
-        if layer is None:
-            unmatched[key] = "no such layer" if ending else "not a kind of tensor that is known here"
-        elif ENDINGS[ending] in layers.setdefault(layer, {}):
-            unmatched[key] = f"the same layer as {layers[layer][ENDINGS[ending]]}"
-        else:
-            layers[layer][ENDINGS[ending]] = key
+    layers, unmatched = by_layer(tensors, layer_names(table))
     deltas: dict[str, list[Delta]] = {}
     for layer, keys in layers.items():
         found = {role: _read(tensors, key, name) for role, key in keys.items()}
@@ -168,6 +157,28 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
             for key, delta in _deltas(found, target):
                 deltas.setdefault(key, []).append(delta)
     return SplitLora(deltas, unmatched)
+
+
+def by_layer(keys: Iterable[str], names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """({layer: {role: key}}, {key that has no place: why}) of a file's keys; names: from layer_names."""
+    layers: dict[str, dict[str, str]] = {}
+    unmatched: dict[str, str] = {}
+    for key in keys:
+        ending = max((e for e in ENDINGS if key.endswith(e)), key=len, default=None)
+        layer = find_layer(key.removesuffix(ending), names) if ending else None
+        if layer is None:
+            unmatched[key] = "no such layer" if ending else "not a kind of tensor that is known here"
+        elif ENDINGS[ending] in layers.setdefault(layer, {}):
+            unmatched[key] = f"the same layer as {layers[layer][ENDINGS[ending]]}"
+        else:
+            layers[layer][ENDINGS[ending]] = key
+    return layers, unmatched
+
+
+def listed(unmatched: Mapping[str, str]) -> str:
+    """The first of the names that fit nothing, with the reasons."""
+    shown = ", ".join(f"{quoted(key)} ({reason})" for key, reason in list(unmatched.items())[:SHOWN])
+    return shown + (f", and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else "")
 
 
 def _read(tensors: Mapping[str, Tensor], key: str, name: str) -> Tensor:
@@ -250,10 +261,8 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
                for key, deltas in split.deltas.items() for delta in deltas]
     hooks = [module.register_forward_hook(hook) for module, hook in changes]
     if split.unmatched:
-        shown = ", ".join(f"{quoted(key)} ({reason})" for key, reason in list(split.unmatched.items())[:SHOWN])
-        more = f", and {len(split.unmatched) - SHOWN} more" if len(split.unmatched) > SHOWN else ""
-        log.warning("%s: %d of its %d tensors are left out: %s%s.", checkpoint.name, len(split.unmatched),
-                    len(checkpoint), shown, more)
+        log.warning("%s: %d of its %d tensors are left out: %s.", checkpoint.name, len(split.unmatched),
+                    len(checkpoint), listed(split.unmatched))
     log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
     return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, hooks)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..config import RELEASED
 from ..errors import CheckpointError, InputError
 from ..roles import role_overrides
 from ..sizes import BASE_SIZE, UPSCALED_SIZES
@@ -137,11 +138,34 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines.append(("needs", NEEDS[found.kind]))
         lines.append(("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}"))
     lines += [("note", note) for note in _notes(checkpoint, found)]
+    if found.kind == "lora":
+        lines += list(_lora(checkpoint))
     problems = list(_problems(checkpoint, found, read_all))
     if not problems and found.kind in LOADERS:
         lines += [("memory", needed) for needed in _memory(checkpoint, found)]
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
+
+
+def _lora(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    """What a LoRA changes, and whether it fits the released networks."""
+    lora = import_module("..lora", __package__)
+    layers, unmatched = lora.by_layer(checkpoint, lora.layer_names(lora.lora_targets(RELEASED)))
+    down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
+    ranks = sorted({shape[0] for shape in down if shape})
+    parts = [f"{len(layers)} of MagiHuman's layers"]
+    if ranks:
+        parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
+    parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
+              if any(role in keys for keys in layers.values())]  # fmt: skip
+    yield "changes", ", ".join(parts)
+    if layers:
+        try:
+            unmatched = lora.split_lora(checkpoint, RELEASED).unmatched
+        except CheckpointError as error:
+            yield "note", "it is not for the released networks: " + _without_path(error, checkpoint.name)
+    if unmatched:
+        yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {lora.listed(unmatched)}"
 
 
 def _role(found: Recognised) -> str:

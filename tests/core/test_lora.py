@@ -11,6 +11,7 @@ from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.lora import apply_lora, lora_targets
+from magihuman_core.weights.inspect import describe
 
 DATA = Path(__file__).parents[1] / "data"
 RANK = 4
@@ -319,3 +320,21 @@ def test_an_alpha_that_is_no_number_counts_as_absent(weights, clip):
     applied = apply_lora(odd, file | {f"{layer}.alpha": torch.ones(2)})
     assert set(applied.unmatched) == {f"{layer}.alpha"}
     assert torch.equal(run(plain, clip), run(odd, clip))
+
+
+def test_inspect_says_what_a_lora_changes(tmp_path):
+    stem = "diffusion_model.block.layers.20.mlp.down_proj"
+    query = "lora_unet_block_layers_0_attention_linear_q_video"
+    lora = {f"{stem}.lora_A.weight": torch.randn(4, 13652), f"{stem}.lora_B.weight": torch.randn(5120, 4),
+            f"{stem}.dora_scale": torch.ones(5120, 1), f"{query}.lora_down.weight": torch.randn(8, 5120),
+            f"{query}.lora_up.weight": torch.randn(5120, 8), "text_model.layers.0.lora_A.weight": torch.randn(4, 8)}
+    save_file(lora, tmp_path / "style.safetensors")
+    text = describe(tmp_path / "style.safetensors")
+    assert "changes    2 of MagiHuman's layers, ranks 4 to 8, DoRA" in text
+    assert "without a place (1): 'text_model.layers.0.lora_A.weight' (no such layer)" in text
+    assert "problem" not in text and "not for the released" not in text
+    small = {key: value[:64] for key, value in lora.items()}
+    save_file({key: value.contiguous() for key, value in small.items()}, tmp_path / "small.safetensors")
+    assert "it is not for the released networks: 'diffusion_model" in describe(tmp_path / "small.safetensors")
+    save_file({"text_model.layers.0.lora_A.weight": torch.ones(4, 8)}, tmp_path / "other.safetensors")
+    assert "problem    without a place (1)" in describe(tmp_path / "other.safetensors")
