@@ -17,20 +17,21 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import DiTConfig
+from .config import RELEASED, DiTConfig
 from .errors import CheckpointError, InputError
 from .layers import EPS
 from .quantised_linear import decoded
 from .sequence import MODALITIES
-from .weights import open_checkpoint
+from .weights import Checkpoint, Entry, open_checkpoint
 from .weights.assign import is_finite
+from .weights.checkpoint import tensor_entry
 from .weights.dit_keys import official_rows
 from .weights.header import quoted
 
@@ -118,6 +119,27 @@ def lora_targets(config: DiTConfig) -> dict[str, list[Target]]:
                 table[name + end] = [Target(key, whole, whole)]
         table[name] = targets  # last: in the sandwich the plain name is the stacked layer
     return table
+
+
+@cache
+def all_layer_names() -> Mapping[str, str]:
+    """Names of layers in the released networks, and in others of as many layers: each with a sandwich or without."""
+    sandwiches = ((), range(RELEASED.layers))
+    tables = [lora_targets(replace(RELEASED, sandwich_layers=tuple(layers))) for layers in sandwiches]
+    return layer_names(tables[0] | tables[1])
+
+
+def stock_names(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, str]]:
+    """A LoRA under names that ComfyUI's own loader looks for, and what has no place, with the reason."""
+    layers, unmatched = by_layer(checkpoint, all_layer_names())
+    entries = {}
+    for layer, keys in layers.items():
+        for role, key in keys.items():
+            entry = checkpoint.entries[key]
+            if role == "magnitude":  # PEFT has these without the second dimension
+                entry = tensor_entry(checkpoint[key].reshape(-1, 1))
+            entries[f"diffusion_model.{layer}{ROLES[role][0]}"] = entry
+    return entries, unmatched
 
 
 def layer_names(table: Mapping[str, list[Target]]) -> dict[str, str]:

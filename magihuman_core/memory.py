@@ -150,7 +150,7 @@ def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str
     job = (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
            f"({video:,} video, {audio:,} audio, {text:,} text)")
     return Estimate("network", job, weights, activations, streamed,
-                    _network_advice(dit, resident, weights, activations))
+                    _network_advice(dit, dtype, resident, weights, activations))
 
 
 def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
@@ -159,8 +159,11 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
     return sum(t.nbytes for t in dit.state_dict().values()) - streamed + buffers, streamed
 
 
-def _network_advice(dit: MagiHumanDiT, resident: int | None, weights: int, activations: int) -> str:
+def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int,
+                    activations: int) -> str:
     """What makes most difference."""
+    narrow = 0 if dtype.itemsize == 1 else _resident(_bodiless(MagiHumanDiT, dit.config, torch.int8), resident)[0]
+    narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = len(dit.blocks)
     fewer = [n for n in (0, layers // 5, layers // 2) if n < min(layers, layers if resident is None else resident)]
     least = fewer and _resident(dit, fewer[0])[0]
@@ -169,7 +172,7 @@ def _network_advice(dit: MagiHumanDiT, resident: int | None, weights: int, activ
         options = ", ".join(f"{size(_resident(dit, n)[0])} of weights with {n}" for n in fewer)
         blocks = f"fewer resident blocks ({options})"
     picture = "a smaller picture or a shorter clip"
-    order = (picture, blocks) if activations > weights else (blocks, picture)
+    order = (picture, narrower, blocks) if activations > weights else (narrower, blocks, picture)
     return ", then ".join(filter(None, order))
 
 

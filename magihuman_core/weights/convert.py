@@ -9,6 +9,7 @@ still have one scale. What decides quality stays as it is: gates, norms, embedde
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
 KEPT = ("latent_mean", "latent_std")  # of a VAE: never rounded
 
+log = logging.getLogger(__name__)
+
 
 def convert(
     source: str | Path | Mapping[str, Tensor],
@@ -44,6 +47,8 @@ def convert(
 ) -> Path:
     """Write source, in any layout, as one safetensors file.
 
+    source may be a LoRA as well, with names in any spelling: it comes out under those that ComfyUI's own loader
+    finds, without what has no place in MagiHuman's networks, which is logged.
     dtype: "bf16", "fp16", "fp32", "fp8" or "int8"; None keeps that of each tensor (quantised ones become
     bf16). Of a network, embedders, heads and norms are never made narrower; fp8 and int8 are for networks and
     text encoders. layout, of a network: "official" or "split"; None: split where quantised, else official.
@@ -55,7 +60,7 @@ def convert(
     pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
     raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
     found = recognise(raw)
-    if found.kind in ("unknown", "lora"):
+    if found.kind == "unknown":
         raise CheckpointError(f"{raw.name}: is {found.what}. Only the parts of MagiHuman can be converted.")
     if found.kind != "network" and (layout or role):
         raise InputError(f"layout and role are for networks, and {raw.name} is {found.what}. Leave them out.")
@@ -64,6 +69,11 @@ def convert(
                          "Use bf16, fp16 or fp32.")
     if raw.path is not None and target.exists() and target.resolve() in _files(raw.path):
         raise InputError(f"{target}: is the source itself. Give another name.")
+    if found.kind == "lora":
+        entries = _lora(raw)
+        if dtype is not None:
+            entries = {key: _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
+        return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
     if found.kind == "network" and (layout == "split" or dtype in QUANTISED):
@@ -93,6 +103,18 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
 
 def _files(path: Path) -> set[Path]:
     return {file.resolve() for file in path.glob("*.safetensors")} if path.is_dir() else {path.resolve()}
+
+
+def _lora(checkpoint: Checkpoint) -> Mapping[str, Entry]:
+    from ..lora import listed, stock_names
+
+    entries, unmatched = stock_names(checkpoint)
+    if not entries:
+        raise CheckpointError(f"{checkpoint.name}: none of its tensors belongs to a MagiHuman network: "
+                              f"{listed(unmatched)}. Choose a LoRA made for one.")
+    if unmatched:
+        log.warning("%s: %d of its tensors are left out: %s.", checkpoint.name, len(unmatched), listed(unmatched))
+    return entries
 
 
 def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:

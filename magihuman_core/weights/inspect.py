@@ -150,7 +150,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
 def _lora(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     """What a LoRA changes, and whether it fits the released networks."""
     lora = import_module("..lora", __package__)
-    layers, unmatched = lora.by_layer(checkpoint, lora.layer_names(lora.lora_targets(RELEASED)))
+    layers, unmatched = lora.by_layer(checkpoint, lora.all_layer_names())
     down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
     ranks = sorted({shape[0] for shape in down if shape})
     parts = [f"{len(layers)} of MagiHuman's layers"]

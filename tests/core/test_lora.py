@@ -11,6 +11,8 @@ from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.lora import apply_lora, lora_targets
+from magihuman_core.weights import open_checkpoint
+from magihuman_core.weights.convert import convert
 from magihuman_core.weights.inspect import describe
 
 DATA = Path(__file__).parents[1] / "data"
@@ -338,3 +340,33 @@ def test_inspect_says_what_a_lora_changes(tmp_path):
     assert "it is not for the released networks: 'diffusion_model" in describe(tmp_path / "small.safetensors")
     save_file({"text_model.layers.0.lora_A.weight": torch.ones(4, 8)}, tmp_path / "other.safetensors")
     assert "problem    without a place (1)" in describe(tmp_path / "other.safetensors")
+
+
+PREFIXES = ("", "transformer.", "model.", "diffusion_model.", "base_model.model.", "lora_unet_")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_convert_gives_a_lora_the_names_of_comfyuis_loader(prefix, tmp_path, caplog):
+    layers = ("block.layers.20.mlp.down_proj", "block.layers.5.attention.linear_q_video", "adapter.video_embedder")
+    lora = {"text_model.lora_A.weight": torch.ones(2, 8)}
+    for layer in layers:
+        layer = prefix + (layer.replace(".", "_") if prefix.endswith("_") else layer)
+        lora |= {f"{layer}.lora_down.weight": torch.randn(2, 8), f"{layer}.lora_up.weight": torch.randn(8, 2),
+                 f"{layer}.alpha": torch.tensor(4.0), f"{layer}.lora_magnitude_vector": torch.rand(8)}
+    save_file(lora, tmp_path / "in.safetensors")
+    target = convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="bf16")
+    written = dict(open_checkpoint(target).items())
+    assert set(written) == {f"diffusion_model.{layer}{ending}" for layer in layers
+                            for ending in (".lora_A.weight", ".lora_B.weight", ".alpha", ".dora_scale")}  # fmt: skip
+    assert written[f"diffusion_model.{layers[0]}.dora_scale"].shape == (8, 1)
+    assert written[f"diffusion_model.{layers[0]}.lora_A.weight"].dtype == torch.bfloat16
+    assert "1 of its tensors are left out: 'text_model.lora_A.weight' (no such layer)" in caplog.text
+
+
+def test_convert_refuses_a_lora_of_another_model(tmp_path):
+    save_file({"text_model.layers.0.lora_A.weight": torch.ones(4, 8)}, tmp_path / "in.safetensors")
+    with pytest.raises(CheckpointError, match="none of its tensors belongs to a MagiHuman network"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    with pytest.raises(InputError, match="fp8 is for networks"):
+        convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="fp8")
+    assert not (tmp_path / "out.safetensors").exists()

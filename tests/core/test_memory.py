@@ -129,14 +129,17 @@ def test_the_released_network():
     found = estimate(real_config())
     assert 30.5e9 < found.weights < 30.8e9 and found.streamed == 0
     assert "3,653 tokens (2,912 video, 101 audio, 640 text)" in str(found)
-    assert "To need less: fewer resident blocks" in str(found)
+    assert "To need less: weights in 8 bits (15.4 GB), then fewer resident blocks" in str(found)
+    eight = estimate(real_config(), dtype=torch.float8_e4m3fn)
+    assert 15.3e9 < eight.weights < 15.6e9 and "8 bits" not in eight.advice
+    assert found.activations <= eight.activations < 1.2 * found.activations + 3e8  # one decoded matrix
     few = estimate(real_config(), resident_blocks=0)
     assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
     assert "30.6 GB more come in at each step" in str(few)
     upscaler = replace(real_config(), **role_overrides("sr_1080p", 40))
     large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
     assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB
-    assert str(large).endswith("To need less: a smaller picture or a shorter clip.")
+    assert str(large).endswith("To need less: a smaller picture or a shorter clip, then weights in 8 bits (1.7 GB).")
 
 
 @pytest.mark.parametrize("blocks", [None, 0, 1, 3, 4, 9])
