@@ -89,7 +89,7 @@ TEXT = TextEncoderConfig(hidden_size=512, num_hidden_layers=4, num_attention_hea
                          head_dim=64, intermediate_size=2048, vocab_size=1024)
 SMALL = {"width": 128, "height": 128, "seconds": 1, "dtype": torch.float32, "text_tokens": 64}
 MEDIUM = {"width": 256, "height": 256, "seconds": 2, "dtype": torch.float32, "text_tokens": 640}
-BF16 = {"dtype": torch.bfloat16}
+BF16, INT8 = {"dtype": torch.bfloat16}, {"dtype": torch.int8}
 CASES = [
     ("network, small", NETWORK, SMALL), ("network, medium", NETWORK, MEDIUM),
     ("network, bf16", NETWORK, MEDIUM | BF16), ("network, guided", NETWORK, MEDIUM | {"guided": True}),
@@ -99,6 +99,7 @@ CASES = [
     ("video, small", VIDEO, SMALL), ("video, medium", VIDEO, MEDIUM | {"seconds": 0.5}),
     ("audio, small", AUDIO, SMALL), ("audio, medium", AUDIO, MEDIUM | {"seconds": 8}),
     ("text, small", TEXT, SMALL), ("text, medium", TEXT, MEDIUM), ("text, bf16", TEXT, MEDIUM | BF16),
+    ("network, int8", NETWORK, MEDIUM | INT8), ("text, int8", TEXT, MEDIUM | INT8),
 ]  # fmt: skip
 
 
