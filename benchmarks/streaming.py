@@ -1,6 +1,7 @@
 """One step of a network as large as the released ones (15.3 billion weights) on a machine that cannot hold it.
 
-usage: python benchmarks/streaming.py [--resident 0] [--dtype bf16|fp32] [--steps 2] [--folder /tmp]
+usage: python benchmarks/streaming.py [--resident 0] [--dtype bf16|fp32] [--keep bf16|fp8|int8] [--from file|memory]
+                                      [--steps 2] [--folder /tmp]
 
 Makes a file with the released keys, shapes and dtypes in --folder, with holes for zeros and small random
 values in embedders and heads (so it takes no space and is read without a disk), streams its blocks through
@@ -24,6 +25,7 @@ from magihuman_core.memory import estimate, size
 
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens
+KEEP = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 NAMES = {"torch.bfloat16": ("BF16", 2), "torch.float32": ("F32", 4)}
 
 
@@ -52,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resident", type=int, default=0, help="blocks that stay in memory")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the file")
+    parser.add_argument("--keep", choices=KEEP, default="bf16", help="how weights are kept once they are read")
+    parser.add_argument("--from", dest="source", choices=("file", "memory"), help="where streamed blocks come from")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--guided", action="store_true", help="two passes in each step, which share every fetch")
     parser.add_argument("--folder", default=None, help="where the file is made")
@@ -62,7 +66,7 @@ def main() -> None:
         write_network(path, args.dtype)
         print(f"file: {size(path.stat().st_size)}, on disk {size(512 * path.stat().st_blocks)}")
         start = time.perf_counter()
-        dit = load_dit(path, resident_blocks=args.resident)
+        dit = load_dit(path, dtype=KEEP[args.keep], resident_blocks=args.resident, stream_from=args.source)
         print(f"loaded in {time.perf_counter() - start:.1f} s, {size(resident('VmHWM'))} at the peak")
         c: DiTConfig = dit.config
         clip = (torch.randn(1, c.video_channels, *LATENT), torch.randn(1, c.audio_channels, AUDIO),
@@ -76,7 +80,7 @@ def main() -> None:
         if dit.streamer is not None:
             dit.streamer.close()
         found = estimate(c, width=16 * LATENT[2], height=16 * LATENT[1], tokens=AUDIO, text_tokens=TEXT, device="cpu",
-                         resident_blocks=args.resident, guided=args.guided)
+                         dtype=KEEP[args.keep], resident_blocks=args.resident, guided=args.guided)
         print(f"estimated, without Python and PyTorch themselves: {found}")
 
 

@@ -37,6 +37,24 @@ def load_checkpoint(path):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def resume(path, modules, average, optimizer):
+    """Take up a checkpoint that `checkpoint` made: (state or None, steps, minutes) so far."""
+    state = load_checkpoint(path)
+    if state is None:
+        return None, 0, 0.0
+    modules.load_state_dict(state["modules"])
+    average.load_state_dict(state["average"])
+    if state["optimizer"] is not None:  # weights of the demo come without
+        optimizer.load_state_dict(state["optimizer"])
+    return state, state["step"], state["spent"]
+
+
+def checkpoint(path, modules, average, optimizer, step, spent, **more):
+    """Save what `resume` takes up."""
+    save_atomically({"modules": modules.state_dict(), "average": average.state_dict(),
+                     "optimizer": optimizer.state_dict(), "step": step, "spent": spent, **more}, path)
+
+
 def cosine_rate(progress, warm_up=0.02, floor=0.02):
     """Factor on the learning rate: linear warm-up, then half a cosine down to `floor`. progress: 0..1."""
     if progress < warm_up:

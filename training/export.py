@@ -3,8 +3,8 @@
     python -m training.export                                # whatever has been trained so far
     python -m training.export --out somewhere
 
-Networks: the layout with split experts, 8-bit integers with a scale per row (quanto). Autoencoders: half
-precision, except for the audio VAE's norms, under their official keys.
+Networks: the layout with split experts, 8-bit integers with a scale per row (quanto). Text encoder: the same integers.
+Autoencoders: half precision under their official keys.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from magihuman_core.sequence import MODALITIES
 from magihuman_core.weights.dit_keys import official_state_dict
 from training import train_audio_vae, train_network, train_video_vae
 from training.common import RUNS
@@ -23,7 +24,6 @@ from training.text import stored_config
 
 OUT = Path(__file__).parent.parent / "magihuman_core" / "demo"
 VERSION = "1"
-MODALITIES = ("video", "audio", "text")
 SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
 
 
@@ -99,7 +99,12 @@ def export(out):
         note("base", write(out / "base" / "magihuman_demo_base.safetensors", split_layout(dit), role="base"))
         folder = out / "text_encoder"
         config = stored_config(encoder.tokenizer)
-        tensors = {f"model.{key}": tensor for key, tensor in halves(encoder.state_dict()).items()}
+        tensors = {}
+        for key, tensor in encoder.state_dict().items():
+            if key.endswith("_proj.weight"):
+                tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantise(tensor)
+            else:
+                tensors[f"model.{key}"] = tensor.half()
         note("text", write(folder / "model.safetensors", tensors, kind="text_encoder", config=config))
         (folder / "config.json").write_text(json.dumps(json.loads(config), indent=1) + "\n")
         encoder.tokenizer.save(str(folder / "tokenizer.json"))

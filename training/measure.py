@@ -36,7 +36,7 @@ __all__ = [
     "variety",
 ]
 
-LIPS = 0.045  # height of closed lips in picture widths
+LIPS = 0.056  # height of closed lips in picture widths
 
 
 def _region(video, left, top, right, bottom):
@@ -160,7 +160,7 @@ def _read_mood(video):
     x = (np.arange(closed.shape[1]) - (closed.shape[1] - 1) / 2) / size / 0.108
     near = np.abs(x) < 1.0
     bend = -np.polyfit(x[near], height[near], 2, w=np.sqrt(mass[near]))[0]
-    return "happy" if bend > 0.021 else "sad" if bend < -0.008 else "calm"
+    return "happy" if bend > 0.026 else "sad" if bend < -0.012 else "calm"
 
 
 def attribute_accuracy(read, asked):

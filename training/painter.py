@@ -33,7 +33,7 @@ def shirt_layer(scene, x, y, size):
     wave = x / RIB
     fine = line((wave - np.round(wave)) * RIB, 0.0055, size)
     collar = line(neckline + 0.016, 0.022, size)
-    shade = 1.0 - 0.22 * fine * (1.0 - collar) - 0.16 * collar
+    shade = 1.0 - 0.14 * fine * (1.0 - collar) - 0.16 * collar
     return inside, colour * shade * (1.0 - bare) + skin[:, None, None] * bare
 
 
@@ -90,14 +90,14 @@ class Painter:
             self.fill(inside, self.hair * 0.86, box)
             waves = np.abs(x) / 0.05
             strands = line((waves - np.floor(waves) - 0.5) * 0.05, 0.004, self.canvas.size)
-            strands *= smooth_edge(inside - 0.012, self.canvas.size) * 0.35
+            strands *= smooth_edge(inside - 0.012, self.canvas.size) * 0.18
             self.canvas.paint(strands, self.hair * 0.55, box)
         elif self.style == "bun":
             box, x, y = self.spot(-0.12, -0.46, 0.12, -0.25)
             ball = ellipse(x, y + 0.355, 0.105, 0.095)
             self.fill(ball, self.hair * 0.9, box)
             for ring in (0.03, 0.06):
-                self.stroke(ball - ring, 0.005, self.hair * 0.6, box, strength=0.7)
+                self.stroke(ball - ring, 0.005, self.hair * 0.6, box, strength=0.35)
         elif self.style == "curly":
             for k in range(11):
                 angle = np.pi * (0.86 + 1.28 * k / 10)
@@ -105,7 +105,7 @@ class Painter:
                 box, x, y = self.spot(cx - 0.11, cy - 0.11, cx + 0.11, cy + 0.11)
                 curl = round_ellipse(x - cx, y - cy, 0.105, 0.105)
                 self.fill(curl, self.hair * (0.86 + 0.06 * (k % 2)), box)
-                self.stroke(curl - 0.035, 0.005, self.hair * 0.6, box, strength=0.6)
+                self.stroke(curl - 0.035, 0.005, self.hair * 0.6, box, strength=0.3)
 
     def neck(self):
         box, x, y = self.spot(-0.13, 0.24, 0.13, 0.45)
@@ -119,7 +119,6 @@ class Painter:
             box, x, y = self.spot(cx - 0.05, -0.04, cx + 0.05, 0.10)
             ear = ellipse(x - cx, y - 0.03, 0.042, 0.058)
             self.fill(ear, self.skin, box)
-            self.stroke(ear - 0.02, 0.006, self.shadow, box)
             if self.person == "woman":
                 self.fill(ellipse(x - cx, y - 0.092, 0.016, 0.016), (250, 214, 92), box)
         box, x, y = self.spot(-rx, -ry, rx, ry + 0.02)
@@ -161,7 +160,6 @@ class Painter:
             gx = x - self.scene.gaze
             ball = ellipse(gx, y - 0.004, 0.033, 0.036)
             self.canvas.paint(smooth_edge(ball, size) * white, iris, box)
-            self.canvas.paint(line(ball - 0.004, 0.006, size) * white, iris * 0.5, box)
             self.canvas.paint(smooth_edge(ball - 0.015, size) * white, (22, 16, 22), box)
             glint = smooth_edge(ellipse(gx - 0.012, y + 0.012, 0.0095, 0.0095), size)
             self.canvas.paint(glint * white, (255, 255, 255), box)
@@ -186,7 +184,7 @@ class Painter:
         lips_colour = np.array((196, 44, 66) if self.person == "woman" else (178, 74, 76), np.float32)
         if self.scene.attributes["skin"] in ("brown", "dark"):
             lips_colour = lips_colour * np.array((0.92, 0.70, 0.80), np.float32)
-        lip = 0.024 if self.person == "woman" else 0.018
+        lip = 0.030 if self.person == "woman" else 0.026
         self.fill(ellipse(x, y, self.half_width + lip, half + lip), lips_colour, box)
         inner = ellipse(x, y, self.half_width, half)
         inside = smooth_edge(inner, size)
@@ -197,11 +195,6 @@ class Painter:
         rows = smooth_edge(np.minimum(shown - (y + half), inner - 0.004), size)
         rows *= np.clip((shown - 0.008) / 0.012, 0.0, 1.0)
         self.canvas.paint(rows, (252, 250, 244), box)
-        gaps = x / 0.030
-        seams = line((gaps - np.round(gaps)) * 0.030, 0.003, size) * rows
-        self.canvas.paint(seams * 0.5, (170, 160, 170), box)
-        gloss = line(ellipse(x, y - half - 0.5 * lip, 0.5 * self.half_width, 0.3 * lip), 0.004, size)
-        self.canvas.paint(gloss * 0.35, (255, 226, 226), box)
 
     def front_hair(self):
         rx, ry = self.head
@@ -222,7 +215,7 @@ class Painter:
         ring = cap / 0.026
         strands = line((ring - np.floor(ring) - 0.5) * 0.026, 0.004, self.canvas.size)
         strands *= hair
-        self.canvas.paint(strands * 0.4, self.hair * 0.55, box)
+        self.canvas.paint(strands * 0.2, self.hair * 0.55, box)
         light = line(cap - 0.055, 0.020, self.canvas.size) * hair
         light *= np.clip(1.0 - np.abs(s + 0.06) / 0.10, 0.0, 1.0)
         self.canvas.paint(light * 0.45, self.hair + 0.6 * (255.0 - self.hair), box)
@@ -233,10 +226,7 @@ class Painter:
             cx = side * 0.118
             box, x, y = self.spot(cx - 0.10, -0.16, cx + 0.10, 0.04)
             rim = ellipse(x - cx, y + 0.062, 0.092, 0.084)
-            self.stroke(rim, 0.016, frame, box)
-            shine = line((x - cx) + (y + 0.062) - 0.035, 0.008, self.canvas.size)
-            shine *= smooth_edge(rim - 0.018, self.canvas.size)
-            self.canvas.paint(shine * 0.5, (255, 255, 255), box)
+            self.stroke(rim, 0.019, frame, box)
             box, x, y = self.spot(side * 0.25 - 0.045, -0.09, side * 0.25 + 0.045, -0.04)
             bar = line(y + 0.066, 0.013, self.canvas.size)
             bar *= smooth_edge(np.minimum(side * x - 0.208, 0.275 - side * x), self.canvas.size)

@@ -53,7 +53,7 @@ def make_scene(rng, seconds, attributes=None):
             chosen[name] = value
     sway = tuple(
         (amplitude * rng.uniform(0.5, 1.0), rng.uniform(0.25, 0.6), rng.uniform(0.0, 2.0 * np.pi))
-        for amplitude in (0.013, 0.007, 0.045)
+        for amplitude in (0.010, 0.006, 0.035)
     )
     count = max(1, int(seconds * rng.uniform(0.5, 1.1)))
     blinks = tuple(rng.uniform(0.15, max(0.15, seconds - 0.15), count))
@@ -76,7 +76,7 @@ def mouth_curves(syllables, frames, mood="calm"):
     table = np.array([MOUTH_SHAPES[s] for s in SHAPES])
     rest = np.array(MOUTH_SHAPES["rest"])
     values = rest + curves["shape"] @ (table - rest)
-    bend = {"happy": 0.034, "calm": 0.010, "sad": -0.026}[mood]
+    bend = {"happy": 0.050, "calm": 0.010, "sad": -0.042}[mood]
     busy = 1.0 - 0.6 * np.clip(curves["opening"] / 0.5, 0.0, 1.0)
     return curves["opening"], values[:, 0], values[:, 1], values[:, 2], bend * busy
 
@@ -89,7 +89,7 @@ def draw(scene, syllables, frames, size=128):
     sway[1] = sway[1] + 0.004 * mouth[0]  # a small nod on loud vowels
     blink = np.zeros(frames)
     for moment in scene.blinks:
-        blink = np.maximum(blink, np.clip(1.6 - np.abs(t - moment) / 0.07, 0.0, 1.0))
+        blink = np.maximum(blink, np.clip(1.6 - np.abs(t - moment) / 0.10, 0.0, 1.0))
     axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     x, y = axis[None, :], axis[:, None]
     wall = paint_wall(scene, x, y)

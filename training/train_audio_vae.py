@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
-from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
+from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
 from training.data import Clips
 from training.voice import SHAPES, speech_curves
 
@@ -110,20 +110,15 @@ def train(options):
     average = Average(vae, 0.998)
     trained = [*vae.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    path, step, spent = RUNS / "audio_vae.pt", 0, 0.0
-    if state := load_checkpoint(path):
-        vae.load_state_dict(state["module"])
-        average.load_state_dict(state["average"])
+    path = RUNS / "audio_vae.pt"
+    state, step, spent = resume(path, vae, average, optimizer)
+    if state and "reader" in state:
         reader.load_state_dict(state["reader"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
     windows, clock, meter = Windows(RUNS / "clips", seed=step), Clock(options.minutes, spent), Meter()
     torch.manual_seed(step)
 
     def save():
-        save_atomically({"module": vae.state_dict(), "reader": reader.state_dict(), "step": step,
-                         "average": average.state_dict(), "optimizer": optimizer.state_dict(),
-                         "spent": clock.used}, path)
+        checkpoint(path, vae, average, optimizer, step, clock.used, reader=reader.state_dict())
 
     while clock.progress < 1:
         for group in optimizer.param_groups:
@@ -160,12 +155,8 @@ def train_decoder(options):
     modules = vae.decoder.train().requires_grad_(True)
     average = Average(modules, 0.998)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    path, step, spent = RUNS / "audio_decoder.pt", 0, 0.0
-    if state := load_checkpoint(path):
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        step, spent = state["step"], state["spent"]
+    path = RUNS / "audio_decoder.pt"
+    _, step, spent = resume(path, modules, average, optimizer)
     windows, clock, meter = Windows(RUNS / "clips", seed=step + 1), Clock(options.minutes, spent), Meter()
     while clock.progress < 1:
         for group in optimizer.param_groups:
@@ -185,8 +176,7 @@ def train_decoder(options):
         if step % 50 == 0:
             print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
         if step % 200 == 0 or clock.progress >= 1:
-            save_atomically({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
-                             "average": average.state_dict(), "step": step, "spent": clock.used}, path)
+            checkpoint(path, modules, average, optimizer, step, clock.used)
 
 
 def load_trained():

@@ -18,7 +18,7 @@ from magihuman_core.dit import MagiHumanDiT
 from magihuman_core.layers import RMSNorm
 from magihuman_core.prompt import DEFAULT_NEGATIVE_PROMPT
 from magihuman_core.sampling import flow_sigmas
-from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
+from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
 from training.latents import Latents
 from training.text import START, build_encoder, build_tokenizer, caption_ids, pretrain
 
@@ -151,21 +151,16 @@ def run_training(options, name, modules, make_loss, config):
             (decay if parameter.ndim > 1 and "embed_tokens" not in key else plain).append(parameter)
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.97), fused=True)
-    path, step, spent = RUNS / f"{name}.pt", 0, 0.0
-    if state := load_checkpoint(path):
-        modules.load_state_dict(state["modules"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
-    elif options.text_minutes and name == "base":
+    path = RUNS / f"{name}.pt"
+    state, step, spent = resume(path, modules, average, optimizer)
+    if state is None and options.text_minutes and name == "base":
         pretrain(modules[1], options.batches.latents.clips.meta, options.text_minutes)
         average = Average(modules, 0.999)
     clock, meter = Clock(options.minutes, spent), Meter()
     torch.manual_seed(step + 1)
 
     def save():
-        save_atomically({"config": config, "modules": modules.state_dict(), "average": average.state_dict(),
-                         "optimizer": optimizer.state_dict(), "step": step, "spent": clock.used}, path)
+        checkpoint(path, modules, average, optimizer, step, clock.used, config=config)
 
     while clock.progress < 1:
         for group in optimizer.param_groups:

@@ -10,6 +10,7 @@ exact, still decodes well.
 """
 
 import argparse
+import functools
 
 import numpy as np
 import torch
@@ -19,16 +20,18 @@ from magihuman_core.turbo_vae import ResNet, TurboVAE
 from magihuman_core.turbo_vae_config import TurboVAEConfig
 from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
 from magihuman_core.video_vae_blocks import ResidualBlock
-from training.common import RUNS, Average, Clock, Meter, cosine_rate, load_checkpoint, save_atomically, set_up
+from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
 from training.data import Clips
 from training.fast_conv import operations as fast
 from training.latents import Latents
+from training.muon import Optimizers
 from training.projection import Projection, blocks, fit
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
-TURBO = TurboVAEConfig(decoder_block_out_channels=(16, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
+TURBO = TurboVAEConfig(decoder_block_out_channels=(32, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
 MOUTH = 6.0  # further weight of the mouth when a decoder is trained alone: moods are told by its corners
-NOISE = 0.12  # standard deviation of the noise on latents, on average
+EYES = 2.0  # further weight of the eyes
+NOISE = 0.05  # standard deviation of the noise on latents, on average; more blurs lines that move by parts of a pixel
 
 
 def build():
@@ -54,18 +57,39 @@ def build():
 
 
 def fit_projection(crops, count=150):
-    """The linear latent the training starts from; blocks at the mouth count three times."""
+    """(mean, matrix) of the linear latent the training starts from; blocks at the mouth count three times."""
     parts, weights = [], []
     for _ in range(count):
         video, weight = crops.batch(1, 5, 128)
         part = blocks(video)[:, 1]  # [1, 8, 8, 3072]
         parts.append(part.flatten(0, 2))
         weights.append(F.avg_pool2d(weight[:, 0], 16).flatten())
-    return Projection(*fit(torch.cat(parts), torch.cat(weights)))
+    return fit(torch.cat(parts), torch.cat(weights))
+
+
+class Guide:
+    """What the encoder is held near to: a projection fitted to the clips, or an encoder that is gone on from.
+
+    state: {"projection": (mean, matrix)} or {"encoder": the state of vae.encoder and vae.conv1}.
+    """
+
+    def __init__(self, state):
+        self.state, self.linear = state, "projection" in state
+        if self.linear:
+            self.function = Projection(*state["projection"])
+        else:
+            vae, turbo = build()
+            torch.nn.ModuleList([vae.encoder, vae.conv1, turbo]).load_state_dict(state["encoder"])
+            self.function = functools.partial(encode, vae)
+
+    @torch.no_grad()
+    def __call__(self, video):
+        """Frames -> normalised latents."""
+        return self.function(video)
 
 
 class Crops:
-    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], heavier at the mouth."""
+    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], see face_map."""
 
     def __init__(self, folders, seed):
         self.sources = [Clips(folder) for folder in folders if (folder / "meta.jsonl").exists()]
@@ -82,7 +106,7 @@ class Crops:
             top, left = (16 * int(v) for v in self.random.integers(0, (size - crop) // 16 + 1, 2))
             part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
             videos.append(torch.from_numpy(part.astype(np.float32)))
-            weights.append(mouth_map(crop, top, left, size))
+            weights.append(face_map(crop, top, left, size))
         video = torch.stack(videos).permute(0, 4, 1, 2, 3) / 127.5 - 1
         return video.contiguous(), torch.cat(weights)
 
@@ -95,7 +119,7 @@ def picture_loss(found, wanted, weight, fine):
     """
     difference = found - wanted
     mse = difference.square()
-    loss = (weight * mse).mean() * 4.0
+    loss = (weight * mse).mean() * 8.0
     if fine:
         loss = loss + (weight * difference.abs()).mean()
         for axis in (3, 4):
@@ -112,50 +136,39 @@ def train(options):
     vae, turbo = build()
     modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
     average = Average(modules, 0.998)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
     path = RUNS / "video_vae.pt"
-    step, spent = 0, 0.0
-    if state := load_checkpoint(path):
-        modules.load_state_dict(state["modules"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent = state["step"], state["spent"]
+    state, step, spent = resume(path, modules, average, optimizer)
     crops = Crops([RUNS / "clips", RUNS / "clips256"], seed=step)
-    projection = Projection(*state["projection"]) if state else fit_projection(crops)
+    guide = Guide(state["guide"] if state else {"projection": fit_projection(crops)})
     clock, meter = Clock(options.minutes, spent), Meter()
     torch.manual_seed(step)
 
     def save():
-        save_atomically({"projection": (projection.mean, projection.matrix), "modules": modules.state_dict(),
-                         "average": average.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                         "spent": clock.used}, path)
+        checkpoint(path, modules, average, optimizer, step, clock.used, guide=guide.state)
 
     while clock.progress < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate * cosine_rate(clock.progress)
-        # Small crops first: more different pictures a minute. Whole pictures later, with their true edges.
-        kind = step % 4
-        count, frames, crop = ((4, 5, 64), (2, 9, 64), (1, 5, 128), (1, 9, 128))[kind]
+        # Parts of pictures: more different ones a minute. Whole pictures: their true edges.
+        count, frames, crop = ((4, 5, 64), (2, 5, 128), (1, 9, 128))[step % 3]
         video, weight = crops.batch(count, frames, crop)
         with torch.autocast("cpu", torch.bfloat16):
             latent = encode(vae, video)
-            target = projection(video)
+            target = guide(video)
             # At first the decoder hears the projection itself, then more and more the encoder.
-            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < 1 - step / 400
+            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < (1 - step / 400 if guide.linear else 0)
             said = torch.where(told, target, latent)
             noise = NOISE * 2 * torch.rand(latent.shape[0], 1, 1, 1, 1)
             noisy = said + noise * torch.randn_like(latent)
             found = turbo(turbo.statistics.denormalise(noisy))
-        loss, mse = picture_loss(found.float(), video, weight, fine=step > 1000)
+        loss, mse = picture_loss(found.float(), video, weight, fine=step > 1000 or not guide.linear)
         spread = latent.square().mean()
         near = F.mse_loss(latent, target)
-        # The encoder may leave the projection later, but not far: its order is what makes it easy to learn.
-        regular = (1.0 if step < 600 else 0.05) * near
+        # The encoder may leave its guide later, but not far: its order is what makes it easy to learn.
+        regular = (1.0 if step < 600 and guide.linear else 0.05) * near
         regular = regular + 0.02 * (spread - 1).square() + 0.02 * latent.mean(dim=(0, 2, 3, 4)).square().mean()
         (loss + regular).backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(options.rate * cosine_rate(clock.progress))
         average.update(modules)
         step += 1
         meter.add(loss=loss.detach(), mse=mse, spread=spread.detach(), near=near.detach())
@@ -195,7 +208,7 @@ class Windows:
         first = max(0, 4 * start - 3)
         pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
         video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1
-        return latent[None, :, start : start + length], video, mouth_map(128, 0, 0, 128, MOUTH), start == 0
+        return latent[None, :, start : start + length], video, face_map(128, 0, 0, 128, MOUTH), start == 0
 
     def large_window(self):
         """The same for a part of a picture of twice the size, encoded now."""
@@ -204,11 +217,13 @@ class Windows:
             return encode(self.vae, video).float(), video, weight, True
 
 
-def mouth_map(crop, top, left, size, strength=2.0):
-    """Weights [1, 1, 1, crop, crop] of a part of a picture, heavier at the mouth."""
+def face_map(crop, top, left, size, mouth=2.0):
+    """Weights [1, 1, 1, crop, crop] of a part of a picture, heavier at eyes and mouth, where the fine lines are."""
     axis = (np.arange(crop) + 0.5) / size
-    mouth = np.outer(np.abs(axis + top / size - 0.63) < 0.13, np.abs(axis + left / size - 0.5) < 0.20)
-    return torch.from_numpy(1.0 + strength * mouth.astype(np.float32))[None, None, None]
+    weights = np.ones((crop, crop), np.float32)
+    for (x, y), (width, height), more in (((0.5, 0.63), (0.20, 0.13), mouth), ((0.5, 0.39), (0.25, 0.12), EYES)):
+        weights += more * np.outer(np.abs(axis + top / size - y) < height, np.abs(axis + left / size - x) < width)
+    return torch.from_numpy(weights)[None, None, None]
 
 
 def train_decoder(options):
@@ -218,17 +233,11 @@ def train_decoder(options):
     modules = torch.nn.ModuleList([vae.decoder, vae.conv2] if options.wan_decoder else [turbo])
     modules.train().requires_grad_(True)
     average = Average(modules, 0.998)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    path, step, spent = RUNS / f"{name}.pt", 0, 0.0
-    if state := load_checkpoint(path):
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.load_state_dict(state["average"])
-        step, spent = state["step"], state["spent"]
+    optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
+    path = RUNS / f"{name}.pt"
+    _, step, spent = resume(path, modules, average, optimizer)
     windows, clock, meter = Windows(vae, step), Clock(options.minutes, spent), Meter()
     while clock.progress < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = options.rate * cosine_rate(clock.progress)
         latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(2)
         if options.wan_decoder and not first:
             continue  # causal: only a clip's beginning can be decoded without its past
@@ -239,16 +248,14 @@ def train_decoder(options):
         loss, mse = picture_loss(found.float(), video, weight, fine=not options.wan_decoder or step > 300)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(options.rate * cosine_rate(clock.progress))
         average.update(modules)
         step += 1
         meter.add(loss=loss.detach(), mse=mse)
         if step % 50 == 0:
             print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
         if step % 200 == 0 or clock.progress >= 1:
-            save_atomically({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(),
-                             "average": average.state_dict(), "step": step, "spent": clock.used}, path)
+            checkpoint(path, modules, average, optimizer, step, clock.used)
 
 
 if __name__ == "__main__":
