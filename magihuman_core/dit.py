@@ -14,6 +14,7 @@ compute in fp32.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
 from .streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
 from .weights import assign_weights, inferring, open_checkpoint
 from .weights.dit_keys import keep_fp32, may_quantise, split_official
-from .weights.quantise import quantised_layers
+from .weights.quantise import quantised_layers, stored_dtype
 from .weights.quantised import EIGHT_BITS
 
 # run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
@@ -42,6 +43,8 @@ RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
 # 8 bits, which are decoded once for each piece.
 CHUNK = 4096
 CPU_CHUNK = 256
+
+log = logging.getLogger(__name__)
 
 
 class GatedAttention(nn.Module):
@@ -314,7 +317,8 @@ def load_dit(
         config = DiTConfig.from_state_dict(checkpoint, **overrides)
         dtype = dtype or torch.bfloat16
         dit = MagiHumanDiT(config, operations=operations, dtype=dtype, compute_dtype=compute_dtype, device="meta")
-        tensors = quantised_layers(split_official(checkpoint, config), dtype, may_quantise)
+        official = split_official(checkpoint, config)
+        tensors = quantised_layers(official, dtype, may_quantise)
     streamed = choose_streamed(dit.blocks, resident_blocks)
     assign_weights(
         dit,
@@ -327,4 +331,8 @@ def load_dit(
     )
     if streamed:
         dit.streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
+        rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantise) != dtype
+        if rounds and not dit.streamer.in_memory:
+            log.warning("%s: is not stored in %s, so blocks that stream from it are rounded anew at each step. Convert "
+                        "it first (magihuman convert), or stream from memory.", checkpoint.name, str(dtype)[6:])
     return dit.eval()

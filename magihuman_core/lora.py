@@ -136,7 +136,7 @@ def stock_names(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, str
     for layer, keys in layers.items():
         for role, key in keys.items():
             entry = checkpoint.entries[key]
-            if role == "magnitude":  # PEFT has these without the second dimension
+            if role == "magnitude" and len(entry.shape) == 1:  # so PEFT has them, one for each row
                 entry = tensor_entry(checkpoint[key].reshape(-1, 1))
             entries[f"diffusion_model.{layer}{ROLES[role][0]}"] = entry
     return entries, unmatched
@@ -224,7 +224,7 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
         reasons |= dict.fromkeys(("down", "up"), "the other one of up and down is missing")
     if reasons:
         reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
-    elif magnitude is not None and magnitude.numel() != up.shape[0]:
+    elif magnitude is not None and (magnitude.numel() != up.shape[0] or magnitude.shape[0] != up.shape[0]):
         reasons |= dict.fromkeys(("down", "up", "alpha", "magnitude"), "only DoRA with one magnitude per row is known")
     if "alpha" in found and not reasons and found["alpha"].numel() != 1:
         reasons["alpha"] = "alpha is one number, here it is not; the factor 1 is used"
@@ -289,22 +289,26 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
     return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, hooks)
 
 
+def check_delta(delta: Delta, key: str, weight: Tensor, name: str) -> None:
+    """Raise CheckpointError unless a change has the shape of its place in the weight."""
+    shape = (len(range(*delta.place.indices(weight.shape[0]))), *weight.shape[1:])
+    found = tuple(delta.up.shape) if delta.down is None else (delta.up.shape[0], delta.down.shape[1])
+    if found != shape:
+        raise CheckpointError(f"{name}: its change of {quoted(key)} has shape {list(found)}, expected {list(shape)}. "
+                              "It was made for another model.")
+
+
 def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: torch.device, name: str):
     """(layer, hook) for a change of one of its parameters."""
     path, _, leaf = key.rpartition(".")
     module = dit.get_submodule(path)
     parameter = getattr(module, leaf)
-    rows = len(range(*delta.place.indices(parameter.shape[0])))
-    shape = (rows, *parameter.shape[1:])
-    found = tuple(delta.up.shape) if delta.down is None else (delta.up.shape[0], delta.down.shape[1])
-    if found != shape:
-        raise CheckpointError(f"{name}: its change of {quoted(key)} has shape {list(found)}, expected {list(shape)}. "
-                              "It was made for another model.")
+    check_delta(delta, key, parameter, name)
     # 8-bit weights are decoded to bf16 before they are multiplied; so is what goes beside them.
     dtype = parameter.dtype if parameter.dtype.itemsize > 1 else torch.bfloat16
     down = None if delta.down is None else delta.down.to(device, dtype)
     delta = replace(delta, up=delta.up.to(device, dtype), down=down)
-    if len(shape) == 2:
+    if parameter.dim() == 2:
         return module, LinearHook(delta, strength)
     return module, partial(add_to_bias if leaf == "bias" else add_to_norm, delta.up * strength)
 

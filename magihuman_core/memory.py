@@ -146,11 +146,15 @@ def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str
     dit = _bodiless(MagiHumanDiT, config, dtype)
     weights, streamed = _resident(dit, resident)
     activations = network_activations(config, cells, audio, text, dtype, device, guided)
-    video = cells[0] * cells[1] * cells[2] // PATCH**2
-    job = (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
-           f"({video:,} video, {audio:,} audio, {text:,} text)")
-    return Estimate("network", job, weights, activations, streamed,
+    return Estimate("network", clip_in_words(cells, audio, text), weights, activations, streamed,
                     _network_advice(dit, dtype, resident, weights, activations))
+
+
+def clip_in_words(cells: tuple[int, int, int], audio: int, text: int) -> str:
+    """A clip's size, length and tokens. cells: (T, H, W) of the latent; audio, text: tokens."""
+    video = cells[0] * cells[1] * cells[2] // PATCH**2
+    return (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
+            f"({video:,} video, {audio:,} audio, {text:,} text)")
 
 
 def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:

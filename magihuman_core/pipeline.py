@@ -177,7 +177,7 @@ class MagiHumanPipeline:
     def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
         from .text_encoder import encoder_keys, load_text_encoder, may_quantise
 
-        checkpoint = encoder_keys(self._open("text_encoder"))
+        checkpoint = encoder_keys(open_checkpoint(self._open("text_encoder"), "text_encoder"))
         with self._stage("text encoder") as load:
             encoder = load(load_text_encoder, checkpoint, self.models.get("tokenizer"),
                            dtype=self._dtype(checkpoint, may_quantise))

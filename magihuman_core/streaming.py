@@ -2,7 +2,7 @@
 
 Some blocks are resident. The others share two buffers on the compute device: while one block computes
 from one buffer, a worker thread fills the other with the block that comes next. It reads from the
-file, and casts or decodes on the way; or copies from main memory, where the blocks were read once.
+file, and casts, decodes or rounds on the way; or copies from main memory, where the blocks were read once.
 
     file or main memory -> [pinned memory, where the device is no CPU] -> buffer -> the block's parameters
 
@@ -182,7 +182,7 @@ class BlockStreamer:
 
     def __init__(self, blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], *,
                  device: torch.device | str = "cpu", in_memory: bool = False):
-        self.device = torch.device(device)
+        self.device, self.in_memory = torch.device(device), in_memory
         self.plans = {index: plan_block(index, blocks[index]) for index in streamed}
         self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
         self.reader = Reader(tensors)

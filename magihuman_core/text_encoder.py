@@ -276,14 +276,21 @@ def load_text_encoder(
     dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
     computed in bf16 (see quantised_linear.py). Raises CheckpointError and InputError.
     """
+    checkpoint, config, tokenizer = open_text_encoder(source, tokenizer, config)
+    with inferring(checkpoint.name, "text_encoder"), torch.device("meta"):
+        encoder = TextEncoder(config, operations=operations, dtype=dtype)
+        tensors = quantised_layers(checkpoint, dtype, may_quantise)
+    assign_weights(encoder, tensors, dtype=computing(dtype), device=device, name=checkpoint.name,
+                   keep_fp32=lambda key: key.endswith(".scale"))
+    encoder.tokenizer = tokenizer
+    return encoder.eval()
+
+
+def open_text_encoder(source, tokenizer=None, config: Mapping | None = None):
+    """(tensors under our keys, configuration, tokenizer or None) for load_text_encoder's arguments."""
     checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
     given = config if config is not None else stored_config(checkpoint)
     tokenizer = tokenizer if tokenizer is not None else beside(checkpoint.path, "tokenizer.json")
-    with inferring(checkpoint.name, "text_encoder"), torch.device("meta"):
+    with inferring(checkpoint.name, "text_encoder"):
         config = config_from_shapes(checkpoint, given)
-        encoder = TextEncoder(config, operations=operations, dtype=dtype)
-    tensors = quantised_layers(checkpoint, dtype, may_quantise)
-    assign_weights(encoder, tensors, dtype=computing(dtype), device=device, name=checkpoint.name,
-                   keep_fp32=lambda key: key.endswith(".scale"))
-    encoder.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
-    return encoder.eval()
+    return checkpoint, config, None if tokenizer is None else load_tokenizer(tokenizer)

@@ -45,8 +45,8 @@ def _higher(entry: Entry, height: int) -> Entry:
     if stored is None or stored.scale is None:
         return concatenated([entry, _zeros((missing, entry.shape[1]), entry.dtype)])
     scale = stored.scale
-    if scale.shape:  # one for each row
-        scale = concatenated([scale, _zeros((missing,), scale.dtype)])
+    if scale.shape:  # one for each row; if all are alike they stay so, which some formats need
+        scale = concatenated([scale, *[scale.rows(scale.shape[0] - 1, scale.shape[0])] * missing])
     return quantised(concatenated([stored.data, _zeros((missing, entry.shape[1]), stored.data.dtype)]), scale)
 
 
@@ -67,9 +67,9 @@ def _wider(entry: Entry, width: int) -> Entry:
     return Entry((entry.shape[0], width), entry.dtype, load)
 
 
-def _zeros(shape: tuple[int, ...], stored: torch.dtype) -> Entry:
+def _zeros(shape: tuple[int, int], stored: torch.dtype) -> Entry:
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         height = shape[0] if rows is None else rows[1] - rows[0]
-        return torch.zeros(height, *shape[1:], dtype=dtype or stored)
+        return torch.zeros(height, shape[1], dtype=dtype or stored)
 
     return Entry(shape, stored, load)

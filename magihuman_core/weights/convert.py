@@ -208,7 +208,9 @@ def _is_large_linear(key: str, entry: Entry, kind: str) -> bool:
         return False
     if kind == "network":
         return not _precious(key) and ".linear_g" not in key
-    return key.endswith("_proj.weight")
+    from ..text_encoder import may_quantise
+
+    return may_quantise(key)
 
 
 def _cast(entry: Entry, dtype: torch.dtype) -> Entry:

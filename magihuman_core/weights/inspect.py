@@ -16,7 +16,9 @@ from ..roles import role_overrides
 from ..sizes import BASE_SIZE, UPSCALED_SIZES
 from .assign import is_finite
 from .checkpoint import Checkpoint, Entry
+from .dit_keys import may_quantise, network_config, split_official
 from .header import DTYPE_NAMES, file_format, quoted
+from .quantise import stored_dtype
 from .recognise import KINDS, ROLES, Recognised, recognise
 from .source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 
@@ -159,9 +161,14 @@ def _lora(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
               if any(role in keys for keys in layers.values())]  # fmt: skip
     yield "changes", ", ".join(parts)
-    if layers:
+    if layers and not any(_damage(checkpoint)):
+        weights = dict(import_module("..dit", __package__).MagiHumanDiT(RELEASED, device="meta").named_parameters())
         try:
-            unmatched = lora.split_lora(checkpoint, RELEASED).unmatched
+            split = lora.split_lora(checkpoint, RELEASED)
+            unmatched = split.unmatched
+            for key, deltas in split.deltas.items():
+                for delta in deltas:
+                    lora.check_delta(delta, key, weights[key], checkpoint.name)
         except CheckpointError as error:
             yield "note", "it is not for the released networks: " + _without_path(error, checkpoint.name)
     if unmatched:
@@ -208,13 +215,18 @@ def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iter
             _load_dry(checkpoint, found)
         except CheckpointError as error:
             yield _without_path(error, checkpoint.name)
-    if read_all:
-        for key, entry in checkpoint.entries.items():
-            try:
-                if not is_finite(entry.load()):
-                    yield f"{quoted(key)} holds values that are not numbers or are infinite"
-            except CheckpointError as error:
-                yield _without_path(error, checkpoint.name)
+    if read_all or found.kind == "lora":  # which is small
+        yield from _damage(checkpoint)
+
+
+def _damage(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is wrong with the values themselves."""
+    for key, entry in checkpoint.entries.items():
+        try:
+            if not is_finite(entry.load()):
+                yield f"{quoted(key)} holds values that are not numbers or are infinite"
+        except CheckpointError as error:
+            yield _without_path(error, checkpoint.name)
 
 
 def _load_dry(checkpoint: Checkpoint, found: Recognised):
@@ -232,11 +244,23 @@ def _memory(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
     width, height = UPSCALED_SIZES.get((found.role or "").removeprefix("sr_"), BASE_SIZE)
     if found.kind == "network":
         config = replace(config, **role_overrides(found.role or "distilled", config.layers))
-    dtype = torch.float32 if found.kind == "audio_vae" else torch.bfloat16
+    dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
     try:
         yield str(memory.estimate(config, width=width, height=height, dtype=dtype, guided=found.role == "base"))
     except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
         return
+
+
+def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
+    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16."""
+    stored = None
+    if kind == "network":
+        network = open_checkpoint(checkpoint, kind)
+        stored = stored_dtype(split_official(network, network_config(network)), may_quantise)
+    elif kind == "text_encoder":
+        text_encoder = import_module("..text_encoder", __package__)
+        stored = stored_dtype(text_encoder.encoder_keys(open_checkpoint(checkpoint, kind)), text_encoder.may_quantise)
+    return stored or torch.bfloat16
 
 
 def _dry(entry: Entry) -> Entry:

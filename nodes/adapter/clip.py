@@ -4,6 +4,7 @@ ComfyUI's detection takes T5Gemma-9B for a smaller relative and would build that
 loaded and wrapped here; core's CLIP Text Encode and LoRA loaders work with it.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import comfy.model_management
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ...magihuman_core.errors import CheckpointError, InputError
-from ...magihuman_core.text_encoder import TextEncoder, load_text_encoder
-from .ops import Operations
+from ...magihuman_core.text_encoder import TextEncoder, load_text_encoder, may_quantise, open_text_encoder
+from ...magihuman_core.weights.assign import check_tensors
+from . import weights
+from .ops import Operations, quantised_operations
 
 NAME = "t5gemma9b"
 NO_TEXT = 2  # tokens that stand for an empty text; the super-resolution network's positions need two
@@ -77,22 +80,26 @@ class ClipModel(nn.Module):
 def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype | None = None) -> comfy.sd.CLIP:
     """A CLIP from T5Gemma's weights of any size.
 
-    tokenizer: tokenizer.json; None: the one beside the weights. dtype: how weights are kept; None: bfloat16
-    where the device computes in it, else float32 for a small encoder. Raises CheckpointError and InputError.
+    tokenizer: tokenizer.json; None: the one beside the weights. dtype: how weights are kept; None: in 8 bits where
+    the file has them so, else bfloat16 where the device computes in it, else float32.
+    Raises CheckpointError and InputError.
     """
     mm = comfy.model_management
     device = mm.text_encoder_device()
-    bf16 = mm.should_use_bf16(device)
-    compute = torch.bfloat16 if bf16 else torch.float32
-    fp8 = dtype is not None and dtype.itemsize == 1
-    encoder = load_text_encoder(path, tokenizer, dtype=compute if fp8 else dtype or compute, operations=Operations)
-    if encoder.tokenizer is None:
+    compute = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+    tensors, config, tokenizer = open_text_encoder(path, tokenizer)
+    if tokenizer is None:
         raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or "
                               "choose it as tokenizer.")
-    if fp8:
-        for module in encoder.encoder.layers.modules():
-            if isinstance(module, nn.Linear):  # embeddings and norms keep their precision
-                module.weight = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    quantise = weights.BY_DTYPE.get(dtype)
+    quantised = weights.formats(tensors, may_quantise, quantise) if dtype is None or quantise else {}
+    if quantised:
+        encoder = TextEncoder(config, operations=quantised_operations(compute, device), dtype=compute)
+        check_tensors(tensors, TextEncoder(config, device="meta").state_dict(), tensors.name)
+        encoder.load_state_dict(weights.state_dict(tensors, compute, quantised, fast=False), strict=False, assign=True)
+    else:
+        encoder = load_text_encoder(tensors, config=asdict(config), dtype=dtype or compute, operations=Operations)
+    encoder.tokenizer = tokenizer
     encoder.requires_grad_(False)
     parameters = sum(p.numel() for p in encoder.parameters())
 

@@ -26,7 +26,7 @@ from ...magihuman_core.super_resolution import zero_snr_table
 from ...magihuman_core.weights import open_checkpoint
 from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.assign import check_tensors
-from ...magihuman_core.weights.dit_keys import network_config, split_official
+from ...magihuman_core.weights.dit_keys import may_quantise, network_config, split_official
 from . import weights
 from .lora import add_stand_ins, is_stand_in, patcher_class
 from .network import ComfyDiT
@@ -197,7 +197,7 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantise=N
                 disable_dynamic=False):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
-    dtype, quantise: how the blocks' weights are kept, as a torch dtype or in one of weights.FORMATS; None: as the
+    dtype, quantise: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
     file has them where that is such a format, else what ComfyUI finds best for this device.
     fast: let quantised weights be multiplied in their format. Raises CheckpointError and InputError.
     """
@@ -209,11 +209,10 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantise=N
     check_tensors(tensors, MagiHumanDiT(config, device="meta").state_dict(), tensors.name)
 
     dtype = options.get("dtype", dtype)
-    if dtype in weights.FORMATS.values():
-        quantise = next(name for name, stored in weights.FORMATS.items() if stored == dtype)
+    quantise = weights.BY_DTYPE.get(dtype, quantise)
     official = config
-    quantised = weights.formats(tensors, quantise) if dtype is None or quantise else {}
-    if quantised and fast:
+    quantised = weights.formats(tensors, may_quantise, quantise) if dtype is None or quantise else {}
+    if fast or "int8_tensorwise" in quantised.values():  # which ComfyUI always multiplies as such
         tensors, config = aligned(tensors, config)
         model_config = ModelConfig(config, role)
     if dtype is None or quantised:

@@ -25,7 +25,7 @@ class ComfyDiT(MagiHumanDiT):
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
         super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)
-        self.dtype, self.compute_dtype = dtype, computed
+        self.dtype = dtype
         if getattr(operations, "_quant_config", None) is not None:
             self._keep_ends_precise(device)
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.guidance import Guidance
-from ...magihuman_core.memory import Estimate, estimate
+from ...magihuman_core.memory import Estimate, clip_in_words, network_activations
 from ...magihuman_core.sampling import sample_renoise, sample_unipc
-from ...magihuman_core.sizes import CELL
+from ...magihuman_core.sizes import TEXT_TOKENS
 from .model import SR_NOISE_LEVEL, START, MagiHumanModel, sr_signal, start_state
+from .streams import check_shapes
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +36,25 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
     def sample(self, noise, latent_image, *args, **kwargs):
         streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
         self._shapes = [tuple(stream.shape) for stream in streams]
-        if len(streams) == 2:
-            log.info("%s", self.memory())
+        if isinstance(self.model_patcher.model, MagiHumanModel):
+            check_shapes(self._shapes, model_channels(self.model_patcher))
+            if log.isEnabledFor(logging.INFO):
+                log.info("%s", self.memory())
         return super().sample(noise, latent_image, *args, **kwargs)
 
     def memory(self) -> Estimate:
         """What sampling this clip needs on the device, of which ComfyUI keeps as much there as fits."""
         model = self.model_patcher.model
-        texts = [cond["cross_attn"].shape[1] for conds in self.original_conds.values() for cond in conds]
-        (batch, _, _, height, width), (_, _, tokens) = self._shapes
-        found = estimate(model.network_config, width=width * CELL, height=height * CELL, tokens=tokens,
-                         text_tokens=max(texts), dtype=model.diffusion_model.compute_dtype)
-        weights, activations = self.model_patcher.model_size(), batch * found.activations
+        conds = [cond.get("cross_attn") for group in self.original_conds.values() for cond in group]
+        text = max((cond.shape[1] for cond in conds if cond is not None), default=TEXT_TOKENS)
+        (batch, _, *cells), (_, _, audio) = self._shapes
+        compute_dtype = model.diffusion_model.compute_dtype
+        activations = batch * network_activations(
+            model.network_config, tuple(cells), audio, text, compute_dtype, "cuda", False)
+        weights = self.model_patcher.model_size()
         order = ["a narrower weight_dtype in Load MagiHuman Model", "a smaller picture or a shorter clip"]
         advice = ", then ".join(order if weights > activations else reversed(order))
-        return replace(found, weights=weights, activations=activations, advice=advice)
+        return Estimate("network", clip_in_words(tuple(cells), audio, text), weights, activations, advice=advice)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})

@@ -5,7 +5,7 @@ are, all others rounded while they are read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from comfy.quant_ops import QUANT_ALGOS, get_layout_class
@@ -13,22 +13,24 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.weights import Checkpoint, Entry
-from ...magihuman_core.weights.dit_keys import keep_fp32, may_quantise
+from ...magihuman_core.weights.dit_keys import keep_fp32
 from ...magihuman_core.weights.quantise import to_fp8, to_int8
 from ...magihuman_core.weights.quantised import as_quantised
 
-# ComfyUI's format -> what it is stored in
-FORMATS = {
+# ComfyUI's format -> the dtype it is told by
+DTYPES = {
     "float8_e4m3fn": torch.float8_e4m3fn,
     "float8_e5m2": torch.float8_e5m2,
     "int8_tensorwise": torch.int8,
-    "nvfp4": torch.uint8,
 }
+BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
+NVFP4 = "nvfp4"
+NVFP4_MOST = 448 * 6  # the largest value, with the largest scale of a block
 
 
-def formats(tensors: Checkpoint, quantise: str | None = None) -> dict[str, str]:
+def formats(tensors: Checkpoint, large: Callable[[str], bool], quantise: str | None = None) -> dict[str, str]:
     """Key -> format of the weights to be kept quantised: all large ones, or (None) those that the file has so."""
-    found = {key: quantise or _stored_format(entry) for key, entry in tensors.entries.items() if may_quantise(key)}
+    found = {key: quantise or _stored_format(entry) for key, entry in tensors.entries.items() if large(key)}
     return {key: name for key, name in found.items() if name is not None}
 
 
@@ -36,7 +38,7 @@ def _stored_format(entry: Entry) -> str | None:
     stored = as_quantised(entry)
     if stored is None or stored.scale is None:
         return None
-    return next((name for name, dtype in FORMATS.items() if dtype == stored.data.dtype), None)
+    return BY_DTYPE.get(stored.data.dtype)
 
 
 def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, str], fast: bool) -> dict[str, Tensor]:
@@ -67,10 +69,12 @@ def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, 
 
 def _quantised(entry: Entry, name: str) -> dict[str, Tensor]:
     """A weight in a format: ending of the key -> tensor."""
-    if name == "nvfp4":  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
+    if name == NVFP4:  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
         layout = get_layout_class(QUANT_ALGOS[name]["comfy_tensor_layout"])
-        return layout.state_dict_tensors(*layout.quantize(entry.load(torch.bfloat16)))
-    stored, dtype = as_quantised(entry), FORMATS[name]
+        weight = entry.load(torch.bfloat16)
+        scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MOST
+        return layout.state_dict_tensors(*layout.quantize(weight, scale))
+    stored, dtype = as_quantised(entry), DTYPES[name]
     if stored is None or stored.scale is None or stored.data.dtype != dtype:
         data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
         return {"": data.load(), "_scale": scale.load()}

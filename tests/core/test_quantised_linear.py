@@ -118,6 +118,17 @@ def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from
     streamed.streamer.close()
 
 
+@pytest.mark.parametrize("dtype", [INT8, E4M3])
+def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, caplog):  # noqa: F811
+    whole = outputs(load_dit(official, dtype=dtype))
+    for stream_from in ("file", "memory"):
+        caplog.clear()
+        streamed = load_dit(official, dtype=dtype, resident_blocks=0, stream_from=stream_from)
+        assert torch.equal(outputs(streamed), whole)
+        assert ("rounded anew at each step" in caplog.text) == (stream_from == "file")
+        streamed.streamer.close()
+
+
 def test_a_lora_beside_quantised_weights(official):  # noqa: F811
     generator = torch.Generator().manual_seed(3)
     key, rows, width = "block.layers.1.mlp.down_proj", 64, official["block.layers.1.mlp.down_proj.weight"].shape[1]

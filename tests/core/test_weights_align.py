@@ -15,7 +15,7 @@ from magihuman_core.weights.dit_keys import network_config, official_state_dict,
 from magihuman_core.weights.quantised import as_quantised
 
 from .test_quantised_linear import outputs
-from .test_weights_layouts import DATA, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,18 @@ def test_the_wider_network_gives_the_same(write, odd):
     if write is not dict:  # what was quantised stays so
         data = [as_quantised(tensors.entries[key]) for key in tensors if ".mlp." in key and "norm" not in key]
         assert data and all(entry is not None and entry.data.load().shape == entry.shape for entry in data)
+
+
+def test_parts_with_one_scale_still_have_one(odd):
+    stacked = {key: value for key, value in odd.items() if key.startswith("block.layers.0.mlp.")}
+    stored = fp8(odd, "{stem}.weight_scale") | fp8(stacked, "{stem}.weight_scale", groups=3)
+    checkpoint = open_checkpoint(stored, "network")
+    config = network_config(checkpoint)
+    tensors, _ = aligned(split_official(checkpoint, config), config)
+    for key in tensors:
+        if "experts.audio.mlp" in key and "norm" not in key:
+            scale = as_quantised(tensors.entries[key]).scale.load()
+            assert scale.unique().numel() == 1 and float(scale.flatten()[0]) > 0
 
 
 def test_rows_of_the_wider_are_rows_of_the_whole(odd):

@@ -2,6 +2,7 @@
 """The MODEL from within ComfyUI: LoRA, patches, saving, memory. Prints what it checked."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 from setup_inside import load_pack
@@ -18,10 +19,12 @@ import comfy.sd
 import torch
 from magihuman_pack.magihuman_core import flow_sigmas, load_dit
 from magihuman_pack.magihuman_core.weights import open_checkpoint
+from magihuman_pack.magihuman_core.weights.convert import convert
 from magihuman_pack.magihuman_core.weights.dit_keys import official_rows
 from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.lora import PREFIX, is_stand_in
 from magihuman_pack.nodes.adapter.model import load_model
+from safetensors.torch import load_file, save_file
 
 DISTILLED = FOLDER / "distill"
 generator = torch.Generator().manual_seed(3)
@@ -118,6 +121,26 @@ with torch.no_grad():
 expected[0] = model.model.latent_format.process_out(expected[0])
 assert close(got, expected, 2e-3) and not close(got, plain, 1e-2)
 print("LoRA with split names equals weights merged by hand")
+
+# A file with other names becomes, by convert, one that ComfyUI's loader takes: DoRA by row and by column too.
+key = "block.layers.2.attention.linear_proj"
+rows, columns = official[key + ".weight"].shape
+pair = {"lora_A.weight": random(4, columns), "lora_B.weight": random(rows, 4)}
+by_row, by_column = (torch.rand(*shape, generator=generator) + 0.5 for shape in ((rows,), (1, columns)))
+for name, magnitude in (("plain", {}), ("by row", {"lora_magnitude_vector": by_row}),
+                        ("by column", {"dora_scale": by_column})):  # fmt: skip
+    own = {f"diffusion_model.{key}.{end}": value for end, value in pair.items()}
+    if magnitude:
+        own[f"diffusion_model.{key}.dora_scale"] = next(iter(magnitude.values())).reshape(
+            (1, -1) if name == "by column" else (-1, 1))
+    with tempfile.TemporaryDirectory() as folder:
+        other = {f"transformer.{key}.{end}": value for end, value in (pair | magnitude).items()}
+        save_file(other, Path(folder) / "in.safetensors")
+        convert(Path(folder) / "in.safetensors", Path(folder) / "out.safetensors")
+        converted = load_file(Path(folder) / "out.safetensors")
+    wanted = sample(with_lora(own))
+    assert not close(wanted, plain, 1e-3) and close(sample(with_lora(converted)), wanted, 0), name
+print("a converted LoRA applies as one with ComfyUI's names")
 
 # Kinds of patch that are not plain LoRA.
 key = "diffusion_model.block.layers.0.attention.linear_qkv"
