@@ -36,4 +36,4 @@ def test_sound_of_another_clip_is_noticed(made):
 
 
 def test_weights_fit_the_budget():
-    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) <= 25_500_000
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) <= 25_000_000
