@@ -169,7 +169,8 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None,
     narrow = 0 if dtype.itemsize == 1 else _resident(_bodiless(MagiHumanDiT, dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = len(dit.blocks)
-    fewer = [n for n in (0, layers // 5, layers // 2) if n < min(layers, layers if resident is None else resident)]
+    most = layers if resident is None else min(layers, resident)
+    fewer = [n for n in sorted({0, layers // 5, layers // 2}) if n < most]
     least = fewer and _resident(dit, fewer[0])[0]
     blocks = ""
     if least and least < 0.9 * weights:

@@ -42,7 +42,7 @@ def _higher(entry: Entry, height: int) -> Entry:
     if not missing:
         return entry
     stored = as_quantised(entry)
-    if stored is None or stored.scale is None:
+    if stored is None:
         return concatenated([entry, _zeros((missing, entry.shape[1]), entry.dtype)])
     scale = stored.scale
     if scale.shape:  # one for each row; if all are alike they stay so, which some formats need
@@ -55,7 +55,7 @@ def _wider(entry: Entry, width: int) -> Entry:
     if entry.shape[1] == width:
         return entry
     stored = as_quantised(entry)
-    if stored is not None and stored.scale is not None:
+    if stored is not None:
         return quantised(_wider(stored.data, width), stored.scale)
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:

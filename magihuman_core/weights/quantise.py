@@ -70,7 +70,7 @@ def quantised_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
             entries[key] = entry
             continue
         stored = as_quantised(entry)
-        if stored is not None and stored.scale is not None and stored.data.dtype == dtype:
+        if stored is not None and stored.data.dtype == dtype:
             data, scale = stored.data, stored.scale
         else:
             data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
@@ -80,10 +80,10 @@ def quantised_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
 
 
 def stored_dtype(tensors: Checkpoint, chosen: Callable[[str], bool]) -> torch.dtype | None:
-    """The 8-bit dtype that all chosen weights are stored in, with scales; None where they are not."""
+    """The 8-bit dtype that all chosen weights are stored in; None where they are not."""
     found = set()
     for key, entry in tensors.entries.items():
         if chosen(key):
             stored = as_quantised(entry)
-            found.add(stored.data.dtype if stored is not None and stored.scale is not None else None)
+            found.add(None if stored is None else stored.data.dtype)
     return found.pop() if len(found) == 1 else None

@@ -42,31 +42,30 @@ MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
 
 @dataclass(frozen=True, slots=True)
 class Quantised(Entry):
-    """An entry that decodes data * scale. scale: one number, or one per row as [rows]; None: data alone."""
+    """An entry that decodes data * scale. scale: one number, or one per row as [rows]."""
 
     data: Entry
-    scale: Entry | None
+    scale: Entry
 
     def rows(self, begin: int, end: int) -> "Quantised":
-        scale = self.scale.rows(begin, end) if self.scale is not None and self.scale.shape else self.scale
+        scale = self.scale.rows(begin, end) if self.scale.shape else self.scale
         return quantised(self.data.rows(begin, end), scale)
 
 
-def quantised(data: Entry, scale: Entry | None) -> Quantised:
+ONE = Entry((), torch.float32, lambda dtype=None, rows=None: torch.ones((), dtype=dtype or torch.float32))
+
+
+def quantised(data: Entry, scale: Entry) -> Quantised:
     """Join data and scale (shape [], or [rows of data]) into an entry."""
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         values = data.load(None, rows)
         result = torch.empty(values.shape, dtype=dtype or DECODED, device=values.device)
-        factor = None
-        if scale is not None:
-            factor = scale.load(torch.float32, rows if scale.shape else None).to(values.device)
+        factor = scale.load(torch.float32, rows if scale.shape else None).to(values.device)
         step = max(1, PIECE // max(1, prod(values.shape[1:])))
         for top in range(0, values.shape[0], step):
             piece = values[top : top + step].to(torch.float32)
-            if factor is not None:
-                own = factor[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.shape else factor
-                piece *= own
+            piece *= factor[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.shape else factor
             result[top : top + step] = piece
         return result
 
@@ -78,7 +77,7 @@ def as_quantised(entry: Entry) -> Quantised | None:
     if isinstance(entry, Quantised):
         return entry
     parts = [as_quantised(part) for part in entry.parts] if isinstance(entry, Joined) else [None]
-    if any(part is None or part.scale is None or part.data.dtype != parts[0].data.dtype for part in parts):
+    if any(part is None or part.data.dtype != parts[0].data.dtype for part in parts):
         return None
     scales = [row_scales(part.scale, part.shape[0]) for part in parts]
     return quantised(concatenated([part.data for part in parts]), concatenated(scales))
@@ -122,7 +121,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
             continue
         if not entry.shape:
             continue
-        scale = None if scale_key is None else _row_scale(checkpoint, scale_key, entry.shape[0])
+        scale = ONE if scale_key is None else _row_scale(checkpoint, scale_key, entry.shape[0])
         entries[layer + ".weight"] = quantised(entry, scale)
         consumed.update((key, scale_key), *((layer + end for end in COMPANIONS),))
     if not entries and not formats:

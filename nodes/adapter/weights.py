@@ -36,9 +36,7 @@ def formats(tensors: Checkpoint, large: Callable[[str], bool], quantise: str | N
 
 def _stored_format(entry: Entry) -> str | None:
     stored = as_quantised(entry)
-    if stored is None or stored.scale is None:
-        return None
-    return BY_DTYPE.get(stored.data.dtype)
+    return None if stored is None else BY_DTYPE.get(stored.data.dtype)
 
 
 def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, str], fast: bool) -> dict[str, Tensor]:
@@ -75,7 +73,7 @@ def _quantised(entry: Entry, name: str) -> dict[str, Tensor]:
         scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MOST
         return layout.state_dict_tensors(*layout.quantize(weight, scale))
     stored, dtype = as_quantised(entry), DTYPES[name]
-    if stored is None or stored.scale is None or stored.data.dtype != dtype:
+    if stored is None or stored.data.dtype != dtype:
         data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
         return {"": data.load(), "_scale": scale.load()}
     scale = stored.scale.load(torch.float32)

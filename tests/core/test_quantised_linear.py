@@ -20,6 +20,7 @@ from .test_weights_layouts import DATA, fp8, fp8_split, official, quanto  # noqa
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 # dtype -> a file that has it, and the largest error of a rounded weight against its row's or tensor's largest
 FILES = {INT8: quanto, E4M3: fp8_split, E5M2: lambda sd: fp8(sd, "{stem}.weight_scale", E5M2)}
+UNSCALED = {E4M3: lambda sd: fp8(sd, None), E5M2: lambda sd: fp8(sd, None, E5M2)}
 STEPS = {INT8: 0.5 / 127, E4M3: 2**-4, E5M2: 2**-3}
 
 
@@ -59,9 +60,9 @@ def test_the_layer_is_that_of_the_decoded_weight(dtype):
         linear(4, 4, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", FILES)
-def test_a_quantised_file_stays_as_it_is_and_computes_as_decoded(dtype, official):  # noqa: F811
-    source = FILES[dtype](official)
+@pytest.mark.parametrize(("dtype", "write"), [*FILES.items(), *UNSCALED.items()])
+def test_a_quantised_file_stays_as_it_is_and_computes_as_decoded(dtype, write, official):  # noqa: F811
+    source = write(official)
     dit = fp32(source, dtype)
     checkpoint = open_checkpoint(source, "network")
     tensors = split_official(checkpoint, dit.config)
