@@ -22,10 +22,10 @@ def made():
 def test_distilled_clips_are_what_was_asked_for(made):
     clips, videos, sounds = made
     found = scores(videos, sounds, clips)
-    assert found["sync"] > 0.6
+    assert found["sync"] > 0.7
     assert abs(found["shifted sync"]) < 0.4
-    assert found["attributes"] > 0.75
-    assert found["syllable errors"] < 0.5
+    assert found["attributes"] > 0.85
+    assert found["syllable errors"] < 0.4
 
 
 def test_sound_of_another_clip_is_noticed(made):
