@@ -224,7 +224,7 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
         reasons |= dict.fromkeys(("down", "up"), "the other one of up and down is missing")
     if reasons:
         reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
-    elif magnitude is not None and (magnitude.numel() != up.shape[0] or magnitude.shape[0] != up.shape[0]):
+    elif magnitude is not None and (magnitude.numel() != up.shape[0] or magnitude.shape[:1] != up.shape[:1]):
         reasons |= dict.fromkeys(("down", "up", "alpha", "magnitude"), "only DoRA with one magnitude per row is known")
     if "alpha" in found and not reasons and found["alpha"].numel() != 1:
         reasons["alpha"] = "alpha is one number, here it is not; the factor 1 is used"

@@ -1,4 +1,4 @@
-"""Muon with AdamW for what is no matrix: fewer steps to the same loss than AdamW alone, on the convolutions here.
+"""Muon, with AdamW for what is no matrix.
 
 After Jordan et al. 2024 (the optimizer) and Liu et al. 2025, arXiv 2502.16982 (steps of AdamW's usual size, so
 that one learning rate serves both).

@@ -70,7 +70,7 @@ def fit_projection(crops, count=150):
 class Guide:
     """What the encoder is held near to: a projection fitted to the clips, or an encoder that is gone on from.
 
-    state: {"projection": (mean, matrix)} or {"encoder": the state of vae.encoder and vae.conv1}.
+    state: {"projection": (mean, matrix)} or {"encoder": `modules` of the checkpoint that is gone on from}.
     """
 
     def __init__(self, state):

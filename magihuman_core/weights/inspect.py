@@ -140,17 +140,17 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines.append(("needs", NEEDS[found.kind]))
         lines.append(("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}"))
     lines += [("note", note) for note in _notes(checkpoint, found)]
-    if found.kind == "lora":
-        lines += list(_lora(checkpoint))
     problems = list(_problems(checkpoint, found, read_all))
+    if found.kind == "lora":
+        lines += list(_lora(checkpoint, damaged=bool(problems)))
     if not problems and found.kind in LOADERS:
         lines += [("memory", needed) for needed in _memory(checkpoint, found)]
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
 
-def _lora(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    """What a LoRA changes, and whether it fits the released networks."""
+def _lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
+    """What a LoRA changes, and, where it is not damaged, whether it fits the released networks."""
     lora = import_module("..lora", __package__)
     layers, unmatched = lora.by_layer(checkpoint, lora.all_layer_names())
     down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
@@ -161,7 +161,7 @@ def _lora(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
               if any(role in keys for keys in layers.values())]  # fmt: skip
     yield "changes", ", ".join(parts)
-    if layers and not any(_damage(checkpoint)):
+    if layers and not damaged:
         weights = dict(import_module("..dit", __package__).MagiHumanDiT(RELEASED, device="meta").named_parameters())
         try:
             split = lora.split_lora(checkpoint, RELEASED)

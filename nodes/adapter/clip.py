@@ -4,7 +4,6 @@ ComfyUI's detection takes T5Gemma-9B for a smaller relative and would build that
 loaded and wrapped here; core's CLIP Text Encode and LoRA loaders work with it.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import comfy.model_management
@@ -94,12 +93,12 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
     quantise = weights.BY_DTYPE.get(dtype)
     quantised = weights.formats(tensors, may_quantise, quantise) if dtype is None or quantise else {}
     if quantised:
-        encoder = TextEncoder(config, operations=quantised_operations(compute, device), dtype=compute)
         check_tensors(tensors, TextEncoder(config, device="meta").state_dict(), tensors.name)
+        encoder = TextEncoder(config, tokenizer=tokenizer, operations=quantised_operations(compute, device),
+                              dtype=compute)  # fmt: skip
         encoder.load_state_dict(weights.state_dict(tensors, compute, quantised, fast=False), strict=False, assign=True)
     else:
-        encoder = load_text_encoder(tensors, config=asdict(config), dtype=dtype or compute, operations=Operations)
-    encoder.tokenizer = tokenizer
+        encoder = load_text_encoder(tensors, tokenizer, config, dtype=dtype or compute, operations=Operations)
     encoder.requires_grad_(False)
     parameters = sum(p.numel() for p in encoder.parameters())
 

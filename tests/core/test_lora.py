@@ -2,6 +2,7 @@
 
 import logging
 import lzma
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
-from magihuman_core.lora import apply_lora, lora_targets
+from magihuman_core.config import RELEASED
+from magihuman_core.lora import apply_lora, lora_targets, split_lora
 from magihuman_core.weights import open_checkpoint
 from magihuman_core.weights.convert import convert
 from magihuman_core.weights.inspect import describe
@@ -370,3 +372,11 @@ def test_convert_refuses_a_lora_of_another_model(tmp_path):
     with pytest.raises(InputError, match="fp8 is for networks"):
         convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors", dtype="fp8")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_magnitude_that_is_one_number_is_reported():
+    layer = "block.layers.20.attention.linear_g"
+    lora = {f"{layer}.lora_A.weight": torch.ones(1, 128), f"{layer}.lora_B.weight": torch.ones(1, 1),
+            f"{layer}.dora_scale": torch.tensor(2.0)}  # fmt: skip
+    one_head = replace(RELEASED, hidden=128, heads=1, kv_heads=1)
+    assert "one magnitude per row" in split_lora(lora, one_head).unmatched[f"{layer}.dora_scale"]

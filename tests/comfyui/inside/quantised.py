@@ -10,33 +10,16 @@ from setup_inside import load_pack
 FOLDER = Path(sys.argv[1])  # of the small models' networks
 load_pack()
 import comfy.model_management
-import comfy.nested_tensor
 import comfy.sd
 import torch
-from magihuman_pack.magihuman_core import flow_sigmas, load_dit
+from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.magihuman_core.dit import MagiHumanDiT
 from magihuman_pack.magihuman_core.weights import open_checkpoint
 from magihuman_pack.magihuman_core.weights.dit_keys import network_config, official_state_dict
-from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.model import load_model
+from small_clip import random, sample
 
 DISTILLED = FOLDER / "distill"
-generator = torch.Generator().manual_seed(3)
-
-
-def random(*shape):
-    return torch.randn(shape, generator=generator)
-
-
-VIDEO, AUDIO, TEXT = random(1, 48, 3, 4, 6), random(1, 64, 9), random(1, 7, 32)
-
-
-def sample(model, steps=2):
-    nested = comfy.nested_tensor.NestedTensor
-    guider = sampling.make_guider(model, None, [[TEXT, {}]], None)
-    out = guider.sample(nested([VIDEO, AUDIO]), nested([torch.zeros_like(VIDEO), torch.zeros_like(AUDIO)]),
-                        sampling.make_sampler("unipc"), flow_sigmas(steps), seed=1, disable_pbar=True)
-    return out.unbind()
 
 
 def distance(got, wanted):
