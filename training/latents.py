@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from training.common import RUNS, set_up
+from training.common import RUNS, autocast, set_up
 from training.data import Clips, open_array
 
 
@@ -35,7 +35,7 @@ def encode_clips(folder, part, parts, limit=None):
         pixels = torch.from_numpy(clips.video[index].astype(np.float32)).permute(3, 0, 1, 2)[None] / 127.5 - 1
         sound = torch.from_numpy(clips.audio[index].astype(np.float32)).expand(1, 2, -1)
         with torch.inference_mode():
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 video[index] = train_video_vae.encode(vae, pixels)[0].float().numpy()
             audio[index] = audio_vae.encode(sound)[0].numpy()
         done[index] = 1

@@ -3,12 +3,12 @@
 import numpy as np
 
 from training.canvas import ellipse, line, round_ellipse, smooth_edge
-from training.palette import EYE_COLOURS, HAIR_COLOURS, SHIRT_COLOURS, SKIN_TONES, WALL_COLOURS
+from training.palette import HAIR_COLOURS, SHIRT_COLOURS, SKIN_TONES, WALL_COLOURS
 
 MOUTH_HEIGHT = 0.20  # of a fully open mouth, in picture widths
 MOUTH_PLACE = 0.165  # below the head's centre
+EYE_PLACE = (0.118, -0.062)  # beside and above it
 SHADOW = (0.86, 0.80, 0.80)  # factors on the skin's colour below the chin
-RIB = 0.0208  # spacing of the ribs on the shirt, in picture widths
 
 
 def paint_wall(scene, x, y):
@@ -29,11 +29,8 @@ def shirt_layer(scene, x, y, size):
     inside = smooth_edge(shoulders, size)
     skin = np.array(SKIN_TONES[scene.attributes["skin"]], np.float32) * np.array(SHADOW, np.float32)
     bare = smooth_edge(neckline, size)
-    # Ribs of the knitting: too fine for 128 pixels, clear at 256.
-    wave = x / RIB
-    fine = line((wave - np.round(wave)) * RIB, 0.0055, size)
     collar = line(neckline + 0.016, 0.022, size)
-    shade = 1.0 - 0.14 * fine * (1.0 - collar) - 0.16 * collar
+    shade = 1.0 - 0.16 * collar
     return inside, colour * shade * (1.0 - bare) + skin[:, None, None] * bare
 
 
@@ -136,37 +133,25 @@ class Painter:
         self.stroke(curve, 0.012, self.shadow * 0.9, box, mask=nostrils)
 
     def eyes(self):
-        rx, ry = {"child": (0.066, 0.072), "woman": (0.062, 0.058), "man": (0.056, 0.048)}[self.person]
+        """Dark ovals with a glint, which a blink flattens to a line: what 128 pixels can hold."""
+        rx, ry = {"child": (0.040, 0.053), "woman": (0.036, 0.047), "man": (0.032, 0.042)}[self.person]
+        closed = np.clip(self.blink, 0.0, 1.0)
+        width, height = rx * (1.0 + 0.35 * closed), ry + (0.011 - ry) * closed
         brow_height, brow_tilt, brow_arch = {
-            "happy": (-0.018, 0.04, 3.2),
+            "happy": (-0.012, 0.04, 3.2),
             "calm": (0.0, 0.02, 1.8),
             "sad": (-0.004, 0.34, 0.0),
         }[self.mood]
-        brow_width = {"child": 0.016, "woman": 0.018, "man": 0.032}[self.person]
-        wide = {"happy": -0.82, "calm": -0.78, "sad": -0.62}[self.mood]
-        dark = np.array((40, 28, 34), np.float32)
-        iris = np.array(EYE_COLOURS[self.scene.eye_colour], np.float32)
+        brow_width = {"child": 0.016, "woman": 0.018, "man": 0.030}[self.person]
         size = self.canvas.size
         for side in (-1.0, 1.0):
-            ex, ey = side * 0.118, -0.062
-            box, x, y = self.spot(ex - 0.085, ey - ry - 0.02, ex + 0.085, ey + ry + 0.02)
+            ex, ey = side * EYE_PLACE[0], EYE_PLACE[1]
+            box, x, y = self.spot(ex - 0.05, ey - 0.06, ex + 0.05, ey + 0.06)
             x, y = x - ex, y - ey
-            profile = np.sqrt(np.maximum(1.0 - (x / rx) ** 2, 0.0))
-            reach = ry * ((0.75 - wide) * self.blink + wide)  # upper lid: above, then below the middle
-            slope = reach * x / (rx * rx) / np.maximum(profile, 0.25)
-            lid = (y - reach * profile) / np.sqrt(1.0 + slope * slope)  # positive below the lid
-            white = smooth_edge(np.minimum(ellipse(x, y, rx, ry), lid), size)
-            self.canvas.paint(white, (252, 252, 252), box)
-            gx = x - self.scene.gaze
-            ball = ellipse(gx, y - 0.004, 0.033, 0.036)
-            self.canvas.paint(smooth_edge(ball, size) * white, iris, box)
-            self.canvas.paint(smooth_edge(ball - 0.015, size) * white, (22, 16, 22), box)
-            glint = smooth_edge(ellipse(gx - 0.012, y + 0.012, 0.0095, 0.0095), size)
-            self.canvas.paint(glint * white, (255, 255, 255), box)
-            lash = line(lid, 0.020 if self.person == "woman" else 0.012, size)
-            lash *= smooth_edge(1.12 * rx - np.abs(x), size)
-            self.canvas.paint(lash, dark, box)
-            top = ey - ry - 0.042 + brow_height
+            self.fill(ellipse(x, y, width, height), (36, 24, 30), box)
+            glint = smooth_edge(ellipse(x + 0.011, y + 0.4 * height, 0.013, 0.013), size)
+            self.canvas.paint(glint * np.clip(1.0 - 1.5 * closed, 0.0, 1.0), (255, 255, 255), box)
+            top = ey - 0.100 + brow_height
             box, x, y = self.spot(ex - 0.075, top - 0.05, ex + 0.075, top + 0.05)
             x, y = (x - ex) * side, y - top + 0.010 * self.opening  # brows rise with loud vowels
             curve = y - brow_tilt * x - brow_arch * (x * x)
@@ -223,14 +208,9 @@ class Painter:
     def glasses(self):
         frame = (28, 30, 40)
         for side in (-1.0, 1.0):
-            cx = side * 0.118
-            box, x, y = self.spot(cx - 0.10, -0.16, cx + 0.10, 0.04)
-            rim = ellipse(x - cx, y + 0.062, 0.092, 0.084)
-            self.stroke(rim, 0.019, frame, box)
-            box, x, y = self.spot(side * 0.25 - 0.045, -0.09, side * 0.25 + 0.045, -0.04)
-            bar = line(y + 0.066, 0.013, self.canvas.size)
-            bar *= smooth_edge(np.minimum(side * x - 0.208, 0.275 - side * x), self.canvas.size)
-            self.canvas.paint(bar, frame, box)
-        box, x, y = self.spot(-0.03, -0.09, 0.03, -0.05)
-        bridge = smooth_edge(0.028 - np.abs(x), self.canvas.size)
-        self.stroke(y + 0.070 - 4.0 * x * x, 0.013, frame, box, mask=bridge)
+            ex, ey = side * EYE_PLACE[0], EYE_PLACE[1]
+            box, x, y = self.spot(ex - 0.10, ey - 0.10, ex + 0.10, ey + 0.10)
+            self.stroke(ellipse(x - ex, y - ey, 0.076, 0.070), 0.020, frame, box)
+        box, x, y = self.spot(-0.06, -0.10, 0.06, -0.04)
+        bridge = smooth_edge(0.045 - np.abs(x), self.canvas.size)
+        self.stroke(y + 0.070 - 3.0 * x * x, 0.018, frame, box, mask=bridge)

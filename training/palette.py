@@ -32,7 +32,6 @@ WALL_COLOURS = {
 HAIR_STYLES = ("short", "long", "bun", "curly")
 MOODS = ("happy", "calm", "sad")
 PEOPLE = ("woman", "man", "child")
-EYE_COLOURS = ((92, 58, 36), (64, 116, 170), (72, 128, 84))
 CHOICES = {
     "person": PEOPLE,
     "hair": tuple(HAIR_COLOURS),

@@ -10,7 +10,7 @@ import numpy as np
 
 from training.canvas import Canvas
 from training.painter import Painter, paint_wall, shirt_layer
-from training.palette import CHOICES, EYE_COLOURS
+from training.palette import CHOICES
 from training.voice import FRAME_RATE, SHAPES, speech_curves
 
 # Half width of the mouth (picture widths), rows of teeth shown (height), tongue 0..1; last row: at rest.
@@ -35,8 +35,6 @@ class Scene:
     attributes: dict
     sway: tuple  # per axis (x, y, roll): amplitude, frequency in Hz, phase
     blinks: tuple  # times in seconds
-    gaze: float
-    eye_colour: int
     side: float  # parting of the hair, -1 or 1
     width: float  # of the head, about 1
     disc: tuple  # centre x, y and radius of the light disc on the wall
@@ -61,8 +59,6 @@ def make_scene(rng, seconds, attributes=None):
         attributes=chosen,
         sway=sway,
         blinks=blinks,
-        gaze=float(rng.uniform(-0.010, 0.010)),
-        eye_colour=int(rng.integers(len(EYE_COLOURS))),
         side=float(rng.choice([-1.0, 1.0])),
         width=float(rng.uniform(0.97, 1.03)),
         disc=(float(rng.uniform(0.40, 0.60)), float(rng.uniform(0.40, 0.50)), float(rng.uniform(0.38, 0.46))),

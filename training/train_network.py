@@ -18,7 +18,18 @@ from magihuman_core.dit import MagiHumanDiT
 from magihuman_core.layers import RMSNorm
 from magihuman_core.prompt import DEFAULT_NEGATIVE_PROMPT
 from magihuman_core.sampling import flow_sigmas
-from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
+from training.common import (
+    RUNS,
+    Average,
+    Clock,
+    Meter,
+    autocast,
+    checkpoint,
+    cosine_rate,
+    load_checkpoint,
+    resume,
+    set_up,
+)
 from training.latents import Latents
 from training.text import START, build_encoder, build_tokenizer, caption_ids, pretrain
 
@@ -190,7 +201,7 @@ def base_loss(dit, encoder, size):
             n = len(video)
             keep = torch.rand(n) < KEEP_FRAME, torch.rand(n) < KEEP_AUDIO
             x_v, x_a, noise_v, noise_a = noised(video, audio, noise_levels(n), keep)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 found = dit(x_v, x_a, encoder(ids).float(), attention=plain_attention)
             v, a = velocity_loss(found, (noise_v - video, noise_a - audio), keep, mouth_weight(video))
             total_v, total_a = total_v + v * n / size, total_a + a * n / size
@@ -225,7 +236,7 @@ def distilled_loss(teacher, student, encoder, size, scales):
         s = levels[torch.randint(len(levels), (size,))].view(-1, 1, 1, 1, 1)
         keep = torch.rand(size) < KEEP_FRAME, torch.rand(size) < KEEP_AUDIO
         x_v, x_a, _, _ = noised(video, audio, s, keep)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 text = encoder(ids).float()
                 none = encoder(batches.no_text[0]).float().expand(size, -1, -1)

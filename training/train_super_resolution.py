@@ -17,7 +17,7 @@ from torch import nn
 from magihuman_core.config import DiTConfig
 from magihuman_core.super_resolution import prepare_super_resolution
 from training.clips import audio_tokens, make_clip
-from training.common import RUNS, set_up
+from training.common import RUNS, autocast, set_up
 from training.data import open_array
 from training.text import build_tokenizer, caption_ids
 from training.train_network import build_network, load_base, plain_attention, run_training
@@ -50,7 +50,7 @@ def make_pairs(folder, count):
             video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             with torch.inference_mode():
                 half = nn.functional.avg_pool3d(video, (1, 2, 2))
-                with torch.autocast("cpu", torch.bfloat16):
+                with autocast():
                     small[index] = train_video_vae.encode(vae, half)[0].float().numpy()
                     large[index] = train_video_vae.encode(vae, video)[0].float().numpy()
                 sound[index] = audio_vae.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
@@ -111,7 +111,7 @@ def make_loss_for(dit, encoder, size):
                 x[:, :, 0], first = large[:, :, 0], 1
             with torch.no_grad():
                 text = encoder(ids).float()
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 found = dit(x, context, text, attention=plain_attention)[0]
             error = (found - (start - large))[:, :, first:]
             total = total + error.square().mean() / size

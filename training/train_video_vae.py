@@ -20,7 +20,18 @@ from magihuman_core.turbo_vae import ResNet, TurboVAE
 from magihuman_core.turbo_vae_config import TurboVAEConfig
 from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
 from magihuman_core.video_vae_blocks import ResidualBlock
-from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
+from training.common import (
+    RUNS,
+    Average,
+    Clock,
+    Meter,
+    autocast,
+    checkpoint,
+    cosine_rate,
+    load_checkpoint,
+    resume,
+    set_up,
+)
 from training.data import Clips
 from training.fast_conv import operations as fast
 from training.latents import Latents
@@ -31,7 +42,7 @@ ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
 TURBO = TurboVAEConfig(decoder_block_out_channels=(32, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
 MOUTH = 6.0  # further weight of the mouth when a decoder is trained alone: moods are told by its corners
 EYES = 2.0  # further weight of the eyes
-NOISE = 0.05  # standard deviation of the noise on latents, on average; more blurs lines that move by parts of a pixel
+NOISE = 0.04  # standard deviation of the noise on latents, on average; more blurs lines that move by parts of a pixel
 
 
 def build():
@@ -119,7 +130,7 @@ def picture_loss(found, wanted, weight, fine):
     """
     difference = found - wanted
     mse = difference.square()
-    loss = (weight * mse).mean() * 8.0
+    loss = (weight * mse).mean() * (16.0 if fine else 8.0)
     if fine:
         loss = loss + (weight * difference.abs()).mean()
         for axis in (3, 4):
@@ -148,10 +159,11 @@ def train(options):
         checkpoint(path, modules, average, optimizer, step, clock.used, guide=guide.state)
 
     while clock.progress < 1:
-        # Parts of pictures: more different ones a minute. Whole pictures: their true edges.
-        count, frames, crop = ((4, 5, 64), (2, 5, 128), (1, 9, 128))[step % 3]
+        # Parts of pictures, for the start: more different ones a minute. Whole pictures: their true edges.
+        windows = ((4, 5, 64), (2, 5, 128), (1, 9, 128)) if guide.linear else ((2, 5, 128), (1, 9, 128))
+        count, frames, crop = windows[step % len(windows)]
         video, weight = crops.batch(count, frames, crop)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             latent = encode(vae, video)
             target = guide(video)
             # At first the decoder hears the projection itself, then more and more the encoder.
@@ -213,7 +225,7 @@ class Windows:
     def large_window(self):
         """The same for a part of a picture of twice the size, encoded now."""
         video, weight = self.large.batch(1, 5, 128)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast():
             return encode(self.vae, video).float(), video, weight, True
 
 
@@ -237,12 +249,13 @@ def train_decoder(options):
     path = RUNS / f"{name}.pt"
     _, step, spent = resume(path, modules, average, optimizer)
     windows, clock, meter = Windows(vae, step), Clock(options.minutes, spent), Meter()
+    length = 2 if options.wan_decoder else 4  # the Turbo decoder also looks at the latents before and after
     while clock.progress < 1:
-        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(2)
+        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(length)
         if options.wan_decoder and not first:
             continue  # causal: only a clip's beginning can be decoded without its past
         latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             raw = vae.statistics.denormalise(latent)
             found = vae.frames(raw) if options.wan_decoder else turbo(raw, first)
         loss, mse = picture_loss(found.float(), video, weight, fine=not options.wan_decoder or step > 300)
