@@ -20,7 +20,7 @@ def set_up(threads):
 
 
 def autocast():
-    """Autocast to bf16 where the processor computes it in hardware; elsewhere it would be fifty times slower."""
+    """Autocast to bf16 where the processor computes it in hardware; elsewhere it is tens of times slower."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
