@@ -124,7 +124,8 @@ def test_captions_keep_to_three_parts_and_a_closed_vocabulary(clips):
 
 def test_sharpness_and_variety_tell_blurred_and_equal_clips(clips):
     video = clips[0].video
-    blurred = video.reshape(49, 64, 2, 64, 2, 3).mean(axis=(2, 4)).repeat(2, axis=1).repeat(2, axis=2)
+    across = video[:, :, :-1] / 2 + video[:, :, 1:] / 2
+    blurred = across[:, :-1] / 2 + across[:, 1:] / 2  # means of 2x2 pixels
     assert measure.sharpness(blurred) < 0.9 * measure.sharpness(video)
     same, different = measure.variety([video, video]), measure.variety([video, clips[1].video])
     assert same["picture"] == 0.0
