@@ -11,8 +11,8 @@ PIECE_ELEMENTS = 1 << 28  # of a layer's input; half a GiB in bf16
 
 
 def channel_norm(x: Tensor) -> Tensor:
-    """L2 norm over channels, [B, 1, ...] in fp32 whatever x is, without an fp32 copy of x."""
-    return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    """L2 norm over channels, [B, 1, ...] in fp32 or what x has beyond it, without an fp32 copy of x."""
+    return torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def silu(x: Tensor) -> Tensor:

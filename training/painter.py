@@ -146,7 +146,7 @@ class Painter:
         size = self.canvas.size
         for side in (-1.0, 1.0):
             ex, ey = side * EYE_PLACE[0], EYE_PLACE[1]
-            box, x, y = self.spot(ex - 0.05, ey - 0.06, ex + 0.05, ey + 0.06)
+            box, x, y = self.spot(ex - 0.06, ey - 0.06, ex + 0.06, ey + 0.06)
             x, y = x - ex, y - ey
             self.fill(ellipse(x, y, width, height), (36, 24, 30), box)
             glint = smooth_edge(ellipse(x + 0.011, y + 0.4 * height, 0.013, 0.013), size)

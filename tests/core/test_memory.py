@@ -101,23 +101,24 @@ CASES = [
     ("text, small", TEXT, SMALL), ("text, medium", TEXT, MEDIUM), ("text, bf16", TEXT, MEDIUM | BF16),
     ("network, int8", NETWORK, MEDIUM | INT8), ("text, int8", TEXT, MEDIUM | INT8),
 ]  # fmt: skip
-if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    # Such a processor computes bf16 by detours that take minutes and memory of their own.
-    CASES = [case for case in CASES if case[2]["dtype"] != torch.bfloat16]
+# Without bf16 in the processor its convolutions take minutes, and five times the memory for copies in fp32.
+NOT_HERE = () if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("turbo, bf16",)
 
 
 @pytest.fixture(scope="module")
 def measured():
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-c", PROGRAM, repr(CASES)]
+    cases = [case for case in CASES if case[0] not in NOT_HERE]
+    command = [sys.executable, "-c", PROGRAM, repr(cases)]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, env=environment)
     return {name: figures for name, *figures in map(json.loads, done.stdout.splitlines())}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.timeout(900)  # the first waits for all cases; some machines give memory back slowly
 @pytest.mark.parametrize("name", [case[0] for case in CASES])
 def test_estimates_are_within_15_percent_of_what_a_process_takes(name, measured):
+    if name in NOT_HERE:
+        pytest.skip("this processor has no bf16: its convolutions there are no measure of the estimate")
     weights, activations, expected_weights, expected_activations = measured[name]
     total, expected = weights + activations, expected_weights + expected_activations
     assert 0.85 * total < expected < 1.15 * total
