@@ -17,10 +17,11 @@ from process_memory import resident
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, MagiHumanDiT, load_dit
-from magihuman_core.weights import Entry, open_checkpoint
-from magihuman_core.weights.convert import convert
+from magihuman_core.checkpoint.checkpoint import Entry
+from magihuman_core.checkpoint.write import write_checkpoint
+from magihuman_core.tools.convert import convert
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
-from magihuman_core.weights.write import write_checkpoint
+from magihuman_core.weights.source import open_checkpoint
 
 
 def config(gigabytes: float) -> DiTConfig:

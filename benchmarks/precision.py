@@ -11,7 +11,7 @@ import argparse
 import torch
 
 from magihuman_core import load_dit
-from magihuman_core.model_folder import find_models
+from magihuman_core.loading.folder import find_models
 
 KEPT = {"bf16": torch.bfloat16, "int8": torch.int8, "fp8 e4m3": torch.float8_e4m3fn, "fp8 e5m2": torch.float8_e5m2}
 

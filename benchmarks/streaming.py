@@ -21,7 +21,7 @@ import torch
 from process_memory import resident
 
 from magihuman_core import DiTConfig, load_dit
-from magihuman_core.memory import estimate, size
+from magihuman_core.runtime.memory import estimate, size
 
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens

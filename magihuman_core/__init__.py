@@ -1,38 +1,24 @@
-"""daVinci-MagiHuman in plain PyTorch: one Transformer that makes a speaking person's picture and sound.
+"""daVinci-MagiHuman in plain PyTorch: one Transformer that makes a speaking person's video and audio.
 
-The public names below are imported when they are first asked for, so that a program which only needs
-the sampler does not pay for the rest.
+The public names are those of `api`. They are imported when the first of them is asked for, so that the command
+line can show its help without waiting for torch.
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "DiTConfig": "config",
-    "MagiHumanDiT": "dit",
-    "load_dit": "dit",
-    "flow_sigmas": "sampling",
-    "sample_unipc": "sampling",
-    "sample_renoise": "sampling",
-    "pack_latents": "sequence",
-    "unpack_latents": "sequence",
-    "Guidance": "guidance",
-    "JointDenoiser": "guidance",
-    "prepare_super_resolution": "super_resolution",
-    "load_turbo_vae": "turbo_vae",
-    "load_video_vae": "video_vae",
-    "load_audio_vae": "audio_vae",
-    "load_text_encoder": "text_encoder",
-    "MagiHumanPipeline": "pipeline",
-    "Clip": "clip",
-    "apply_lora": "lora",
-    "InputError": "errors",
-    "CheckpointError": "errors",
-}
-
-__all__ = list(_HOME)
+if TYPE_CHECKING:
+    from .api import *  # noqa: F403
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name.startswith("__") and name != "__all__":  # what Python itself looks for while importing
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    from .api import __all__ as names
+
+    if name == "__all__":
+        return names
+    if name not in names:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import api
+
+    return getattr(api, name)

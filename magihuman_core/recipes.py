@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from .config import GLOBAL_LAYERS_1080P
 from .errors import InputError
+from .model.config import GLOBAL_LAYERS_1080P
 
 STEPS = {"distilled": 8, "base": 32}
 SR_STEPS = 5

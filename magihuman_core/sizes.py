@@ -10,8 +10,8 @@ import math
 from .errors import InputError
 
 FPS = 25  # frames, and audio latents, per second
-CELL = 16  # pixels per latent cell, in height and width
-SNAP = 32  # pixels per token: a token covers 2 x 2 latent cells
+PIXELS_PER_LATENT = 16  # pixels per latent cell, in height and width
+PIXELS_PER_TOKEN = 32  # pixels per token: a token covers 2 x 2 latent cells
 TEXT_TOKENS = 640  # text beyond this is cut
 
 BASE_SIZE = (448, 256)  # width, height
@@ -26,12 +26,13 @@ def snap_size(width: int, height: int) -> tuple[int, int]:
     Raises InputError where either is not a whole number of at least 32.
     """
     for name, value in (("width", width), ("height", height)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < SNAP:
-            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {SNAP} or more. "
+        if isinstance(value, bool) or not isinstance(value, int) or value < PIXELS_PER_TOKEN:
+            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more. "
                              f"The model's own size is {BASE_SIZE[0]}x{BASE_SIZE[1]}.")
-    snapped = width // SNAP * SNAP, height // SNAP * SNAP
+    snapped = width // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN, height // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
     if snapped != (width, height):
-        log.warning("The size %dx%d is not in multiples of %d; %dx%d is made.", width, height, SNAP, *snapped)
+        log.warning("The size %dx%d is not in multiples of %d; %dx%d is made.", width, height, PIXELS_PER_TOKEN,
+                    *snapped)
     return snapped
 
 
@@ -45,7 +46,8 @@ def upscaled_size(width: int, height: int, target: str | tuple[int, int]) -> tup
         if target not in UPSCALED_SIZES:
             raise InputError(f"upscale is {target!r}, expected 540p, 1080p or WIDTHxHEIGHT.")
         factor = math.sqrt(math.prod(UPSCALED_SIZES[target]) / (width * height))
-        return tuple(max(SNAP, round(side * factor / SNAP) * SNAP) for side in (width, height))
+        tokens = (max(1, round(side * factor / PIXELS_PER_TOKEN)) for side in (width, height))
+        return tuple(count * PIXELS_PER_TOKEN for count in tokens)
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise InputError(f"upscale is {target!r}, expected 540p, 1080p or a width and a height.")
     return snap_size(*target)

@@ -6,7 +6,7 @@ import re
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.prompt import (
+from ..magihuman_core.text.prompt import (
     DEFAULT_NEGATIVE_PROMPT,
     LANGUAGES,
     NO_BACKGROUND_SOUND,

@@ -7,8 +7,8 @@ from comfy_api.latest import InputImpl, Types, io
 from torch import Tensor
 
 from ..magihuman_core.errors import InputError
+from ..magihuman_core.media.waveform import OUTPUT_RATE, resample
 from ..magihuman_core.sizes import FPS
-from ..magihuman_core.waveform import OUTPUT_RATE, resample
 from .adapter.streams import split
 from .adapter.vae import check
 from .latents import stereo

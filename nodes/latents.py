@@ -5,9 +5,17 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media import fit_image, to_rgb
-from ..magihuman_core.sizes import CELL, FPS, SNAP, audio_tokens, decoded_frames, latent_frames, snap_size
-from ..magihuman_core.waveform import to_stereo
+from ..magihuman_core.media.video_file import fit_image, to_rgb
+from ..magihuman_core.media.waveform import to_stereo
+from ..magihuman_core.sizes import (
+    FPS,
+    PIXELS_PER_LATENT,
+    PIXELS_PER_TOKEN,
+    audio_tokens,
+    decoded_frames,
+    latent_frames,
+    snap_size,
+)
 from .adapter.streams import empty, joined, masks, split
 from .adapter.vae import encode_frames, encode_sound
 
@@ -30,10 +38,11 @@ class EmptyMagiHumanLatent(io.ComfyNode):
             description="An empty clip, picture and sound together, at 25 frames per second.",
             search_aliases=["empty latent video", "audio video latent", "magihuman"],
             inputs=[
-                io.Int.Input("width", default=448, min=64, max=4096, step=SNAP, tooltip=(
+                io.Int.Input("width", default=448, min=64, max=4096, step=PIXELS_PER_TOKEN, tooltip=(
                     "Pixels, floored to a multiple of 32. The model was trained on 448x256 and 256x448; for more, "
                     "upscale the result with MagiHuman Latent Upscale and a super-resolution model.")),
-                io.Int.Input("height", default=256, min=64, max=4096, step=SNAP, tooltip="Pixels, as the width."),
+                io.Int.Input("height", default=256, min=64, max=4096, step=PIXELS_PER_TOKEN,
+                             tooltip="Pixels, as the width."),
                 io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2, tooltip=SECONDS_TIP),
             ],
             outputs=[io.Latent.Output()],
@@ -70,7 +79,8 @@ def hold_first_frame(vae, image: Tensor, latent: dict) -> dict:
     """Put a picture into latent frame 0 of a LATENT, to be kept. image: IMAGE [B, h, w, C]."""
     video, audio = split(latent)
     video_mask, audio_mask = masks(latent)
-    picture = encode_frames(vae, fit_image(to_pil(image), video.shape[4] * CELL, video.shape[3] * CELL))
+    width, height = (side * PIXELS_PER_LATENT for side in video.shape[:2:-1])
+    picture = encode_frames(vae, fit_image(to_pil(image), width, height))
     if picture.shape[1] != video.shape[1] or picture.shape[3:] != video.shape[3:]:
         raise InputError(
             f"The VAE makes {picture.shape[1]} channels of {picture.shape[4]}x{picture.shape[3]} cells, but the "
@@ -191,7 +201,7 @@ class MagiHumanExtend(io.ComfyNode):
     @classmethod
     def execute(cls, vae, audio_vae, images, audio, seconds, overlap_seconds) -> io.NodeOutput:
         frames, height, width = images.shape[:3]
-        if height % SNAP or width % SNAP:
+        if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
             raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
                              "crop them.")
         waveform, rate = stereo(audio)

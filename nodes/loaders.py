@@ -4,9 +4,9 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.model_folder import find_models
-from ..magihuman_core.weights import open_checkpoint
-from ..magihuman_core.weights.recognise import ROLES, find_role
+from ..magihuman_core.loading.folder import find_models
+from ..magihuman_core.weights.recognize import ROLES, find_role
+from ..magihuman_core.weights.source import open_checkpoint
 from .adapter.clip import load_clip
 from .adapter.model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
@@ -64,8 +64,8 @@ class MagiHumanModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model, role, weight_dtype) -> io.NodeOutput:
         path, role = cls.find(model, role)
-        quantise, fast = FORMATS.get(weight_dtype, (None, False))
-        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantise, fast))
+        quantize, fast = FORMATS.get(weight_dtype, (None, False))
+        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast))
 
     @staticmethod
     def find(choice: str, role: str):

@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.guidance import Guidance
-from ..magihuman_core.roles import SR_STEPS, STEPS
-from ..magihuman_core.sampling import flow_sigmas
+from ..magihuman_core.recipes import SR_STEPS, STEPS
+from ..magihuman_core.sampling.denoiser import Guidance
+from ..magihuman_core.sampling.solvers import flow_sigmas
 from .adapter import sampling
 from .adapter.model import SR_NOISE_LEVEL
 from .adapter.streams import split

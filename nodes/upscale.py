@@ -4,8 +4,8 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.sizes import CELL, upscaled_size
-from ..magihuman_core.super_resolution import upsample
+from ..magihuman_core.sampling.super_resolution import upsample
+from ..magihuman_core.sizes import PIXELS_PER_LATENT, upscaled_size
 from .adapter.streams import joined, split
 from .latents import hold_first_frame
 
@@ -41,10 +41,10 @@ class MagiHumanLatentUpscale(io.ComfyNode):
     @classmethod
     def execute(cls, latent, target, factor, vae=None, image=None) -> io.NodeOutput:
         video, audio = split(latent)
-        width, height = video.shape[4] * CELL, video.shape[3] * CELL
+        width, height = video.shape[4] * PIXELS_PER_LATENT, video.shape[3] * PIXELS_PER_LATENT
         wanted = (int(width * factor), int(height * factor)) if target == FACTOR else target
         width, height = upscaled_size(width, height, wanted)
-        large = upsample(video, height // CELL, width // CELL)
+        large = upsample(video, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
         result = joined(latent, large, audio, torch.ones_like(large[:, :1]), torch.zeros_like(audio[:, :1]))
         result[UPSCALED] = True
         if image is not None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 if __name__ == "__main__":  # run from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig
-from magihuman_core.prompt import DEFAULT_NEGATIVE_PROMPT
-from magihuman_core.text_encoder import TextEncoder
-from magihuman_core.turbo_vae import TurboVAE, TurboVAEConfig
-from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
+from magihuman_core.text.encoder import TextEncoder
+from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
+from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
+from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
 NOTICE = "These are small models with random weights, for trying out only. What they make is noise."
 HIDDEN, HEAD_DIM, HEADS, KV_HEADS = 64, 32, 2, 1

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magihuman_core.audio_vae import load_audio_vae
-from magihuman_core.dit import load_dit
-from magihuman_core.guidance import Guidance, JointDenoiser
-from magihuman_core.prompt import DEFAULT_NEGATIVE_PROMPT
-from magihuman_core.sampling import flow_sigmas, sample_renoise, sample_unipc
-from magihuman_core.sequence import pack_latents, unpack_latents
-from magihuman_core.super_resolution import prepare_super_resolution
-from magihuman_core.text_encoder import load_text_encoder
-from magihuman_core.turbo_vae import load_turbo_vae
-from magihuman_core.video_vae import load_video_vae
+from magihuman_core.model.dit import load_dit
+from magihuman_core.model.sequence import pack_latents, unpack_latents
+from magihuman_core.sampling.denoiser import Guidance, JointDenoiser
+from magihuman_core.sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
+from magihuman_core.sampling.super_resolution import prepare_super_resolution
+from magihuman_core.text.encoder import load_text_encoder
+from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
+from magihuman_core.vae.audio import load_audio_vae
+from magihuman_core.vae.turbo import load_turbo_vae
+from magihuman_core.vae.video import load_video_vae
 from training import measure
 from training.clips import FRAMES, make_clip
 from training.common import RUNS

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from magihuman_core.sequence import MODALITIES
+from magihuman_core.model.sequence import MODALITIES
 from magihuman_core.weights.dit_keys import official_state_dict
 from training import train_audio_vae, train_network, train_video_vae
 from training.common import RUNS
@@ -27,7 +27,7 @@ VERSION = "1"
 SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
 
 
-def quantise(weight):
+def quantize(weight):
     """(int8 data, fp16 scale [rows, 1]) with weight = data * scale, per row."""
     scale = (weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-4) / 127).half().float()
     return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale.half()
@@ -57,7 +57,7 @@ def split_layout(dit):
                 if piece_name == "linear_g":  # small and precious
                     tensors[layer] = piece.half()
                 else:
-                    tensors[layer + "._data"], tensors[layer + "._scale"] = quantise(piece)
+                    tensors[layer + "._data"], tensors[layer + "._scale"] = quantize(piece)
     return tensors
 
 
@@ -102,7 +102,7 @@ def export(out):
         tensors = {}
         for key, tensor in encoder.state_dict().items():
             if key.endswith("_proj.weight"):
-                tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantise(tensor)
+                tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantize(tensor)
             else:
                 tensors[f"model.{key}"] = tensor.half()
         note("text", write(folder / "model.safetensors", tensors, kind="text_encoder", config=config))

@@ -1,6 +1,6 @@
 """A linear latent to start from: principal components of 4 x 16 x 16 blocks of pixels.
 
-Autoencoders whose layers all normalise take long to find a first common language. Here the encoder is told one,
+Autoencoders whose layers all normalize take long to find a first common language. Here the encoder is told one,
 the decoder hears it from the first step, and both then improve on it together. It also gives the latent an order
 (large, slow structure in the first components) that a small diffusion network learns quickly.
 """

@@ -8,11 +8,11 @@ Weights come back at the precision they were stored in; optimizers start anew.
 import torch
 from torch import nn
 
-from magihuman_core.audio_vae import load_audio_vae
-from magihuman_core.dit import load_dit
-from magihuman_core.text_encoder import load_text_encoder
-from magihuman_core.turbo_vae import load_turbo_vae
-from magihuman_core.video_vae import load_video_vae
+from magihuman_core.model.dit import load_dit
+from magihuman_core.text.encoder import load_text_encoder
+from magihuman_core.vae.audio import load_audio_vae
+from magihuman_core.vae.turbo import load_turbo_vae
+from magihuman_core.vae.video import load_video_vae
 from training import train_audio_vae, train_network, train_super_resolution, train_video_vae
 from training.common import RUNS, save_atomically
 from training.export import OUT

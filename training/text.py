@@ -11,7 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
-from magihuman_core.text_encoder import TextEncoder, TextEncoderConfig
+from magihuman_core.text.encoder import TextEncoder, TextEncoderConfig
 from training.captions import PITCH, make_caption
 from training.clips import CHOICES
 from training.voice import SYLLABLES

@@ -12,7 +12,7 @@ import argparse
 import numpy as np
 import torch
 
-from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
 from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
 from training.data import Clips
 from training.voice import SHAPES, speech_curves

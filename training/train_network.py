@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from magihuman_core.config import DiTConfig
-from magihuman_core.dit import MagiHumanDiT
-from magihuman_core.layers import RMSNorm
-from magihuman_core.prompt import DEFAULT_NEGATIVE_PROMPT
-from magihuman_core.sampling import flow_sigmas
+from magihuman_core.model.config import DiTConfig
+from magihuman_core.model.dit import MagiHumanDiT
+from magihuman_core.nn.layers import RMSNorm
+from magihuman_core.sampling.solvers import flow_sigmas
+from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training.common import (
     RUNS,
     Average,

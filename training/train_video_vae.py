@@ -4,7 +4,7 @@
     python -m training.train_video_vae --turbo --minutes 10  # decoders alone, once clips are encoded
     python -m training.train_video_vae --wan-decoder --minutes 6
 
-The latent is kept at mean 0 and variance 1 overall (in normalised units), and the decoder always sees it with
+The latent is kept at mean 0 and variance 1 overall (in normalized units), and the decoder always sees it with
 noise: what matters for the picture then gets the larger amplitudes, and a generated latent, which is never
 exact, still decodes well.
 """
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from magihuman_core.turbo_vae import ResNet, TurboVAE
-from magihuman_core.turbo_vae_config import TurboVAEConfig
-from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
-from magihuman_core.video_vae_blocks import ResidualBlock
+from magihuman_core.vae.turbo import ResNet, TurboVAE
+from magihuman_core.vae.turbo_config import TurboVAEConfig
+from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
+from magihuman_core.vae.video_blocks import ResidualBlock
 from training.common import (
     RUNS,
     Average,
@@ -95,7 +95,7 @@ class Guide:
 
     @torch.no_grad()
     def __call__(self, video):
-        """Frames -> normalised latents."""
+        """Frames -> normalized latents."""
         return self.function(video)
 
 
@@ -139,8 +139,8 @@ def picture_loss(found, wanted, weight, fine):
 
 
 def encode(vae, video):
-    """Frames in one piece -> normalised mean latents, with gradients."""
-    return vae.statistics.normalise(vae.moments(video)[0].float())
+    """Frames in one piece -> normalized mean latents, with gradients."""
+    return vae.statistics.normalize(vae.moments(video)[0].float())
 
 
 def train(options):
@@ -171,7 +171,7 @@ def train(options):
             said = torch.where(told, target, latent)
             noise = NOISE * 2 * torch.rand(latent.shape[0], 1, 1, 1, 1)
             noisy = said + noise * torch.randn_like(latent)
-            found = turbo(turbo.statistics.denormalise(noisy))
+            found = turbo(turbo.statistics.denormalize(noisy))
         loss, mse = picture_loss(found.float(), video, weight, fine=step > 1000 or not guide.linear)
         spread = latent.square().mean()
         near = F.mse_loss(latent, target)
@@ -256,7 +256,7 @@ def train_decoder(options):
             continue  # causal: only a clip's beginning can be decoded without its past
         latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
         with autocast():
-            raw = vae.statistics.denormalise(latent)
+            raw = vae.statistics.denormalize(latent)
             found = vae.frames(raw) if options.wan_decoder else turbo(raw, first)
         loss, mse = picture_loss(found.float(), video, weight, fine=not options.wan_decoder or step > 300)
         loss.backward()

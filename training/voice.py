@@ -115,7 +115,7 @@ def speech_curves(syllables, t):
 
     Returns a dictionary: opening [N] in 0..1 (the truth of mouth and loudness), voiced [N] and noise [N]
     (loudness of the two sources), shape [N, 7] (weights of SHAPES, sum <= 1; the rest is the mouth at rest),
-    timbre [N, 7] (the same for the sound, always normalised to 1 where anything sounds).
+    timbre [N, 7] (the same for the sound, always normalized to 1 where anything sounds).
     """
     t = np.asarray(t, dtype=np.float64)
     opening, voiced, noise = np.zeros((3, t.size))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, from_tensors
 from .header import quoted
-from .quantised import EIGHT_BITS
+from .quantized import EIGHT_BITS
 
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, Entry
 from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
-from .quantised import DECODED
+from .quantized import DECODED
 from .tensor_file import TensorFile
 
 PLAIN = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,

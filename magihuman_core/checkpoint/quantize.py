@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint, Entry
-from .quantised import EIGHT_BITS, as_quantised, row_scales
+from .quantized import EIGHT_BITS, as_quantized, row_scales
 from .write import row_ranges
 
 INT8_MAX = 127
@@ -57,8 +57,8 @@ def _computed(entry: Entry, dtype: torch.dtype, function: Callable[[Tensor], Ten
     return Entry((entry.shape[0], width or entry.shape[1]), dtype, load)
 
 
-def quantised_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Callable[[str], bool]) -> Checkpoint:
-    """The weights that QuantisedLinear wants: of each chosen `layer.weight` its data and `layer.scale` [rows].
+def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Callable[[str], bool]) -> Checkpoint:
+    """The weights that QuantizedLinear wants: of each chosen `layer.weight` its data and `layer.scale` [rows].
 
     What is stored so already is taken as it is, everything else rounded. The same table where dtype is not of 8 bits.
     """
@@ -69,7 +69,7 @@ def quantised_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
         if not chosen(key):
             entries[key] = entry
             continue
-        stored = as_quantised(entry)
+        stored = as_quantized(entry)
         if stored is not None and stored.data.dtype == dtype:
             data, scale = stored.data, stored.scale
         else:
@@ -84,6 +84,6 @@ def stored_dtype(tensors: Checkpoint, chosen: Callable[[str], bool]) -> torch.dt
     found = set()
     for key, entry in tensors.entries.items():
         if chosen(key):
-            stored = as_quantised(entry)
+            stored = as_quantized(entry)
             found.add(None if stored is None else stored.data.dtype)
     return found.pop() if len(found) == 1 else None

@@ -1,6 +1,6 @@
-"""Quantised weights: every spelling of scales in use, read as ordinary weights.
+"""Quantized weights: every spelling of scales in use, read as ordinary weights.
 
-A quantised weight w of a layer is stored as data (fp8 or int8) and a scale: w = data * scale, with one
+A quantized weight w of a layer is stored as data (fp8 or int8) and a scale: w = data * scale, with one
 scale for the tensor, one per row, or one per equal group of rows (a stacked layer's three modalities).
 
 - quanto: layer.weight._data, layer.weight._scale; layer.input_scale and output_scale are of no use here
@@ -8,8 +8,8 @@ scale for the tensor, one per row, or one per equal group of rows (a stacked lay
 - ComfyUI: layer.weight, layer.weight_scale, and the format in layer.comfy_quant or in the header
 - plain fp8: layer.weight alone
 
-`dequantised` gives a table of ordinary names. Its entries are `Quantised`: loading one decodes it, and
-whoever can compute with quantised weights gets data and scale undecoded from `as_quantised`, also after a
+`dequantized` gives a table of ordinary names. Its entries are `Quantized`: loading one decodes it, and
+whoever can compute with quantized weights gets data and scale undecoded from `as_quantized`, also after a
 change of layout has cut or joined rows.
 """
 
@@ -41,21 +41,21 @@ MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised(Entry):
+class Quantized(Entry):
     """An entry that decodes data * scale. scale: one number, or one per row as [rows]."""
 
     data: Entry
     scale: Entry
 
-    def rows(self, begin: int, end: int) -> "Quantised":
+    def rows(self, begin: int, end: int) -> "Quantized":
         scale = self.scale.rows(begin, end) if self.scale.shape else self.scale
-        return quantised(self.data.rows(begin, end), scale)
+        return quantized(self.data.rows(begin, end), scale)
 
 
 ONE = Entry((), torch.float32, lambda dtype=None, rows=None: torch.ones((), dtype=dtype or torch.float32))
 
 
-def quantised(data: Entry, scale: Entry) -> Quantised:
+def quantized(data: Entry, scale: Entry) -> Quantized:
     """Join data and scale (shape [], or [rows of data]) into an entry."""
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
@@ -69,18 +69,18 @@ def quantised(data: Entry, scale: Entry) -> Quantised:
             result[top : top + step] = piece
         return result
 
-    return Quantised(data.shape, DECODED, load, data, scale)
+    return Quantized(data.shape, DECODED, load, data, scale)
 
 
-def as_quantised(entry: Entry) -> Quantised | None:
+def as_quantized(entry: Entry) -> Quantized | None:
     """The entry as data and scale where all of it is stored so, in one dtype; else None."""
-    if isinstance(entry, Quantised):
+    if isinstance(entry, Quantized):
         return entry
-    parts = [as_quantised(part) for part in entry.parts] if isinstance(entry, Joined) else [None]
+    parts = [as_quantized(part) for part in entry.parts] if isinstance(entry, Joined) else [None]
     if any(part is None or part.data.dtype != parts[0].data.dtype for part in parts):
         return None
     scales = [row_scales(part.scale, part.shape[0]) for part in parts]
-    return quantised(concatenated([part.data for part in parts]), concatenated(scales))
+    return quantized(concatenated([part.data for part in parts]), concatenated(scales))
 
 
 def row_scales(scale: Entry, height: int) -> Entry:
@@ -97,7 +97,7 @@ def row_scales(scale: Entry, height: int) -> Entry:
     return Entry((height,), scale.dtype, load)
 
 
-def dequantised(checkpoint: Checkpoint) -> Checkpoint:
+def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     """The same weights under ordinary names, decoded when they are loaded.
 
     Raises CheckpointError for formats that are not known (nvfp4 and other block formats) and for scales that
@@ -122,7 +122,7 @@ def dequantised(checkpoint: Checkpoint) -> Checkpoint:
         if not entry.shape:
             continue
         scale = ONE if scale_key is None else _row_scale(checkpoint, scale_key, entry.shape[0])
-        entries[layer + ".weight"] = quantised(entry, scale)
+        entries[layer + ".weight"] = quantized(entry, scale)
         consumed.update((key, scale_key), *((layer + end for end in COMPANIONS),))
     if not entries and not formats:
         return checkpoint
@@ -156,7 +156,7 @@ def _comfy_formats(checkpoint: Checkpoint) -> Mapping[str, str]:
         try:
             formats = {layer: _format(note) for layer, note in json.loads(table)["layers"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise CheckpointError(f"{checkpoint.name}: its table of quantised layers is damaged. "
+            raise CheckpointError(f"{checkpoint.name}: its table of quantized layers is damaged. "
                                   "Download the file again.") from None
     for key, entry in checkpoint.entries.items():
         if key.endswith(".comfy_quant"):
@@ -192,5 +192,5 @@ def _comfy_data(checkpoint: Checkpoint, layer: str, entry: Entry, formats: Mappi
 
 
 def _unknown(checkpoint: Checkpoint, key: str, reason: str) -> CheckpointError:
-    return CheckpointError(f"{checkpoint.name}: cannot decode the quantised {quoted(key)}: {reason}. "
+    return CheckpointError(f"{checkpoint.name}: cannot decode the quantized {quoted(key)}: {reason}. "
                            "Use the original file, or one with fp8 scales.")

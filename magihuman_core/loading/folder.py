@@ -17,10 +17,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .errors import CheckpointError, InputError
-from .weights import open_checkpoint
-from .weights.recognise import ROLES, Recognised, find_role, recognise, require_kind
-from .weights.source import INDEX, SHARD, named_files
+from ..errors import CheckpointError, InputError
+from ..weights.recognize import ROLES, Recognized, find_role, recognize, require_kind
+from ..weights.source import INDEX, SHARD, named_files, open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
         try:
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
             checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=candidate.suffix == ".ckpt")
-            part = _part(candidate, recognise(checkpoint))
+            part = _part(candidate, recognize(checkpoint))
         except CheckpointError as error:
             problems[candidate] = str(error)
             continue
@@ -139,7 +138,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
 
 
 def _demo_folder() -> Path:
-    folder = Path(__file__).parent / "demo"
+    folder = Path(__file__).parent.parent / "demo"
     if not any(folder.glob("*")):
         raise InputError("The built-in demo model is not part of this installation. Give a folder of models.")
     return folder
@@ -163,7 +162,7 @@ def _candidates(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _candidates(sub, depth - 1)
 
 
-def _part(path: Path, found: Recognised) -> str | None:
+def _part(path: Path, found: Recognized) -> str | None:
     if found.kind == "network":
         if found.role is None:
             raise CheckpointError(f"{path}: is a network of unknown role. Put it into a folder named base, "

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .atomic import temporary_name, whole_file
-from .errors import InputError
-from .sizes import FPS
+from ..atomic import temporary_name, whole_file
+from ..errors import InputError
+from ..sizes import FPS
 from .waveform import OUTPUT_RATE, to_stereo
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 CENTRE = 0.5**0.5  # level of the centre channel in stereo, -3 dB
 OUTPUT_RATE = 44100  # samples/s outside of the model: what players and AAC take

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError
 
 PATCH = 2  # a video token covers 1 x 2 x 2 latent cells
 

@@ -20,19 +20,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.quantize import quantized_layers, stored_dtype
+from ..checkpoint.quantized import EIGHT_BITS
+from ..errors import InputError
+from ..nn.layers import RMSNorm, gelu7, swiglu7
+from ..nn.quantized_linear import compute_dtype_of
+from ..nn.quantized_linear import operations as plain_operations
+from ..runtime.streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
+from ..weights.dit_keys import keep_fp32, may_quantize, split_official
+from ..weights.recognize import explain_shape_errors
+from ..weights.source import open_checkpoint
 from .attention import AttentionFunction, local_attention, sdpa
 from .config import PATCH, DiTConfig
-from .errors import InputError
-from .layers import RMSNorm, gelu7, swiglu7
-from .quantised_linear import computing
-from .quantised_linear import operations as plain_operations
 from .rope import apply_rotary, rope_bands
 from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
-from .streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
-from .weights import assign_weights, inferring, open_checkpoint
-from .weights.dit_keys import keep_fp32, may_quantise, split_official
-from .weights.quantise import quantised_layers, stored_dtype
-from .weights.quantised import EIGHT_BITS
 
 # run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
@@ -132,11 +134,11 @@ class Block(nn.Module):
         self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
         self.local_radius = config.local_radius if index in config.local_layers else None
         self.chunk: int | None = None  # tokens at once; None: what suits the device
-        self.quantised = factory["dtype"] in EIGHT_BITS
+        self.quantized = factory["dtype"] in EIGHT_BITS
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" and not self.quantised else CHUNK)
+        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" and not self.quantized else CHUNK)
         pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
 
         parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
@@ -192,7 +194,7 @@ class MagiHumanDiT(nn.Module):
     ):
         super().__init__()
         self.config = config
-        compute_dtype = compute_dtype or computing(dtype)
+        compute_dtype = compute_dtype or compute_dtype_of(dtype)
         fp32 = {"dtype": torch.float32, "device": device}
         factory = {"operations": operations, "dtype": dtype, "device": device}
         self.adapter = Adapter(config, operations=operations, device=device)
@@ -227,7 +229,7 @@ class MagiHumanDiT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Flow velocities (noise - clean) of both streams.
 
-        video: [B, C, T, H, W] normalised latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
+        video: [B, C, T, H, W] normalized latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
         padded. Returns fp32 (video, audio) of the same shapes. Batch members share their text length.
         """
         return self.forward_many([(video, audio, text)], run_block=run_block, attention=attention)[0]
@@ -303,7 +305,7 @@ def load_dit(
 
     source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
     computed in, torch.bfloat16 (default, as released) or torch.float32; or torch.float8_e4m3fn, float8_e5m2 or
-    int8, which they are only stored in (see quantised_linear.py; taken over from the file where it has them so)
+    int8, which they are only stored in (see quantized_linear.py; taken over from the file where it has them so)
     and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
     overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
     and local_radius.
@@ -313,12 +315,12 @@ def load_dit(
     Raises CheckpointError when the source is no MagiHuman network or damaged.
     """
     checkpoint = open_checkpoint(source, "network")
-    with inferring(checkpoint.name, "network"):
+    with explain_shape_errors(checkpoint.name, "network"):
         config = DiTConfig.from_state_dict(checkpoint, **overrides)
         dtype = dtype or torch.bfloat16
         dit = MagiHumanDiT(config, operations=operations, dtype=dtype, compute_dtype=compute_dtype, device="meta")
         official = split_official(checkpoint, config)
-        tensors = quantised_layers(official, dtype, may_quantise)
+        tensors = quantized_layers(official, dtype, may_quantize)
     streamed = choose_streamed(dit.blocks, resident_blocks)
     assign_weights(
         dit,
@@ -331,7 +333,7 @@ def load_dit(
     )
     if streamed:
         dit.streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
-        rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantise) != dtype
+        rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantize) != dtype
         if rounds and not dit.streamer.in_memory:
             log.warning("%s: is not stored in %s, so blocks that stream from it are rounded anew at each step. Convert "
                         "it first (magihuman convert), or stream from memory.", checkpoint.name, str(dtype)[6:])

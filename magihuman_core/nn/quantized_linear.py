@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .weights.quantised import EIGHT_BITS
+from ..checkpoint.quantized import EIGHT_BITS
 
 
-class QuantisedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer without bias on a weight in 8 bits, for inference. `weight` is the data."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: torch.dtype, device=None):
@@ -36,11 +36,11 @@ def linear(inputs: int, outputs: int, bias: bool = True, *, dtype: torch.dtype |
     if dtype not in EIGHT_BITS:
         return nn.Linear(inputs, outputs, bias, device=device, dtype=dtype)
     if bias:
-        raise ValueError("a quantised linear layer has no bias")
-    return QuantisedLinear(inputs, outputs, dtype=dtype, device=device)
+        raise ValueError("a quantized linear layer has no bias")
+    return QuantizedLinear(inputs, outputs, dtype=dtype, device=device)
 
 
-def computing(dtype: torch.dtype | None) -> torch.dtype | None:
+def compute_dtype_of(dtype: torch.dtype | None) -> torch.dtype | None:
     """What layers with weights of this dtype compute in, and what goes with them is kept in."""
     return torch.bfloat16 if dtype in EIGHT_BITS else dtype
 
@@ -48,7 +48,7 @@ def computing(dtype: torch.dtype | None) -> torch.dtype | None:
 def decoded(layer: nn.Module, rows: slice) -> Tensor:
     """Some rows of a linear layer's weight as numbers, fp32."""
     weight = layer.weight[rows].float()
-    return weight * layer.scale[rows, None] if isinstance(layer, QuantisedLinear) else weight
+    return weight * layer.scale[rows, None] if isinstance(layer, QuantizedLinear) else weight
 
 
 # What networks of this package are built of where nobody gives them other layers.

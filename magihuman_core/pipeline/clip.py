@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .media import write_mp4
-from .sizes import FPS
-from .waveform import OUTPUT_RATE
+from ..media.video_file import write_mp4
+from ..media.waveform import OUTPUT_RATE
+from ..sizes import FPS
 
 
 @dataclass(frozen=True)

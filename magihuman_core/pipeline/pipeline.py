@@ -17,32 +17,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.quantize import stored_dtype
+from ..errors import CheckpointError, InputError
+from ..loading.folder import NETWORKS, ModelFolder, find_models
+from ..media.video_file import fit_image, frames_to_uint8
+from ..media.waveform import OUTPUT_RATE, resample, to_stereo
+from ..model.config import DiTConfig
+from ..model.dit import MagiHumanDiT, load_dit
+from ..model.sequence import pack_latents, unpack_latents
+from ..recipes import SR_STEPS, STEPS, choose_device, role_overrides
+from ..runtime.lora import apply_lora
+from ..sampling.denoiser import Guidance, JointDenoiser
+from ..sampling.noise import start_noise
+from ..sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
+from ..sampling.super_resolution import prepare_super_resolution
+from ..sizes import FPS, PIXELS_PER_LATENT, UPSCALED_SIZES, decoded_frames, latent_frames
+from ..text.prompt import DEFAULT_NEGATIVE_PROMPT
+from ..weights.dit_keys import may_quantize, network_config, split_official
+from ..weights.source import open_checkpoint
 from .clip import Clip
-from .config import DiTConfig
-from .dit import MagiHumanDiT, load_dit
-from .errors import CheckpointError, InputError
-from .guidance import Guidance, JointDenoiser
-from .job import Job, Progress, prepare_job
-from .lora import apply_lora
-from .media import fit_image, frames_to_uint8
-from .model_folder import NETWORKS, ModelFolder, find_models
-from .noise import start_noise
-from .prompt import DEFAULT_NEGATIVE_PROMPT
-from .roles import SR_STEPS, STEPS, choose_device, role_overrides
-from .sampling import flow_sigmas, sample_renoise, sample_unipc
-from .sequence import pack_latents, unpack_latents
-from .sizes import (
-    CELL,
-    FPS,
-    UPSCALED_SIZES,
-    decoded_frames,
-    latent_frames,
-)
-from .super_resolution import prepare_super_resolution
-from .waveform import OUTPUT_RATE, resample, to_stereo
-from .weights import Checkpoint, open_checkpoint
-from .weights.dit_keys import may_quantise, network_config, split_official
-from .weights.quantise import stored_dtype
+from .request import Job, Progress, prepare_job
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -175,12 +170,12 @@ class MagiHumanPipeline:
     # Stages
 
     def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
-        from .text_encoder import encoder_keys, load_text_encoder, may_quantise
+        from ..text.encoder import encoder_keys, load_text_encoder, may_quantize
 
         checkpoint = encoder_keys(open_checkpoint(self._open("text_encoder"), "text_encoder"))
         with self._stage("text encoder") as load:
             encoder = load(load_text_encoder, checkpoint, self.models.get("tokenizer"),
-                           dtype=self._dtype(checkpoint, may_quantise))
+                           dtype=self._dtype(checkpoint, may_quantize))
             job.text = encoder.encode(prompt)
             job.negative = None if negative is None else encoder.encode(negative)
             del encoder
@@ -188,7 +183,7 @@ class MagiHumanPipeline:
     def _encode_picture(self, job: Job) -> None:
         if job.picture is None:
             return
-        from .video_vae import load_video_vae
+        from ..vae.video import load_video_vae
 
         with self._stage("reference picture") as load:
             vae = load(load_video_vae, self._open("video_vae"), dtype=torch.float32)
@@ -199,7 +194,7 @@ class MagiHumanPipeline:
     def _encode_sound(self, job: Job) -> None:
         if job.sound is None:
             return
-        from .audio_vae import load_audio_vae
+        from ..vae.audio import load_audio_vae
 
         with self._stage("driving sound") as load:
             vae = load(load_audio_vae, self._open("audio_vae"))
@@ -212,7 +207,7 @@ class MagiHumanPipeline:
         """Both latents of the base clip."""
         config = self._config(role)
         tokens = job.sound_latent.shape[2] if job.tokens is None else job.tokens
-        width, height = (side // CELL for side in job.size)
+        width, height = (side // PIXELS_PER_LATENT for side in job.size)
         shape = (1, config.video_channels, latent_frames(tokens), height, width)
         noise = start_noise((shape, (1, config.audio_channels, tokens)), job.seed)
         x, shapes = pack_latents(*(stream.to(self.device) for stream in noise))
@@ -234,7 +229,7 @@ class MagiHumanPipeline:
 
     def _enlarge(self, job: Job, role: str, steps: int, video: Tensor, audio: Tensor) -> Tensor:
         """The video latent at the large size; the sound is only its context."""
-        width, height = (side // CELL for side in job.large)
+        width, height = (side // PIXELS_PER_LATENT for side in job.large)
         shape = (*video.shape[:3], height, width)
         video_noise, audio_noise = (n.to(self.device) for n in start_noise((shape, audio.shape), job.seed))
         video, context = prepare_super_resolution(video, audio, height, width, video_noise=video_noise,
@@ -255,7 +250,7 @@ class MagiHumanPipeline:
         if job.sound is not None:
             waveform, rate = job.sound
             return resample(waveform, rate, OUTPUT_RATE)
-        from .audio_vae import load_audio_vae
+        from ..vae.audio import load_audio_vae
 
         with self._stage("sound decoder") as load:
             vae = load(load_audio_vae, self._open("audio_vae"))
@@ -280,22 +275,22 @@ class MagiHumanPipeline:
 
     def _windows(self, load: Callable[..., Any], latent: Tensor) -> Iterator[Tensor]:
         """Decoded frames, from the Turbo VAE where there is one, else from the slower Wan2.2 VAE."""
-        from .memory import announce
+        from ..runtime.memory import log_estimate
 
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         options: dict[str, Any] = {}
         if "turbo_vae" in self.models:
-            from .turbo_vae import load_turbo_vae
+            from ..vae.turbo import load_turbo_vae
 
             vae = load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype)
             options["tile"] = self.tile
         else:
-            from .video_vae import load_video_vae
+            from ..vae.video import load_video_vae
 
             vae = load(load_video_vae, self._open("video_vae"), dtype=dtype)
         frames, height, width = latent.shape[2:]
-        announce(vae.config, device=self.device, loaded=True, width=width * CELL, height=height * CELL,
-                 tokens=4 * frames - 3, dtype=dtype, **options)
+        log_estimate(vae.config, device=self.device, loaded=True, width=width * PIXELS_PER_LATENT,
+                     height=height * PIXELS_PER_LATENT, tokens=4 * frames - 3, dtype=dtype, **options)
         return vae.decode_windows(latent, **options)
 
     # Helpers of the stages
@@ -314,15 +309,15 @@ class MagiHumanPipeline:
     def _network(self, load: Callable[..., Any], role: str, job: Job, size: tuple[int, int],
                  tokens: int) -> MagiHumanDiT:
         """Load a network, once the log has said what it will need for pictures of this size."""
-        from .memory import announce
+        from ..runtime.memory import log_estimate
 
         checkpoint = self._open(role)
         config = network_config(checkpoint)
         overrides = role_overrides(role, config.layers)
-        dtype = self._dtype(split_official(checkpoint, config), may_quantise)
+        dtype = self._dtype(split_official(checkpoint, config), may_quantize)
         options = {"dtype": dtype, "resident_blocks": self.resident_blocks}
         texts = [text for text in (job.text, job.negative if role == "base" else None) if text is not None]
-        announce(replace(config, **overrides), device=self.device, width=size[0], height=size[1], tokens=tokens,
+        log_estimate(replace(config, **overrides), device=self.device, width=size[0], height=size[1], tokens=tokens,
                  text_tokens=max(text.shape[1] for text in texts), guided=len(texts) > 1, **options)
         return load(load_dit, checkpoint, **options, **overrides)
 
@@ -332,13 +327,13 @@ class MagiHumanPipeline:
                                   "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
         return latent
 
-    def _dtype(self, tensors: Checkpoint, quantised: Callable[[str], bool]) -> torch.dtype:
-        """Of a part's weights. quantised: which of its keys may be in 8 bits."""
+    def _dtype(self, tensors: Checkpoint, quantized: Callable[[str], bool]) -> torch.dtype:
+        """Of a part's weights. quantized: which of its keys may be in 8 bits."""
         if self.dtype is not None:
             return self.dtype
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
-        return stored_dtype(tensors, quantised) or torch.bfloat16
+        return stored_dtype(tensors, quantized) or torch.bfloat16
 
     def _frozen_picture(self, job: Job, size: tuple[int, int], shape) -> tuple[Tensor, Tensor] | None:
         """The picture as latent frame 0, held; mask 0 = keep."""

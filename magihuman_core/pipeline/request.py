@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .errors import InputError
-from .media import load_audio, load_image, to_rgb
-from .prompt import check_prompt
-from .sizes import audio_tokens, snap_size, upscaled_size
-from .waveform import to_stereo
+from ..errors import InputError
+from ..media.video_file import load_audio, load_image, to_rgb
+from ..media.waveform import to_stereo
+from ..sizes import audio_tokens, snap_size, upscaled_size
+from ..text.prompt import check_prompt
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -7,7 +7,7 @@ in the sandwich; or as split checkpoints do, with linear_q_video and its like; o
 layer is some rows of some of our layers, and so is its `up` matrix; `down` is common to all of them.
 
 The weights themselves are not touched: a LoRA is computed beside them. That costs little more than a few
-tokens would, loses nothing to the rounding of bf16, works on quantised and on streamed weights, and
+tokens would, loses nothing to the rounding of bf16, works on quantized and on streamed weights, and
 taking it away leaves every weight as it was, bit for bit.
 """
 
@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import RELEASED, DiTConfig
-from .errors import CheckpointError, InputError
-from .layers import EPS
-from .quantised_linear import decoded
-from .sequence import MODALITIES
-from .weights import Checkpoint, Entry, open_checkpoint
-from .weights.assign import is_finite
-from .weights.checkpoint import tensor_entry
-from .weights.dit_keys import official_rows
-from .weights.header import quoted
+from ..checkpoint.assign import is_finite
+from ..checkpoint.checkpoint import Checkpoint, Entry, tensor_entry
+from ..checkpoint.header import quoted
+from ..errors import CheckpointError, InputError
+from ..model.config import RELEASED, DiTConfig
+from ..model.sequence import MODALITIES
+from ..nn.layers import EPS
+from ..nn.quantized_linear import decoded
+from ..weights.dit_keys import official_rows
+from ..weights.source import open_checkpoint
 
 if TYPE_CHECKING:
-    from .dit import MagiHumanDiT
+    from ..model.dit import MagiHumanDiT
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
             "lora_unet_", "lora_transformer_", "lycoris_")  # fmt: skip

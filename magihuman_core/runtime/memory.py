@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .audio_vae import AudioVAE, AudioVAEConfig
-from .config import PATCH, DiTConfig
-from .dit import CPU_CHUNK, MagiHumanDiT
-from .errors import InputError
-from .sizes import CELL, TEXT_TOKENS, audio_tokens, latent_frames
+from ..errors import InputError
+from ..model.config import PATCH, DiTConfig
+from ..model.dit import CPU_CHUNK, MagiHumanDiT
+from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_tokens, latent_frames
+from ..text.encoder import TextEncoder, TextEncoderConfig
+from ..vae.audio import AudioVAE, AudioVAEConfig
+from ..vae.turbo import TurboVAE, TurboVAEConfig
+from ..vae.video import VideoVAE, VideoVAEConfig
 from .streaming import choose_streamed, free_memory, streamed_sizes
-from .text_encoder import TextEncoder, TextEncoderConfig
-from .turbo_vae import TurboVAE, TurboVAEConfig
-from .video_vae import VideoVAE, VideoVAEConfig
 
 # By the first dimensions of its input PyTorch takes a convolution for a small one, which it unfolds.
 SMALL_CONVOLUTION = 20480
@@ -96,9 +96,9 @@ def estimate(
     Raises InputError for sizes that no clip can have.
     """
     tokens = audio_tokens(seconds) if tokens is None else tokens
-    if min(width, height) < CELL * PATCH or tokens < 1 or text_tokens < 1:
+    if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
         raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
-    cells = (latent_frames(tokens), height // (CELL * PATCH) * PATCH, width // (CELL * PATCH) * PATCH)
+    cells = (latent_frames(tokens), *(side // PIXELS_PER_TOKEN * PATCH for side in (height, width)))
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
         return _network(config, cells, tokens, text_tokens, dtype, device, resident_blocks, guided)
@@ -125,7 +125,7 @@ def available(device: str | torch.device) -> int | None:
     return free_memory() if device.type == "cpu" else None
 
 
-def announce(config: Config, *, device: str | torch.device, loaded: bool = False, **options) -> None:
+def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = False, **options) -> None:
     """Log what `estimate` says of a part, and a warning where the device has less than that free.
 
     loaded: its weights are there already. options: as for estimate. Does nothing where nobody reads the log.
@@ -143,7 +143,7 @@ def announce(config: Config, *, device: str | torch.device, loaded: bool = False
 
 def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, resident: int | None,
              guided: bool) -> Estimate:
-    dit = _bodiless(MagiHumanDiT, config, dtype)
+    dit = _on_meta(MagiHumanDiT, config, dtype)
     weights, streamed = _resident(dit, resident)
     activations = network_activations(config, cells, audio, text, dtype, device, guided)
     return Estimate("network", clip_in_words(cells, audio, text), weights, activations, streamed,
@@ -153,7 +153,8 @@ def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str
 def clip_in_words(cells: tuple[int, int, int], audio: int, text: int) -> str:
     """A clip's size, length and tokens. cells: (T, H, W) of the latent; audio, text: tokens."""
     video = cells[0] * cells[1] * cells[2] // PATCH**2
-    return (f"{cells[2] * CELL}x{cells[1] * CELL}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
+    width, height = (side * PIXELS_PER_LATENT for side in cells[:0:-1])
+    return (f"{width}x{height}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
             f"({video:,} video, {audio:,} audio, {text:,} text)")
 
 
@@ -166,7 +167,7 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
 def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int,
                     activations: int) -> str:
     """What makes most difference."""
-    narrow = 0 if dtype.itemsize == 1 else _resident(_bodiless(MagiHumanDiT, dit.config, torch.int8), resident)[0]
+    narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(MagiHumanDiT, dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = len(dit.blocks)
     most = layers if resident is None else min(layers, resident)
@@ -194,9 +195,9 @@ def network_activations(
     sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
     small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
                     local_layers=local)
-    dit = _bodiless(MagiHumanDiT, small, dtype)
+    dit = _on_meta(MagiHumanDiT, small, dtype)
     for block in dit.blocks:
-        block.chunk = CPU_CHUNK if device == "cpu" and not block.quantised else None
+        block.chunk = CPU_CHUNK if device == "cpu" and not block.quantized else None
     sizes = (1, config.video_channels, *cells), (1, config.audio_channels, audio), (1, text, config.text_channels)
 
     def run() -> None:
@@ -211,7 +212,7 @@ def _video(config: TurboVAEConfig | VideoVAEConfig, cells, dtype, device: str, t
     turbo = isinstance(config, TurboVAEConfig)
     if turbo and tile is not None and max(cells[1:]) > tile:
         return _tiled(config, cells, dtype, device, tile)
-    vae = _bodiless(TurboVAE if turbo else VideoVAE, config, dtype)
+    vae = _on_meta(TurboVAE if turbo else VideoVAE, config, dtype)
 
     def run() -> None:
         z = torch.empty(1, config.latent_channels, *cells, device="meta")
@@ -233,22 +234,22 @@ def _tiled(config: TurboVAEConfig, cells, dtype, device: str, tile: int) -> int:
 
 @lru_cache(maxsize=32)
 def _audio(config: AudioVAEConfig, tokens: int, dtype, device: str) -> int:
-    vae = _bodiless(AudioVAE, config, dtype)
+    vae = _on_meta(AudioVAE, config, dtype)
     return dry_run(lambda: vae.decode(torch.empty(1, config.latent_channels, tokens, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
 def _text(config: TextEncoderConfig, tokens: int, dtype, device: str) -> int:
-    encoder = _bodiless(TextEncoder, replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
+    encoder = _on_meta(TextEncoder, replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
     return dry_run(lambda: encoder(torch.empty(1, tokens, dtype=torch.long, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
 def _weights(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> int:
-    return sum(tensor.nbytes for tensor in _bodiless(module, config, dtype).state_dict().values())
+    return sum(tensor.nbytes for tensor in _on_meta(module, config, dtype).state_dict().values())
 
 
-def _bodiless(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> nn.Module:
+def _on_meta(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> nn.Module:
     with torch.inference_mode(False):
         return module(config, dtype=dtype, device="meta").eval().requires_grad_(False)
 

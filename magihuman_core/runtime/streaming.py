@@ -27,11 +27,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, InputError
-from .weights import Checkpoint
-from .weights.assign import is_finite
-from .weights.dit_keys import keep_fp32
-from .weights.header import quoted
+from ..checkpoint.assign import is_finite
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.header import quoted
+from ..errors import CheckpointError, InputError
+from ..weights.dit_keys import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
 PIECE = 8 << 20  # bytes read at a time: what is needed beside the buffers stays small

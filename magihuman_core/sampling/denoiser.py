@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .sequence import pack_latents, unpack_latents
+from ..model.sequence import pack_latents, unpack_latents
 
 LATE = 500  # the video's guidance drops once the integer timestep, trunc(1000 sigma), is no longer above this
 

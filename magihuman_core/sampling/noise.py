@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 SEEDS = 2**64  # torch's and ComfyUI's range
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .errors import InputError
+from ..errors import InputError
 from .noise import step_noise
 
 Model = Callable[..., Tensor]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def zero_snr_table(count: int = 1000) -> Tensor:
@@ -37,7 +37,7 @@ def prepare_super_resolution(
 ) -> tuple[Tensor, Tensor]:
     """Base latents -> (video to start from, audio as context).
 
-    video: [B, C, T, h, w] normalised; audio: [B, a, A]; height, width: of the target, in latent cells;
+    video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent cells;
     video_noise: [B, C, T, height, width]; audio_noise like audio. noise_level indexes the table above;
     0 leaves the upsampled video without noise (then video_noise may be None). The audio context is
     never the result's audio: that stays the base audio.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from .errors import CheckpointError, InputError
-from .weights import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint
+from ..errors import CheckpointError, InputError
 
 MAX_JSON = 1 << 20  # bytes; the official config.json has under 3 kB
 

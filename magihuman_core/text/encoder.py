@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import CheckpointError, InputError
-from .layers import RMSNorm
-from .quantised_linear import computing
-from .quantised_linear import operations as plain_operations
-from .text_encoder_config import TextEncoderConfig, beside, config_from_shapes, stored_config
-from .weights import Checkpoint, assign_weights, inferring, open_checkpoint, renamed
-from .weights.quantise import quantised_layers
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.quantize import quantized_layers
+from ..errors import CheckpointError, InputError
+from ..nn.layers import RMSNorm
+from ..nn.quantized_linear import compute_dtype_of
+from ..nn.quantized_linear import operations as plain_operations
+from ..weights.recognize import explain_shape_errors
+from ..weights.source import open_checkpoint
+from .config import TextEncoderConfig, beside, config_from_shapes, stored_config
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
@@ -35,7 +38,7 @@ class Norm(RMSNorm):
     """The network's norm, given back in x's dtype. Starts as no change, for training from scratch."""
 
     def __init__(self, config: TextEncoderConfig, dtype=None, device=None):
-        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=computing(dtype), device=device)
+        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=compute_dtype_of(dtype), device=device)
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class T5GemmaEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = operations.Embedding(
-            config.vocab_size, config.hidden_size, dtype=computing(dtype), device=device)
+            config.vocab_size, config.hidden_size, dtype=compute_dtype_of(dtype), device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config, dtype, device)
@@ -228,7 +231,7 @@ def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
     return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
 
 
-def may_quantise(key: str) -> bool:
+def may_quantize(key: str) -> bool:
     """Whether one of the encoder's keys is a matrix that may be kept in 8 bits."""
     return key.endswith("_proj.weight")
 
@@ -274,13 +277,13 @@ def load_text_encoder(
     weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
     that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
     dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
-    computed in bf16 (see quantised_linear.py). Raises CheckpointError and InputError.
+    computed in bf16 (see quantized_linear.py). Raises CheckpointError and InputError.
     """
     checkpoint, config, tokenizer = open_text_encoder(source, tokenizer, config)
-    with inferring(checkpoint.name, "text_encoder"), torch.device("meta"):
+    with explain_shape_errors(checkpoint.name, "text_encoder"), torch.device("meta"):
         encoder = TextEncoder(config, operations=operations, dtype=dtype)
-        tensors = quantised_layers(checkpoint, dtype, may_quantise)
-    assign_weights(encoder, tensors, dtype=computing(dtype), device=device, name=checkpoint.name,
+        tensors = quantized_layers(checkpoint, dtype, may_quantize)
+    assign_weights(encoder, tensors, dtype=compute_dtype_of(dtype), device=device, name=checkpoint.name,
                    keep_fp32=lambda key: key.endswith(".scale"))
     encoder.tokenizer = tokenizer
     return encoder.eval()
@@ -291,6 +294,6 @@ def open_text_encoder(source, tokenizer=None, config: Mapping | None = None):
     checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
     given = config if config is not None else stored_config(checkpoint)
     tokenizer = tokenizer if tokenizer is not None else beside(checkpoint.path, "tokenizer.json")
-    with inferring(checkpoint.name, "text_encoder"):
+    with explain_shape_errors(checkpoint.name, "text_encoder"):
         config = config_from_shapes(checkpoint, given)
     return checkpoint, config, None if tokenizer is None else load_tokenizer(tokenizer)

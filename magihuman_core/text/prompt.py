@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from .errors import InputError
+from ..errors import InputError
 
 LANGUAGES = ("Mandarin", "Cantonese", "English", "Japanese", "Korean", "German", "French")
 NO_BACKGROUND_SOUND = "No prominent background sound"

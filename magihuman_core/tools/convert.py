@@ -1,9 +1,9 @@
-"""Any checkpoint of MagiHuman -> one safetensors file: other dtype, other layout, quantised.
+"""Any checkpoint of MagiHuman -> one safetensors file: other dtype, other layout, quantized.
 
 Everything here only builds a table of entries; `write_checkpoint` then pulls piece after piece through it,
 so memory stays at a few pieces however large the model is.
 
-Quantised files keep the q, k, v and gate of a layer and the three modalities apart (the split layout), each
+Quantized files keep the q, k, v and gate of a layer and the three modalities apart (the split layout), each
 linear with its own scale, except that q, k and v share one: joined again, as the network holds them, they
 still have one scale. What decides quality stays as it is: gates, norms, embedders, heads.
 """
@@ -17,20 +17,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint, Entry
+from ..checkpoint.quantize import to_fp8, to_int8
+from ..checkpoint.quantized import COMFY_TABLE
+from ..checkpoint.write import Progress, write_checkpoint
 from ..errors import CheckpointError, InputError
-from ..sequence import MODALITIES
-from .audio_keys import official_keys
-from .checkpoint import Checkpoint, Entry
-from .layouts import PARTS
-from .quantise import to_fp8, to_int8
-from .quantised import COMFY_TABLE
-from .recognise import ROLES, recognise
-from .source import open_checkpoint
-from .write import Progress, write_checkpoint
+from ..model.sequence import MODALITIES
+from ..weights.audio_keys import official_keys
+from ..weights.layouts import PARTS
+from ..weights.recognize import ROLES, recognize
+from ..weights.source import open_checkpoint
 
 VERSION = "1"  # of what is written here: names, scales and metadata
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-QUANTISED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
+QUANTIZED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
 KEPT = ("latent_mean", "latent_std")  # of a VAE: never rounded
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ def convert(
 
     source may be a LoRA as well, with names in any spelling: it comes out under those that ComfyUI's own loader
     finds, without what has no place in MagiHuman's networks, which is logged.
-    dtype: "bf16", "fp16", "fp32", "fp8" or "int8"; None keeps that of each tensor (quantised ones become
+    dtype: "bf16", "fp16", "fp32", "fp8" or "int8"; None keeps that of each tensor (quantized ones become
     bf16). Of a network, embedders, heads and norms are never made narrower; fp8 and int8 are for networks and
-    text encoders. layout, of a network: "official" or "split"; None: split where quantised, else official.
+    text encoders. layout, of a network: "official" or "split"; None: split where quantized, else official.
     role, of a network: written into the file; None: the one that the source or its name tells.
     Raises InputError for options that do not fit, CheckpointError for files.
     """
@@ -59,12 +59,12 @@ def convert(
     _check_options(target, dtype, layout, role)
     pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
     raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
-    found = recognise(raw)
+    found = recognize(raw)
     if found.kind == "unknown":
         raise CheckpointError(f"{raw.name}: is {found.what}. Only the parts of MagiHuman can be converted.")
     if found.kind != "network" and (layout or role):
         raise InputError(f"layout and role are for networks, and {raw.name} is {found.what}. Leave them out.")
-    if dtype in QUANTISED and found.kind not in ("network", "text_encoder"):
+    if dtype in QUANTIZED and found.kind not in ("network", "text_encoder"):
         raise InputError(f"{dtype} is for networks and text encoders, and {raw.name} is {found.what}. "
                          "Use bf16, fp16 or fp32.")
     if raw.path is not None and target.exists() and target.resolve() in _files(raw.path):
@@ -76,11 +76,11 @@ def convert(
         return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
-    if found.kind == "network" and (layout == "split" or dtype in QUANTISED):
+    if found.kind == "network" and (layout == "split" or dtype in QUANTIZED):
         checkpoint = _split(checkpoint)
     entries = checkpoint.entries
-    if dtype in QUANTISED:
-        entries, metadata[COMFY_TABLE] = _quantise(entries, dtype, found.kind)
+    if dtype in QUANTIZED:
+        entries, metadata[COMFY_TABLE] = _quantize(entries, dtype, found.kind)
     elif dtype is not None:
         keep = _precious if found.kind == "network" and dtype != "fp32" else KEPT.__contains__
         entries = {key: entry if keep(key) else _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
@@ -88,11 +88,11 @@ def convert(
 
 
 def _check_options(target: Path, dtype: str | None, layout: str | None, role: str | None) -> None:
-    for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTISED)), ("layout", layout, ("official", "split")),
+    for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTIZED)), ("layout", layout, ("official", "split")),
                                ("role", role, ROLES)):  # fmt: skip
         if value is not None and value not in known:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
-    if dtype in QUANTISED and layout == "official":
+    if dtype in QUANTIZED and layout == "official":
         raise InputError(f"{dtype} keeps gates and modalities apart, which the official layout does not. "
                          "Use layout split.")
     if target.suffix != ".safetensors":
@@ -106,7 +106,7 @@ def _files(path: Path) -> set[Path]:
 
 
 def _lora(checkpoint: Checkpoint) -> Mapping[str, Entry]:
-    from ..lora import listed, stock_names
+    from ..runtime.lora import listed, stock_names
 
     entries, unmatched = stock_names(checkpoint)
     if not entries:
@@ -120,7 +120,7 @@ def _lora(checkpoint: Checkpoint) -> Mapping[str, Entry]:
 def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     """The part that loading uses, without the rest of a larger file."""
     if kind == "text_encoder":
-        from ..text_encoder import encoder_keys
+        from ..text.encoder import encoder_keys
 
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
@@ -150,7 +150,7 @@ def _precious(key: str) -> bool:
 
 def _split(checkpoint: Checkpoint) -> Checkpoint:
     """Official names -> q, k, v, gate and modalities apart. Only the rows of a part are read for it."""
-    from .dit_keys import network_config
+    from ..weights.dit_keys import network_config
 
     config = network_config(checkpoint)
     rows = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2, config.heads]
@@ -178,8 +178,8 @@ def _split(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.with_entries(entries)
 
 
-def _quantise(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict[str, Entry], str]:
-    """Entries with the large linears quantised, and ComfyUI's table of them."""
+def _quantize(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict[str, Entry], str]:
+    """Entries with the large linears quantized, and ComfyUI's table of them."""
     result: dict[str, Entry] = {}
     groups: dict[str, list[str]] = {}
     for key, entry in entries.items():
@@ -198,7 +198,7 @@ def _quantise(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict
         parts = [entries[key] for key in keys]
         for key, pair in zip(keys, to_fp8(parts) if dtype == "fp8" else map(to_int8, parts), strict=True):
             layer = key.removesuffix(".weight")
-            layers[layer] = {"format": QUANTISED[dtype]}
+            layers[layer] = {"format": QUANTIZED[dtype]}
             result[key], result[layer + ".weight_scale"] = pair
     return result, json.dumps({"format_version": "1.0", "layers": layers})
 
@@ -208,9 +208,9 @@ def _is_large_linear(key: str, entry: Entry, kind: str) -> bool:
         return False
     if kind == "network":
         return not _precious(key) and ".linear_g" not in key
-    from ..text_encoder import may_quantise
+    from ..text.encoder import may_quantize
 
-    return may_quantise(key)
+    return may_quantize(key)
 
 
 def _cast(entry: Entry, dtype: torch.dtype) -> Entry:

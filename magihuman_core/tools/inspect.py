@@ -10,24 +10,24 @@ from pathlib import Path
 
 import torch
 
-from ..config import RELEASED
+from ..checkpoint.assign import is_finite
+from ..checkpoint.checkpoint import Checkpoint, Entry
+from ..checkpoint.header import DTYPE_NAMES, file_format, quoted
+from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
-from ..roles import role_overrides
+from ..model.config import RELEASED
+from ..recipes import role_overrides
 from ..sizes import BASE_SIZE, UPSCALED_SIZES
-from .assign import is_finite
-from .checkpoint import Checkpoint, Entry
-from .dit_keys import may_quantise, network_config, split_official
-from .header import DTYPE_NAMES, file_format, quoted
-from .quantise import stored_dtype
-from .recognise import KINDS, ROLES, Recognised, recognise
-from .source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
+from ..weights.dit_keys import may_quantize, network_config, split_official
+from ..weights.recognize import KINDS, ROLES, Recognized, recognize
+from ..weights.source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 
 LOADERS = {
-    "network": ("..dit", "load_dit"),
-    "text_encoder": ("..text_encoder", "load_text_encoder"),
-    "turbo_vae": ("..turbo_vae", "load_turbo_vae"),
-    "video_vae": ("..video_vae", "load_video_vae"),
-    "audio_vae": ("..audio_vae", "load_audio_vae"),
+    "network": ("..model.dit", "load_dit"),
+    "text_encoder": ("..text.encoder", "load_text_encoder"),
+    "turbo_vae": ("..vae.turbo", "load_turbo_vae"),
+    "video_vae": ("..vae.video", "load_video_vae"),
+    "audio_vae": ("..vae.audio", "load_audio_vae"),
 }
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
@@ -125,13 +125,13 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=path.suffix == ".ckpt")
     except CheckpointError as error:
         return f"{path}\n  problem    {_without_path(error, path)}"
-    found = recognise(checkpoint)
+    found = recognize(checkpoint)
     lines = [("is", found.what + _role(found))]
     lines.append(("holds", _contents(checkpoint)))
     if found.kind == "network" or found.layout not in PLAIN_LAYOUTS:
-        lines.append(("layout", ", ".join(filter(None, (found.layout, found.quantisation)))))
-    elif found.quantisation:
-        lines.append(("layout", found.quantisation))
+        lines.append(("layout", ", ".join(filter(None, (found.layout, found.quantization)))))
+    elif found.quantization:
+        lines.append(("layout", found.quantization))
     if found.kind == "unknown":
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         lines.append(("names", names + (", ..." if len(checkpoint) > 3 else "")))
@@ -151,7 +151,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
 
 def _lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
     """What a LoRA changes, and, where it is not damaged, whether it fits the released networks."""
-    lora = import_module("..lora", __package__)
+    lora = import_module("..runtime.lora", __package__)
     layers, unmatched = lora.by_layer(checkpoint, lora.all_layer_names())
     down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
     ranks = sorted({shape[0] for shape in down if shape})
@@ -162,7 +162,8 @@ def _lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
               if any(role in keys for keys in layers.values())]  # fmt: skip
     yield "changes", ", ".join(parts)
     if layers and not damaged:
-        weights = dict(import_module("..dit", __package__).MagiHumanDiT(RELEASED, device="meta").named_parameters())
+        dit = import_module("..model.dit", __package__).MagiHumanDiT(RELEASED, device="meta")
+        weights = dict(dit.named_parameters())
         try:
             split = lora.split_lora(checkpoint, RELEASED)
             unmatched = split.unmatched
@@ -175,7 +176,7 @@ def _lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
         yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {lora.listed(unmatched)}"
 
 
-def _role(found: Recognised) -> str:
+def _role(found: Recognized) -> str:
     if found.kind != "network":
         return ""
     return f" ({ROLES[found.role]})" if found.role else " (role not told by its name)"
@@ -192,7 +193,7 @@ def _contents(checkpoint: Checkpoint) -> str:
     return f"{len(checkpoint):,} tensors, {_count(parameters)} values, {total} ({', '.join(dtypes)})"
 
 
-def _notes(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
     """What a user should know although it is no fault."""
     if found.kind == "network":
         if found.role is None:
@@ -200,7 +201,7 @@ def _notes(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
         small = [entry for key, entry in checkpoint.entries.items() if key.endswith("norm.weight")]
         if any(entry.dtype in (torch.bfloat16, torch.float16) for entry in small):
             yield "norms were stored in 16 bits by whoever packed this file; the original has them in 32"
-        if found.quantisation and "without scales" in found.quantisation:
+        if found.quantization and "without scales" in found.quantization:
             yield "fp8 without scales loses small weights; a file with scales, or bf16, is better"
     if found.layout == "with decoder":
         yield "the decoder half is not used; only the encoder is read"
@@ -208,7 +209,7 @@ def _notes(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
         yield "only the VAE inside this file is read"
 
 
-def _problems(checkpoint: Checkpoint, found: Recognised, read_all: bool) -> Iterator[str]:
+def _problems(checkpoint: Checkpoint, found: Recognized, read_all: bool) -> Iterator[str]:
     """What would go wrong in loading it, found without reading the large tensors."""
     if found.kind in LOADERS:
         try:
@@ -229,7 +230,7 @@ def _damage(checkpoint: Checkpoint) -> Iterator[str]:
             yield _without_path(error, checkpoint.name)
 
 
-def _load_dry(checkpoint: Checkpoint, found: Recognised):
+def _load_dry(checkpoint: Checkpoint, found: Recognized):
     """The module that a checkpoint loads to, without content. Raises CheckpointError."""
     module, function = LOADERS[found.kind]
     load = getattr(import_module(module, __package__), function)
@@ -237,9 +238,9 @@ def _load_dry(checkpoint: Checkpoint, found: Recognised):
     return load(open_checkpoint(dry, found.kind), device="meta")
 
 
-def _memory(checkpoint: Checkpoint, found: Recognised) -> Iterator[str]:
+def _memory(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
     """What it will need on a GPU for a clip of the usual size."""
-    memory = import_module("..memory", __package__)
+    memory = import_module("..runtime.memory", __package__)
     config = _load_dry(checkpoint, found).config
     width, height = UPSCALED_SIZES.get((found.role or "").removeprefix("sr_"), BASE_SIZE)
     if found.kind == "network":
@@ -256,10 +257,10 @@ def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
     stored = None
     if kind == "network":
         network = open_checkpoint(checkpoint, kind)
-        stored = stored_dtype(split_official(network, network_config(network)), may_quantise)
+        stored = stored_dtype(split_official(network, network_config(network)), may_quantize)
     elif kind == "text_encoder":
-        text_encoder = import_module("..text_encoder", __package__)
-        stored = stored_dtype(text_encoder.encoder_keys(open_checkpoint(checkpoint, kind)), text_encoder.may_quantise)
+        text_encoder = import_module("..text.encoder", __package__)
+        stored = stored_dtype(text_encoder.encoder_keys(open_checkpoint(checkpoint, kind)), text_encoder.may_quantize)
     return stored or torch.bfloat16
 
 

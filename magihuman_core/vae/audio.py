@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import CheckpointError, InputError
-from .waveform import encode_in_windows
-from .weights import assign_weights, inferring, open_checkpoint, renamed
-from .weights.audio_keys import fold_weight_norm, folded, official_keys, row_norms
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.checkpoint import renamed
+from ..errors import CheckpointError, InputError
+from ..media.waveform import encode_in_windows
+from ..weights.audio_keys import fold_weight_norm, folded, official_keys, row_norms
+from ..weights.recognize import explain_shape_errors
+from ..weights.source import open_checkpoint
 
 SAMPLE_RATE = 51200
 TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
@@ -383,7 +386,7 @@ def load_audio_vae(
     Raises CheckpointError when source holds no complete audio VAE.
     """
     checkpoint = official_keys(open_checkpoint(source, "audio_vae"))
-    with inferring(checkpoint.name, "audio_vae"), torch.device("meta"):
+    with explain_shape_errors(checkpoint.name, "audio_vae"), torch.device("meta"):
         config = AudioVAEConfig.from_state_dict(checkpoint)
         vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)
     tensors = checkpoint if weight_norm else folded(checkpoint)

@@ -1,6 +1,6 @@
 """Per-channel mean and standard deviation of the video latent.
 
-Networks see normalised latents, (raw - mean) / std; ComfyUI's sockets carry raw ones. Both video
+Networks see normalized latents, (raw - mean) / std; ComfyUI's sockets carry raw ones. Both video
 decoders and the encoder share the constants below, published with the Wan2.2 VAE.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 LATENT_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
@@ -58,12 +58,12 @@ class LatentStatistics:
                 " Use a complete file.")
         return cls(tuple(values[0]), tuple(values[1]))
 
-    def normalise(self, raw: Tensor) -> Tensor:
+    def normalize(self, raw: Tensor) -> Tensor:
         """(raw - mean) / std for raw [B, C, T, H, W], computed in fp32 and given back in raw's dtype."""
         mean, std = self._tensors(raw)
         return ((raw.float() - mean) / std).to(raw.dtype)
 
-    def denormalise(self, latent: Tensor) -> Tensor:
+    def denormalize(self, latent: Tensor) -> Tensor:
         """latent * std + mean for latent [B, C, T, H, W], computed in fp32 and given back in its dtype."""
         mean, std = self._tensors(latent)
         return (latent.float() * std + mean).to(latent.dtype)

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.checkpoint import renamed
+from ..errors import InputError
+from ..weights.recognize import explain_shape_errors
+from ..weights.source import open_checkpoint
 from .latent_statistics import LatentStatistics
-from .tiling import decode_in_tiles
-from .turbo_vae_config import TurboVAEConfig, find_config, read_config
-from .video_layers import (
+from .layers import (
     PixelFunction,
     channel_norm,
     channels_to_pixels,
@@ -28,7 +30,8 @@ from .video_layers import (
     silu,
     upsample_space,
 )
-from .weights import assign_weights, inferring, open_checkpoint, renamed
+from .tiling import decode_in_tiles
+from .turbo_config import TurboVAEConfig, find_config, read_config
 
 NORM_EPS = 1e-8
 PARTS = ("conv_in.", "mid_block.", "up_blocks.", "upsampler2d_1.", "conv_out.")
@@ -226,24 +229,24 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
-        normalised: whether z is normalised (as the Transformer has it) or raw (as ComfyUI's sockets do).
+        normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
         tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
-        windows = self.decode_windows(z, normalised=normalised, tile=tile, overlap=overlap)
+        windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
         return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
 
-    def decode_windows(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+    def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = 8) -> Iterator[Tensor]:
         """The same frames as decode gives, in pieces [B, 3, f, 16H, 16W] of one window each, in order."""
         self.check_latent(z)
-        if normalised:
-            z = self.statistics.denormalise(z)
+        if normalized:
+            z = self.statistics.denormalize(z)
         first, step, factor = self.config.first_chunk_size, self.config.step_size, self.config.temporal_factor
         length = z.shape[2]
         windows = max(-(-(length - first) // step), 0)  # after the first, rounded up
@@ -297,7 +300,7 @@ def load_turbo_vae(source: str | Path | Mapping[str, Tensor],
         sizes = read_config(config)
     else:
         sizes = None if isinstance(source, Mapping) else find_config(Path(source))
-    with inferring(checkpoint.name, "turbo_vae"), torch.device("meta"):
+    with explain_shape_errors(checkpoint.name, "turbo_vae"), torch.device("meta"):
         sizes = sizes or TurboVAEConfig.from_shapes(tensors, checkpoint.name)
         vae = TurboVAE(sizes, operations=operations)
     vae.statistics = LatentStatistics.from_checkpoint(checkpoint, sizes.latent_channels, checkpoint.name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 MAX_JSON = 1 << 20  # the official file has under 2 kB; a larger one is something else
 

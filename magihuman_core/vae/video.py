@@ -13,21 +13,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, InputError
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.checkpoint import renamed
+from ..errors import CheckpointError, InputError
+from ..weights.recognize import explain_shape_errors
+from ..weights.source import open_checkpoint
 from .latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
+from .layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
 from .tiling import decode_in_tiles
-from .video_layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
-from .video_vae_blocks import (
-    AttentionBlock,
-    DownStage,
-    ResidualBlock,
-    RMSNorm,
-    State,
-    UpStage,
-    causal,
-    conv3d,
-)
-from .weights import assign_weights, inferring, open_checkpoint, renamed
+from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
 
 @dataclass(frozen=True)
@@ -157,11 +151,11 @@ class VideoVAE(nn.Module):
         """Raw latents in one piece -> frames, not clamped. State None: a whole clip, as for training."""
         return channels_to_pixels(self.decoder(self.conv2(z), state), self.config.patch)
 
-    def encode(self, video: Tensor, *, normalised: bool = True) -> Tensor:
+    def encode(self, video: Tensor, *, normalized: bool = True) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> the mean of their latents [B, C, 1 + (F-1)//4, h/16, w/16].
 
         Nothing is sampled. Frames beyond the last whole group of four are dropped, as ComfyUI does.
-        normalised: give normalised latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
+        normalized: give normalized latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
         Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not
         divide.
         """
@@ -179,17 +173,17 @@ class VideoVAE(nn.Module):
             piece = video[:, :, start : start + (group if start else 1)]
             latents.append(self.moments(piece.to(self.dtype), state)[0].to(video.dtype))
         raw = torch.cat(latents, dim=2)
-        return self.statistics.normalise(raw) if normalised else raw
+        return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalised: bool = True, tile: int | None = None,
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
-        normalised: whether z is normalised or raw. tile, overlap: in latent pixels; decode pictures larger
+        normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode pictures larger
         than `tile` in tiles with blended seams. Raises InputError when z has another shape.
         """
         def whole(part: Tensor) -> Tensor:
-            windows = self.decode_windows(part, normalised=normalised)
+            windows = self.decode_windows(part, normalized=normalized)
             return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1))
 
         self.check_latent(z)
@@ -197,11 +191,11 @@ class VideoVAE(nn.Module):
             return whole(z)
         return decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
 
-    def decode_windows(self, z: Tensor, *, normalised: bool = True) -> Iterator[Tensor]:
+    def decode_windows(self, z: Tensor, *, normalized: bool = True) -> Iterator[Tensor]:
         """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time."""
         self.check_latent(z)
-        if normalised:
-            z = self.statistics.denormalise(z)
+        if normalized:
+            z = self.statistics.denormalize(z)
         state: State = {}
         for piece in z.split(1, dim=2):
             yield self.frames(piece.to(self.dtype), state).clamp(-1, 1).to(z.dtype)
@@ -227,7 +221,7 @@ def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dt
     """
     checkpoint = open_checkpoint(source, "video_vae")
     try:
-        with inferring(checkpoint.name, "video_vae"), torch.device("meta"):
+        with explain_shape_errors(checkpoint.name, "video_vae"), torch.device("meta"):
             config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
             vae = VideoVAE(config, operations=operations)
     except InputError as error:

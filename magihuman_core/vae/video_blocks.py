@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import InputError
-from .video_layers import channel_norm, interleave_time, per_frame, silu, upsample_space
+from ..errors import InputError
+from .layers import channel_norm, interleave_time, per_frame, silu, upsample_space
 
 State = dict[nn.Module, Tensor] | None
 

@@ -1,17 +1,1 @@
-"""Checkpoints: opening, recognising, reading and writing weight files."""
-
-from .assign import assign_weights
-from .checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
-from .recognise import inferring
-from .source import open_checkpoint
-
-__all__ = [
-    "Checkpoint",
-    "Entry",
-    "assign_weights",
-    "concatenated",
-    "inferring",
-    "open_checkpoint",
-    "renamed",
-    "strip_prefix",
-]
+"""MagiHuman's names: which tensor is what in every known layout, and what may be done with it."""

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import DiTConfig
-from .checkpoint import Checkpoint, Entry, concatenated
-from .quantised import as_quantised, quantised
+from ..checkpoint.checkpoint import Checkpoint, Entry, concatenated
+from ..checkpoint.quantized import as_quantized, quantized
+from ..model.config import DiTConfig
 
 MULTIPLE = 16
 
@@ -41,22 +41,22 @@ def _higher(entry: Entry, height: int) -> Entry:
     missing = height - entry.shape[0]
     if not missing:
         return entry
-    stored = as_quantised(entry)
+    stored = as_quantized(entry)
     if stored is None:
         return concatenated([entry, _zeros((missing, entry.shape[1]), entry.dtype)])
     scale = stored.scale
     if scale.shape:  # one for each row; if all are alike they stay so, which some formats need
         scale = concatenated([scale, *[scale.rows(scale.shape[0] - 1, scale.shape[0])] * missing])
-    return quantised(concatenated([stored.data, _zeros((missing, entry.shape[1]), stored.data.dtype)]), scale)
+    return quantized(concatenated([stored.data, _zeros((missing, entry.shape[1]), stored.data.dtype)]), scale)
 
 
 def _wider(entry: Entry, width: int) -> Entry:
     """With columns of zeros to the right."""
     if entry.shape[1] == width:
         return entry
-    stored = as_quantised(entry)
+    stored = as_quantized(entry)
     if stored is not None:
-        return quantised(_wider(stored.data, width), stored.scale)
+        return quantized(_wider(stored.data, width), stored.scale)
 
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         values = entry.load(dtype, rows)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Entry, renamed
 
 
 def row_norms(weight: Tensor) -> Tensor:

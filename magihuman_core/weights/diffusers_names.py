@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Entry, renamed
 
 # A key that only the VAE under diffusers' names has.
 MARKS = {

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..config import DiTConfig
-from ..sequence import MODALITIES
-from .checkpoint import Checkpoint, Entry
-from .recognise import inferring
+from ..checkpoint.checkpoint import Checkpoint, Entry
+from ..model.config import DiTConfig
+from ..model.sequence import MODALITIES
+from .recognize import explain_shape_errors
 
 ATTENTION = ("pre_norm", "linear_qkv", "linear_proj", "q_norm", "k_norm")
 MLP = ("pre_norm", "up_gate_proj", "down_proj")
@@ -69,16 +69,16 @@ def official_rows(config: DiTConfig) -> dict[str, list[tuple[str, int | None]]]:
 
 def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
     """The sizes that a checkpoint of official keys tells. Raises CheckpointError where its shapes make no sense."""
-    with inferring(checkpoint.name, "network"):
+    with explain_shape_errors(checkpoint.name, "network"):
         return DiTConfig.from_state_dict(checkpoint, **overrides)
 
 
 def keep_fp32(key: str) -> bool:
-    """Whether one of our keys is precious: embedders, heads, every norm, rotary bands, scales of quantised weights."""
+    """Whether one of our keys is precious: embedders, heads, every norm, rotary bands, scales of quantized weights."""
     return key.startswith(("adapter.", "final_")) or "norm" in key or key.endswith(".scale")
 
 
-def may_quantise(key: str) -> bool:
+def may_quantize(key: str) -> bool:
     """Whether one of our keys is a matrix that may be kept in 8 bits. The gate is small, and worth its precision."""
     return key.startswith("blocks.") and not keep_fp32(key) and "linear_gate" not in key
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
+from ..checkpoint.header import quoted
+from ..checkpoint.quantized import dequantized
 from ..errors import CheckpointError
-from ..sequence import MODALITIES
-from .checkpoint import Checkpoint, Entry, concatenated, renamed, strip_prefix
-from .header import quoted
-from .quantised import dequantised
+from ..model.sequence import MODALITIES
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
 PARTS = ("q", "k", "v", "g")
@@ -30,7 +30,7 @@ def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
 
     Raises CheckpointError when one part of a split tensor is missing.
     """
-    checkpoint = dequantised(renamed(checkpoint, lambda key: key))
+    checkpoint = dequantized(renamed(checkpoint, lambda key: key))
     if any(".block.layers." in key for key in checkpoint):
         checkpoint = strip_prefix(checkpoint, PREFIXES)
     groups: dict[str, dict[tuple[str, str], Entry]] = {}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.checkpoint import Checkpoint, from_tensors
+from ..checkpoint.quantized import COMFY_TABLE, SCALES
 from ..errors import CheckpointError, InputError
-from .checkpoint import Checkpoint, from_tensors
 from .diffusers_names import MARKS
-from .quantised import COMFY_TABLE, SCALES
 
 # What a network may be, and the same in words.
 ROLES = {
@@ -69,18 +69,18 @@ STRANGERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Recognised:
-    """kind: a key of KINDS or "unknown"; what: the same in words; layout and quantisation in words; role: of
+class Recognized:
+    """kind: a key of KINDS or "unknown"; what: the same in words; layout and quantization in words; role: of
     a network, one of ROLES, None where nothing tells."""
 
     kind: str
     what: str
     layout: str
-    quantisation: str | None
+    quantization: str | None
     role: str | None
 
 
-def recognise(checkpoint: Mapping) -> Recognised:
+def recognize(checkpoint: Mapping) -> Recognized:
     """Tell what the tensors are, by names and shapes."""
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = from_tensors(checkpoint)
@@ -88,18 +88,18 @@ def recognise(checkpoint: Mapping) -> Recognised:
     if kind == "unknown":
         what = next((what for pattern, what in STRANGERS if any(map(re.compile(pattern).search, checkpoint))),
                     "nothing that MagiHuman uses")
-        return Recognised(kind, what, "unknown", quantisation(checkpoint), None)
+        return Recognized(kind, what, "unknown", quantization(checkpoint), None)
     role = find_role(checkpoint.path, checkpoint.metadata) if kind == "network" else None
-    return Recognised(kind, KINDS[kind].what, _layout(kind, checkpoint), quantisation(checkpoint), role)
+    return Recognized(kind, KINDS[kind].what, _layout(kind, checkpoint), quantization(checkpoint), role)
 
 
 def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> None:
     """Refuse a checkpoint of another kind: the message says what it is and where it belongs.
 
-    What is not recognised at all passes, unless strict: the loader then names the tensors it misses.
+    What is not recognized at all passes, unless strict: the loader then names the tensors it misses.
     Raises CheckpointError.
     """
-    found = recognise(checkpoint)
+    found = recognize(checkpoint)
     if found.kind == kind or (found.kind == "unknown" and found.what.startswith("nothing") and not strict):
         return
     name = getattr(checkpoint, "name", "the given tensors")
@@ -111,7 +111,7 @@ def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> Non
 
 
 @contextmanager
-def inferring(name: str, kind: str) -> Iterator[None]:
+def explain_shape_errors(name: str, kind: str) -> Iterator[None]:
     """Around code that takes sizes from a file and builds a module by them, without storage.
 
     Whatever goes wrong there is the fault of the shapes that the file claims: CheckpointError says so.
@@ -125,12 +125,12 @@ def inferring(name: str, kind: str) -> Iterator[None]:
                               "or of another make: choose another file.") from error
 
 
-def quantisation(checkpoint: Checkpoint) -> str | None:
-    """How weights are quantised, in words; None where they are plain numbers."""
+def quantization(checkpoint: Checkpoint) -> str | None:
+    """How weights are quantized, in words; None where they are plain numbers."""
     if checkpoint.metadata.get("format") == "gguf":
         return f"GGUF: {checkpoint.metadata.get('types')}"
     if COMFY_TABLE in checkpoint.metadata or any(k.endswith(".comfy_quant") for k in checkpoint):
-        return "ComfyUI quantised layers"
+        return "ComfyUI quantized layers"
     if any(key.endswith(".weight._data") for key in checkpoint):
         return "quanto int8, a scale per row"
     dtypes = {entry.dtype for entry in checkpoint.entries.values()}

@@ -7,16 +7,16 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint, Entry, from_tensors
+from ..checkpoint.gguf_file import open_gguf
+from ..checkpoint.header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from ..checkpoint.pickled import open_training_checkpoint
+from ..checkpoint.quantized import dequantized
+from ..checkpoint.tensor_file import TensorFile
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Entry, from_tensors
 from .diffusers_names import original_names
-from .gguf_file import open_gguf
-from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
 from .layouts import official_network
-from .pickled import open_training_checkpoint
-from .quantised import dequantised
-from .recognise import require_kind
-from .tensor_file import TensorFile
+from .recognize import require_kind
 
 INDEX = ".safetensors.index.json"
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
@@ -42,11 +42,11 @@ def open_checkpoint(
     raw: bool = False,
     allow_pickle_checkpoint: bool = False,
 ) -> Checkpoint:
-    """Open weights for reading; only headers are read here. Quantised weights are decoded as they are read.
+    """Open weights for reading; only headers are read here. Quantized weights are decoded as they are read.
 
     source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either (or shards without
     an index, or a diffusers-style folder around it), or a mapping from names to tensors.
-    kind: what is wanted, a key of recognise.KINDS: anything else is refused, and in a diffusers-style folder
+    kind: what is wanted, a key of recognize.KINDS: anything else is refused, and in a diffusers-style folder
     it chooses the part. A "network" in any layout, and a VAE from diffusers, get their official names.
     mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them
     does not change the file).
@@ -62,7 +62,7 @@ def open_checkpoint(
         return checkpoint
     if kind == "network":
         return official_network(checkpoint)
-    return original_names(dequantised(checkpoint), kind)
+    return original_names(dequantized(checkpoint), kind)
 
 
 def _open(source: str | Path | Mapping, kind: str | None, mapped: bool, allow_pickle: bool) -> Checkpoint:

@@ -11,11 +11,11 @@ import comfy.sd
 import torch
 from torch import Tensor, nn
 
+from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import CheckpointError, InputError
-from ...magihuman_core.text_encoder import TextEncoder, load_text_encoder, may_quantise, open_text_encoder
-from ...magihuman_core.weights.assign import check_tensors
+from ...magihuman_core.text.encoder import TextEncoder, load_text_encoder, may_quantize, open_text_encoder
 from . import weights
-from .ops import Operations, quantised_operations
+from .ops import Operations, quantized_operations
 
 NAME = "t5gemma9b"
 NO_TEXT = 2  # tokens that stand for an empty text; the super-resolution network's positions need two
@@ -90,13 +90,13 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
     if tokenizer is None:
         raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or "
                               "choose it as tokenizer.")
-    quantise = weights.BY_DTYPE.get(dtype)
-    quantised = weights.formats(tensors, may_quantise, quantise) if dtype is None or quantise else {}
-    if quantised:
+    quantize = weights.BY_DTYPE.get(dtype)
+    quantized = weights.formats(tensors, may_quantize, quantize) if dtype is None or quantize else {}
+    if quantized:
         check_tensors(tensors, TextEncoder(config, device="meta").state_dict(), tensors.name)
-        encoder = TextEncoder(config, tokenizer=tokenizer, operations=quantised_operations(compute, device),
+        encoder = TextEncoder(config, tokenizer=tokenizer, operations=quantized_operations(compute, device),
                               dtype=compute)  # fmt: skip
-        encoder.load_state_dict(weights.state_dict(tensors, compute, quantised, fast=False), strict=False, assign=True)
+        encoder.load_state_dict(weights.state_dict(tensors, compute, quantized, fast=False), strict=False, assign=True)
     else:
         encoder = load_text_encoder(tensors, tokenizer, config, dtype=dtype or compute, operations=Operations)
     encoder.requires_grad_(False)

@@ -15,15 +15,15 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import nn
 
-from ...magihuman_core.config import DiTConfig
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.lora import Target, lora_targets
+from ...magihuman_core.model.config import DiTConfig
+from ...magihuman_core.runtime.lora import Target, lora_targets
 
 PREFIX = "diffusion_model."
 log = logging.getLogger(__name__)
 
 
-class StandIn(nn.Module):
+class AliasLayer(nn.Module):
     """An official layer's name with an empty weight: found by name, of no size, never run."""
 
     def __init__(self):
@@ -37,7 +37,7 @@ class StandIn(nn.Module):
         super().__setattr__(name, value)
 
 
-def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
+def add_alias_layers(network: nn.Module, config: DiTConfig) -> None:
     """Hang the official and the split names (all below `block`) onto the network.
 
     config: as the file has it; the network itself may be padded.
@@ -54,10 +54,10 @@ def add_stand_ins(network: nn.Module, config: DiTConfig) -> None:
             if name not in module._modules:
                 module.add_module(name, nn.Module())
             module = module._modules[name]
-        module.add_module(leaf, StandIn())
+        module.add_module(leaf, AliasLayer())
 
 
-def is_stand_in(key: str) -> bool:
+def is_alias(key: str) -> bool:
     """Whether a key of the network's state dict is a stand-in's."""
     return key.removeprefix(PREFIX).startswith("block.")
 
@@ -94,7 +94,7 @@ def slice_patch(patch, total: int, rows: slice):
     return None
 
 
-def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:
+def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:
     """(patches of our weights, {our key: the key it came from}) for patches of official and split names.
 
     config: of the file's network; shapes: our keys, with PREFIX -> shape, which may be padded. Patches of our own
@@ -106,7 +106,7 @@ def deal_out(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) ->
     for key, patch in patches.items():
         name = key if isinstance(key, str) else key[0]
         targets = table.get(name.removeprefix(PREFIX).removesuffix(".weight"), ())
-        if not is_stand_in(name):
+        if not is_alias(name):
             fits = isinstance(patch, list) or not targets or where(targets[0], config, shapes) == name
             if fits or not isinstance(key, str):
                 dealt[key] = patch
@@ -145,7 +145,7 @@ class OfficialNames:
     def _dealt(self, add, patches: dict) -> list:
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
-        dealt, origin = deal_out(patches, network.official_config, shapes)
+        dealt, origin = split_patches(patches, network.official_config, shapes)
         # The caller compares what was applied with the names it sent.
         return list({origin[key] for key in add(dealt)})
 

@@ -16,19 +16,19 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...magihuman_core.config import PATCH, DiTConfig
-from ...magihuman_core.dit import MagiHumanDiT
+from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.memory import network_activations
-from ...magihuman_core.roles import role_overrides
+from ...magihuman_core.model.config import PATCH, DiTConfig
+from ...magihuman_core.model.dit import MagiHumanDiT
+from ...magihuman_core.recipes import role_overrides
+from ...magihuman_core.runtime.memory import network_activations
+from ...magihuman_core.sampling.super_resolution import zero_snr_table
 from ...magihuman_core.sizes import TEXT_TOKENS
-from ...magihuman_core.super_resolution import zero_snr_table
-from ...magihuman_core.weights import open_checkpoint
 from ...magihuman_core.weights.align import aligned
-from ...magihuman_core.weights.assign import check_tensors
-from ...magihuman_core.weights.dit_keys import may_quantise, network_config, split_official
+from ...magihuman_core.weights.dit_keys import may_quantize, network_config, split_official
+from ...magihuman_core.weights.source import open_checkpoint
 from . import weights
-from .lora import add_stand_ins, is_stand_in, patcher_class
+from .lora import add_alias_layers, is_alias, patcher_class
 from .network import ComfyDiT
 from .streams import check_shapes
 
@@ -38,14 +38,14 @@ START = 0.999  # a schedule that begins at or above this sigma begins from the s
 
 
 class LatentFormat(comfy.latent_formats.Wan22):
-    """Raw Wan2.2 latents on sockets, normalised ones in the network; sound passes as it is."""
+    """Raw Wan2.2 latents on sockets, normalized ones in the network; sound passes as it is."""
 
     def __init__(self, video_channels: int = 48, audio_channels: int = 64):
         super().__init__()
         self.channels = (video_channels, audio_channels)
         # The wider stream's: core's step cache slices both streams to this many channels.
         self.latent_channels = max(self.channels)
-        if video_channels != self.latents_mean.shape[1]:  # a small network of its own: nothing to normalise by
+        if video_channels != self.latents_mean.shape[1]:  # a small network of its own: nothing to normalize by
             self.latents_mean = torch.zeros(1, video_channels, 1, 1, 1)
             self.latents_std = torch.ones(1, video_channels, 1, 1, 1)
             self.latent_rgb_factors = None
@@ -189,17 +189,17 @@ class ModelConfig(comfy.supported_models_base.BASE):
         return None  # the text encoder is a file of its own
 
     def process_unet_state_dict_for_saving(self, state_dict):
-        kept = {key: value for key, value in state_dict.items() if not is_stand_in(key)}
+        kept = {key: value for key, value in state_dict.items() if not is_alias(key)}
         return super().process_unet_state_dict_for_saving(kept)
 
 
-def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantise=None, fast=False, model_options=None,
+def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantize=None, fast=False, model_options=None,
                 disable_dynamic=False):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
-    dtype, quantise: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
+    dtype, quantize: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
     file has them where that is such a format, else what ComfyUI finds best for this device.
-    fast: let quantised weights be multiplied in their format. Raises CheckpointError and InputError.
+    fast: let quantized weights be multiplied in their format. Raises CheckpointError and InputError.
     """
     mm, options = comfy.model_management, model_options or {}
     device = options.get("load_device", mm.get_torch_device())
@@ -209,39 +209,39 @@ def build_model(tensors, config: DiTConfig, role: str, *, dtype=None, quantise=N
     check_tensors(tensors, MagiHumanDiT(config, device="meta").state_dict(), tensors.name)
 
     dtype = options.get("dtype", dtype)
-    quantise = weights.BY_DTYPE.get(dtype, quantise)
+    quantize = weights.BY_DTYPE.get(dtype, quantize)
     official = config
-    quantised = weights.formats(tensors, may_quantise, quantise) if dtype is None or quantise else {}
-    if fast or "int8_tensorwise" in quantised.values():  # which ComfyUI always multiplies as such
+    quantized = weights.formats(tensors, may_quantize, quantize) if dtype is None or quantize else {}
+    if fast or "int8_tensorwise" in quantized.values():  # which ComfyUI always multiplies as such
         tensors, config = aligned(tensors, config)
         model_config = ModelConfig(config, role)
-    if dtype is None or quantised:
+    if dtype is None or quantized:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)
-        stored = None if quantised else main_dtype(tensors)
+        stored = None if quantized else main_dtype(tensors)
         dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
-    manual_cast = mm.unet_manual_cast(None if quantised else dtype, device, supported)
+    manual_cast = mm.unet_manual_cast(None if quantized else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype
     model_config.custom_operations = options.get("custom_operations")
-    if quantised:
+    if quantized:
         model_config.quant_config = {"mixed_ops": True}
 
-    # Nothing is allocated until the weights come; layers for quantised weights never allocate before that.
-    model = model_config.get_model(None, device=None if quantised else torch.device("meta"))
+    # Nothing is allocated until the weights come; layers for quantized weights never allocate before that.
+    model = model_config.get_model(None, device=None if quantized else torch.device("meta"))
     model.device = offload
-    state = weights.state_dict(tensors, dtype, quantised, fast)
+    state = weights.state_dict(tensors, dtype, quantized, fast)
     model.diffusion_model.load_state_dict(state, strict=False, assign=True)
     model.diffusion_model.requires_grad_(False)
-    add_stand_ins(model.diffusion_model, official)
+    add_alias_layers(model.diffusion_model, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
     base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(base)(model, load_device=device, offload_device=offload)
-    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, bring_small_weights)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, move_unmanaged_weights)
     return patcher
 
 
-def bring_small_weights(patcher, device_to, *_) -> None:
+def move_unmanaged_weights(patcher, device_to, *_) -> None:
     """Norms and rotary bands to the device: with a model that is loaded in part ComfyUI may leave them behind.
 
     They are a few MB, and no layers of ComfyUI's, which would fetch them when they run.
@@ -264,15 +264,15 @@ def main_dtype(tensors) -> torch.dtype:
     return max(counts, key=counts.get)
 
 
-def load_model(path, role: str, dtype: torch.dtype | None = None, quantise: str | None = None, fast=False,
+def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
                model_options=None, disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = network_config(checkpoint)
     config = replace(sizes, **role_overrides(role, sizes.layers))
     tensors = split_official(checkpoint, config)
-    patcher = build_model(tensors, config, role, dtype=dtype, quantise=quantise, fast=fast,
+    patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast,
                           model_options=model_options, disable_dynamic=disable_dynamic)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
-    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantise, fast, model_options))
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, model_options))
     return patcher

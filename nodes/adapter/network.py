@@ -8,11 +8,11 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
-from ...magihuman_core.attention import AttentionFunction
-from ...magihuman_core.config import DiTConfig
-from ...magihuman_core.dit import Block, MagiHumanDiT
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.sequence import MODALITIES, Layout
+from ...magihuman_core.model.attention import AttentionFunction
+from ...magihuman_core.model.config import DiTConfig
+from ...magihuman_core.model.dit import Block, MagiHumanDiT
+from ...magihuman_core.model.sequence import MODALITIES, Layout
 
 
 class ComfyDiT(MagiHumanDiT):
@@ -30,7 +30,7 @@ class ComfyDiT(MagiHumanDiT):
             self._keep_ends_precise(device)
 
     def _keep_ends_precise(self, device) -> None:
-        """Embedders and heads anew: ComfyUI's layers for quantised weights ignore that these are to be fp32."""
+        """Embedders and heads anew: ComfyUI's layers for quantized weights ignore that these are to be fp32."""
         names = [(self.adapter, f"{name}_embedder", True) for name in MODALITIES]
         names += [(self, f"final_linear_{name}", False) for name in ("video", "audio")]
         for owner, name, bias in names:

@@ -21,8 +21,8 @@ class Operations(comfy.ops.manual_cast):
         _load_from_state_dict = torch.nn.Embedding._load_from_state_dict
 
 
-def quantised_operations(compute_dtype: torch.dtype, device) -> type:
-    """ComfyUI's layers for quantised weights, which bring their weights with a state dict, and plain embeddings."""
+def quantized_operations(compute_dtype: torch.dtype, device) -> type:
+    """ComfyUI's layers for quantized weights, which bring their weights with a state dict, and plain embeddings."""
     asked = SimpleNamespace(quant_config={"mixed_ops": True})
     layers = comfy.ops.pick_operations(None, compute_dtype, load_device=device, model_config=asked)
-    return type("QuantisedOperations", (layers,), {"Embedding": Operations.Embedding})
+    return type("QuantizedOperations", (layers,), {"Embedding": Operations.Embedding})

@@ -12,9 +12,9 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...magihuman_core.guidance import Guidance
-from ...magihuman_core.memory import Estimate, clip_in_words, network_activations
-from ...magihuman_core.sampling import sample_renoise, sample_unipc
+from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
+from ...magihuman_core.sampling.denoiser import Guidance
+from ...magihuman_core.sampling.solvers import sample_renoise, sample_unipc
 from ...magihuman_core.sizes import TEXT_TOKENS
 from .model import SR_NOISE_LEVEL, START, MagiHumanModel, sr_signal, start_state
 from .streams import check_shapes

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.sizes import CELL, latent_frames
+from ...magihuman_core.sizes import PIXELS_PER_LATENT, latent_frames
 
 
 def nested(video: Tensor, audio: Tensor) -> comfy.nested_tensor.NestedTensor:
@@ -72,9 +72,11 @@ def _shaped(mask: Tensor, like: Tensor) -> Tensor:
 def empty(width: int, height: int, tokens: int, channels: tuple[int, int] = (48, 64)) -> dict:
     """A LATENT of zeros for a picture size in pixels and a number of audio latents."""
     device = comfy.model_management.intermediate_device()
-    video = torch.zeros(1, channels[0], latent_frames(tokens), height // CELL, width // CELL, device=device)
+    video = torch.zeros(1, channels[0], latent_frames(tokens), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT,
+                        device=device)
     audio = torch.zeros(1, channels[1], tokens, device=device)
-    return {"samples": nested(video, audio), "downscale_ratio_spacial": CELL, "downscale_ratio_temporal": 4}
+    return {"samples": nested(video, audio), "downscale_ratio_spacial": PIXELS_PER_LATENT,
+            "downscale_ratio_temporal": 4}
 
 
 def joined(latent: dict, video: Tensor, audio: Tensor, video_mask: Tensor, audio_mask: Tensor) -> dict:

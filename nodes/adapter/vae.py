@@ -9,12 +9,12 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...magihuman_core.audio_vae import LONG_WINDOW_SECONDS, TILE, load_audio_vae
 from ...magihuman_core.errors import InputError
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
 from ...magihuman_core.sizes import FPS
-from ...magihuman_core.turbo_vae import load_turbo_vae
-from ...magihuman_core.video_vae import load_video_vae
-from ...magihuman_core.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.vae.audio import LONG_WINDOW_SECONDS, TILE, load_audio_vae
+from ...magihuman_core.vae.turbo import load_turbo_vae
+from ...magihuman_core.vae.video import load_video_vae
 from .ops import Operations
 
 
@@ -62,7 +62,7 @@ class VideoStage(nn.Module):
             output_buffer = z.new_empty(self.decode_output_shape(z.shape))
         progress = comfy.utils.ProgressBar(output_buffer.shape[2])
         position = 0
-        for window in self.vae.decode_windows(z, normalised=False, **tiling):
+        for window in self.vae.decode_windows(z, normalized=False, **tiling):
             comfy.model_management.throw_exception_if_processing_interrupted()
             output_buffer[:, :, position : position + window.shape[2]].copy_(window)
             position += window.shape[2]
@@ -72,13 +72,13 @@ class VideoStage(nn.Module):
     def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         """The same in spatial tiles; time goes window by window anyway."""
         tile = max(tile_x or 16, tile_y or 16)
-        return self.vae.decode(z, normalised=False, tile=tile, overlap=min(overlap or 0, tile - 1))
+        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1))
 
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
         if not hasattr(self.vae, "encode"):
             raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are encoded.")
-        return self.vae.encode(pixels.to(device or pixels.device), normalised=False)
+        return self.vae.encode(pixels.to(device or pixels.device), normalized=False)
 
     def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
         return self.encode(pixels)

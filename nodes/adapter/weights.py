@@ -1,4 +1,4 @@
-"""The network's weights as ComfyUI's layers want them: plain, cast, or quantised with scales.
+"""The network's weights as ComfyUI's layers want them: plain, cast, or quantized with scales.
 
 A format is one of ComfyUI's names (comfy.quant_ops.QUANT_ALGOS). Files that are stored in it are taken as they
 are, all others rounded while they are read.
@@ -11,11 +11,11 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, get_layout_class
 from torch import Tensor
 
+from ...magihuman_core.checkpoint.checkpoint import Checkpoint, Entry
+from ...magihuman_core.checkpoint.quantize import to_fp8, to_int8
+from ...magihuman_core.checkpoint.quantized import as_quantized
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.weights import Checkpoint, Entry
 from ...magihuman_core.weights.dit_keys import keep_fp32
-from ...magihuman_core.weights.quantise import to_fp8, to_int8
-from ...magihuman_core.weights.quantised import as_quantised
 
 # ComfyUI's format -> the dtype it is told by
 DTYPES = {
@@ -28,25 +28,25 @@ NVFP4 = "nvfp4"
 NVFP4_MOST = 448 * 6  # the largest value, with the largest scale of a block
 
 
-def formats(tensors: Checkpoint, large: Callable[[str], bool], quantise: str | None = None) -> dict[str, str]:
-    """Key -> format of the weights to be kept quantised: all large ones, or (None) those that the file has so."""
-    found = {key: quantise or _stored_format(entry) for key, entry in tensors.entries.items() if large(key)}
+def formats(tensors: Checkpoint, large: Callable[[str], bool], quantize: str | None = None) -> dict[str, str]:
+    """Key -> format of the weights to be kept quantized: all large ones, or (None) those that the file has so."""
+    found = {key: quantize or _stored_format(entry) for key, entry in tensors.entries.items() if large(key)}
     return {key: name for key, name in found.items() if name is not None}
 
 
 def _stored_format(entry: Entry) -> str | None:
-    stored = as_quantised(entry)
+    stored = as_quantized(entry)
     return None if stored is None else BY_DTYPE.get(stored.data.dtype)
 
 
-def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, str], fast: bool) -> dict[str, Tensor]:
+def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantized: Mapping[str, str], fast: bool) -> dict[str, Tensor]:
     """Everything a state dict needs, read tensor by tensor.
 
-    dtype: of the blocks' weights that are not quantised. quantised: from `formats`.
+    dtype: of the blocks' weights that are not quantized. quantized: from `formats`.
     fast: multiply in that format too, on cards that can; otherwise only memory is saved.
     Raises InputError for a format that this ComfyUI does not know.
     """
-    for name in set(quantised.values()):
+    for name in set(quantized.values()):
         if name not in QUANT_ALGOS:
             raise InputError(f"This ComfyUI does not know the format {name}: choose another weight_dtype, or update "
                              "ComfyUI.")
@@ -54,25 +54,25 @@ def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantised: Mapping[str, 
     for key, entry in tensors.entries.items():
         if keep_fp32(key):
             state[key] = entry.load(torch.float32)
-        elif key not in quantised:
+        elif key not in quantized:
             state[key] = entry.load(dtype)
         else:
-            note = {"format": quantised[key], "full_precision_matrix_mult": not fast}
-            for ending, tensor in _quantised(entry, quantised[key]).items():
+            note = {"format": quantized[key], "full_precision_matrix_mult": not fast}
+            for ending, tensor in _quantized(entry, quantized[key]).items():
                 state[key + ending] = tensor
             state[key.removesuffix("weight") + "comfy_quant"] = torch.tensor(
                 list(json.dumps(note).encode()), dtype=torch.uint8)
     return state
 
 
-def _quantised(entry: Entry, name: str) -> dict[str, Tensor]:
+def _quantized(entry: Entry, name: str) -> dict[str, Tensor]:
     """A weight in a format: ending of the key -> tensor."""
     if name == NVFP4:  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
         layout = get_layout_class(QUANT_ALGOS[name]["comfy_tensor_layout"])
         weight = entry.load(torch.bfloat16)
         scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MOST
         return layout.state_dict_tensors(*layout.quantize(weight, scale))
-    stored, dtype = as_quantised(entry), DTYPES[name]
+    stored, dtype = as_quantized(entry), DTYPES[name]
     if stored is None or stored.data.dtype != dtype:
         data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
         return {"": data.load(), "_scale": scale.load()}

@@ -10,7 +10,7 @@ def test_lora_patches_and_memory_of_the_model(run_inside, base_directory):
 
 
 def test_weights_kept_in_fewer_bits(run_inside, base_directory):
-    run_inside("quantised.py", str(base_directory / "models/diffusion_models/magihuman"))
+    run_inside("quantized.py", str(base_directory / "models/diffusion_models/magihuman"))
 
 
 def test_clip_and_vaes(run_inside, base_directory):

@@ -61,8 +61,9 @@ def findings(text: str) -> list[str]:
 
 def test_the_archive_holds_what_comfyui_needs_and_nothing_of_the_workshop():
     names = archive()
-    for needed in ("__init__.py", "pyproject.toml", "LICENSE", "README.md", "nodes/loaders.py", "magihuman_core/dit.py",
-                   "example_workflows/demo.json", "locales/en/nodeDefs.json", "web/docs/MagiHumanSampler.md"):
+    for needed in ("__init__.py", "pyproject.toml", "LICENSE", "README.md", "nodes/loaders.py",
+                   "magihuman_core/model/dit.py", "example_workflows/demo.json", "locales/en/nodeDefs.json",
+                   "web/docs/MagiHumanSampler.md"):
         assert needed in names, needed
     for name in names:
         parts = Path(name).parts

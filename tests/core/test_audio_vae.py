@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magihuman_core import audio_vae
-from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig, encode_in_windows, load_audio_vae
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.vae import audio as audio_vae
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, encode_in_windows, load_audio_vae
 
 DATA = Path(__file__).parents[1] / "data"
 SMALL = AudioVAEConfig(widths=(4, 6, 8), strides=(2, 4), latent_channels=3)

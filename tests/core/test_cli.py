@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.cli import main
-from magihuman_core.media import load_audio
-from magihuman_core.waveform import resample
+from magihuman_core.media.video_file import load_audio
+from magihuman_core.media.waveform import resample
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = (
@@ -368,6 +368,7 @@ def test_full_disk(random_models, tmp_path):
 
 
 def test_help_does_not_wait_for_torch():
-    process = start("-c", "import sys, magihuman_core.cli as c; c.build_parser(); print('torch' in sys.modules)")
+    program = "import sys, magihuman_core.cli.program as c; c.build_parser(); print('torch' in sys.modules)"
+    process = start("-c", program)
     out, said = process.communicate(timeout=60)
     assert out.strip() == b"False", said

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.config import GLOBAL_LAYERS_1080P
-from magihuman_core.sequence import patchify, unpatchify
-from magihuman_core.weights import open_checkpoint
+from magihuman_core.model.config import GLOBAL_LAYERS_1080P
+from magihuman_core.model.sequence import patchify, unpatchify
 from magihuman_core.weights.dit_keys import official_rows, official_state_dict, split_official
+from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ["v2_basic", "v2_text_padded", "v1_basic", "post_norm", "local_attn"]
@@ -254,7 +254,7 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
         for i in range(2):
             one = dit(*(t[i : i + 1] for t in clip))
             torch.testing.assert_close(one[0], whole[0][i : i + 1], atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr("magihuman_core.dit.CPU_CHUNK", 5)
+        monkeypatch.setattr("magihuman_core.model.dit.CPU_CHUNK", 5)
         for a, b in zip(dit(*clip), whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 

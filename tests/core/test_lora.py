@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
-from magihuman_core.config import RELEASED
-from magihuman_core.lora import apply_lora, lora_targets, split_lora
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.convert import convert
-from magihuman_core.weights.inspect import describe
+from magihuman_core.model.config import RELEASED
+from magihuman_core.runtime.lora import apply_lora, lora_targets, split_lora
+from magihuman_core.tools.convert import convert
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 RANK = 4

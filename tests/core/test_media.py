@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
-from magihuman_core.job import prepare_job
-from magihuman_core.media import (
+from magihuman_core.media.video_file import (
     check_output,
     crop_box,
     fit_image,
@@ -28,8 +27,9 @@ from magihuman_core.media import (
     to_rgb,
     write_mp4,
 )
+from magihuman_core.media.waveform import to_stereo
+from magihuman_core.pipeline.request import prepare_job
 from magihuman_core.sizes import audio_tokens, decoded_frames, latent_frames, snap_size, upscaled_size
-from magihuman_core.waveform import to_stereo
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "helpers"
 PREP = json.loads((DATA / "image_prep.json").read_text())
@@ -286,7 +286,7 @@ def test_full_disk_leaves_nothing_and_is_named(tmp_path):
     program = f"""
 import os, resource, sys, torch
 from magihuman_core.errors import InputError
-from magihuman_core.media import write_mp4
+from magihuman_core.media.video_file import write_mp4
 frames = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
 for limit in (0, 100, 3000, 50000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))

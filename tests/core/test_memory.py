@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, MagiHumanPipeline, load_dit
-from magihuman_core.audio_vae import AudioVAEConfig
-from magihuman_core.memory import announce, available, dry_run, estimate, size
-from magihuman_core.roles import role_overrides
-from magihuman_core.text_encoder import TextEncoderConfig
-from magihuman_core.turbo_vae import TurboVAEConfig
-from magihuman_core.video_vae import VideoVAEConfig
+from magihuman_core.recipes import role_overrides
+from magihuman_core.runtime.memory import available, dry_run, estimate, log_estimate, size
+from magihuman_core.text.encoder import TextEncoderConfig
+from magihuman_core.tools.inspect import describe
+from magihuman_core.vae.audio import AudioVAEConfig
+from magihuman_core.vae.turbo import TurboVAEConfig
+from magihuman_core.vae.video import VideoVAEConfig
 from magihuman_core.weights.dit_keys import official_state_dict
-from magihuman_core.weights.inspect import describe
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -32,12 +32,13 @@ PROGRAM = """
 import json, sys, torch
 from pathlib import Path
 from magihuman_core import DiTConfig, MagiHumanDiT
-from magihuman_core.audio_vae import AudioVAE, AudioVAEConfig
-from magihuman_core.memory import estimate
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
+from magihuman_core.runtime.memory import estimate
 from magihuman_core.sizes import audio_tokens, latent_frames
-from magihuman_core.text_encoder import TextEncoder, TextEncoderConfig
-from magihuman_core.turbo_vae import TurboVAE, TurboVAEConfig
-from magihuman_core.video_vae import VideoVAE, VideoVAEConfig
+from magihuman_core.text.config import TextEncoderConfig
+from magihuman_core.text.encoder import TextEncoder
+from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
+from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
 def memory(kind):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(kind + ":"))
@@ -226,13 +227,13 @@ def test_inspect_says_what_a_file_needs(random_models):
 
 def test_the_log_says_it_before_a_part_is_loaded(caplog):
     with caplog.at_level(logging.WARNING):
-        announce(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
+        log_estimate(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
     assert not caplog.records
     with caplog.at_level(logging.INFO):
-        announce(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
+        log_estimate(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
         assert [record.levelname for record in caplog.records] == ["INFO"] and "network, 64x64" in caplog.text
         huge = replace(NETWORK, layers=400, hidden=16384, sandwich_layers=(), gelu_layers=())
-        announce(huge, device="cpu", width=64, height=64, seconds=0.2)
+        log_estimate(huge, device="cpu", width=64, height=64, seconds=0.2)
     assert caplog.records[-1].levelname == "WARNING" and "are free" in caplog.text
 
 
@@ -249,8 +250,8 @@ def test_the_pipeline_holds_one_part_at_a_time(blocks, random_models, photograph
             return module
         return loading
 
-    homes = {"load_text_encoder": "text_encoder", "load_video_vae": "video_vae", "load_audio_vae": "audio_vae",
-             "load_turbo_vae": "turbo_vae", "load_dit": "pipeline"}
+    homes = {"load_text_encoder": "text.encoder", "load_video_vae": "vae.video", "load_audio_vae": "vae.audio",
+             "load_turbo_vae": "vae.turbo", "load_dit": "pipeline.pipeline"}
     for name, home in homes.items():
         path = f"magihuman_core.{home}.{name}"
         monkeypatch.setattr(path, watched(name, pkgutil.resolve_name(path)))

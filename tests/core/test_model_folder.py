@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from magihuman_core.model_folder import find_models
+from magihuman_core.loading.folder import find_models
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -13,16 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import magihuman_core as mh
-from magihuman_core.config import DiTConfig
-from magihuman_core.media import fit_image, frames_to_uint8, load_audio, load_image
-from magihuman_core.model_folder import find_models
-from magihuman_core.pipeline import MagiHumanPipeline
-from magihuman_core.roles import role_overrides
-from magihuman_core.text_encoder import TextEncoder
-from magihuman_core.turbo_vae import TurboVAE
-from magihuman_core.video_vae import VideoVAE
-from magihuman_core.waveform import resample
-from magihuman_core.weights.convert import convert
+from magihuman_core.loading.folder import find_models
+from magihuman_core.media.video_file import fit_image, frames_to_uint8, load_audio, load_image
+from magihuman_core.media.waveform import resample
+from magihuman_core.model.config import DiTConfig
+from magihuman_core.pipeline.pipeline import MagiHumanPipeline
+from magihuman_core.recipes import role_overrides
+from magihuman_core.text.encoder import TextEncoder
+from magihuman_core.tools.convert import convert
+from magihuman_core.vae.turbo import TurboVAE
+from magihuman_core.vae.video import VideoVAE
 
 PROMPT = "A woman looks into the camera and says good morning."
 SMALL = {"width": 64, "height": 32, "seconds": 0.4}

@@ -3,13 +3,7 @@
 import pytest
 
 from magihuman_core.errors import InputError
-from magihuman_core.prompt import (
-    DEFAULT_NEGATIVE_PROMPT,
-    LANGUAGES,
-    build_prompt,
-    check_prompt,
-    space_cjk,
-)
+from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT, LANGUAGES, build_prompt, check_prompt, space_cjk
 
 LINE = "I kept the letter all these years."
 BODY = (

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from magihuman_core import apply_lora, load_dit, load_text_encoder
+from magihuman_core.checkpoint.quantize import quantized_layers, stored_dtype
 from magihuman_core.errors import CheckpointError
-from magihuman_core.quantised_linear import QuantisedLinear, decoded, linear
-from magihuman_core.streaming import is_streamed
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.convert import convert
-from magihuman_core.weights.dit_keys import may_quantise, split_official
-from magihuman_core.weights.quantise import quantised_layers, stored_dtype
+from magihuman_core.nn.quantized_linear import QuantizedLinear, decoded, linear
+from magihuman_core.runtime.streaming import is_streamed
+from magihuman_core.tools.convert import convert
+from magihuman_core.weights.dit_keys import may_quantize, split_official
+from magihuman_core.weights.source import open_checkpoint
 
 from .test_weights_layouts import DATA, fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
 
@@ -47,7 +47,7 @@ def fp32(source, dtype, **options):
 @pytest.mark.parametrize("dtype", FILES)
 def test_the_layer_is_that_of_the_decoded_weight(dtype):
     layer = linear(40, 24, False, dtype=dtype)
-    assert isinstance(layer, QuantisedLinear)
+    assert isinstance(layer, QuantizedLinear)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         layer.weight.copy_((torch.randn(24, 40, generator=generator) * 30).to(dtype))
@@ -61,13 +61,13 @@ def test_the_layer_is_that_of_the_decoded_weight(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "write"), [*FILES.items(), *UNSCALED.items()])
-def test_a_quantised_file_stays_as_it_is_and_computes_as_decoded(dtype, write, official):  # noqa: F811
+def test_a_quantized_file_stays_as_it_is_and_computes_as_decoded(dtype, write, official):  # noqa: F811
     source = write(official)
     dit = fp32(source, dtype)
     checkpoint = open_checkpoint(source, "network")
     tensors = split_official(checkpoint, dit.config)
-    assert stored_dtype(tensors, may_quantise) == dtype
-    layers = {name: module for name, module in dit.named_modules() if isinstance(module, QuantisedLinear)}
+    assert stored_dtype(tensors, may_quantize) == dtype
+    layers = {name: module for name, module in dit.named_modules() if isinstance(module, QuantizedLinear)}
     assert len(layers) == 4 * (2 * len(dit.config.sandwich_layers) + dit.config.layers)
     for name, layer in layers.items():
         assert layer.weight.dtype == dtype and layer.scale.dtype == torch.float32
@@ -84,7 +84,7 @@ def test_other_files_are_rounded_when_they_are_loaded(dtype, official):  # noqa:
     dit = fp32(official, dtype)
     exact = load_dit(official, dtype=torch.float32)
     for name, layer in dit.named_modules():
-        if isinstance(layer, QuantisedLinear):
+        if isinstance(layer, QuantizedLinear):
             weight = exact.get_submodule(name).weight
             most = weight.abs().amax(1, keepdim=True) if dtype == INT8 else weight.abs().max()
             assert bool(((decoded(layer, slice(None)) - weight).abs() <= most * STEPS[dtype] * 1.001).all())
@@ -101,7 +101,7 @@ def test_a_file_in_another_8_bit_dtype_is_rounded_anew(official):  # noqa: F811
 def test_what_convert_writes_is_what_loading_would_round_to(dtype, official, tmp_path):  # noqa: F811
     kept = {"fp8": E4M3, "int8": INT8}[dtype]
     path = convert(official, tmp_path / "net.safetensors", dtype=dtype, role="base")
-    assert stored_dtype(split_official(open_checkpoint(path, "network"), fp32(path, kept).config), may_quantise) == kept
+    assert stored_dtype(split_official(open_checkpoint(path, "network"), fp32(path, kept).config), may_quantize) == kept
     assert distance(outputs(fp32(path, kept)), outputs(fp32(official, kept))) < (1e-6 if dtype == "int8" else 0.05)
 
 
@@ -130,19 +130,19 @@ def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, ca
         streamed.streamer.close()
 
 
-def test_a_lora_beside_quantised_weights(official):  # noqa: F811
+def test_a_lora_beside_quantized_weights(official):  # noqa: F811
     generator = torch.Generator().manual_seed(3)
     key, rows, width = "block.layers.1.mlp.down_proj", 64, official["block.layers.1.mlp.down_proj.weight"].shape[1]
     lora = {f"{key}.lora_A.weight": torch.randn(4, width, generator=generator) * 0.1,
             f"{key}.lora_B.weight": torch.randn(rows, 4, generator=generator) * 0.1,
             f"{key}.dora_scale": torch.rand(rows, 1, generator=generator) + 0.5}  # fmt: skip
-    quantised, plain = fp32(quanto(official), INT8), load_dit(quanto(official), dtype=torch.float32)
-    before = outputs(quantised)
-    applied = [apply_lora(dit, lora) for dit in (quantised, plain)]
-    assert distance(outputs(quantised), outputs(plain)) < 1e-2  # up and down are in bf16 beside 8-bit weights
-    assert distance(outputs(quantised), before) > 0.05
+    quantized, plain = fp32(quanto(official), INT8), load_dit(quanto(official), dtype=torch.float32)
+    before = outputs(quantized)
+    applied = [apply_lora(dit, lora) for dit in (quantized, plain)]
+    assert distance(outputs(quantized), outputs(plain)) < 1e-2  # up and down are in bf16 beside 8-bit weights
+    assert distance(outputs(quantized), before) > 0.05
     applied[0].remove()
-    assert torch.equal(outputs(quantised), before)
+    assert torch.equal(outputs(quantized), before)
 
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
@@ -153,7 +153,7 @@ def test_the_text_encoder_in_8_bits(dtype):
     config = config.get("config", config)
     small = load_text_encoder(weights, config=config, dtype=dtype)
     plain = load_text_encoder(weights, config=config, dtype=torch.bfloat16)
-    layers = [m for m in small.modules() if isinstance(m, QuantisedLinear)]
+    layers = [m for m in small.modules() if isinstance(m, QuantizedLinear)]
     assert len(layers) == 7 * small.config.num_hidden_layers
     assert small.encoder.embed_tokens.weight.dtype == torch.bfloat16
     ids = torch.arange(1, 8)[None]
@@ -177,5 +177,5 @@ def test_damage_is_found_in_8_bits_too(official):  # noqa: F811
 
 def test_nothing_changes_where_no_8_bits_are_asked_for(official):  # noqa: F811
     tensors = open_checkpoint(official, "network")
-    assert quantised_layers(tensors, torch.bfloat16, may_quantise) is tensors
-    assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantise) is None
+    assert quantized_layers(tensors, torch.bfloat16, may_quantize) is tensors
+    assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantize) is None

@@ -17,9 +17,9 @@ from magihuman_core import (
     sample_unipc,
     unpack_latents,
 )
-from magihuman_core.guidance import hold
-from magihuman_core.noise import start_noise, step_noise
-from magihuman_core.super_resolution import prepare_super_resolution, zero_snr_table
+from magihuman_core.sampling.denoiser import hold
+from magihuman_core.sampling.noise import start_noise, step_noise
+from magihuman_core.sampling.super_resolution import prepare_super_resolution, zero_snr_table
 
 DATA = Path(__file__).parents[1] / "data"
 UNIPC = sorted(p.stem for p in (DATA / "scheduler").glob("unipc_*.safetensors"))

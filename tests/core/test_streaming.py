@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.streaming import Slot, choose_streamed, streamed_sizes
-from magihuman_core.weights import open_checkpoint
+from magihuman_core.runtime.streaming import Slot, choose_streamed, streamed_sizes
+from magihuman_core.weights.source import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"

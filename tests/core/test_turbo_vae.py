@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magihuman_core import video_layers
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_core.turbo_vae import TurboVAE, TurboVAEDecoder, load_turbo_vae
-from magihuman_core.turbo_vae_config import TurboVAEConfig
+from magihuman_core.vae import layers as video_layers
+from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
+from magihuman_core.vae.turbo import TurboVAE, TurboVAEDecoder, load_turbo_vae
+from magihuman_core.vae.turbo_config import TurboVAEConfig
 
 DATA = Path(__file__).parents[1] / "data" / "turbo_vaed"
 NETS = ["tiny", "dw_split"]
@@ -100,7 +100,7 @@ def test_windows_follow_the_schedule_of_the_description(tiny):
         tiny(padded[:, :, 13:21], False)[:, :, 4:-24],
     ], dim=2)
     torch.testing.assert_close(tiny.decode(z), expected, atol=1e-6, rtol=0)
-    torch.testing.assert_close(tiny.decode(raw, normalised=False), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tiny.decode(raw, normalized=False), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -128,7 +128,7 @@ def test_tiles_blend_into_the_whole_picture():
 
 
 def test_tiles_of_a_constant_picture_sum_to_one():
-    from magihuman_core.tiling import decode_in_tiles
+    from magihuman_core.vae.tiling import decode_in_tiles
 
     out = decode_in_tiles(lambda part: torch.ones(1, 3, 1, 4 * part.shape[-2], 4 * part.shape[-1]),
                           torch.zeros(1, 48, 1, 13, 7), tile=5, overlap=2, scale=4)
@@ -196,7 +196,7 @@ def test_other_latent_widths_have_mean_0_and_std_1_unless_the_file_says_otherwis
     tensors = {k: torch.randn(v.shape) * 0.1 for k, v in TurboVAE(config).state_dict().items()}
     z = torch.randn(1, 6, 1, 1, 1)
     plain = load_turbo_vae(tensors)
-    torch.testing.assert_close(plain.decode(z), plain.decode(z, normalised=False), atol=0, rtol=0)
+    torch.testing.assert_close(plain.decode(z), plain.decode(z, normalized=False), atol=0, rtol=0)
     mean, std = torch.arange(6.0), torch.arange(6.0) + 1
     vae = load_turbo_vae({**tensors, "latent_mean": mean, "latent_std": std})
     raw = z * std.view(1, -1, 1, 1, 1) + mean.view(1, -1, 1, 1, 1)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_core.video_layers import channels_to_pixels, pixels_to_channels
-from magihuman_core.video_vae import VideoVAE, VideoVAEConfig, load_video_vae
+from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
+from magihuman_core.vae.layers import channels_to_pixels, pixels_to_channels
+from magihuman_core.vae.video import VideoVAE, VideoVAEConfig, load_video_vae
 
 DATA = Path(__file__).parents[1] / "data"
 SMALL = VideoVAEConfig(encoder_dim=4, decoder_dim=6, latent_channels=5, multipliers=(1, 2, 2), blocks=1,
@@ -42,7 +42,7 @@ def test_encode_gives_the_recorded_latents(tiny, case, grad):
     t = recorded()
     with torch.set_grad_enabled(grad):
         latent = tiny.encode(t[f"{case}.video"])
-        raw = tiny.encode(t[f"{case}.video"], normalised=False)
+        raw = tiny.encode(t[f"{case}.video"], normalized=False)
     torch.testing.assert_close(latent, t[f"{case}.latent"], atol=1e-4, rtol=0)
     torch.testing.assert_close(raw, t[f"{case}.mu_unnormalised"], atol=1e-4, rtol=0)
 
@@ -54,12 +54,12 @@ def test_decode_gives_the_recorded_frames(tiny, case, grad):
     expected = t[f"{case}.video_unclamped"]
     with torch.set_grad_enabled(grad):
         video = tiny.decode(t[f"{case}.latent"])
-        raw = tiny.statistics.denormalise(t[f"{case}.latent"])
+        raw = tiny.statistics.denormalize(t[f"{case}.latent"])
         unclamped = tiny.frames(raw)
     torch.testing.assert_close(video, expected.clamp(-1, 1), atol=1e-4, rtol=0)
     torch.testing.assert_close(unclamped, expected, atol=1e-4, rtol=0)
     assert expected.abs().max() > 1 >= video.abs().max()
-    torch.testing.assert_close(tiny.decode(raw, normalised=False), video, atol=1e-4, rtol=0)
+    torch.testing.assert_close(tiny.decode(raw, normalized=False), video, atol=1e-4, rtol=0)
 
 
 def test_latent_statistics_are_the_recorded_ones():
@@ -116,10 +116,10 @@ def test_piece_by_piece_equals_the_whole_clip_at_once(tiny, grad):
     video, z = random(1, 3, 13, 16, 32), random(1, 48, 4, 1, 2)
     with torch.set_grad_enabled(grad):
         whole = tiny.moments(video)[0]
-        torch.testing.assert_close(tiny.encode(video, normalised=False), whole, atol=1e-4, rtol=0)
+        torch.testing.assert_close(tiny.encode(video, normalized=False), whole, atol=1e-4, rtol=0)
         whole = tiny.frames(z).clamp(-1, 1)
-        torch.testing.assert_close(tiny.decode(z, normalised=False), whole, atol=1e-4, rtol=0)
-    pieces = list(tiny.decode_windows(z, normalised=False))
+        torch.testing.assert_close(tiny.decode(z, normalized=False), whole, atol=1e-4, rtol=0)
+    pieces = list(tiny.decode_windows(z, normalized=False))
     assert [piece.shape[2] for piece in pieces] == [1, 4, 4, 4]
     torch.testing.assert_close(torch.cat(pieces, dim=2), whole, atol=1e-4, rtol=0)
 
@@ -219,7 +219,7 @@ def test_any_width_loads_and_round_trips(tmp_path):
     video = random(1, 3, 5, 16, 8)
     latent = loaded.encode(video)
     assert latent.shape == (1, 5, 3, 2, 1)  # twice in time, 8 in space
-    torch.testing.assert_close(latent, vae.encode(video, normalised=False), atol=0, rtol=0)
+    torch.testing.assert_close(latent, vae.encode(video, normalized=False), atol=0, rtol=0)
     assert loaded.decode(latent).shape == (1, 3, 5, 16, 8)
     mean, std = torch.arange(5.0), torch.arange(5.0) + 1
     own = load_video_vae({**vae.state_dict(), "latent_mean": mean, "latent_std": std})

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from magihuman_core import video_layers
-from magihuman_core.turbo_vae import load_turbo_vae
-from magihuman_core.video_vae import load_video_vae
+from magihuman_core.vae import layers as video_layers
+from magihuman_core.vae.turbo import load_turbo_vae
+from magihuman_core.vae.video import load_video_vae
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -67,7 +67,7 @@ def wan():
 
 def test_turbo_decode_is_flat(turbo):
     short, long = (peak_of(turbo.decode_windows, latents(n)) for n in (21, 70))
-    # Allowed to grow: the latents themselves, denormalised and padded.
+    # Allowed to grow: the latents themselves, denormalized and padded.
     assert long < 1.02 * short + 3 * latents(70 - 21).nbytes
 
 

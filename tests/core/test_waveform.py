@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
-from magihuman_core.waveform import merge_overlap, resample, to_stereo
+from magihuman_core.media.waveform import merge_overlap, resample, to_stereo
 
 HELPERS = Path(__file__).parents[1] / "data" / "helpers"
 

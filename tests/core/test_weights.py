@@ -8,14 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from magihuman_core.checkpoint.assign import assign_weights
+from magihuman_core.checkpoint.checkpoint import concatenated, renamed, strip_prefix
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights import (
-    assign_weights,
-    concatenated,
-    open_checkpoint,
-    renamed,
-    strip_prefix,
-)
+from magihuman_core.weights.source import open_checkpoint
 
 
 def network() -> nn.Sequential:
@@ -234,7 +230,7 @@ def test_names_are_changed_by_views(weights, tmp_path):
 
 
 def test_an_index_need_not_name_every_tensor(weights, tmp_path):
-    """Some tools quantise shards and leave the index as it was: the added scales are in the files only."""
+    """Some tools quantize shards and leave the index as it was: the added scales are in the files only."""
     where = shards(weights, tmp_path)
     unnamed = where.pop("2.weight")
     write_index(tmp_path, where)

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from magihuman_core import load_dit
-from magihuman_core.config import RELEASED
-from magihuman_core.dit import MagiHumanDiT
-from magihuman_core.weights import open_checkpoint
+from magihuman_core.checkpoint.assign import assign_weights
+from magihuman_core.checkpoint.quantized import as_quantized
+from magihuman_core.model.config import RELEASED
+from magihuman_core.model.dit import MagiHumanDiT
 from magihuman_core.weights.align import aligned
-from magihuman_core.weights.assign import assign_weights
 from magihuman_core.weights.dit_keys import network_config, official_state_dict, split_official
-from magihuman_core.weights.quantised import as_quantised
+from magihuman_core.weights.source import open_checkpoint
 
-from .test_quantised_linear import outputs
+from .test_quantized_linear import outputs
 from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
 
 
@@ -39,8 +39,8 @@ def test_the_wider_network_gives_the_same(write, odd):
     dit = MagiHumanDiT(wider, device="meta")
     assign_weights(dit, tensors, dtype=torch.float32)
     torch.testing.assert_close(outputs(dit), outputs(load_dit(stored, dtype=torch.float32)), rtol=1e-5, atol=1e-5)
-    if write is not dict:  # what was quantised stays so
-        data = [as_quantised(tensors.entries[key]) for key in tensors if ".mlp." in key and "norm" not in key]
+    if write is not dict:  # what was quantized stays so
+        data = [as_quantized(tensors.entries[key]) for key in tensors if ".mlp." in key and "norm" not in key]
         assert data and all(entry is not None and entry.data.load().shape == entry.shape for entry in data)
 
 
@@ -52,7 +52,7 @@ def test_parts_with_one_scale_still_have_one(odd):
     tensors, _ = aligned(split_official(checkpoint, config), config)
     for key in tensors:
         if "experts.audio.mlp" in key and "norm" not in key:
-            scale = as_quantised(tensors.entries[key]).scale.load()
+            scale = as_quantized(tensors.entries[key]).scale.load()
             assert scale.unique().numel() == 1 and float(scale.flatten()[0]) > 0
 
 

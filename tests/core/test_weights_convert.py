@@ -9,14 +9,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from magihuman_core import load_dit
+from magihuman_core.checkpoint.quantized import as_quantized
+from magihuman_core.checkpoint.write import write_checkpoint
 from magihuman_core.cli import main
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.convert import convert
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.quantised import as_quantised
-from magihuman_core.weights.recognise import recognise
-from magihuman_core.weights.write import write_checkpoint
+from magihuman_core.tools.convert import convert
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import recognize
+from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -57,7 +57,7 @@ def test_there_and_back_is_bit_equal(official, tmp_path):
         assert torch.equal(again[key], tensor)
     assert metadata(back) == {"format": "pt", "kind": "network", "role": "distilled", "version": "1",
                               "source": "split.safetensors"}  # fmt: skip
-    assert recognise(open_checkpoint(back, raw=True)).role == "distilled"
+    assert recognize(open_checkpoint(back, raw=True)).role == "distilled"
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
@@ -70,7 +70,7 @@ def test_precious_tensors_keep_their_width(dtype, official, tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("fp8", 0.1), ("int8", 0.03)])
-def test_quantised_files_compute_nearly_the_same(dtype, allowed, official, tmp_path):
+def test_quantized_files_compute_nearly_the_same(dtype, allowed, official, tmp_path):
     path = convert(official, tmp_path / "distill.safetensors", dtype=dtype)
     expected = outputs(official)
     assert 1e-5 < (outputs(path) - expected).norm() / expected.norm() <= allowed
@@ -81,8 +81,8 @@ def test_quantised_files_compute_nearly_the_same(dtype, allowed, official, tmp_p
             assert tensor.dtype == (torch.bfloat16 if ".linear_g" in key else narrow)
         else:
             assert tensor.dtype == torch.float32
-    found = recognise(open_checkpoint(path, raw=True))
-    assert (found.layout, found.quantisation) == ("split experts", "ComfyUI quantised layers")
+    found = recognize(open_checkpoint(path, raw=True))
+    assert (found.layout, found.quantization) == ("split experts", "ComfyUI quantized layers")
     assert found.role == "distilled"
     assert "problem" not in describe(path)
 
@@ -102,11 +102,11 @@ def test_each_linear_of_each_modality_has_a_scale_and_qkv_share_one(official, tm
     for i in range(3):  # each modality is as exact as fp8 is, whatever the others' size
         want = official[key][i * height : (i + 1) * height].float()
         assert (read.read(key, torch.float32, (i * height, (i + 1) * height)) - want).norm() <= 0.04 * want.norm()
-    joined = as_quantised(read.entries[key].rows(0, height - 2))
+    joined = as_quantized(read.entries[key].rows(0, height - 2))
     assert joined.scale.load().unique().numel() == 1
 
 
-def test_the_quantised_table_is_comfyuis(official, tmp_path):
+def test_the_quantized_table_is_comfyuis(official, tmp_path):
     path = convert(official, tmp_path / "x.safetensors", dtype="int8")
     table = json.loads(metadata(path)["_quantization_metadata"])
     stored = load_file(path)
@@ -117,7 +117,7 @@ def test_the_quantised_table_is_comfyuis(official, tmp_path):
         assert stored[layer + ".weight_scale"].shape == (stored[layer + ".weight"].shape[0], 1)
 
 
-def test_quantised_files_become_plain_again(official, tmp_path):
+def test_quantized_files_become_plain_again(official, tmp_path):
     narrow = convert(official, tmp_path / "narrow.safetensors", dtype="int8")
     wide = load_file(convert(narrow, tmp_path / "wide.safetensors"))
     assert set(wide) == set(official)
@@ -142,7 +142,7 @@ def test_only_what_is_used_of_a_larger_file_is_written(tmp_path):
     encoder["model.decoder.layers.0.x"] = torch.zeros(3)
     path = convert(encoder, tmp_path / "te.safetensors", dtype="fp8")
     assert not any("decoder" in key for key in load_file(path))
-    assert recognise(open_checkpoint(path)).kind == "text_encoder"
+    assert recognize(open_checkpoint(path)).kind == "text_encoder"
 
 
 def test_scales_of_a_latent_are_never_rounded(tmp_path):

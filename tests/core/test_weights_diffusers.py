@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from magihuman_core import load_audio_vae, load_video_vae
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.recognise import recognise
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import recognize
+from magihuman_core.weights.source import open_checkpoint
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -35,7 +35,7 @@ def test_the_video_vae(blocks, tmp_path):
     torch.testing.assert_close(vae.encode(video), expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
     z = torch.randn(1, 7, 2, 2, 3)
     torch.testing.assert_close(vae.decode(z), wan.decode(z).sample, atol=1e-3, rtol=1e-3)
-    found = recognise(open_checkpoint(tmp_path / "model" / "vae", raw=True))
+    found = recognize(open_checkpoint(tmp_path / "model" / "vae", raw=True))
     assert (found.kind, found.layout) == ("video_vae", "diffusers' names")
     assert "problem" not in describe(tmp_path / "model")
 
@@ -53,6 +53,6 @@ def test_the_audio_vae(strides, tmp_path):
     torch.testing.assert_close(vae.encode(sound), oobleck.encode(sound).latent_dist.mean, atol=1e-4, rtol=1e-4)
     latent = torch.randn(1, 5, 9)
     torch.testing.assert_close(vae.decode(latent), oobleck.decode(latent).sample, atol=1e-4, rtol=1e-4)
-    found = recognise(open_checkpoint(tmp_path, raw=True))
+    found = recognize(open_checkpoint(tmp_path, raw=True))
     assert (found.kind, found.layout) == ("audio_vae", "diffusers' names")
     assert "problem" not in describe(tmp_path)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import magihuman_core
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.recognise import recognise
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import recognize
+from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 BOUNDED = settings(
@@ -65,10 +65,10 @@ LOADERS = {
 
 
 def check(path) -> None:
-    """Open, recognise and read all; explain; then load it as each of the parts."""
+    """Open, recognize and read all; explain; then load it as each of the parts."""
     with contextlib.suppress(CheckpointError):
         checkpoint = open_checkpoint(path)
-        recognise(checkpoint)
+        recognize(checkpoint)
         for key in checkpoint:
             assert tuple(checkpoint[key].shape) == checkpoint.shape(key)
     with contextlib.suppress(CheckpointError):

@@ -1,4 +1,4 @@
-"""GGUF files, written by the gguf package: with plain and quantised tensors, whole and damaged."""
+"""GGUF files, written by the gguf package: with plain and quantized tensors, whole and damaged."""
 
 import contextlib
 import struct
@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from magihuman_core import load_dit, load_text_encoder
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.convert import convert
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.recognise import recognise
+from magihuman_core.tools.convert import convert
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import recognize
+from magihuman_core.weights.source import open_checkpoint
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
@@ -25,17 +25,17 @@ DATA = Path(__file__).parents[1] / "data"
 Type = gguf.GGMLQuantizationType
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], quantise: Type | None = None) -> Path:
-    """All tensors, and matrices that fit its blocks quantised."""
+def write(path: Path, tensors: dict[str, torch.Tensor], quantize: Type | None = None) -> Path:
+    """All tensors, and matrices that fit its blocks quantized."""
     writer = gguf.GGUFWriter(path, "t5gemma")
     writer.add_string("general.name", "test")
     writer.add_array("tokenizer.ggml.tokens", ["a", "bc"] * 100)
     writer.add_array("tokenizer.ggml.scores", [0.5] * 200)
     writer.add_bool("flag", True)
     for name, tensor in tensors.items():
-        block = gguf.GGML_QUANT_SIZES[quantise][0] if quantise else 1
-        if quantise and tensor.dim() == 2 and tensor.shape[1] % block == 0 and "norm" not in name:
-            writer.add_tensor(name, quants.quantize(tensor.float().numpy(), quantise), raw_dtype=quantise)
+        block = gguf.GGML_QUANT_SIZES[quantize][0] if quantize else 1
+        if quantize and tensor.dim() == 2 and tensor.shape[1] % block == 0 and "norm" not in name:
+            writer.add_tensor(name, quants.quantize(tensor.float().numpy(), quantize), raw_dtype=quantize)
         elif tensor.dtype == torch.bfloat16:
             # A bf16 tensor goes in as its bytes: numpy has no such type.
             data = tensor.contiguous().view(torch.uint8).numpy().reshape(*tensor.shape[:-1], -1)
@@ -70,7 +70,7 @@ def test_plain_tensors_are_exact(network, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [(Type.Q8_0, 1e-2), (Type.Q5_1, 5e-2), (Type.Q4_0, 0.15)])
-def test_quantised_networks_and_encoders_are_decoded(kind, allowed, network, encoder, tmp_path):
+def test_quantized_networks_and_encoders_are_decoded(kind, allowed, network, encoder, tmp_path):
     for name, tensors in (("network", network), ("text_encoder", encoder)):
         path = write(tmp_path / f"{name}.gguf", tensors, kind)
         checkpoint = open_checkpoint(path, name)
@@ -82,10 +82,10 @@ def test_quantised_networks_and_encoders_are_decoded(kind, allowed, network, enc
             assert error <= allowed
             changed += bool(error > 1e-4)
         assert changed >= 4
-        found = recognise(open_checkpoint(path, raw=True))
+        found = recognize(open_checkpoint(path, raw=True))
         assert found.kind == name
-        assert found.quantisation.startswith("GGUF: ")
-        assert kind.name in found.quantisation
+        assert found.quantization.startswith("GGUF: ")
+        assert kind.name in found.quantization
         assert f"GGUF: {kind.name}" in describe(path)
     load_dit(tmp_path / "network.gguf")
     load_text_encoder(tmp_path / "text_encoder.gguf", config={"head_dim": 16})
@@ -129,7 +129,7 @@ def test_a_gguf_file_is_converted(network, tmp_path):
     path = convert(write(tmp_path / "distill.gguf", network, Type.Q8_0), tmp_path / "x.safetensors")
     stored = load_file(path)
     assert set(stored) == set(network)
-    assert recognise(open_checkpoint(path)).role == "distilled"
+    assert recognize(open_checkpoint(path)).role == "distilled"
 
 
 def test_names_of_llama_cpp_are_explained(tmp_path):

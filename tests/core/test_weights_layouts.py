@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core import load_dit
+from magihuman_core.checkpoint.quantized import as_quantized
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights import open_checkpoint
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.quantised import as_quantised
-from magihuman_core.weights.recognise import recognise
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import recognize
+from magihuman_core.weights.source import open_checkpoint
 
 logger = logging.getLogger(__name__)  # pytest --log-cli-level=INFO shows the errors
 
@@ -121,8 +121,8 @@ def prefixed(official: dict, prefix: str) -> dict:
 
 
 FP8 = "fp8 (e4m3), with scales"
-COMFY = "ComfyUI quantised layers"
-# name -> (how to write it, relative error of outputs allowed, layout in words, quantisation in words)
+COMFY = "ComfyUI quantized layers"
+# name -> (how to write it, relative error of outputs allowed, layout in words, quantization in words)
 LAYOUTS = {
     "official": (dict, 0, "official", None),
     "split": (split, 0, "split experts", None),
@@ -184,7 +184,7 @@ def outputs(source) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_the_outputs_of_the_official_one(name, official, tmp_path):
-    write, tolerance, layout, quantisation = LAYOUTS[name]
+    write, tolerance, layout, quantization = LAYOUTS[name]
     stored = {key: value.contiguous() for key, value in write(official).items()}
     path = tmp_path / "net.safetensors"
     save_file(stored, path)
@@ -201,17 +201,17 @@ def test_every_layout_gives_the_outputs_of_the_official_one(name, official, tmp_
     logger.info("%s: relative error of the outputs %.1e", name, error)
     assert error <= tolerance
     if tolerance:
-        assert error > 1e-5  # it was quantised indeed
+        assert error > 1e-5  # it was quantized indeed
     if tolerance:  # apart from rounding nothing is lost: weights that the format can hold come back
         kept = {key: checkpoint.read(key, torch.float32) for key in official}
         expected = outputs(kept)
         assert (outputs(write(kept)) - expected).norm() <= 1e-2 * expected.norm()
-    found = recognise(open_checkpoint(path, raw=True))
-    assert (found.kind, found.layout, found.quantisation) == ("network", layout, quantisation)
+    found = recognize(open_checkpoint(path, raw=True))
+    assert (found.kind, found.layout, found.quantization) == ("network", layout, quantization)
     assert "problem" not in describe(path)
 
 
-def test_quantisation_named_in_the_header_only(official, tmp_path):
+def test_quantization_named_in_the_header_only(official, tmp_path):
     stored = fp8(official, "{stem}.weight_scale")
     stored = {key: value.view(torch.uint8) if is_linear(key) else value for key, value in stored.items()}
     layers = {key.removesuffix(".weight"): {"format": "float8_e4m3fn"} for key in stored if is_linear(key)}
@@ -241,19 +241,19 @@ def test_decoding_rows_equals_rows_of_the_decoded(official):
 
 
 def test_data_and_scale_stay_at_hand_undecoded(official):
-    """The seam for computing with quantised weights: also behind joined and cut rows."""
+    """The seam for computing with quantized weights: also behind joined and cut rows."""
     key = "block.layers.0.attention.linear_qkv.weight"
     height, gates = 390 // 3, HEADS
     for stored in (quanto(official), fp8(official, "{stem}.weight_scale"), fp8_split(official)):
         checkpoint = open_checkpoint(stored, "network")
-        part = as_quantised(checkpoint.entries[key].rows(height, 2 * height - gates))  # audio's q, k, v
+        part = as_quantized(checkpoint.entries[key].rows(height, 2 * height - gates))  # audio's q, k, v
         assert part.data.dtype in (torch.int8, torch.float8_e4m3fn)
         scale = part.scale.load()
         decoded = part.data.load().float() * (scale[:, None] if scale.dim() else scale)
         expected = checkpoint.read(key, torch.float32)[height : 2 * height - gates]
         assert torch.allclose(decoded, expected, rtol=1e-6)
     for stored in (fp8_split(official), official):  # with the bf16 gates, and all in bf16
-        assert as_quantised(open_checkpoint(stored, "network").entries[key]) is None
+        assert as_quantized(open_checkpoint(stored, "network").entries[key]) is None
 
 
 def without(stored: dict, key: str) -> dict:

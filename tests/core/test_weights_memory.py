@@ -14,8 +14,9 @@ LAYERS, WIDTH = 12, 2304  # 12 matrices of 21 MB: 255 MB as fp32, 127 MB as bf16
 PROGRAM = """
 import sys, torch
 from torch import nn
-from magihuman_core.weights import assign_weights, open_checkpoint
-from magihuman_core.weights.write import write_checkpoint
+from magihuman_core.checkpoint.assign import assign_weights
+from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.checkpoint.write import write_checkpoint
 
 def memory(kind):
     for line in open("/proc/self/status"):

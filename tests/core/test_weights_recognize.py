@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from magihuman_core.checkpoint.checkpoint import Checkpoint, Entry
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights import Checkpoint, Entry, open_checkpoint
-from magihuman_core.weights.inspect import describe
-from magihuman_core.weights.recognise import find_role, recognise, require_kind
+from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.recognize import find_role, recognize, require_kind
+from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = {
@@ -39,10 +40,10 @@ def real_checkpoint(kind: str, prefix: str = "") -> Checkpoint:
 
 
 @pytest.mark.parametrize("kind", REAL)
-def test_the_real_models_are_recognised_and_told_apart(kind):
+def test_the_real_models_are_recognized_and_told_apart(kind):
     checkpoint = real_checkpoint(kind)
-    assert recognise(checkpoint).kind == kind
-    assert recognise(checkpoint).quantisation is None
+    assert recognize(checkpoint).kind == kind
+    assert recognize(checkpoint).quantization is None
     for wanted in REAL:
         if wanted == kind:
             require_kind(checkpoint, wanted)
@@ -57,7 +58,7 @@ def test_the_real_models_are_recognised_and_told_apart(kind):
      ("network", "model.diffusion_model."), ("network", "diffusion_model.")],
 )  # fmt: skip
 def test_prefixes_do_not_hide_a_model(kind, prefix):
-    assert recognise(real_checkpoint(kind, prefix)).kind == kind
+    assert recognize(real_checkpoint(kind, prefix)).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_prefixes_do_not_hide_a_model(kind, prefix):
      ("transformer_blocks.0.attn1.to_k.weight", "another diffusion model")],
 )  # fmt: skip
 def test_other_peoples_models_are_named(key, words):
-    found = recognise({key: torch.zeros(1)})
+    found = recognize({key: torch.zeros(1)})
     assert found.kind == "unknown"
     assert words in found.what
     with pytest.raises(CheckpointError, match="Choose another file"):

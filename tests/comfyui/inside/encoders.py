@@ -16,8 +16,8 @@ import comfy.sd
 import torch
 from comfy_extras.nodes_audio import VAEDecodeAudio, VAEEncodeAudio
 from magihuman_pack.magihuman_core import load_audio_vae, load_text_encoder, load_turbo_vae, load_video_vae
-from magihuman_pack.magihuman_core.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_pack.magihuman_core.waveform import resample
+from magihuman_pack.magihuman_core.media.waveform import resample
+from magihuman_pack.magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_pack.magihuman_core.weights.convert import convert
 from magihuman_pack.nodes.adapter.clip import load_clip
 from magihuman_pack.nodes.adapter.model import LatentFormat
@@ -72,7 +72,7 @@ with torch.inference_mode():
     z = random(1, 48, 4, 6, 8)
     for name, vae, core in (("turbo", load_turbo(TURBO), load_turbo_vae(TURBO)),
                             ("wan", load_video(WAN), load_video_vae(WAN))):
-        want = ((core.decode(z, normalised=False) + 1) / 2).clamp(0, 1)[0].permute(1, 2, 3, 0)
+        want = ((core.decode(z, normalized=False) + 1) / 2).clamp(0, 1)[0].permute(1, 2, 3, 0)
         latent = {"samples": nested(z, random(1, 64, 13))}
         assert worst(nodes.VAEDecode().decode(vae, latent)[0], want) < 1e-5, name
         tiled = nodes.VAEDecodeTiled().decode(vae, latent, 512, 64, 64, 8)[0]
@@ -80,12 +80,12 @@ with torch.inference_mode():
         assert nodes.VAEDecodeTiled().decode(vae, latent, 64, 16, 64, 8)[0].shape == want.shape
         assert vae.temporal_compression_decode() == 4 and vae.spacial_compression_decode() == 16
     images = torch.rand((5, 64, 96, 3), generator=generator)
-    want = core.encode((images.movedim(-1, 0)[None] * 2 - 1), normalised=False)
+    want = core.encode((images.movedim(-1, 0)[None] * 2 - 1), normalized=False)
     assert worst(nodes.VAEEncode().encode(vae, images)[0]["samples"], want) < 1e-5
     assert nodes.VAEEncodeTiled().encode(vae, images, 512, 64, 64, 8)[0]["samples"].shape == want.shape
     print("video VAEs equal the core's")
 
-    # Core's normalisation is the one the decoders use.
+    # Core's normalization is the one the decoders use.
     latent_format = LatentFormat()
     statistics = [torch.tensor(values).view(1, -1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD)]
     assert worst(latent_format.process_in(z), (z - statistics[0]) / statistics[1]) < 1e-6

@@ -22,7 +22,7 @@ from magihuman_pack.magihuman_core.weights import open_checkpoint
 from magihuman_pack.magihuman_core.weights.convert import convert
 from magihuman_pack.magihuman_core.weights.dit_keys import official_rows
 from magihuman_pack.nodes.adapter import sampling
-from magihuman_pack.nodes.adapter.lora import PREFIX, is_stand_in
+from magihuman_pack.nodes.adapter.lora import PREFIX, is_alias
 from magihuman_pack.nodes.adapter.model import load_model
 from safetensors.torch import load_file, save_file
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, generator, random, sample
@@ -217,7 +217,7 @@ half = model.clone()
 half.add_patches(patches, 0.5, 0.5)
 assert close(sample(half), plain, 1e-4)
 saved = model.state_dict_for_saving()
-assert saved and not any(is_stand_in(k.removeprefix("model.")) for k in saved)
+assert saved and not any(is_alias(k.removeprefix("model.")) for k in saved)
 print("merging and saving leave the stand-ins out")
 
 # Memory.

@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from magihuman_pack.magihuman_core import load_dit
-from magihuman_pack.magihuman_core.dit import MagiHumanDiT
+from magihuman_pack.magihuman_core.model.dit import MagiHumanDiT
 from magihuman_pack.magihuman_core.weights import open_checkpoint
 from magihuman_pack.magihuman_core.weights.dit_keys import network_config, official_state_dict
 from magihuman_pack.nodes.adapter.model import load_model
@@ -43,7 +43,7 @@ def with_lora(model):
     return comfy.sd.load_lora_for_models(model, None, lora, 0.7, 0)[0]
 
 
-for dtype, quantise, fast, tolerance, share in (
+for dtype, quantize, fast, tolerance, share in (
     (torch.bfloat16, None, False, 0.01, 1.01),
     (torch.float8_e4m3fn, None, False, 0.05, 0.6),
     # Here `fast` only changes how weights are laid out: ComfyUI multiplies in fp8 and NVFP4 on cards alone.
@@ -53,16 +53,16 @@ for dtype, quantise, fast, tolerance, share in (
     (None, "nvfp4", False, 0.3, 0.45),
     (None, "nvfp4", True, 0.3, 0.45),
 ):
-    narrow = load_model(DISTILLED, "distilled", dtype, quantise, fast)
+    narrow = load_model(DISTILLED, "distilled", dtype, quantize, fast)
     network = narrow.model.diffusion_model
     assert down_proj(narrow).dtype == dtype or dtype != torch.bfloat16
     assert network.adapter.video_embedder.weight.dtype == network.final_linear_video.weight.dtype == torch.float32
     got = sample(narrow)
-    assert distance(got, plain) < tolerance, (dtype, quantise, distance(got, plain))
+    assert distance(got, plain) < tolerance, (dtype, quantize, distance(got, plain))
     assert distance(sample(with_lora(narrow)), got) > 1e-3
     found = comfy.model_management.module_size(narrow.model) / size
-    assert found < share, (quantise, found)
-    print(f"{quantise or dtype}{' fast' if fast else ''}: relative error {distance(got, plain):.3f}")
+    assert found < share, (quantize, found)
+    print(f"{quantize or dtype}{' fast' if fast else ''}: relative error {distance(got, plain):.3f}")
 
 
 # Files that are stored so are computed with as they are: each tensor with one scale, or a scale for each row.
@@ -114,9 +114,9 @@ for module in padded.model.diffusion_model.blocks.modules():
     if type(weight).__name__ == "QuantizedTensor":
         assert weight.shape[0] % 16 == weight.shape[1] % 16 == 0, weight.shape
 assert distance(sample(padded), sample(exact)) < 1e-5
-for quantise, fast in (("int8_tensorwise", False), ("nvfp4", False), ("nvfp4", True)):
-    other = load_model(odd, "distilled", None, quantise, fast)
-    assert down_proj(other).shape[1] == (52 if (quantise, fast) == ("nvfp4", False) else 64)
+for quantize, fast in (("int8_tensorwise", False), ("nvfp4", False), ("nvfp4", True)):
+    other = load_model(odd, "distilled", None, quantize, fast)
+    assert down_proj(other).shape[1] == (52 if (quantize, fast) == ("nvfp4", False) else 64)
     assert distance(sample(other), sample(load_model(odd, "distilled", torch.float32))) < 0.4
 lora = {}
 for layer in (0, 2):

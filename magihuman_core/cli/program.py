@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .demo_cli import add_demo
-from .errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError
+from .demo import add_demo
 from .progress import bars
 
 MAX_PROMPT_FILE = 1 << 20  # bytes; a prompt has about a thousand
@@ -91,7 +91,7 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make a clip and write it."""
-    from .media import check_output
+    from ..media.video_file import check_output
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
     out = check_output(arguments.out)
@@ -103,7 +103,7 @@ def generate(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from .pipeline import MagiHumanPipeline
+    from ..pipeline.pipeline import MagiHumanPipeline
 
     dtype = DTYPES[arguments.dtype]
     pipeline = MagiHumanPipeline.from_folder(
@@ -173,7 +173,7 @@ def add_inspect(commands, common: argparse.ArgumentParser) -> None:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Explain weights."""
-    from .weights.inspect import describe
+    from ..tools.inspect import describe
 
     print(describe(arguments.path, read_all=arguments.read_all))
     return 0
@@ -191,7 +191,7 @@ def add_convert(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="file, index file or folder, in any known layout")
     parser.add_argument("target", metavar="TARGET", help="the .safetensors file to write; an existing one is replaced")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32", "fp8", "int8"),
-                        help="default: as stored, and bf16 for what is quantised")
+                        help="default: as stored, and bf16 for what is quantized")
     parser.add_argument("--layout", choices=("official", "split"),
                         help="of a network (default: official; split for fp8 and int8)")
     parser.add_argument("--role", choices=("base", "distilled", "sr_540p", "sr_1080p"),
@@ -202,8 +202,8 @@ def convert(arguments: argparse.Namespace) -> int:
     """Convert weights."""
     from tqdm import tqdm
 
-    from .weights.convert import convert as write
-    from .weights.inspect import size_text
+    from ..tools.convert import convert as write
+    from ..tools.inspect import size_text
 
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc="converting", leave=False) as bar:
         def progress(done: int, total: int) -> None:

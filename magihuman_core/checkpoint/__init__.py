@@ -1,0 +1,1 @@
+"""File formats of weights: opening, reading, writing. Knows no model."""

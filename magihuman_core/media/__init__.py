@@ -1,0 +1,1 @@
+"""Images, waveforms and video files as tensors, and back."""

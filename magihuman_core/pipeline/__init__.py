@@ -1,0 +1,1 @@
+"""From a prompt, an image and a voice to a clip."""

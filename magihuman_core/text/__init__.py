@@ -1,0 +1,1 @@
+"""The text encoder, and the form of its prompts."""

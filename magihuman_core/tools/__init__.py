@@ -1,0 +1,1 @@
+"""What is done with weight files besides loading: explaining and converting them."""

@@ -1,0 +1,1 @@
+"""The video decoders and encoders, and the audio VAE."""
