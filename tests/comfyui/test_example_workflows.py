@@ -83,9 +83,11 @@ def write_media(folder: Path) -> None:
 
 
 def reduced(prompt: dict) -> dict:
-    """The same prompt, small and short."""
+    """The same prompt, small and short; super-resolution keeps its own few steps."""
     for node in prompt.values():
-        node["inputs"].update(SMALL.get(node["class_type"], {}))
+        source, _ = node["inputs"].get("latent_image", (None, 0))
+        if source is None or prompt[source]["class_type"] != "MagiHumanLatentUpscale":
+            node["inputs"].update(SMALL.get(node["class_type"], {}))
     return prompt
 
 
@@ -104,6 +106,7 @@ def test_workflow_makes_a_film(ready, known, path):
         video, audio = file.streams.video[0], file.streams.audio[0]
         width, height, frames = EXPECTED.get(path.stem, (64, 96, 9))
         assert (video.codec_context.name, audio.codec_context.name) == ("h264", "aac")
+        assert (audio.rate, audio.channels) == (44100, 2)
         assert (video.width, video.height, video.frames, video.average_rate) == (width, height, frames, 25)
         assert abs(float(audio.duration * audio.time_base) - frames / 25) < 0.05
         assert file.metadata["prompt"]
