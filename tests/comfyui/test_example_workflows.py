@@ -36,13 +36,13 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def ready(server):
     """The server, with every file that the workflows name: models in small, a picture, a voice, a clip."""
-    stand_in(server.base / "models")
+    copy_models(server.base / "models")
     write_media(server.base / "input")
     return server
 
 
-def stand_in(models: Path) -> None:
-    """conftest's small models under the names that the workflows use, where they are not there yet."""
+def copy_models(models: Path) -> None:
+    """Give conftest's small models the names that the workflows use, where that was not done yet."""
     encoder = models / "text_encoders/t5gemma-9b-9b-ul2"
     if not encoder.exists():
         encoder.mkdir()
