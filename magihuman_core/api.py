@@ -1,8 +1,10 @@
 """The public names of `magihuman_core`, where they come from."""
 
 from .errors import CheckpointError, InputError
+from .loading.dit import load_dit
+from .loading.text_encoder import load_text_encoder
 from .model.config import DiTConfig
-from .model.dit import MagiHumanDiT, load_dit
+from .model.dit import MagiHumanDiT
 from .model.sequence import pack_latents, unpack_latents
 from .pipeline.clip import Clip
 from .pipeline.pipeline import MagiHumanPipeline
@@ -10,7 +12,6 @@ from .runtime.lora import apply_lora
 from .sampling.denoiser import Guidance, JointDenoiser
 from .sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from .sampling.super_resolution import prepare_super_resolution
-from .text.encoder import load_text_encoder
 from .vae.audio import load_audio_vae
 from .vae.turbo import load_turbo_vae
 from .vae.video import load_video_vae

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magihuman_core.model.dit import load_dit
+from magihuman_core.loading.dit import load_dit
+from magihuman_core.loading.text_encoder import load_text_encoder
 from magihuman_core.model.sequence import pack_latents, unpack_latents
 from magihuman_core.sampling.denoiser import Guidance, JointDenoiser
 from magihuman_core.sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from magihuman_core.sampling.super_resolution import prepare_super_resolution
-from magihuman_core.text.encoder import load_text_encoder
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from magihuman_core.vae.audio import load_audio_vae
 from magihuman_core.vae.turbo import load_turbo_vae

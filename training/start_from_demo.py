@@ -8,8 +8,8 @@ Weights come back at the precision they were stored in; optimizers start anew.
 import torch
 from torch import nn
 
-from magihuman_core.model.dit import load_dit
-from magihuman_core.text.encoder import load_text_encoder
+from magihuman_core.loading.dit import load_dit
+from magihuman_core.loading.text_encoder import load_text_encoder
 from magihuman_core.vae.audio import load_audio_vae
 from magihuman_core.vae.turbo import load_turbo_vae
 from magihuman_core.vae.video import load_video_vae

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..nn.quantized_linear import EIGHT_BITS
 from .checkpoint import Checkpoint, Entry, Joined, concatenated
 from .header import quoted
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-EIGHT_BITS = (*FP8, torch.int8)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
 PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..errors import CheckpointError, InputError
 
-PATCH = 2  # a video token covers 1 x 2 x 2 latent cells
+PATCH = 2  # a video token covers 1 x 2 x 2 latent pixels
 
-# Layers of the 1080p super-resolution model that keep full attention; all others are local (SPEC 2).
+# Layers of the 1080p super-resolution model that keep full attention; all others are local (docs/model.md).
 GLOBAL_LAYERS_1080P = (3, 7, 11, 15, 19, 23, 27, 31)
 
 
@@ -60,7 +60,8 @@ class DiTConfig:
         sd: official keys -> anything with a `.shape`, or a checkpoint with `.shape(key)`.
         overrides: fields to set instead, in particular positions, local_layers and local_radius.
         """
-        shape_of = sd.shape if callable(getattr(sd, "shape", None)) else lambda key: sd[key].shape
+        ask = getattr(sd, "shape", None)  # a checkpoint tells shapes without reading tensors
+        shape_of = ask if callable(ask) else lambda key: sd[key].shape
 
         def shape(key: str) -> tuple[int, ...]:
             if key not in sd:

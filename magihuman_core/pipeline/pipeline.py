@@ -20,11 +20,12 @@ from torch import Tensor
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
+from ..loading.dit import load_dit
 from ..loading.folder import NETWORKS, ModelFolder, find_models
 from ..media.video_file import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.config import DiTConfig
-from ..model.dit import MagiHumanDiT, load_dit
+from ..model.dit import MagiHumanDiT
 from ..model.sequence import pack_latents, unpack_latents
 from ..recipes import SR_STEPS, STEPS, choose_device, role_overrides
 from ..runtime.lora import apply_lora
@@ -170,7 +171,8 @@ class MagiHumanPipeline:
     # Stages
 
     def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
-        from ..text.encoder import encoder_keys, load_text_encoder, may_quantize
+        from ..loading.text_encoder import load_text_encoder
+        from ..text.encoder import encoder_keys, may_quantize
 
         checkpoint = encoder_keys(open_checkpoint(self._open("text_encoder"), "text_encoder"))
         with self._stage("text encoder") as load:

@@ -31,7 +31,7 @@ from ..errors import CheckpointError, InputError
 from ..model.config import RELEASED, DiTConfig
 from ..model.sequence import MODALITIES
 from ..nn.layers import EPS
-from ..nn.quantized_linear import decoded
+from ..nn.quantized_linear import dequantized_rows
 from ..weights.dit_keys import official_rows
 from ..weights.source import open_checkpoint
 
@@ -338,7 +338,7 @@ def dora_factor(layer: nn.Module, delta: Delta) -> Tensor:
     down, lengths = delta.down.float() * delta.scale, []
     begin, end, _ = delta.place.indices(layer.weight.shape[0])
     for top, up in zip(range(begin, end, ROWS), delta.up.split(ROWS), strict=True):
-        weight = decoded(layer, slice(top, top + len(up)))
+        weight = dequantized_rows(layer, slice(top, top + len(up)))
         lengths.append(torch.addmm(weight, up.float(), down).norm(dim=1))
     lengths = torch.cat(lengths)
     return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)

@@ -23,8 +23,8 @@ from ..weights.recognize import KINDS, ROLES, Recognized, recognize
 from ..weights.source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 
 LOADERS = {
-    "network": ("..model.dit", "load_dit"),
-    "text_encoder": ("..text.encoder", "load_text_encoder"),
+    "network": ("..loading.dit", "load_dit"),
+    "text_encoder": ("..loading.text_encoder", "load_text_encoder"),
     "turbo_vae": ("..vae.turbo", "load_turbo_vae"),
     "video_vae": ("..vae.video", "load_video_vae"),
     "audio_vae": ("..vae.audio", "load_audio_vae"),

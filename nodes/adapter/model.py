@@ -38,7 +38,10 @@ START = 0.999  # a schedule that begins at or above this sigma begins from the s
 
 
 class LatentFormat(comfy.latent_formats.Wan22):
-    """Raw Wan2.2 latents on sockets, normalized ones in the network; sound passes as it is."""
+    """Raw Wan2.2 latents on sockets, normalized ones in the network; audio passes as it is."""
+
+    latents_mean: Tensor
+    latents_std: Tensor
 
     def __init__(self, video_channels: int = 48, audio_channels: int = 64):
         super().__init__()
@@ -117,9 +120,9 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")
         if text is None or text.shape[-1] != config.text_channels:
-            found = "none" if text is None else f"{text.shape[-1]} channels"
+            given = "none" if text is None else f"{text.shape[-1]} channels"
             raise InputError(
-                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode the "
+                f"The conditioning has {given}, but this model takes text of {config.text_channels}: encode the "
                 "prompt with a CLIP from Load MagiHuman Text Encoder."
             )
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
@@ -171,7 +174,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model before it is built."""
 
     unet_config = {"image_model": "magihuman"}
-    unet_extra_config = {}
+    unet_extra_config: dict = {}
     sampling_settings = {"shift": 5.0, "multiplier": 1000}
     latent_format = LatentFormat
     memory_usage_factor = 1.0  # not used: MagiHumanModel.memory_required computes bytes
@@ -261,7 +264,7 @@ def main_dtype(tensors) -> torch.dtype:
     counts: dict[torch.dtype, int] = {}
     for key in tensors:
         counts[tensors.dtype(key)] = counts.get(tensors.dtype(key), 0) + math.prod(tensors.shape(key))
-    return max(counts, key=counts.get)
+    return max(counts, key=counts.__getitem__)
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,

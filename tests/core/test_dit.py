@@ -246,7 +246,7 @@ def test_local_attention_is_masked_full_attention(seed, frames, radius, audio):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_batches_and_chunks_change_nothing(monkeypatch):
+def test_batches_and_pieces_change_nothing():
     dit = random_dit(1)
     clip = random_clip(batch=2)
     with torch.inference_mode():
@@ -254,7 +254,7 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
         for i in range(2):
             one = dit(*(t[i : i + 1] for t in clip))
             torch.testing.assert_close(one[0], whole[0][i : i + 1], atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr("magihuman_core.model.dit.CPU_CHUNK", 5)
+        dit.piece = 5
         for a, b in zip(dit(*clip), whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
