@@ -1,4 +1,4 @@
-"""Schedule and solvers (SPEC 3), with the signature ComfyUI's samplers have.
+"""Schedule and solvers (docs/model.md), with the signature ComfyUI's samplers have.
 
 A solver integrates one flat vector that holds video and audio; `model(x, sigma, **extra_args)` gives
 the estimate of the clean vector. Every step is element-wise, so both streams are solved jointly.
@@ -144,3 +144,6 @@ def sample_renoise(
         if levels[i + 1] > 0:
             x = levels[i + 1] * noise_sampler(sigmas[i], sigmas[i + 1]) + (1 - levels[i + 1]) * x0
     return x
+
+
+SOLVERS = {"unipc": sample_unipc, "renoise": sample_renoise}  # as recipes name them

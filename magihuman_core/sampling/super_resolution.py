@@ -1,4 +1,4 @@
-"""What the super-resolution network starts from (SPEC 4)."""
+"""What the super-resolution network starts from (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..recipes import SR_540P
 
 
 def zero_snr_table(count: int = 1000) -> Tensor:
@@ -32,15 +33,15 @@ def prepare_super_resolution(
     *,
     video_noise: Tensor | None,
     audio_noise: Tensor,
-    noise_level: int = 220,
-    audio_noise_scale: float = 0.7,
+    noise_level: int = SR_540P.noise_level,
+    audio_noise_scale: float = SR_540P.audio_noise,
 ) -> tuple[Tensor, Tensor]:
     """Base latents -> (video to start from, audio as context).
 
-    video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent cells;
+    video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent pixels;
     video_noise: [B, C, T, height, width]; audio_noise like audio. noise_level indexes the table above;
     0 leaves the upsampled video without noise (then video_noise may be None). The audio context is
-    never the result's audio: that stays the base audio.
+    never the result's audio: that stays the base audio. Raises InputError.
     """
     table = zero_snr_table()
     if not 0 <= noise_level < len(table):
