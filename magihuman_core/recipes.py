@@ -35,6 +35,10 @@ class Guidance:
         return self.video if int(1000 * sigma) > 500 else self.video_late
 
 
+FULL_GUIDANCE = Guidance()
+SR_GUIDANCE = Guidance(3.5, 3.5, first_frames=13)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What follows from a network's role."""
@@ -67,12 +71,12 @@ class Recipe:
         return {"positions": self.positions, "local_layers": local, "local_radius": self.local_radius}
 
 
-BASE = Recipe("base", "base: 32 steps with guidance", 448, 256, steps=32, solver="unipc", guidance=Guidance())
+BASE = Recipe("base", "base: 32 steps with guidance", 448, 256, steps=32, solver="unipc", guidance=FULL_GUIDANCE)
 DISTILLED = Recipe("distilled", "distilled: 8 steps without guidance", BASE.width, BASE.height, steps=8,
                    solver="renoise")
 SR_540P = Recipe(
     "sr_540p", "super-resolution to 540p", 896, 512, steps=5, solver="unipc",
-    optional_guidance=Guidance(3.5, 3.5, first_frames=13), positions="v1", super_resolution=True, noise_level=220,
+    optional_guidance=SR_GUIDANCE, positions="v1", super_resolution=True, noise_level=220,
     audio_noise=0.7,
 )  # fmt: skip
 SR_1080P = replace(

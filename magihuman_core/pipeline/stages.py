@@ -91,13 +91,11 @@ def sample(parts: Parts, turn: Pass, conditions: Conditions, seed: int, base: tu
     if conditions.images:
         latent = keep_image(latent, _fitting(parts, conditions.images[turn.size], latent))
 
-    texts = [conditions.text]
-    if turn.guidance is not None and conditions.negative is not None:
-        texts.append(conditions.negative)
+    negative = None if turn.guidance is None else conditions.negative
     x, shapes = pack_latents(video, audio)
-    dit = _load_network(parts, turn, latent, texts)
-    model = JointDenoiser(dit, shapes, *texts, guidance=turn.guidance, frozen_video=latent.frozen_video,
-                          frozen_audio=latent.frozen_audio)
+    dit = _load_network(parts, turn, conditions)
+    model = JointDenoiser(dit, shapes, conditions.text, negative, turn.guidance, latent.frozen_video,
+                          latent.frozen_audio)
     progress(turn.name, 0, turn.steps)
     x = SOLVERS[recipe.solver](model, x, flow_sigmas(turn.steps), {"seed": seed}, _reporter(turn, progress), True)
     if not bool(torch.isfinite(x).all()):
@@ -153,16 +151,17 @@ def _fitting(parts: Parts, image: Tensor, latent: JointLatent) -> Tensor:
     return image
 
 
-def _load_network(parts: Parts, turn: Pass, latent: JointLatent, texts: list[Tensor]) -> MagiHumanDiT:
+def _load_network(parts: Parts, turn: Pass, conditions: Conditions) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need for a clip of this size."""
     checkpoint = parts.open(turn.recipe.role)
     config = network_config(checkpoint)
     overrides = turn.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
-    width, height = turn.size
-    log_estimate(replace(config, **overrides), device=parts.device, width=width, height=height,
-                 tokens=latent.audio.shape[2], text_tokens=max(text.shape[1] for text in texts),
-                 guided=len(texts) > 1, dtype=dtype, resident_blocks=parts.resident_blocks)
+    guided = turn.guidance is not None
+    texts = [conditions.text, conditions.negative] if guided else [conditions.text]
+    log_estimate(replace(config, **overrides), device=parts.device, width=turn.size[0], height=turn.size[1],
+                 tokens=conditions.audio_length, text_tokens=max(text.shape[1] for text in texts if text is not None),
+                 guided=guided, dtype=dtype, resident_blocks=parts.resident_blocks)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
     if not turn.recipe.super_resolution:
         for file, strength in parts.loras:
