@@ -5,11 +5,12 @@ from .loading.dit import load_dit
 from .loading.text_encoder import load_text_encoder
 from .model.config import DiTConfig
 from .model.dit import MagiHumanDiT
-from .model.sequence import pack_latents, unpack_latents
 from .pipeline.clip import Clip
 from .pipeline.pipeline import MagiHumanPipeline
+from .recipes import Guidance
 from .runtime.lora import apply_lora
-from .sampling.denoiser import Guidance, JointDenoiser
+from .sampling.denoiser import JointDenoiser
+from .sampling.latents import pack_latents, unpack_latents
 from .sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from .sampling.super_resolution import prepare_super_resolution
 from .vae.audio import load_audio_vae

@@ -20,8 +20,9 @@ import torch
 
 from magihuman_core.loading.dit import load_dit
 from magihuman_core.loading.text_encoder import load_text_encoder
-from magihuman_core.model.sequence import pack_latents, unpack_latents
-from magihuman_core.sampling.denoiser import Guidance, JointDenoiser
+from magihuman_core.recipes import Guidance
+from magihuman_core.sampling.denoiser import JointDenoiser
+from magihuman_core.sampling.latents import pack_latents, unpack_latents
 from magihuman_core.sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from magihuman_core.sampling.super_resolution import prepare_super_resolution
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError, InputError
+from ..recipes import BASE, SR_1080P
 
 PATCH = 2  # a video token covers 1 x 2 x 2 latent pixels
-
-# Layers of the 1080p super-resolution model that keep full attention; all others are local (docs/model.md).
-GLOBAL_LAYERS_1080P = (3, 7, 11, 15, 19, 23, 27, 31)
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class DiTConfig:
     sandwich_layers: tuple[int, ...]
     gelu_layers: tuple[int, ...]
     post_norm_layers: tuple[int, ...] = ()
-    positions: str = "v2"
+    positions: str = BASE.positions
     local_layers: tuple[int, ...] = ()
-    local_radius: int = 11
+    local_radius: int = SR_1080P.local_radius
 
     def __post_init__(self):
         if self.positions not in ("v1", "v2"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -82,17 +81,3 @@ def make_layout(
     return Layout(
         video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, piece=piece, sin=sin, cos=cos
     )
-
-
-def pack_latents(video: Tensor, audio: Tensor) -> tuple[Tensor, list[list[int]]]:
-    """video [B, C, T, H, W], audio [B, a, A] -> (flat [B, 1, n], shapes), video first, as ComfyUI packs."""
-    flat = torch.cat([video.flatten(1), audio.flatten(1)], dim=1).unsqueeze(1)
-    return flat, [list(video.shape), list(audio.shape)]
-
-
-def unpack_latents(x: Tensor, shapes) -> tuple[Tensor, Tensor]:
-    """The two streams of a flat [B, 1, n] vector, as views, with the batch size that x has."""
-    video, audio = (tuple(shape)[1:] for shape in shapes)
-    count = torch.Size(video).numel()
-    flat = x.flatten(1)
-    return flat[:, :count].unflatten(1, video), flat[:, count:].unflatten(1, audio)

@@ -24,7 +24,8 @@ from torch import nn
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
 from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
-from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_tokens, latent_frames
+from ..recipes import BASE
+from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
 from ..vae.audio import AudioVAE, AudioVAEConfig
 from ..vae.turbo import TurboVAE, TurboVAEConfig
@@ -70,8 +71,8 @@ def size(count: int) -> str:
 def estimate(
     config: Config,
     *,
-    width: int = 448,
-    height: int = 256,
+    width: int = BASE.width,
+    height: int = BASE.height,
     seconds: float = 4,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cuda",
@@ -90,7 +91,7 @@ def estimate(
     tile: as for the Turbo VAE's decode.
     Raises InputError for sizes that no clip can have.
     """
-    tokens = audio_tokens(seconds) if tokens is None else tokens
+    tokens = audio_length(seconds) if tokens is None else tokens
     if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
         raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
     cells = (latent_frames(tokens), *(side // PIXELS_PER_TOKEN * PATCH for side in (height, width)))

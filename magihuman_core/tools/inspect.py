@@ -16,8 +16,7 @@ from ..checkpoint.header import DTYPE_NAMES, file_format, quoted
 from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
 from ..model.config import RELEASED
-from ..recipes import role_overrides
-from ..sizes import BASE_SIZE, UPSCALED_SIZES
+from ..recipes import DISTILLED, RECIPES
 from ..weights.dit_keys import may_quantize, network_config, split_official
 from ..weights.recognize import KINDS, ROLES, Recognized, recognize
 from ..weights.source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
@@ -242,12 +241,13 @@ def _memory(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
     """What it will need on a GPU for a clip of the usual size."""
     memory = import_module("..runtime.memory", __package__)
     config = _load_dry(checkpoint, found).config
-    width, height = UPSCALED_SIZES.get((found.role or "").removeprefix("sr_"), BASE_SIZE)
+    recipe = RECIPES[found.role] if found.role else DISTILLED
     if found.kind == "network":
-        config = replace(config, **role_overrides(found.role or "distilled", config.layers))
+        config = replace(config, **recipe.overrides(config.layers))
     dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
     try:
-        yield str(memory.estimate(config, width=width, height=height, dtype=dtype, guided=found.role == "base"))
+        yield str(memory.estimate(config, width=recipe.width, height=recipe.height, dtype=dtype,
+                                  guided=recipe.guidance is not None))
     except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
         return
 

@@ -11,15 +11,11 @@ import torch
 from ..checkpoint.checkpoint import Checkpoint, from_tensors
 from ..checkpoint.quantized import COMFY_TABLE, SCALES
 from ..errors import CheckpointError, InputError
+from ..recipes import RECIPES
 from .diffusers_names import MARKS
 
 # What a network may be, and the same in words.
-ROLES = {
-    "base": "base: 32 steps with guidance",
-    "distilled": "distilled: 8 steps without guidance",
-    "sr_540p": "super-resolution to 540p",
-    "sr_1080p": "super-resolution to 1080p, with local attention",
-}
+ROLES = {role: recipe.description for role, recipe in RECIPES.items()}
 
 
 @dataclass(frozen=True, slots=True)

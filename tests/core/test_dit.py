@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.model.config import GLOBAL_LAYERS_1080P
 from magihuman_core.model.sequence import patchify, unpatchify
+from magihuman_core.recipes import SR_1080P
 from magihuman_core.weights.dit_keys import official_rows, official_state_dict, split_official
 from magihuman_core.weights.source import open_checkpoint
 
@@ -279,7 +279,7 @@ def test_training_after_inference():
 
 
 def test_1080p_layers():
-    local = [i for i in range(40) if i not in GLOBAL_LAYERS_1080P]
+    local = SR_1080P.overrides(40)["local_layers"]
     assert len(local) == 32 and 35 in local and 39 in local
 
 

@@ -74,6 +74,8 @@ class Source:
                     for key, value in zip(node.keys, node.values, strict=True)}
         if isinstance(node, ast.Subscript):
             return self.value(node.value, local)[self.value(node.slice, local)]
+        if isinstance(node, ast.Attribute):
+            return getattr(self.value(node.value, local), node.attr, UNKNOWN)
         if isinstance(node, ast.Call):
             return self.call(node, local)
         return UNKNOWN

@@ -28,8 +28,9 @@ from magihuman_core.media.video_file import (
     write_mp4,
 )
 from magihuman_core.media.waveform import to_stereo
-from magihuman_core.pipeline.request import prepare_job
-from magihuman_core.sizes import audio_tokens, decoded_frames, latent_frames, snap_size, upscaled_size
+from magihuman_core.pipeline.request import read_image
+from magihuman_core.recipes import upscaled_size
+from magihuman_core.sizes import audio_length, decoded_frames, floor_size, latent_frames
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "helpers"
 PREP = json.loads((DATA / "image_prep.json").read_text())
@@ -124,9 +125,7 @@ def test_a_picture_in_memory_is_treated_as_its_file_is(tmp_path, mode):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    from_file, from_memory = (
-        prepare_job("Someone waves.", given, None, None, (64, 64), None, 0, None).picture
-        for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")))
+    from_file, from_memory = map(read_image, (tmp_path / "a.png", Image.open(tmp_path / "a.png")))
     assert from_memory.mode == "RGB" and from_memory.size == (6, 8)
     assert from_memory.tobytes() == from_file.tobytes()
 
@@ -330,7 +329,7 @@ def test_output_name_is_checked_without_leaving_anything(tmp_path):
 
 @pytest.mark.parametrize("row", MISC["frames"], ids=str)
 def test_lengths_are_the_references(row):
-    tokens = audio_tokens(row["seconds"])
+    tokens = audio_length(row["seconds"])
     assert tokens == row["audio_tokens"]
     assert latent_frames(tokens) == row["video_latent_T"]
     assert decoded_frames(latent_frames(tokens)) == row["video_frames_decoded"]
@@ -339,9 +338,9 @@ def test_lengths_are_the_references(row):
 @pytest.mark.parametrize("row", MISC["sizes"], ids=str)
 def test_sizes_are_the_references(row, caplog):
     asked = (row["width"], row["height"])
-    snapped = snap_size(*asked)
-    assert list(snapped) == row["pixel_hw"][::-1]
-    assert bool(caplog.records) == (snapped != asked)
+    floored = floor_size(*asked)
+    assert list(floored) == row["pixel_hw"][::-1]
+    assert bool(caplog.records) == (floored != asked)
 
 
 @pytest.mark.parametrize(("base", "target", "expected"), [
@@ -354,9 +353,9 @@ def test_upscaled_size(base, target, expected):
 
 
 @pytest.mark.parametrize("call", [
-    lambda: snap_size(0, 64), lambda: snap_size(64, 31), lambda: snap_size(64.0, 64),
-    lambda: snap_size(True, 64), lambda: audio_tokens(0), lambda: audio_tokens(-3),
-    lambda: audio_tokens(float("nan")), lambda: audio_tokens(float("inf")), lambda: audio_tokens("4"),
+    lambda: floor_size(0, 64), lambda: floor_size(64, 31), lambda: floor_size(64.0, 64),
+    lambda: floor_size(True, 64), lambda: audio_length(0), lambda: audio_length(-3),
+    lambda: audio_length(float("nan")), lambda: audio_length(float("inf")), lambda: audio_length("4"),
     lambda: upscaled_size(448, 256, "4k"),
     lambda: upscaled_size(448, 256, (1, 2, 3)), lambda: upscaled_size(448, 256, 540),
 ])  # fmt: skip
