@@ -4,8 +4,6 @@ ComfyUI is looked for at COMFYUI_PATH, then as the parent of this pack (installe
 ~/comfy/ComfyUI. Its Python is COMFYUI_PYTHON, a virtual environment in or beside it, or this one.
 """
 
-import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +15,8 @@ REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from server import Server, find_comfyui, find_python  # noqa: E402
+
+collect_ignore = ["inside"]  # runs in ComfyUI's Python: see test_inside.py
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -70,17 +70,3 @@ def server(comfyui, base_directory, request):
     request.addfinalizer(started.stop)
     started.wait()
     return started
-
-
-@pytest.fixture(scope="session")
-def run_inside(comfyui):
-    """Run a program of tests/comfyui/inside in ComfyUI's Python: run_inside("parity.py") -> its output."""
-
-    def run(name: str, *arguments: str) -> str:
-        environment = {**os.environ, "COMFYUI_PATH": str(comfyui), "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run([find_python(comfyui), str(HERE / "inside" / name), *arguments], env=environment,
-                              capture_output=True, text=True, timeout=280, check=False)
-        assert done.returncode == 0, f"{name}:\n{done.stdout[-4000:]}\n{done.stderr[-6000:]}"
-        return done.stdout
-
-    return run

@@ -1,16 +1,17 @@
 """The pack in a real server: every node is there, and clips come out."""
 
+import json
+from pathlib import Path
+
 import av
 import graphs
 import pytest
+from record_object_info import PREFIX, RECORD
 from server import Server, find_python
+from ui_graph import inputs_of
 
-IDS = [
-    "MagiHumanModelLoader", "MagiHumanTextEncoderLoader", "MagiHumanVideoVAELoader", "MagiHumanTurboVAELoader",
-    "MagiHumanAudioVAELoader", "MagiHumanPrompt", "MagiHumanTextEncode", "EmptyMagiHumanLatent",
-    "MagiHumanReferenceImage", "MagiHumanDrivingAudio", "MagiHumanExtend", "MagiHumanSampler", "MagiHumanScheduler",
-    "MagiHumanGuider", "MagiHumanSamplerSelect", "MagiHumanLatentUpscale", "MagiHumanDecode",
-]  # fmt: skip
+IDS = [name for name in json.loads(RECORD.read_text(encoding="utf-8"))["nodes"] if name.startswith(PREFIX)]
+ENGLISH = Path(__file__).resolve().parents[2] / "locales/en/nodeDefs.json"
 CORE_TYPES = {
     "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "AUDIO", "VIDEO", "STRING", "INT", "FLOAT", "BOOLEAN",
     "SIGMAS", "GUIDER", "SAMPLER", "COMBO",
@@ -34,6 +35,24 @@ def test_sockets_are_core_types_and_every_input_has_a_tooltip(server):
                 assert kind in CORE_TYPES, (name, key, kind)
                 if kind in ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"):
                     assert options and options[0].get("tooltip"), (name, key)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_english_locale_is_what_the_node_says(server, name):
+    """The front end prefers it to the node's own texts. When this fails, the translations want a look as well."""
+    info = server.get(f"/object_info/{name}")[name]
+    inputs = {key: texts(options.get("display_name") or key, options.get("tooltip"))
+              for key, (_, options, _) in inputs_of(info).items()}
+    # The front end translates an output without a name of its own by its type.
+    outputs = {str(index): found for index, (own, kind, tooltip) in
+               enumerate(zip(info["output_name"], info["output"], info["output_tooltips"], strict=True))
+               if (found := texts(own if own != kind else None, tooltip))}
+    wanted = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs}
+    assert json.loads(ENGLISH.read_text(encoding="utf-8"))[name] == wanted | ({"outputs": outputs} if outputs else {})
+
+
+def texts(name: str | None, tooltip: str | None) -> dict[str, str]:
+    return {key: text for key, text in (("name", name), ("tooltip", tooltip)) if text}
 
 
 @pytest.mark.parametrize("role", ["distilled", "base"])

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, what it may import, and what its files must not hold."""
+"""The package as a whole: what importing it costs, its public names, and what its files must not hold."""
 
 import ast
 import re
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import magihuman_core
+
 ROOT = Path(__file__).parents[2]
-CORE = sorted((ROOT / "magihuman_core").rglob("*.py"))
-PRODUCT = [*CORE, *sorted((ROOT / "nodes").rglob("*.py")), ROOT / "__init__.py"]
+PRODUCT = [*(path for room in ("magihuman_core", "nodes") for path in sorted((ROOT / room).rglob("*.py"))),
+           ROOT / "__init__.py"]
 
 
 def run(code):
@@ -27,19 +29,17 @@ import magihuman_core
 magihuman_core.load_dit, magihuman_core.sample_unipc
 print(time.perf_counter() - start, torch.cuda.is_initialized())
 """
-    times = []
-    for _ in range(3):
+    for _ in range(3):  # a busy machine gets a second chance
         seconds, cuda = run(code).split()
         assert cuda == "False"
-        times.append(float(seconds))
-    assert min(times) < 0.5
+        if float(seconds) < 0.5:
+            break
+    assert float(seconds) < 0.5
 
 
 def test_every_public_name_exists():
-    run("import magihuman_core as m; [getattr(m, name) for name in m.__all__]")
+    assert [name for name in magihuman_core.__all__ if not hasattr(magihuman_core, name)] == []
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        import magihuman_core
-
         _ = magihuman_core.nonsense
 
 
@@ -53,13 +53,3 @@ def test_source_rules(path):
     for node in ast.parse(text).body:
         if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
             raise AssertionError(f"line {node.lineno} acts when the module is imported")
-
-
-@pytest.mark.parametrize("path", CORE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_core_knows_nothing_of_comfyui(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module]
-        for name in names:
-            assert name.split(".")[0] not in ("comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes")

@@ -1,0 +1,120 @@
+"""LoRA and other patches through ComfyUI's loaders, against official weights that are changed by hand."""
+
+import comfy.hooks
+import comfy.sd
+import pytest
+import torch
+from magihuman_pack.magihuman_core import load_dit
+from magihuman_pack.magihuman_core.tools.convert import convert
+from magihuman_pack.magihuman_core.weights.dit_keys import official_rows
+from magihuman_pack.nodes.adapter.lora import PREFIX
+from safetensors.torch import load_file, save_file
+from small_clip import generator, max_error, random, sample, sample_by_core, with_lora
+
+QKV = "block.layers.0.attention.linear_qkv"
+PROJ = "block.layers.2.attention.linear_proj"
+
+
+@pytest.fixture
+def expected(model, official):
+    """expected({official key: difference}) -> the clip of a network with those weights, in the core's loop."""
+
+    def run(change: dict):
+        tensors = {key: tensor + change[key] if key in change else tensor for key, tensor in official.items()}
+        return sample_by_core(load_dit(tensors, dtype=torch.float32), model.model.latent_format)
+
+    return run
+
+
+@pytest.fixture
+def every_layer(model, official):
+    """(LoRA, {official key: its difference at strength 0.7}) of all stacked and shared layers, with both spellings."""
+    lora, change = {}, {}
+    keys = [key for key in official_rows(model.model.diffusion_model.config)
+            if key.startswith("block.") and "norm" not in key]
+    for number, key in enumerate(keys):
+        rows, columns = official[key].shape
+        up, down = random(rows, 4), random(4, columns)
+        name, scale = key.removesuffix(".weight"), 1.0
+        if number % 2:
+            lora |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
+        else:
+            name, scale = "lora_unet_" + name.replace(".", "_"), 2.0 / 4
+            lora |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+        change[key] = 0.7 * scale * up @ down
+    return lora, change
+
+
+def test_official_names_equal_weights_merged_by_hand(model, plain, every_layer, expected):
+    lora, change = every_layer
+    got = sample(with_lora(model, lora))
+    assert max_error(got, expected(change)) <= 2e-3
+    assert max_error(got, plain) > 1e-2
+    assert max_error(sample(model), plain) == 0, "the model itself must be unchanged after the LoRA"
+
+
+def test_split_names_equal_weights_merged_by_hand(model, plain, expected):
+    """Names of split checkpoints, each part with a down matrix of its own; joined here in the official order."""
+    config = model.model.diffusion_model.config
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    lora, change = {}, {}
+    for layer in (0, min(set(range(config.layers)) - set(config.sandwich_layers))):
+        name = f"block.layers.{layer}.attention.linear_"
+        rows = []
+        for modality in ("_video", "_audio", "_text") if layer in config.sandwich_layers else ("",):
+            for part, height in (("q", queries), ("k", keys), ("v", keys), ("g", config.heads)):
+                up, down = random(height, 4), random(4, config.hidden)
+                full = f"diffusion_model.{name}{part}{modality}"
+                lora |= {f"{full}.lora_A.weight": down, f"{full}.lora_B.weight": up}
+                rows.append(0.7 * up @ down)
+        change[f"{name}qkv.weight"] = torch.cat(rows)
+    patched = with_lora(model, lora)
+    assert sum(map(len, patched.patches.values())) == 16
+    got = sample(patched)
+    assert max_error(got, expected(change)) <= 2e-3
+    assert max_error(got, plain) > 1e-2
+
+
+@pytest.mark.parametrize("magnitude", ["none", "by row", "by column"])
+def test_a_converted_file_applies_as_one_with_comfyuis_names(model, official, plain, tmp_path, magnitude):
+    """Other names, and other spellings of DoRA's magnitudes, become what ComfyUI's loader takes."""
+    rows, columns = official[PROJ + ".weight"].shape
+    lora = {"lora_A.weight": random(4, columns), "lora_B.weight": random(rows, 4)}
+    ours = {f"diffusion_model.{PROJ}.{end}": value for end, value in lora.items()}
+    size, end, shape = {"none": (0, "", ()), "by row": (rows, "lora_magnitude_vector", (-1,)),
+                        "by column": (columns, "dora_scale", (1, -1))}[magnitude]
+    if size:
+        scale = torch.rand(size, generator=generator) + 0.5
+        lora[end] = scale.reshape(shape)
+        ours[f"diffusion_model.{PROJ}.dora_scale"] = scale.reshape((1, -1) if magnitude == "by column" else (-1, 1))
+    save_file({f"transformer.{PROJ}.{end}": value for end, value in lora.items()}, tmp_path / "in.safetensors")
+    convert(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    wanted = sample(with_lora(model, ours))
+    assert max_error(wanted, plain) > 1e-3
+    assert max_error(sample(with_lora(model, load_file(tmp_path / "out.safetensors"))), wanted) == 0
+
+
+def test_a_diff_patch_of_a_stacked_weight(model, official, expected):
+    difference = random(*official[QKV + ".weight"].shape) * 0.1
+    patched = with_lora(model, {f"diffusion_model.{QKV}.diff": difference}, 1.0)
+    assert max_error(sample(patched), expected({QKV + ".weight": difference})) <= 2e-3
+
+
+def test_a_lokr_patch_of_a_stacked_weight(model, official, expected):
+    rows, columns = official[QKV + ".weight"].shape
+    w1, w2 = random(2, 2), random(rows // 2, columns // 2)
+    lokr = {f"diffusion_model.{QKV}.lokr_w1": w1, f"diffusion_model.{QKV}.lokr_w2": w2}
+    assert max_error(sample(with_lora(model, lokr, 1.0)), expected({QKV + ".weight": torch.kron(w1, w2)})) <= 2e-3
+
+
+def test_bypass_mode_with_official_names_says_what_to_use(model, plain, every_layer):
+    bypass, _ = comfy.sd.load_bypass_lora_for_models(model, None, every_layer[0], 1.0, 0)
+    with pytest.raises(ValueError, match="Load LoRA"):
+        sample(bypass)
+    assert max_error(sample(model), plain) == 0, "nothing may stay patched after the error"
+
+
+def test_hook_patches_take_official_names(model, official):
+    key = "block.layers.0.mlp.down_proj.weight"
+    patch = {PREFIX + key: ("diff", (random(*official[key].shape),))}
+    assert model.clone().add_hook_patches(comfy.hooks.WeightHook(), patch) == [PREFIX + key]

@@ -1,0 +1,108 @@
+"""The MODEL from within ComfyUI: patches of blocks, guidance, compiling, saving, copies and memory."""
+
+import comfy.memory_management
+import comfy.model_management
+import comfy.patcher_extension
+import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from magihuman_pack.magihuman_core import load_dit
+from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter.lora import is_alias
+from magihuman_pack.nodes.adapter.model import load_model
+from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, sample, sample_by_core
+
+
+def test_block_patches_attention_overrides_and_wrappers_are_called(model, plain):
+    calls = {"attention": 0, "blocks": [], "model": 0}
+
+    def override(function, *args, **kwargs):
+        calls["attention"] += 1
+        return function(*args, **kwargs)
+
+    def block(args, extra):
+        calls["blocks"].append(args["transformer_options"]["block_index"])
+        before = args["img"].clone()
+        out = extra["original_block"](args)
+        assert torch.equal(args["img"], before), "a block patch's input must stay as it was"
+        return out
+
+    def wrapper(executor, *args, **kwargs):
+        calls["model"] += 1
+        assert isinstance(args[0], list) and args[0][0].dtype == torch.float32 and args[2].dtype == torch.float32
+        return executor(*args, **kwargs)
+
+    patched = model.clone()
+    patched.model_options["transformer_options"]["optimized_attention_override"] = override
+    patched.set_model_patch_replace(block, "dit", "double_block", 2)
+    patched.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, wrapper)
+    assert max_error(sample(patched), plain) == 0
+    assert calls == {"attention": 2 * 6, "blocks": [2, 2], "model": 2}  # two steps, six layers
+
+
+def test_guidance_with_texts_of_different_length_equals_the_cores(model, official):
+    """They cannot be one batch, so they run apart."""
+    wanted = sample_by_core(load_dit(official, dtype=torch.float32), model.model.latent_format, negative=OTHER)
+    assert max_error(sample(model, negative=OTHER), wanted) <= 1e-4
+
+
+def test_torch_compile_of_blocks_changes_nothing(model, plain):
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model.blocks.0", "diffusion_model.blocks.3"])
+    assert max_error(sample(compiled), plain) <= 1e-4
+
+
+def test_dynamic_memory_management_changes_nothing(distilled, plain, monkeypatch):
+    """With it ComfyUI's layers have no weight until it is loaded."""
+    with monkeypatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        dynamic = load_model(distilled, "distilled", torch.float32)
+    assert max_error(sample(dynamic), plain) == 0
+
+
+def test_merging_a_model_with_itself_changes_nothing(model, plain):
+    """Merging walks over all names, those of aliases too."""
+    half = model.clone()
+    half.add_patches(model.get_key_patches("diffusion_model."), 0.5, 0.5)
+    assert max_error(sample(half), plain) <= 1e-4
+
+
+def test_aliases_are_not_saved(model):
+    saved = model.state_dict_for_saving()
+    assert saved
+    assert [key for key in saved if is_alias(key.removeprefix("model."))] == []
+
+
+def test_required_memory_grows_with_the_batch_and_covers_the_residual_stream(model):
+    small, large = model.memory_required([1, 1, 100_000]), model.memory_required([2, 1, 100_000])
+    assert large == 2 * small
+    tokens = 100_000 // (4 * 48)
+    assert small > 4 * 64 * tokens  # 64 channels in fp32
+
+
+def test_the_estimate_names_the_clip_and_what_to_lower(model):
+    guider = sampling.make_guider(model, None, [[TEXT, {}]])
+    guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
+    found = guider.memory()
+    assert found.weights == model.model_size()
+    assert found.activations > 4 * 64 * 18 * 2  # 18 video tokens, and the residual stream twice
+    assert "96x64" in found.job and "narrower weight_dtype" in found.advice
+
+
+def test_the_model_takes_little_more_memory_than_its_file(model, official):
+    assert comfy.model_management.module_size(model.model) < 1.2 * sum(t.nbytes for t in official.values())
+
+
+def test_a_deep_copy_is_loaded_again_and_samples_the_same(model, plain):
+    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    assert copy.model is not model.model
+    assert max_error(sample(copy), plain) == 0
+
+
+def test_what_is_no_layer_of_comfyuis_comes_to_the_device_of_a_model_loaded_in_part(model):
+    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    for callback in copy.get_all_callbacks(comfy.patcher_extension.CallbacksMP.ON_LOAD):
+        callback(copy, torch.device("meta"), 0, False, False)
+    for name, module in copy.model.diffusion_model.named_modules():
+        managed = hasattr(module, "comfy_cast_weights")
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            assert tensor.is_meta != managed, name
