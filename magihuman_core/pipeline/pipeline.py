@@ -183,7 +183,7 @@ class MagiHumanPipeline:
     def _encode_picture(self, job: Job) -> None:
         if job.picture is None:
             return
-        from ..vae.video import load_video_vae
+        from ..loading.video_vae import load_video_vae
 
         with self._stage("reference picture") as load:
             vae = load(load_video_vae, self._open("video_vae"), dtype=torch.float32)
@@ -194,7 +194,7 @@ class MagiHumanPipeline:
     def _encode_sound(self, job: Job) -> None:
         if job.sound is None:
             return
-        from ..vae.audio import load_audio_vae
+        from ..loading.audio_vae import load_audio_vae
 
         with self._stage("driving sound") as load:
             vae = load(load_audio_vae, self._open("audio_vae"))
@@ -250,7 +250,7 @@ class MagiHumanPipeline:
         if job.sound is not None:
             waveform, rate = job.sound
             return resample(waveform, rate, OUTPUT_RATE)
-        from ..vae.audio import load_audio_vae
+        from ..loading.audio_vae import load_audio_vae
 
         with self._stage("sound decoder") as load:
             vae = load(load_audio_vae, self._open("audio_vae"))
@@ -280,12 +280,12 @@ class MagiHumanPipeline:
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
         options: dict[str, Any] = {}
         if "turbo_vae" in self.models:
-            from ..vae.turbo import load_turbo_vae
+            from ..loading.turbo_vae import load_turbo_vae
 
             vae = load(load_turbo_vae, self.models["turbo_vae"], dtype=dtype)
             options["tile"] = self.tile
         else:
-            from ..vae.video import load_video_vae
+            from ..loading.video_vae import load_video_vae
 
             vae = load(load_video_vae, self._open("video_vae"), dtype=dtype)
         frames, height, width = latent.shape[2:]

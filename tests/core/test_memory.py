@@ -250,8 +250,9 @@ def test_the_pipeline_holds_one_part_at_a_time(blocks, random_models, photograph
             return module
         return loading
 
-    homes = {"load_text_encoder": "text.encoder", "load_video_vae": "vae.video", "load_audio_vae": "vae.audio",
-             "load_turbo_vae": "vae.turbo", "load_dit": "pipeline.pipeline"}
+    homes = {"load_text_encoder": "text.encoder", "load_video_vae": "loading.video_vae",
+             "load_audio_vae": "loading.audio_vae", "load_turbo_vae": "loading.turbo_vae",
+             "load_dit": "pipeline.pipeline"}
     for name, home in homes.items():
         path = f"magihuman_core.{home}.{name}"
         monkeypatch.setattr(path, watched(name, pkgutil.resolve_name(path)))
