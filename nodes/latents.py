@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media.video_file import fit_image, to_rgb
+from ..magihuman_core.media.image import fit_image, to_rgb
 from ..magihuman_core.media.waveform import to_stereo
 from ..magihuman_core.sizes import (
     FPS,

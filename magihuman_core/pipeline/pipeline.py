@@ -21,7 +21,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
 from ..loading.folder import NETWORKS, ModelFolder, find_models
-from ..media.video_file import fit_image, frames_to_uint8
+from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT, load_dit

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..errors import InputError
-from ..media.video_file import load_audio, load_image, to_rgb
+from ..media.audio_file import load_audio
+from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
 from ..sizes import audio_tokens, snap_size, upscaled_size
 from ..text.prompt import check_prompt

@@ -75,7 +75,8 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
 def _load_folded(g: Entry, v: Entry):
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         # The norm is taken per row, so rows can be folded alone.
-        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
-        return weight.to(dtype or v.dtype)
+        directions = v.load(torch.float32, rows)
+        lengths = g.load(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
+        return fold_weight_norm(lengths, directions).to(dtype or v.dtype)
 
     return load
