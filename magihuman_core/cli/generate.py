@@ -56,7 +56,7 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make a clip and write it."""
-    from ..media.video_file import check_output
+    from ..media.mp4 import check_output
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
     out = check_output(arguments.out)

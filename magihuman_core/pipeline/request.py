@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..loading.folder import ModelFolder
-from ..media.video_file import load_audio, load_image, to_rgb
+from ..media.audio_file import load_audio
+from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
 from ..recipes import RECIPES, SR_540P, SR_1080P, Guidance, Recipe, upscaled_size, upscaler_for
 from ..sampling.noise import check_seed

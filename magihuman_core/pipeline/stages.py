@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..loading.audio_vae import load_audio_vae
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
-from ..media.video_file import fit_image, frames_to_uint8
+from ..loading.turbo_vae import load_turbo_vae
+from ..loading.video_vae import load_video_vae
+from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.lora import apply_lora
@@ -27,9 +30,8 @@ from ..sampling.super_resolution import prepare_super_resolution
 from ..sizes import decoded_frames
 from ..text.encoder import encoder_keys
 from ..text.encoder import may_quantize as may_quantize_text
-from ..vae.audio import load_audio_vae
-from ..vae.turbo import TurboVAE, load_turbo_vae
-from ..vae.video import VideoVAE, load_video_vae
+from ..vae.turbo import TurboVAE
+from ..vae.video import VideoVAE
 from ..weights.dit_keys import may_quantize, network_config, split_official
 from ..weights.source import open_checkpoint
 from .parts import Parts

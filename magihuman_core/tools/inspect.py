@@ -24,9 +24,9 @@ from ..weights.source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
 LOADERS = {
     "network": ("..loading.dit", "load_dit"),
     "text_encoder": ("..loading.text_encoder", "load_text_encoder"),
-    "turbo_vae": ("..vae.turbo", "load_turbo_vae"),
-    "video_vae": ("..vae.video", "load_video_vae"),
-    "audio_vae": ("..vae.audio", "load_audio_vae"),
+    "turbo_vae": ("..loading.turbo_vae", "load_turbo_vae"),
+    "video_vae": ("..loading.video_vae", "load_video_vae"),
+    "audio_vae": ("..loading.audio_vae", "load_audio_vae"),
 }
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "

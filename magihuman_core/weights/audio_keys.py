@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
 from ..errors import CheckpointError
@@ -40,6 +40,20 @@ def _old_weight_norm_name(key: str) -> str:
         ".parametrizations.weight.original1", ".weight_v")
 
 
+def official_state_dict(vae: nn.Module) -> dict[str, Tensor]:
+    """The weights of an audio VAE, or of its encoder or decoder, under official keys (weight_g, weight_v).
+
+    vae: with folded weights, as it is loaded, or with torch's parametrization, as it is trained.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in vae.state_dict().items():
+        if key.endswith(".weight"):
+            tensors[key + "_g"], tensors[key + "_v"] = row_norms(tensor), tensor
+        else:
+            tensors[_old_weight_norm_name(key)] = tensor
+    return tensors
+
+
 def folded(checkpoint: Checkpoint) -> Checkpoint:
     """Official tensors with every pair of g and v folded into one weight, when it is read."""
     entries = dict(checkpoint.entries)
@@ -51,7 +65,9 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
         if g is None:
             raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
                                   "incomplete; get it anew.")
-
+        if g.shape != (*v.shape[:1], 1, 1):
+            raise CheckpointError(f"{checkpoint.name}: {layer}_g has shape {list(g.shape)}, which does not fit {key} "
+                                  f"of shape {list(v.shape)}. The file is damaged; get it anew.")
         entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
     return checkpoint.with_entries(entries)
 
@@ -59,7 +75,8 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
 def _load_folded(g: Entry, v: Entry):
     def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         # The norm is taken per row, so rows can be folded alone.
-        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
-        return weight.to(dtype or v.dtype)
+        directions = v.load(torch.float32, rows)
+        lengths = g.load(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
+        return fold_weight_norm(lengths, directions).to(dtype or v.dtype)
 
     return load

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.media.video_file import fit_image, to_rgb
+from ...magihuman_core.media.image import fit_image, to_rgb
 from ...magihuman_core.media.waveform import resample, to_stereo
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
 from .vae import encode_frames, encode_sound

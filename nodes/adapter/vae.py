@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
+from ...magihuman_core.loading.audio_vae import load_audio_vae
+from ...magihuman_core.loading.turbo_vae import load_turbo_vae
+from ...magihuman_core.loading.video_vae import load_video_vae
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
 from ...magihuman_core.sizes import FPS
-from ...magihuman_core.vae.audio import LONG_WINDOW_SECONDS, TILE, load_audio_vae
-from ...magihuman_core.vae.turbo import load_turbo_vae
-from ...magihuman_core.vae.video import load_video_vae
+from ...magihuman_core.vae.audio import LONG_WINDOW_SECONDS, TILE
 from .ops import Operations
 
 
@@ -148,7 +149,7 @@ class AudioStage(nn.Module):
 
 def load_audio(path: str | Path) -> VAE:
     """An Oobleck audio VAE of any width. Raises CheckpointError."""
-    vae = load_audio_vae(path, operations=Operations, weight_norm=False)
+    vae = load_audio_vae(path, operations=Operations)
     config = vae.config
     widest = max(config.widths[:2])
 

@@ -17,16 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
-from magihuman_core.media.video_file import (
-    check_output,
-    crop_box,
-    fit_image,
-    frames_to_uint8,
-    load_audio,
-    load_image,
-    to_rgb,
-    write_mp4,
-)
+from magihuman_core.media.audio_file import load_audio
+from magihuman_core.media.image import crop_box, fit_image, frames_to_uint8, load_image, to_rgb
+from magihuman_core.media.mp4 import check_output, write_mp4
 from magihuman_core.media.waveform import to_stereo
 from magihuman_core.pipeline.request import read_image
 from magihuman_core.recipes import upscaled_size
@@ -182,6 +175,40 @@ def test_other_formats(tmp_path, suffix):
     assert np.corrcoef(audio[1, :n], wave[:n, 1])[0, 1] > 0.99
 
 
+LIKE_PYAV = [("wav", "PCM_U8"), ("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_32"), ("wav", "FLOAT"),
+             ("wav", "DOUBLE"), ("flac", "PCM_S8"), ("flac", "PCM_16"), ("flac", "PCM_24")]
+
+
+@pytest.mark.parametrize(("form", "subtype"), LIKE_PYAV)
+@pytest.mark.parametrize(("channels", "seconds"), [(1, None), (2, 0.1), (6, None), (2, 0), (3, 9)])
+def test_soundfile_and_pyav_give_the_same_samples(tmp_path, monkeypatch, form, subtype, channels, seconds):
+    generator = np.random.default_rng(channels)
+    wave = generator.uniform(-1, 1, (9000, channels))
+    wave[:2] = [[-1], [1]]
+    path = tmp_path / f"a.{form}"
+    soundfile.write(path, wave, 32000, subtype=subtype)
+    read = []
+    monkeypatch.setattr("av.open", lambda *_: pytest.fail("PyAV was asked"))
+    for installed in (True, False):
+        if not installed:
+            monkeypatch.undo()
+            monkeypatch.setitem(sys.modules, "soundfile", None)
+        audio, rate = load_audio(path, seconds)
+        assert rate == 32000
+        read.append(audio)
+    assert read[0].shape == (2, 9000 if seconds in (None, 9) else round(32000 * seconds))
+    assert torch.equal(*read)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_damaged_recording_is_what_it_is_without_soundfile(tmp_path, monkeypatch, suffix):
+    soundfile.write(tmp_path / f"whole{suffix}", tone(16000, 2), 16000)
+    (tmp_path / f"a{suffix}").write_bytes((tmp_path / f"whole{suffix}").read_bytes()[:30011])
+    with_soundfile, _ = load_audio(tmp_path / f"a{suffix}")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert torch.equal(with_soundfile, load_audio(tmp_path / f"a{suffix}")[0])
+
+
 def test_only_the_wanted_seconds_are_read(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(16000, 3), 16000)
     audio, _ = load_audio(tmp_path / "a.wav", seconds=1.25)
@@ -285,7 +312,7 @@ def test_full_disk_leaves_nothing_and_is_named(tmp_path):
     program = f"""
 import os, resource, sys, torch
 from magihuman_core.errors import InputError
-from magihuman_core.media.video_file import write_mp4
+from magihuman_core.media.mp4 import write_mp4
 frames = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
 for limit in (0, 100, 3000, 50000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import magihuman_core as mh
 from magihuman_core.loading.folder import find_models
-from magihuman_core.media.video_file import fit_image, frames_to_uint8, load_audio, load_image
+from magihuman_core.media.audio_file import load_audio
+from magihuman_core.media.image import fit_image, frames_to_uint8, load_image
 from magihuman_core.media.waveform import resample
 from magihuman_core.model.config import DiTConfig
 from magihuman_core.pipeline import stages

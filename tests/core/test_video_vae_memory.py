@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from magihuman_core import load_turbo_vae, load_video_vae
 from magihuman_core.vae import layers as video_layers
-from magihuman_core.vae.turbo import load_turbo_vae
-from magihuman_core.vae.video import load_video_vae
 
 DATA = Path(__file__).parents[1] / "data"
 
