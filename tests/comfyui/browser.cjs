@@ -1,5 +1,6 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
 //   { base, chromium, look: {name: workflow file}, pictures: folder or null, run: {pack, name, folder} or null }
+// The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
 // run: the workflow is opened from the template dialog (or over the API where that shows nothing) and queued with
 // the button; the answer holds what the history says, and the size and length of the film that the page shows.
@@ -124,7 +125,8 @@ async function run(page, { pack, name, folder }) {
 
 async function main() {
   const { browser, page, errors } = await open()
-  const answer = { looked: {}, errors }
+  const version = await page.evaluate(() => window.__COMFYUI_FRONTEND_VERSION__)
+  const answer = { looked: {}, errors, version }
   try {
     for (const [name, file] of Object.entries(job.look ?? {})) answer.looked[name] = await look(page, name, file)
     if (job.run) answer.run = await run(page, job.run)

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from server import Server, find_comfyui, find_python  # noqa: E402
+from server import Server, find_comfyui, find_python, front_end_flags  # noqa: E402
 
 collect_ignore = ["inside"]  # runs in ComfyUI's Python: see test_inside.py
 
@@ -27,6 +27,10 @@ def pytest_terminal_summary(terminalreporter):
         if count:
             terminalreporter.section(sign, sep="!", red=True, bold=True)
             terminalreporter.write_line(f"{count} tests of tests/comfyui did not run: see the reasons above.")
+    for report in (*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())):
+        for name, value in report.user_properties if report.when == "call" else ():
+            if name == "front end":
+                terminalreporter.write_line(f"The page was ComfyUI's front end {value}.")
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +70,7 @@ def base_directory(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(comfyui, base_directory, request):
     """A running server on the CPU."""
-    started = Server(find_python(comfyui), comfyui, base_directory)
+    started = Server(find_python(comfyui), comfyui, base_directory, *front_end_flags())
     request.addfinalizer(started.stop)
     started.wait()
     return started

@@ -1,6 +1,7 @@
 """A ComfyUI server as a child process, and a client for its HTTP and websocket API."""
 
 import base64
+import importlib.util
 import json
 import os
 import socket
@@ -35,6 +36,12 @@ def find_python(comfyui: Path) -> str:
     folders = [comfyui / "venv", comfyui / ".venv", comfyui.parent / "venv", comfyui.parent / ".venv"]
     programs = [folder / sub for folder in folders for sub in ("bin/python", "Scripts/python.exe")]
     return str(next((program for program in programs if program.is_file()), sys.executable))
+
+
+def front_end_flags() -> tuple[str, ...]:
+    """The page of this environment's comfyui-frontend-package; without it ComfyUI serves what its own brings."""
+    found = importlib.util.find_spec("comfyui_frontend_package")
+    return ("--front-end-root", str(Path(found.origin).with_name("static"))) if found else ()
 
 
 class PromptError(Exception):

@@ -1,6 +1,8 @@
 """The real front end in a headless Chromium: workflows load whole, and the demo runs by its button.
 
 Needed are chromium (or CHROMIUM), node, and playwright-core: its folder in PLAYWRIGHT_CORE, or found by npm.
+The page is that of comfyui-frontend-package in the tests' environment (pip install ".[browser]"), so that its version
+is known; without it, that of ComfyUI's environment. The version stands at the end of the tests' output.
 MAGIHUMAN_SCREENSHOTS keeps the screenshots in that folder.
 """
 
@@ -9,10 +11,12 @@ import os
 import shutil
 import subprocess
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import av
 import pytest
+from server import front_end_flags
 from test_example_workflows import WORKFLOWS, stand_in, write_media
 from ui_graph import to_api
 
@@ -41,7 +45,8 @@ def browse(server, tmp_path_factory):
     missing = [name for name, found in (("chromium", chromium), ("node", node), ("playwright-core", playwright))
                if not found]
     if missing:
-        text = f"NO BROWSER TEST: {', '.join(missing)} not found, so the front end was not tried."
+        text = (f"NO BROWSER TEST: {', '.join(missing)} not found, so the front end was not tried. Install what is "
+                "missing (npm install playwright-core), or set CHROMIUM and PLAYWRIGHT_CORE.")
         warnings.warn(text, stacklevel=1)
         pytest.skip(text)
 
@@ -64,9 +69,12 @@ def screenshots(tmp_path_factory) -> Path:
     return folder
 
 
-def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, browse, screenshots):
+def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, browse, screenshots, record_property):
     looked = browse({"look": {path.stem: str(path) for path in WORKFLOWS}, "pictures": str(screenshots)})
     assert looked["errors"] == []
+    record_property("front end", looked["version"])
+    if front_end_flags():
+        assert looked["version"] == version("comfyui-frontend-package")
     known = server.get("/object_info")
     for path in WORKFLOWS:
         workflow, seen = json.loads(path.read_text(encoding="utf-8")), looked["looked"][path.stem]
