@@ -5,8 +5,8 @@ from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.loading.folder import find_models
-from ..magihuman_core.weights.recognize import ROLES, find_role
-from ..magihuman_core.weights.source import open_checkpoint
+from ..magihuman_core.weights.open import open_checkpoint
+from ..magihuman_core.weights.roles import ROLES, find_role
 from .adapter.clip import load_clip
 from .adapter.model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video

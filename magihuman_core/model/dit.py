@@ -28,9 +28,10 @@ from ..nn.layers import RMSNorm, gelu7, swiglu7
 from ..nn.quantized_linear import compute_dtype_of
 from ..nn.quantized_linear import operations as plain_operations
 from ..runtime.streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
-from ..weights.dit_keys import keep_fp32, may_quantize, split_official
+from ..weights.dit_keys import split_official
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 from .attention import AttentionFunction, local_attention, sdpa
 from .config import PATCH, DiTConfig
 from .rope import apply_rotary, rope_bands
@@ -329,7 +330,7 @@ def load_dit(
         device=device,
         name=checkpoint.name,
         keep_fp32=keep_fp32,
-        leave=lambda key: is_streamed(key, streamed),
+        skip=lambda key: is_streamed(key, streamed),
     )
     if streamed:
         dit.streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)

@@ -34,8 +34,10 @@ from ..sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from ..sampling.super_resolution import prepare_super_resolution
 from ..sizes import FPS, PIXELS_PER_LATENT, UPSCALED_SIZES, decoded_frames, latent_frames
 from ..text.prompt import DEFAULT_NEGATIVE_PROMPT
-from ..weights.dit_keys import may_quantize, network_config, split_official
-from ..weights.source import open_checkpoint
+from ..weights.dit_keys import network_config, split_official
+from ..weights.open import open_checkpoint
+from ..weights.precision import may_quantize
+from ..weights.text_encoder_keys import encoder_keys
 from .clip import Clip
 from .request import Job, Progress, prepare_job
 
@@ -170,7 +172,7 @@ class MagiHumanPipeline:
     # Stages
 
     def _encode_text(self, job: Job, prompt: str, negative: str | None) -> None:
-        from ..text.encoder import encoder_keys, load_text_encoder, may_quantize
+        from ..text.encoder import load_text_encoder
 
         checkpoint = encoder_keys(open_checkpoint(self._open("text_encoder"), "text_encoder"))
         with self._stage("text encoder") as load:

@@ -1,15 +1,13 @@
 """The text encoder's architecture as data: from a config.json, from what came with the weights, and from shapes."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.json_file import read_json_object
 from ..errors import CheckpointError, InputError
-
-MAX_JSON = 1 << 20  # bytes; the official config.json has under 3 kB
 
 
 @dataclass(frozen=True)
@@ -137,24 +135,19 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) ->
 def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
     """The config that came with the weights: in the file's metadata, or config.json beside them.
 
-    What is no JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
+    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
     be run.
     """
-    text, place = checkpoint.metadata.get("config"), checkpoint.name
-    try:
-        if text is None and (path := beside(checkpoint.path, "config.json")):
-            place = str(path)
-            text = path.read_bytes() if path.stat().st_size <= MAX_JSON else None
-        config = json.loads(text) if isinstance(text, (str, bytes)) else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    source = checkpoint.metadata.get("config") or beside(checkpoint.path, "config.json")
+    config = read_json_object(source) if source else None
     # A config.json of another model may lie in the same folder.
-    kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    kind = str(config.get("model_type", "")) if config else ""
     if not kind.startswith(("t5_gemma", "t5gemma")):
         return None
     try:
         return TextEncoderConfig.from_mapping(config)
     except InputError as error:
+        place = source if isinstance(source, Path) else checkpoint.name
         raise CheckpointError(f"{place}: {error}") from None
 
 

@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.assign import assign_weights
-from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.quantize import quantized_layers
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..nn.layers import RMSNorm
 from ..nn.quantized_linear import compute_dtype_of
 from ..nn.quantized_linear import operations as plain_operations
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
+from ..weights.text_encoder_keys import encoder_keys
 from .config import TextEncoderConfig, beside, config_from_shapes, stored_config
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
-PREFIXES = ("model.encoder.", "encoder.", "")
 
 log = logging.getLogger(__name__)
 
@@ -215,27 +215,6 @@ class TextEncoder(nn.Module):
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
 
-def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
-    """The encoder's tensors of a file, as `encoder.*`; the decoder and heads are dropped.
-
-    Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
-    """
-    checkpoint = renamed(checkpoint, lambda key: key)
-    for prefix in PREFIXES:
-        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
-            break
-    else:
-        raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
-                              "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
-    parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
-    return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
-
-
-def may_quantize(key: str) -> bool:
-    """Whether one of the encoder's keys is a matrix that may be kept in 8 bits."""
-    return key.endswith("_proj.weight")
-
-
 def load_tokenizer(source):
     """A `tokenizers.Tokenizer` from itself, a tokenizer.json, or a folder that holds one.
 
@@ -284,7 +263,7 @@ def load_text_encoder(
         encoder = TextEncoder(config, operations=operations, dtype=dtype)
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
     assign_weights(encoder, tensors, dtype=compute_dtype_of(dtype), device=device, name=checkpoint.name,
-                   keep_fp32=lambda key: key.endswith(".scale"))
+                   keep_fp32=keep_fp32)
     encoder.tokenizer = tokenizer
     return encoder.eval()
 

@@ -20,8 +20,8 @@ from ..checkpoint.checkpoint import renamed
 from ..errors import CheckpointError, InputError
 from ..media.waveform import encode_in_windows
 from ..weights.audio_keys import fold_weight_norm, folded, official_keys, row_norms
+from ..weights.open import open_checkpoint
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 
 SAMPLE_RATE = 51200
 TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory

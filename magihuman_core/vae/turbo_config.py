@@ -1,6 +1,5 @@
 """Sizes of a Turbo VAE decoder: from its JSON file, or from the shapes of its weights."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint.json_file import read_json_object
 from ..errors import CheckpointError
-
-MAX_JSON = 1 << 20  # the official file has under 2 kB; a larger one is something else
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def read_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig:
     """The configuration given as a mapping or as a JSON file. Raises CheckpointError."""
     if isinstance(config, Mapping):
         return TurboVAEConfig.from_mapping(config)
-    content = _json_object(Path(config))
+    content = read_json_object(Path(config))
     if content is None:
         raise CheckpointError(f"{config}: is not a readable JSON file with the Turbo VAE's configuration."
                               " Give the JSON that came with the weights, or none.")
@@ -136,24 +134,13 @@ def find_config(source: Path) -> TurboVAEConfig | None:
     folder = source if source.is_dir() else source.parent
     own = source.with_suffix(".json")
     found = {path: content for path in sorted(folder.glob("*.json"))
-             if (content := _json_object(path)) is not None and "decoder_block_out_channels" in content}
+             if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
     if own in found:
         return TurboVAEConfig.from_mapping(found[own], str(own))
     if len(found) == 1:
         path, content = found.popitem()
         return TurboVAEConfig.from_mapping(content, str(path))
     return None
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a small file, or None where there is no such thing."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            return None
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _typed(value: Any, example: Any, field: str, name: str) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import renamed
 from ..errors import CheckpointError, InputError
+from ..weights.open import open_checkpoint
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 from .latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
 from .layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
 from .tiling import decode_in_tiles

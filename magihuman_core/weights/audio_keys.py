@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.lazy_tensor import LazyTensor
 from ..errors import CheckpointError
 
 
@@ -51,15 +52,17 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
         if g is None:
             raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
                                   "incomplete; get it anew.")
-
-        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
+        entries[layer] = FoldedWeight(g, v)
     return checkpoint.with_entries(entries)
 
 
-def _load_folded(g: Entry, v: Entry):
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        # The norm is taken per row, so rows can be folded alone.
-        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
-        return weight.to(dtype or v.dtype)
+class FoldedWeight(LazyTensor):
+    """The weight that g [n, 1, 1] and v [n, ...] stand for. The norm is taken per row, so rows can be folded alone."""
 
-    return load
+    def __init__(self, g: LazyTensor, v: LazyTensor) -> None:
+        super().__init__(v.shape, v.dtype)
+        self.g, self.v = g, v
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = (begin, end)
+        return fold_weight_norm(self.g.read(torch.float32, rows), self.v.read(torch.float32, rows))

@@ -17,8 +17,8 @@ import torch
 from comfy_extras.nodes_audio import VAEDecodeAudio, VAEEncodeAudio
 from magihuman_pack.magihuman_core import load_audio_vae, load_text_encoder, load_turbo_vae, load_video_vae
 from magihuman_pack.magihuman_core.media.waveform import resample
+from magihuman_pack.magihuman_core.tools.convert import convert
 from magihuman_pack.magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_pack.magihuman_core.weights.convert import convert
 from magihuman_pack.nodes.adapter.clip import load_clip
 from magihuman_pack.nodes.adapter.model import LatentFormat
 from magihuman_pack.nodes.adapter.streams import nested

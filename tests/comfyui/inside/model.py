@@ -18,9 +18,9 @@ import comfy.samplers
 import comfy.sd
 import torch
 from magihuman_pack.magihuman_core import flow_sigmas, load_dit
-from magihuman_pack.magihuman_core.weights import open_checkpoint
-from magihuman_pack.magihuman_core.weights.convert import convert
-from magihuman_pack.magihuman_core.weights.dit_keys import official_rows
+from magihuman_pack.magihuman_core.tools.convert import convert
+from magihuman_pack.magihuman_core.weights.fused import fused_parts
+from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.lora import PREFIX, is_alias
 from magihuman_pack.nodes.adapter.model import load_model
@@ -53,7 +53,7 @@ def merged(change):
 
 # LoRA: every stacked and shared layer, under both spellings of the names.
 lora, change = {}, {}
-table = official_rows(model.model.diffusion_model.config)
+table = fused_parts(model.model.diffusion_model.config)
 for number, key in enumerate(k for k in table if k.startswith("block.") and "norm" not in k):
     rows, columns = official[key].shape
     up, down = random(rows, 4), random(4, columns)

@@ -11,8 +11,8 @@ import magihuman_pack.nodes.adapter.model as adapter_model
 import torch
 from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas
 from magihuman_pack.magihuman_core.sampling.super_resolution import zero_snr_table
-from magihuman_pack.magihuman_core.weights import open_checkpoint
 from magihuman_pack.magihuman_core.weights.dit_keys import split_official
+from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes.adapter import sampling
 from safetensors.torch import load_file
 
