@@ -10,8 +10,8 @@ from ..checkpoint.assign import assign_weights
 from ..nn.operations import Operations
 from ..vae.audio import AudioVAE, AudioVAEConfig
 from ..weights.audio_keys import folded, official_keys
+from ..weights.open import open_checkpoint
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 
 
 def load_audio_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = torch.float32,

@@ -17,9 +17,10 @@ from ..nn.operations import Operations
 from ..nn.quantized_linear import EIGHT_BITS
 from ..runtime.build import build_dit
 from ..runtime.streaming import choose_streamed, is_streamed, stream_blocks
-from ..weights.dit_keys import keep_fp32, may_quantize, split_official
+from ..weights.dit_keys import split_official
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def load_dit(
         device=device,
         name=checkpoint.name,
         keep_fp32=keep_fp32,
-        leave=lambda key: is_streamed(key, streamed),
+        skip=lambda key: is_streamed(key, streamed),
     )
     if streamed:
         streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)

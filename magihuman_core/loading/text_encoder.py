@@ -1,6 +1,5 @@
 """From a file to the text encoder: its tensors, its configuration, its tokenizer."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,17 +9,18 @@ from torch import Tensor, nn
 
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.json_file import read_json_object
 from ..checkpoint.quantize import quantized_layers
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
 from ..runtime.build import build_text_encoder
 from ..text.config import TextEncoderConfig
-from ..text.encoder import TextEncoder, encoder_keys, may_quantize
+from ..text.encoder import TextEncoder
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
-
-MAX_JSON = 1 << 20  # bytes; the official config.json has under 3 kB
+from ..weights.text_encoder_keys import encoder_keys
 
 
 def load_text_encoder(
@@ -47,7 +47,7 @@ def load_text_encoder(
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
     computed = None if dtype is None else compute_dtype_of(dtype)
     assign_weights(encoder, tensors, dtype=computed, device=device, name=checkpoint.name,
-                   keep_fp32=lambda key: key.endswith(".scale"))
+                   keep_fp32=keep_fp32)
     encoder.tokenizer = tokenizer
     return encoder.eval()
 
@@ -126,25 +126,19 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConf
 def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
     """The config that came with the weights: in the file's metadata, or config.json beside them.
 
-    What is no JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
+    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
     be run.
     """
-    text: str | bytes | None = checkpoint.metadata.get("config")
-    place = checkpoint.name
-    try:
-        if text is None and (path := sibling_file(checkpoint.path, "config.json")):
-            place = str(path)
-            text = path.read_bytes() if path.stat().st_size <= MAX_JSON else None
-        config = json.loads(text) if isinstance(text, (str, bytes)) else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    source = checkpoint.metadata.get("config") or sibling_file(checkpoint.path, "config.json")
+    config = read_json_object(source) if source else None
     # A config.json of another model may lie in the same folder.
-    kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    kind = str(config.get("model_type", "")) if config else ""
     if not kind.startswith(("t5_gemma", "t5gemma")):
         return None
     try:
         return TextEncoderConfig.from_mapping(config)
     except InputError as error:
+        place = source if isinstance(source, Path) else checkpoint.name
         raise CheckpointError(f"{place}: {error}") from None
 
 

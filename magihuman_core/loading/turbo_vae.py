@@ -1,6 +1,5 @@
 """Loading a Turbo VAE, with the JSON beside it that holds its sizes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from torch import nn
 
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import renamed
+from ..checkpoint.json_file import read_json_object
 from ..errors import CheckpointError
 from ..nn.operations import Operations
 from ..vae.latent_statistics import LatentStatistics
 from ..vae.turbo import TurboVAE
 from ..vae.turbo_config import TurboVAEConfig
+from ..weights.open import open_checkpoint
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 
-MAX_JSON = 1 << 20  # the official file has under 2 kB; a larger one is something else
 PARTS = ("conv_in.", "mid_block.", "up_blocks.", "upsampler2d_1.", "conv_out.")  # of the decoder, in its keys
 
 
@@ -63,7 +62,7 @@ def _read_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig:
     """The configuration given as a mapping or as a JSON file. Raises CheckpointError."""
     if isinstance(config, Mapping):
         return TurboVAEConfig.from_mapping(config)
-    content = _json_object(Path(config))
+    content = read_json_object(Path(config))
     if content is None:
         raise CheckpointError(f"{config}: is not a readable JSON file with the Turbo VAE's configuration."
                               " Give the JSON that came with the weights, or none.")
@@ -78,21 +77,10 @@ def _find_config(source: Path) -> TurboVAEConfig | None:
     folder = source if source.is_dir() else source.parent
     own = source.with_suffix(".json")
     found = {path: content for path in sorted(folder.glob("*.json"))
-             if (content := _json_object(path)) is not None and "decoder_block_out_channels" in content}
+             if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
     if own in found:
         return TurboVAEConfig.from_mapping(found[own], str(own))
     if len(found) == 1:
         path, content = found.popitem()
         return TurboVAEConfig.from_mapping(content, str(path))
     return None
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a small file, or None where there is no such thing."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            return None
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -12,8 +12,8 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..vae.latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
 from ..vae.video import VideoVAE, VideoVAEConfig
+from ..weights.open import open_checkpoint
 from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
 
 
 def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,

@@ -15,7 +15,7 @@ from torch import nn
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..loading.folder import NETWORKS, ModelFolder
-from ..weights.source import open_checkpoint
+from ..weights.open import open_checkpoint
 
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
 

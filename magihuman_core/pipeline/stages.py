@@ -28,12 +28,12 @@ from ..sampling.noise import start_noise
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
 from ..sizes import decoded_frames
-from ..text.encoder import encoder_keys
-from ..text.encoder import may_quantize as may_quantize_text
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
-from ..weights.dit_keys import may_quantize, network_config, split_official
-from ..weights.source import open_checkpoint
+from ..weights.dit_keys import network_config, split_official
+from ..weights.open import open_checkpoint
+from ..weights.precision import may_quantize
+from ..weights.text_encoder_keys import encoder_keys
 from .parts import Parts
 from .request import Pass, Progress, Size, Waveform
 
@@ -56,7 +56,7 @@ def encode_text(parts: Parts, prompt: str, negative: str | None) -> tuple[Tensor
     """[1, n, d] of the prompt, and of the negative prompt where there is one."""
     checkpoint = encoder_keys(open_checkpoint(parts.open("text_encoder"), "text_encoder"))
     encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"),
-                         dtype=parts.weights_dtype(checkpoint, may_quantize_text))
+                         dtype=parts.weights_dtype(checkpoint, may_quantize))
     return encoder.encode(prompt), None if negative is None else encoder.encode(negative)
 
 

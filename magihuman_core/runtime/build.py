@@ -11,8 +11,7 @@ from ..nn.operations import Operations
 from ..nn.quantized_linear import EIGHT_BITS, compute_dtype_of, quantize_linears
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
-from ..text.encoder import may_quantize as may_quantize_text
-from ..weights.dit_keys import may_quantize
+from ..weights.precision import may_quantize
 
 
 def build_dit(
@@ -44,5 +43,5 @@ def build_text_encoder(
     computed = None if dtype is None else compute_dtype_of(dtype)
     with torch.device("meta"):
         encoder = TextEncoder(config, operations=operations, dtype=computed)
-    quantize_linears(encoder, dtype, may_quantize_text)
+    quantize_linears(encoder, dtype, may_quantize)
     return encoder.requires_grad_(False)

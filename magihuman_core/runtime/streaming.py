@@ -32,7 +32,7 @@ from ..checkpoint.assign import is_finite
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
-from ..weights.dit_keys import keep_fp32
+from ..weights.precision import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
 PIECE = 8 << 20  # bytes read at a time: what is needed beside the buffers stays small
@@ -312,7 +312,7 @@ class Reader:
                 if self.stop.is_set():
                     return
                 bottom = min(top + rows, weight.shape[0])
-                weight[top:bottom] = entry.load(place.dtype, (top, bottom))
+                weight[top:bottom] = entry.read(place.dtype, (top, bottom))
             if place.key not in self.checked:
                 if not is_finite(weight):
                     raise CheckpointError(

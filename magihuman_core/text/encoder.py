@@ -15,15 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.checkpoint import Checkpoint, renamed
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..nn.layers import RMSNorm
 from ..nn.operations import Operations
 from .config import TextEncoderConfig
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
-PREFIXES = ("model.encoder.", "encoder.", "")
 
 log = logging.getLogger(__name__)
 
@@ -209,22 +207,3 @@ class TextEncoder(nn.Module):
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
 
-def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
-    """The encoder's tensors of a file, as `encoder.*`; the decoder and heads are dropped.
-
-    Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
-    """
-    checkpoint = renamed(checkpoint, lambda key: key)
-    for prefix in PREFIXES:
-        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
-            break
-    else:
-        raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
-                              "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
-    parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
-    return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
-
-
-def may_quantize(key: str) -> bool:
-    """Whether one of the encoder's keys is a matrix that may be kept in 8 bits."""
-    return key.endswith("_proj.weight")

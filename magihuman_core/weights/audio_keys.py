@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.lazy_tensor import LazyTensor
 from ..errors import CheckpointError
 
 
@@ -68,15 +69,19 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
         if g.shape != (*v.shape[:1], 1, 1):
             raise CheckpointError(f"{checkpoint.name}: {layer}_g has shape {list(g.shape)}, which does not fit {key} "
                                   f"of shape {list(v.shape)}. The file is damaged; get it anew.")
-        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
+        entries[layer] = FoldedWeight(g, v)
     return checkpoint.with_entries(entries)
 
 
-def _load_folded(g: Entry, v: Entry):
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        # The norm is taken per row, so rows can be folded alone.
-        directions = v.load(torch.float32, rows)
-        lengths = g.load(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
-        return fold_weight_norm(lengths, directions).to(dtype or v.dtype)
+class FoldedWeight(LazyTensor):
+    """The weight that g [n, 1, 1] and v [n, ...] stand for. The norm is taken per row, so rows can be folded alone."""
 
-    return load
+    def __init__(self, g: LazyTensor, v: LazyTensor) -> None:
+        super().__init__(v.shape, v.dtype)
+        self.g, self.v = g, v
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = (begin, end)
+        directions = self.v.read(torch.float32, rows)
+        lengths = self.g.read(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
+        return fold_weight_norm(lengths, directions)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import CheckpointError, InputError
 from ...magihuman_core.loading.text_encoder import load_text_encoder, open_text_encoder
-from ...magihuman_core.text.encoder import TextEncoder, may_quantize
+from ...magihuman_core.text.encoder import TextEncoder
+from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .ops import Operations, quantized_operations
 

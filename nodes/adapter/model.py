@@ -25,8 +25,9 @@ from ...magihuman_core.runtime.memory import network_activations
 from ...magihuman_core.sampling.super_resolution import cover_audio, cover_video
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.weights.align import aligned
-from ...magihuman_core.weights.dit_keys import may_quantize, network_config, split_official
-from ...magihuman_core.weights.source import open_checkpoint
+from ...magihuman_core.weights.dit_keys import network_config, split_official
+from ...magihuman_core.weights.open import open_checkpoint
+from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .lora import add_alias_layers, is_alias, patcher_class
 from .network import ComfyDiT

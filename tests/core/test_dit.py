@@ -13,8 +13,9 @@ from safetensors.torch import load, load_file
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
 from magihuman_core.model.sequence import patchify, unpatchify
 from magihuman_core.recipes import SR_1080P
-from magihuman_core.weights.dit_keys import official_rows, official_state_dict, split_official
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.dit_keys import official_state_dict, split_official
+from magihuman_core.weights.fused import fused_parts
+from magihuman_core.weights.open import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ["v2_basic", "v2_text_padded", "v1_basic", "post_norm", "local_attn"]
@@ -223,7 +224,7 @@ def test_any_small_network(seed, heads, head_dim, sandwich, positions, sizes):
     official = official_state_dict(dit)
     config = DiTConfig.from_state_dict(official, positions=positions)
     assert config == dit.config
-    assert set(official) == set(official_rows(config))
+    assert set(official) == set(fused_parts(config))
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,8 +12,9 @@ from magihuman_core.errors import CheckpointError
 from magihuman_core.nn.quantized_linear import QuantizedLinear, dequantized_rows
 from magihuman_core.runtime.streaming import is_streamed, streamer_of
 from magihuman_core.tools.convert import convert
-from magihuman_core.weights.dit_keys import may_quantize, split_official
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.dit_keys import split_official
+from magihuman_core.weights.open import open_checkpoint
+from magihuman_core.weights.precision import may_quantize
 
 from .test_weights_layouts import DATA, fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
 

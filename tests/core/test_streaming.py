@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
+from magihuman_core.checkpoint.lazy_tensor import LazyTensor
 from magihuman_core.runtime.streaming import Slot, choose_streamed, streamed_sizes, streamer_of
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -72,22 +73,22 @@ def test_any_gradient_mode_and_fp32_and_tensors_in_memory(mode, weights):
         assert same(each, load_dit(weights, dtype=torch.float32)(*clip))
 
 
-class Counting:
-    """An entry's load, counted."""
+class Counted(LazyTensor):
+    """A tensor whose reads are counted."""
 
-    def __init__(self, load, counts, key):
-        self.load, self.counts, self.key = load, counts, key
+    def __init__(self, source, counts, key):
+        super().__init__(source.shape, source.dtype)
+        self.source, self.counts, self.key = source, counts, key
 
-    def __call__(self, dtype=None, rows=None):
+    def _read(self, begin, end, dtype):
         self.counts[self.key] = self.counts.get(self.key, 0) + 1
-        return self.load(dtype, rows)
+        return self.source.read(dtype, (begin, end))
 
 
 def test_two_passes_share_each_fetch(file, resident):
     counts = {}
     checkpoint = open_checkpoint(file, "network")
-    entries = {key: type(entry)(entry.shape, entry.dtype, Counting(entry.load, counts, key))
-               for key, entry in checkpoint.entries.items()}
+    entries = {key: Counted(entry, counts, key) for key, entry in checkpoint.entries.items()}
     dit = load_dit(checkpoint.with_entries(entries), resident_blocks=3)
     config = dit.config
     inputs = [make_clip(config), make_clip(config, text=4, seed=5)]

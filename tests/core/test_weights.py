@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.checkpoint.checkpoint import concatenated, renamed, strip_prefix
+from magihuman_core.checkpoint.checkpoint import renamed, strip_prefix
+from magihuman_core.checkpoint.lazy_tensor import concatenated
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 
 def network() -> nn.Sequential:
@@ -114,8 +115,8 @@ def test_rows_are_read_alone(mapped, weights, tmp_path):
     assert torch.equal(checkpoint.read("2.weight", torch.bfloat16, rows=(4000, 4100)), expected.bfloat16())
     part = checkpoint.entries["2.weight"].rows(3990, 4200)
     assert part.shape == (210, 4)
-    assert torch.equal(part.load(), weights["2.weight"][3990:4200])
-    assert torch.equal(part.load(None, (10, 110)), expected)
+    assert torch.equal(part.read(), weights["2.weight"][3990:4200])
+    assert torch.equal(part.read(None, (10, 110)), expected)
 
 
 def test_joined_entries_read_across_their_borders(weights, tmp_path):
@@ -124,9 +125,9 @@ def test_joined_entries_read_across_their_borders(weights, tmp_path):
     joined = concatenated([entry.rows(100, 4000), entry.rows(0, 100), entry])
     whole = torch.cat([weights["2.weight"][100:4000], weights["2.weight"][:100], weights["2.weight"]])
     assert joined.shape == (9000, 4)
-    assert torch.equal(joined.load(), whole)
+    assert torch.equal(joined.read(), whole)
     for rows in ((0, 1), (3899, 4005), (3950, 3960), (4000, 9000), (10, 10)):
-        assert torch.equal(joined.load(torch.float16, rows), whole[slice(*rows)].half())
+        assert torch.equal(joined.read(torch.float16, rows), whole[slice(*rows)].half())
 
 
 def test_a_mapped_tensor_is_a_view_that_cannot_change_the_file(weights, tmp_path):

@@ -15,8 +15,8 @@ from magihuman_core.cli import main
 from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
-from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -103,7 +103,7 @@ def test_each_linear_of_each_modality_has_a_scale_and_qkv_share_one(official, tm
         want = official[key][i * height : (i + 1) * height].float()
         assert (read.read(key, torch.float32, (i * height, (i + 1) * height)) - want).norm() <= 0.04 * want.norm()
     joined = as_quantized(read.entries[key].rows(0, height - 2))
-    assert joined.scale.load().unique().numel() == 1
+    assert joined.scale.read().unique().numel() == 1
 
 
 def test_the_quantized_table_is_comfyuis(official, tmp_path):
