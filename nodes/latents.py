@@ -17,7 +17,7 @@ from ..magihuman_core.sizes import (
     snap_size,
 )
 from .adapter.streams import empty, joined, masks, split
-from .adapter.vae import encode_frames, encode_sound
+from .adapter.vae import encode_audio, encode_frames
 
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 60
@@ -163,7 +163,7 @@ def stereo(audio: dict) -> tuple[Tensor, int]:
 
 def sound_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
     """The latent [1, c, n] of a waveform, checked against the channels of a clip's sound."""
-    sound = encode_sound(audio_vae, waveform, rate)
+    sound = encode_audio(audio_vae, waveform, rate)
     if sound.shape[1] != like.shape[1]:
         raise InputError(f"The audio VAE makes {sound.shape[1]} channels, but the latent's sound has "
                          f"{like.shape[1]}: connect MagiHuman's audio VAE.")
