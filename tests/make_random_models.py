@@ -56,7 +56,7 @@ def make_models(folder: str | Path, networks=("distill", "base", "540p_sr", "108
     config = VideoVAEConfig(encoder_dim=4, decoder_dim=4, blocks=1)
     _write(folder / "vae" / "wan2.2_vae.safetensors", _filled(VideoVAE(config), generator))
     config = AudioVAEConfig(widths=(4, 4, 8, 8, 16, 16), latent_channels=AUDIO)
-    sound = {"pretransform.model." + _random(key, tuple(t.shape), generator)
+    sound = {"pretransform.model." + key: _random(key, tuple(t.shape), generator)
              for key, t in official_state_dict(AudioVAE(config)).items()}
     sound["model.model.to_timestep_embed.0.weight"] = torch.zeros(2, 2)  # a piece of the rest of Stable Audio
     _write(folder / "audio_vae" / "model.safetensors", sound)

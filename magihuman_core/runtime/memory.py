@@ -12,6 +12,7 @@ kernels, and the caches and fragments of memory allocators.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -19,7 +20,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
@@ -27,7 +28,7 @@ from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
 from ..recipes import BASE
 from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
-from ..vae.audio import AudioVAE, AudioVAEConfig
+from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
 from ..vae.turbo import TurboVAE, TurboVAEConfig
 from ..vae.video import VideoVAE, VideoVAEConfig
 from .build import build_dit, build_text_encoder
@@ -132,6 +133,38 @@ def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = F
     log.info("%s", found)
     if free is not None and free < (found.activations if loaded else found.total):
         log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
+
+
+def decoding_activations(
+    config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int], dtype: torch.dtype,
+    device: str | torch.device,
+) -> int:
+    """The most bytes of activations while a latent [B, C, T, H, W] or [B, C, n] is decoded, its frames not held."""
+    device = torch.device(device).type
+    if not isinstance(config, AudioVAEConfig):
+        return shape[0] * _video(config, tuple(shape[2:]), dtype, device, None)
+    count = min(shape[2], WINDOWS * TILE)
+    # Beyond these only the latent grows, and the waveform, which is there in tiles and joined.
+    rest = (shape[2] - count) * (config.latent_channels + 2 * config.hop * config.audio_channels)
+    return shape[0] * (_audio(config, count, dtype, device) + rest * dtype.itemsize)
+
+
+@lru_cache(maxsize=32)
+def encoding_activations(
+    config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> int:
+    """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
+    encode: Callable[[Tensor], Tensor]
+    with torch.inference_mode(False):
+        if isinstance(config, AudioVAEConfig):
+            most = LONG_WINDOW_SECONDS * SAMPLE_RATE
+            encode = AudioVAE(config, dtype=dtype, device="meta").encode_long
+        else:
+            most = 1 + WINDOWS * config.temporal_factor
+            encode = VideoVAE(config, dtype=dtype, device="meta").encode
+    first = shape[0], shape[1], min(shape[2], most), *shape[3:]
+    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits for its turn
+    return dry_run(lambda: encode(torch.empty(first, dtype=dtype, device="meta")), device) + rest
 
 
 # The parts

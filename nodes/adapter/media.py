@@ -11,7 +11,7 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb
 from ...magihuman_core.media.waveform import resample, to_stereo
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
-from .vae import encode_frames, encode_sound
+from .vae import encode_audio, encode_frames
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +65,7 @@ def stereo(audio: dict) -> tuple[Tensor, int]:
 
 def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
     """The latent [1, c, n] of a waveform. like: the clip's audio latent. Raises InputError."""
-    found = encode_sound(audio_vae, waveform, rate)
+    found = encode_audio(audio_vae, waveform, rate)
     if found.shape[1] != like.shape[1]:
         raise InputError(f"The audio VAE makes {found.shape[1]} channels, but the latent's sound has "
                          f"{like.shape[1]}: connect MagiHuman's audio VAE.")
