@@ -131,6 +131,7 @@ class Concatenated(LazyTensor):
         return result
 
     def _rows(self, begin: int, end: int) -> LazyTensor:
+        # With the dtype that is stored there: split again, joined tensors are what they were.
         return concatenated(self._within(begin, end))
 
     def _within(self, begin: int, end: int) -> list[LazyTensor]:
