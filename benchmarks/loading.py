@@ -17,11 +17,11 @@ from process_memory import resident
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, MagiHumanDiT, load_dit
-from magihuman_core.checkpoint.checkpoint import Entry
+from magihuman_core.checkpoint.lazy_tensor import LazyTensor
 from magihuman_core.checkpoint.write import write_checkpoint
 from magihuman_core.tools.convert import convert
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 
 def config(gigabytes: float) -> DiTConfig:
@@ -37,12 +37,9 @@ def config(gigabytes: float) -> DiTConfig:
     )  # fmt: skip
 
 
-def random_entry(shape: tuple[int, ...]) -> Entry:
-    def load(dtype=None, rows=None):
-        height = shape[0] if rows is None else rows[1] - rows[0]
-        return torch.randn(height, *shape[1:]) * 0.02
-
-    return Entry(shape, torch.float32, load)
+class RandomTensor(LazyTensor):
+    def _read(self, begin, end, dtype):
+        return torch.randn(end - begin, *self.shape[1:]) * 0.02
 
 
 def ours_bf16(path: Path) -> torch.nn.Module:
@@ -84,7 +81,7 @@ def measure(way: str, path: Path, small: Path, answers) -> None:
 
 def write_network(path: Path, sizes: DiTConfig) -> None:
     shapes = official_state_dict(MagiHumanDiT(sizes, device="meta"))
-    write_checkpoint(path, {key: random_entry(tuple(value.shape)) for key, value in shapes.items()})
+    write_checkpoint(path, {key: RandomTensor(tuple(value.shape), torch.float32) for key, value in shapes.items()})
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from process_memory import resident
 
 from magihuman_core import DiTConfig, load_dit
 from magihuman_core.runtime.memory import estimate, size
+from magihuman_core.runtime.streaming import streamer_of
 
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens
@@ -77,8 +78,9 @@ def main() -> None:
             assert all(bool(out.isfinite().all()) and bool(out.any()) for pair in outs for out in pair)
             print(f"step {step + 1}: {time.perf_counter() - start:.1f} s")
         print(f"peak of resident memory: {size(resident('VmHWM'))}")
-        if dit.streamer is not None:
-            dit.streamer.close()
+        streamer = streamer_of(dit.blocks)
+        if streamer is not None:
+            streamer.close()
         found = estimate(c, width=16 * LATENT[2], height=16 * LATENT[1], tokens=AUDIO, text_tokens=TEXT, device="cpu",
                          dtype=KEEP[args.keep], resident_blocks=args.resident, guided=args.guided)
         print(f"estimated, without Python and PyTorch themselves: {found}")

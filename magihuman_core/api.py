@@ -1,19 +1,21 @@
 """The public names of `magihuman_core`, where they come from."""
 
 from .errors import CheckpointError, InputError
+from .loading.audio_vae import load_audio_vae
+from .loading.dit import load_dit
+from .loading.text_encoder import load_text_encoder
+from .loading.turbo_vae import load_turbo_vae
+from .loading.video_vae import load_video_vae
 from .model.config import DiTConfig
-from .model.dit import MagiHumanDiT, load_dit
-from .model.sequence import pack_latents, unpack_latents
+from .model.dit import MagiHumanDiT
 from .pipeline.clip import Clip
 from .pipeline.pipeline import MagiHumanPipeline
+from .recipes import Guidance
 from .runtime.lora import apply_lora
-from .sampling.denoiser import Guidance, JointDenoiser
+from .sampling.denoiser import JointDenoiser
+from .sampling.latents import pack_latents, unpack_latents
 from .sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from .sampling.super_resolution import prepare_super_resolution
-from .text.encoder import load_text_encoder
-from .vae.audio import load_audio_vae
-from .vae.turbo import load_turbo_vae
-from .vae.video import load_video_vae
 
 __all__ = [
     "CheckpointError",

@@ -1,36 +1,113 @@
-"""What follows from a network's role, which no checkpoint records, and where to compute."""
+"""How each of the four networks is used: what no checkpoint records, and what the model's authors sampled with.
 
+A network's role (base, distilled, sr_540p, sr_1080p) leaves no trace in its weights. Whatever depends on it is read
+from its Recipe, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from .errors import InputError
-from .model.config import GLOBAL_LAYERS_1080P
-
-STEPS = {"distilled": 8, "base": 32}
-SR_STEPS = 5
+from .sizes import PIXELS_PER_TOKEN, floor_size
 
 
-def role_overrides(role: str, layers: int) -> dict[str, Any]:
-    """What load_dit must be told of a role, since no checkpoint records it. layers: of the network."""
-    if role in ("base", "distilled"):
-        return {"positions": "v2"}
-    if role == "sr_540p":
-        return {"positions": "v1"}
-    if role == "sr_1080p":
-        local = tuple(layer for layer in range(layers) if layer not in GLOBAL_LAYERS_1080P)
-        return {"positions": "v1", "local_layers": local}
-    raise InputError(f"role is {role!r}, expected base, distilled, sr_540p or sr_1080p.")
+@dataclass(frozen=True)
+class Guidance:
+    """How far to go from the unconditional to the conditional velocity, for each stream (docs/model.md).
+
+    video while the integer timestep is above 500, video_late after; audio throughout. Latent frames before
+    `first_frames` get at most `first_frames_scale`.
+    """
+
+    video: float = 5.0
+    video_late: float = 2.0
+    audio: float = 5.0
+    first_frames: int = 0
+    first_frames_scale: float = 2.0
+
+    def video_scale(self, sigma: float) -> float:
+        """The video's scale at a noise level, without regard to the first frames."""
+        return self.video if int(1000 * sigma) > 500 else self.video_late
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {device} cannot be used here ({reason}). Use cpu, or auto.") from None
-    return chosen
+FULL_GUIDANCE = Guidance()
+SR_GUIDANCE = Guidance(3.5, 3.5, first_frames=13)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What follows from a network's role."""
+
+    role: str
+    description: str
+    width: int  # pixels, of the clips it was made for; with the height also the area of other shapes
+    height: int
+    steps: int
+    solver: str  # "unipc" or "renoise"
+    guidance: Guidance | None = None  # None: one evaluation a step, with the prompt alone
+    optional_guidance: Guidance | None = None  # better in some cases, at twice the time
+    positions: str = "v2"  # see model/rope.py
+    global_layers: tuple[int, ...] | None = None  # all other layers have local attention; None: none has
+    local_radius: int = 11  # latent frames to both sides that local attention sees
+    super_resolution: bool = False  # starts from a finished clip instead of noise, and leaves its audio as it is
+    noise_level: int = 0  # entry of super_resolution.zero_snr_table that covers that clip
+    audio_noise: float = 0.0  # share of noise in the audio that super-resolution hears
+
+    @property
+    def area(self) -> int:
+        """Pixels of one frame."""
+        return self.width * self.height
+
+    def overrides(self, layers: int) -> dict[str, Any]:
+        """The fields of DiTConfig that no checkpoint records. layers: of the network."""
+        if self.global_layers is None:
+            return {"positions": self.positions}
+        local = tuple(layer for layer in range(layers) if layer not in self.global_layers)
+        return {"positions": self.positions, "local_layers": local, "local_radius": self.local_radius}
+
+
+BASE = Recipe("base", "base: 32 steps with guidance", 448, 256, steps=32, solver="unipc", guidance=FULL_GUIDANCE)
+DISTILLED = Recipe("distilled", "distilled: 8 steps without guidance", BASE.width, BASE.height, steps=8,
+                   solver="renoise")
+SR_540P = Recipe(
+    "sr_540p", "super-resolution to 540p", 896, 512, steps=5, solver="unipc",
+    optional_guidance=SR_GUIDANCE, positions="v1", super_resolution=True, noise_level=220,
+    audio_noise=0.7,
+)  # fmt: skip
+SR_1080P = replace(
+    SR_540P, role="sr_1080p", description="super-resolution to 1080p, with local attention", width=1920, height=1088,
+    global_layers=(3, 7, 11, 15, 19, 23, 27, 31),
+)  # fmt: skip
+RECIPES: Mapping[str, Recipe] = MappingProxyType({r.role: r for r in (BASE, DISTILLED, SR_540P, SR_1080P)})
+UPSCALERS: Mapping[str, Recipe] = MappingProxyType({"540p": SR_540P, "1080p": SR_1080P})  # by the name of the target
+
+
+def upscaled_size(width: int, height: int, target: str | tuple[int, int]) -> tuple[int, int]:
+    """The pixel size that super-resolution gives a base clip of width x height.
+
+    target: "540p" or "1080p", the area of these at the clip's own aspect ratio (the base size becomes exactly
+    896x512 or 1920x1088), or a (width, height). Raises InputError.
+    """
+    if isinstance(target, str):
+        if target not in UPSCALERS:
+            raise InputError(f"upscale is {target!r}, expected 540p, 1080p or WIDTHxHEIGHT.")
+        factor = math.sqrt(UPSCALERS[target].area / (width * height))
+        return _whole_tokens(width * factor), _whole_tokens(height * factor)
+    if not isinstance(target, (tuple, list)) or len(target) != 2:
+        raise InputError(f"upscale is {target!r}, expected 540p, 1080p or a width and a height.")
+    return floor_size(*target)
+
+
+def _whole_tokens(side: float) -> int:
+    """Pixels, rounded to whole tokens."""
+    return max(1, round(side / PIXELS_PER_TOKEN)) * PIXELS_PER_TOKEN
+
+
+def upscaler_for(width: int, height: int) -> Recipe:
+    """The super-resolution network whose own area is closer to a size in pixels, by ratio."""
+    return SR_1080P if (width * height) ** 2 > SR_540P.area * SR_1080P.area else SR_540P

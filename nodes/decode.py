@@ -2,16 +2,14 @@
 
 from fractions import Fraction
 
-import torch
 from comfy_api.latest import InputImpl, Types, io
-from torch import Tensor
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.media.waveform import OUTPUT_RATE, resample
 from ..magihuman_core.sizes import FPS
+from .adapter.media import decode_audio, fit_length, stereo
 from .adapter.streams import split
 from .adapter.vae import check
-from .latents import stereo
 
 RATES = [str(OUTPUT_RATE), "48000"]
 
@@ -50,7 +48,7 @@ class MagiHumanDecode(io.ComfyNode):
         images = vae.decode(video)[0]  # [1, F, h, w, 3] -> [F, h, w, 3]
         count = min(images.shape[0], sound.shape[2])
         if audio is None:
-            waveform = decode_sound(audio_vae, sound, rate)
+            waveform = decode_audio(audio_vae, sound, rate)
         else:
             waveform = resample(*stereo(audio), rate)
         waveform = fit_length(waveform, count * rate // FPS).clamp(-1, 1)
@@ -58,18 +56,6 @@ class MagiHumanDecode(io.ComfyNode):
         result = {"waveform": waveform[None], "sample_rate": rate}
         components = Types.VideoComponents(images=images, audio=result, frame_rate=Fraction(FPS))
         return io.NodeOutput(images, result, InputImpl.VideoFromComponents(components))
-
-
-def decode_sound(audio_vae, latent: Tensor, rate: int) -> Tensor:
-    """Waveform [2, L] of a sound latent [1, c, n] at a rate, through any audio VAE of ComfyUI."""
-    waveform = audio_vae.decode(latent).movedim(-1, 1)[0].float().cpu()
-    given = getattr(audio_vae, "audio_sample_rate_output", None) or audio_vae.audio_sample_rate
-    return resample(waveform, given, rate)
-
-
-def fit_length(waveform: Tensor, samples: int) -> Tensor:
-    """A waveform cut to so many samples, or followed by silence."""
-    return torch.nn.functional.pad(waveform[:, :samples], (0, max(0, samples - waveform.shape[1])))
 
 
 NODES = [MagiHumanDecode]

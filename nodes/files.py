@@ -1,15 +1,14 @@
 """Choices of weight files in ComfyUI's model folders, and the way back from a choice to a path."""
 
-import re
 from pathlib import Path, PurePosixPath
 
 import folder_paths
 
+from ..magihuman_core.checkpoint.weight_files import SHARD
 from ..magihuman_core.errors import InputError
 
 DEMO = "built-in demo"
 BESIDE = "beside the weights"
-SHARD = re.compile(r".+-\d{5}-of-\d{5}\.safetensors")
 
 
 def choices(folder: str) -> list[str]:
@@ -42,7 +41,7 @@ def resolve_tokenizer(choice: str) -> Path | None:
         return None
     files = _tokenizer_files()
     if choice not in files:
-        raise InputError(f"{choice!r} is no tokenizer.json in ComfyUI's text_encoders folder. Put T5Gemma's "
+        raise InputError(f"{choice!r} is not a tokenizer.json in ComfyUI's text_encoders folder. Put T5Gemma's "
                          "tokenizer.json there.")
     return files[choice]
 

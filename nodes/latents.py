@@ -1,23 +1,13 @@
 """Nodes that make what sampling starts from: an empty clip, and content that stays as it is."""
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media.video_file import fit_image, to_rgb
-from ..magihuman_core.media.waveform import to_stereo
-from ..magihuman_core.sizes import (
-    FPS,
-    PIXELS_PER_LATENT,
-    PIXELS_PER_TOKEN,
-    audio_tokens,
-    decoded_frames,
-    latent_frames,
-    snap_size,
-)
-from .adapter.streams import empty, joined, masks, split
-from .adapter.vae import encode_frames, encode_sound
+from ..magihuman_core.recipes import BASE
+from ..magihuman_core.sampling.frozen import keep_audio, keep_image, keep_start, last_samples, overlap_frames
+from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN, audio_length, floor_size
+from .adapter.media import audio_latent, fit_length, frames_latent, image_latent, stereo
+from .adapter.streams import empty, joined, joint
 
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 60
@@ -38,10 +28,10 @@ class EmptyMagiHumanLatent(io.ComfyNode):
             description="An empty clip, picture and sound together, at 25 frames per second.",
             search_aliases=["empty latent video", "audio video latent", "magihuman"],
             inputs=[
-                io.Int.Input("width", default=448, min=64, max=4096, step=PIXELS_PER_TOKEN, tooltip=(
+                io.Int.Input("width", default=BASE.width, min=64, max=4096, step=PIXELS_PER_TOKEN, tooltip=(
                     "Pixels, floored to a multiple of 32. The model was trained on 448x256 and 256x448; for more, "
                     "upscale the result with MagiHuman Latent Upscale and a super-resolution model.")),
-                io.Int.Input("height", default=256, min=64, max=4096, step=PIXELS_PER_TOKEN,
+                io.Int.Input("height", default=BASE.height, min=64, max=4096, step=PIXELS_PER_TOKEN,
                              tooltip="Pixels, as the width."),
                 io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2, tooltip=SECONDS_TIP),
             ],
@@ -50,7 +40,7 @@ class EmptyMagiHumanLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, width, height, seconds) -> io.NodeOutput:
-        return io.NodeOutput(empty(*snap_size(width, height), audio_tokens(seconds)))
+        return io.NodeOutput(empty(*floor_size(width, height), audio_length(seconds)))
 
 
 class MagiHumanReferenceImage(io.ComfyNode):
@@ -72,34 +62,8 @@ class MagiHumanReferenceImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image, latent) -> io.NodeOutput:
-        return io.NodeOutput(hold_first_frame(vae, image, latent))
-
-
-def hold_first_frame(vae, image: Tensor, latent: dict) -> dict:
-    """Put a picture into latent frame 0 of a LATENT, to be kept. image: IMAGE [B, h, w, C]."""
-    video, audio = split(latent)
-    video_mask, audio_mask = masks(latent)
-    width, height = (side * PIXELS_PER_LATENT for side in video.shape[:2:-1])
-    picture = encode_frames(vae, fit_image(to_pil(image), width, height))
-    if picture.shape[1] != video.shape[1] or picture.shape[3:] != video.shape[3:]:
-        raise InputError(
-            f"The VAE makes {picture.shape[1]} channels of {picture.shape[4]}x{picture.shape[3]} cells, but the "
-            f"latent has {video.shape[1]} of {video.shape[4]}x{video.shape[3]}: connect the Wan2.2 VAE."
-        )
-    video = video.clone()
-    video[:, :, :1] = picture.to(video)
-    video_mask[:, :, 0] = 0
-    return joined(latent, video, audio, video_mask, audio_mask)
-
-
-def to_pil(image: Tensor):
-    """The first picture of an IMAGE batch; a transparent one on white."""
-    from PIL import Image
-
-    if image.ndim != 4 or 0 in image.shape:
-        raise InputError(f"The image has shape {list(image.shape)}, expected a picture. Connect Load Image.")
-    pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+        start = joint(latent)
+        return io.NodeOutput(joined(latent, keep_image(start, image_latent(vae, image, start.video))))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -128,46 +92,17 @@ class MagiHumanDrivingAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio_vae, audio, latent, length, max_seconds) -> io.NodeOutput:
-        video, old = split(latent)
-        video_mask, _ = masks(latent)
+        start = joint(latent)
+        clip_length = start.audio.shape[2]
         waveform, rate = stereo(audio)
-        seconds = max_seconds if length == FROM_AUDIO else old.shape[2] / FPS
-        waveform = waveform[:, : round(seconds * rate)]
+        if length == FROM_AUDIO:
+            waveform = waveform[:, : round(max_seconds * rate)]
+        else:
+            waveform = fit_length(waveform, round(clip_length / FPS * rate))
+        driving = audio_latent(audio_vae, waveform, rate, start.audio)
         if length == FROM_LATENT:
-            missing = round(seconds * rate) - waveform.shape[1]
-            waveform = torch.nn.functional.pad(waveform, (0, max(0, missing)))
-        sound = sound_latent(audio_vae, waveform, rate, old)
-        if length == FROM_LATENT:
-            sound = sound[:, :, : old.shape[2]]
-        frames = latent_frames(sound.shape[2])
-        video, video_mask = resize_time(video, frames, 0), resize_time(video_mask, frames, 1)
-        sound = sound.expand(video.shape[0], -1, -1)
-        return io.NodeOutput(joined(latent, video, sound, video_mask, torch.zeros_like(sound[:, :1])))
-
-
-def resize_time(stream: Tensor, frames: int, fill: float) -> Tensor:
-    """A stream [B, C, T, H, W] cut to so many frames, or followed by frames of a value."""
-    B, C, T, H, W = stream.shape
-    return torch.cat([stream[:, :, :frames], stream.new_full((B, C, max(0, frames - T), H, W), fill)], 2)
-
-
-def stereo(audio: dict) -> tuple[Tensor, int]:
-    """(waveform [2, L], rate) of an AUDIO's first sound. Raises InputError where there is none."""
-    if audio is None or audio["waveform"].shape[-1] == 0:
-        raise InputError("The audio is empty: it holds no samples. Choose another recording.")
-    waveform = to_stereo(audio["waveform"][0].float())
-    if not bool(torch.isfinite(waveform).all()):
-        raise InputError("The audio holds samples that are not numbers. Export the recording again.")
-    return waveform, int(audio["sample_rate"])
-
-
-def sound_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
-    """The latent [1, c, n] of a waveform, checked against the channels of a clip's sound."""
-    sound = encode_sound(audio_vae, waveform, rate)
-    if sound.shape[1] != like.shape[1]:
-        raise InputError(f"The audio VAE makes {sound.shape[1]} channels, but the latent's sound has "
-                         f"{like.shape[1]}: connect MagiHuman's audio VAE.")
-    return sound.to(like)
+            driving = driving[:, :, :clip_length]
+        return io.NodeOutput(joined(latent, keep_audio(start, driving)))
 
 
 class MagiHumanExtend(io.ComfyNode):
@@ -205,26 +140,12 @@ class MagiHumanExtend(io.ComfyNode):
             raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
                              "crop them.")
         waveform, rate = stereo(audio)
-        kept = min(round(overlap_seconds * FPS), frames, waveform.shape[1] * FPS // rate)
-        if kept < 1:
-            raise InputError("The clip to be extended is shorter than one frame: connect its frames and its sound.")
-        kept = decoded_frames(latent_frames(kept))  # whole latent frames: 1, 5, 9, ...
+        kept = overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         latent = empty(width, height, kept + round(seconds * FPS))
-        video, sound = split(latent)
-        video_mask, audio_mask = masks(latent)
-
-        pixels = images[-kept:, ..., :3].movedim(-1, 0)[None] * 2 - 1  # [F, h, w, 3] -> [1, 3, F, h, w]
-        old = encode_frames(vae, pixels)
-        # The last frame's sound ends with the clip, or a little later where the sound goes on.
-        end = min(waveform.shape[1], round(frames * rate / FPS))
-        old_sound = sound_latent(audio_vae, waveform[:, max(0, end - round(kept * rate / FPS)) : end], rate, sound)
-        if old.shape[1] != video.shape[1]:
-            raise InputError(f"The VAE makes {old.shape[1]} channels, expected {video.shape[1]}: connect "
-                             "the Wan2.2 VAE.")
-        video[:, :, : old.shape[2]], video_mask[:, :, : old.shape[2]] = old, 0
-        count = min(kept, old_sound.shape[2])
-        sound[:, :, :count], audio_mask[:, :, :count] = old_sound[:, :, :count], 0
-        return io.NodeOutput(joined(latent, video, sound, video_mask, audio_mask), kept)
+        start = joint(latent)
+        old = frames_latent(vae, images[-kept:], start.video)
+        old_audio = audio_latent(audio_vae, last_samples(waveform, rate, frames, kept), rate, start.audio)
+        return io.NodeOutput(joined(latent, keep_start(start, old, old_audio)), kept)
 
 
 NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanExtend]

@@ -5,8 +5,9 @@ from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.loading.folder import find_models
-from ..magihuman_core.weights.recognize import ROLES, find_role
-from ..magihuman_core.weights.source import open_checkpoint
+from ..magihuman_core.recipes import RECIPES
+from ..magihuman_core.weights.open import open_checkpoint
+from ..magihuman_core.weights.roles import find_role
 from .adapter.clip import load_clip
 from .adapter.model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
@@ -50,7 +51,7 @@ class MagiHumanModelLoader(io.ComfyNode):
             search_aliases=["davinci", "magihuman", "load diffusion model", "unet loader", "talking head", "avatar"],
             inputs=[
                 _file("diffusion_models", "model", "A file, or a folder of shards, in models/diffusion_models."),
-                io.Combo.Input("role", options=[AUTO, *ROLES], default=AUTO, tooltip=(
+                io.Combo.Input("role", options=[AUTO, *RECIPES], default=AUTO, tooltip=(
                     "Which of the four networks it is. They differ in nothing that a file shows, so auto goes by the "
                     "names of file and folder (base, distill, 540p, 1080p). A wrong role spoils the result.")),
                 io.Combo.Input("weight_dtype", options=[*DTYPES, *FORMATS], default="default", advanced=True, tooltip=(
@@ -79,7 +80,7 @@ class MagiHumanModelLoader(io.ComfyNode):
             role = find_role(path, open_checkpoint(path).metadata)
         if role is None:
             raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
-                             f"to one of {', '.join(ROLES)}.")
+                             f"to one of {', '.join(RECIPES)}.")
         return path, role
 
 

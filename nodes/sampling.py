@@ -1,25 +1,22 @@
 """Nodes that sample: one that does the right thing by the model's role, and the same in parts."""
 
 import logging
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.recipes import SR_STEPS, STEPS
-from ..magihuman_core.sampling.denoiser import Guidance
+from ..magihuman_core.recipes import BASE, FULL_GUIDANCE, RECIPES, SR_540P, SR_GUIDANCE, Guidance
 from ..magihuman_core.sampling.solvers import flow_sigmas
 from .adapter import sampling
-from .adapter.model import SR_NOISE_LEVEL
 from .adapter.streams import split
 from .upscale import UPSCALED
 
 CATEGORY = "MagiHuman/sampling"
 AUTO, DISTILLED, FULL, SR = "auto", "distilled", "full CFG", "super-resolution"
-MODES = {"distilled": DISTILLED, "base": FULL, "sr_540p": SR, "sr_1080p": SR}
-MODE_STEPS = {DISTILLED: STEPS["distilled"], FULL: STEPS["base"], SR: SR_STEPS}
-SAMPLERS = {DISTILLED: "renoise", FULL: "unipc", SR: "unipc"}
-SR_GUIDANCE = {"first_frames": 13, "first_frames_scale": 2.0}
+# How each mode samples; both super-resolution models are sampled alike.
+MODES = {DISTILLED: RECIPES["distilled"], FULL: BASE, SR: SR_540P}
 NO_GUIDANCE, SR_CFG = "none", "super-resolution CFG"
 NOISE_TIP = (
     "Super-resolution only: how much noise covers the upscaled clip at the start, 0 to 999. 220 is what the models "
@@ -28,12 +25,17 @@ NOISE_TIP = (
 log = logging.getLogger(__name__)
 
 
+def mode_of(role: str) -> str:
+    """The mode that a network of this role was made for."""
+    return SR if RECIPES[role].super_resolution else FULL if RECIPES[role].guidance else DISTILLED
+
+
 def find_mode(model, mode: str) -> str:
     """The mode to sample in. Raises InputError where it does not go with the model."""
     role = sampling.model_role(model)
     if not role:
         raise InputError("The model is not MagiHuman's: connect Load MagiHuman Model.")
-    fitting = MODES[role]
+    fitting = mode_of(role)
     if mode in (AUTO, fitting):
         return fitting
     if SR in (mode, fitting):
@@ -46,7 +48,7 @@ def find_mode(model, mode: str) -> str:
 def check_latent(model, latent: dict) -> None:
     """Raise InputError where a latent does not fit the model's channels or its role."""
     video, _ = split(latent, sampling.model_channels(model))
-    upscales = MODES[sampling.model_role(model)] == SR
+    upscales = RECIPES[sampling.model_role(model)].super_resolution
     if upscales and not torch.count_nonzero(video):
         raise InputError("A super-resolution model starts from a finished clip, but the latent is empty: sample with "
                          "the base or distilled model first, then use MagiHuman Latent Upscale.")
@@ -78,7 +80,7 @@ class MagiHumanSampler(io.ComfyNode):
                 io.Int.Input("steps", default=0, min=0, max=200, advanced=True, tooltip=(
                     "0: the mode's own (8, 32 or 5). The distilled model gets no better with more; the base model is "
                     "usable from about 20.")),
-                io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True,
+                io.Int.Input("sr_noise_level", default=SR_540P.noise_level, min=0, max=999, advanced=True,
                              tooltip=NOISE_TIP),
             ],
             outputs=[io.Latent.Output()],
@@ -88,9 +90,10 @@ class MagiHumanSampler(io.ComfyNode):
     def execute(cls, model, positive, latent_image, seed, mode, steps, sr_noise_level, negative=None) -> io.NodeOutput:
         mode = find_mode(model, mode)
         check_latent(model, latent_image)
-        guider = make_guider(model, positive, negative, Guidance() if mode == FULL else None)
-        sampler = sampling.make_sampler(SAMPLERS[mode], noise_level=sr_noise_level)
-        sigmas = flow_sigmas(steps or MODE_STEPS[mode])
+        recipe = MODES[mode]
+        guider = make_guider(model, positive, negative, recipe.guidance)
+        sampler = sampling.make_sampler(recipe.solver, noise_level=sr_noise_level)
+        sigmas = flow_sigmas(steps or recipe.steps)
         return io.NodeOutput(sampling.run(guider, sampler, sigmas, latent_image, seed))
 
 
@@ -111,7 +114,7 @@ class MagiHumanScheduler(io.ComfyNode):
             description="The noise levels MagiHuman was trained with, for SamplerCustomAdvanced.",
             search_aliases=["sigmas", "schedule", "flow shift", "magihuman"],
             inputs=[
-                io.Int.Input("steps", default=8, min=1, max=1000,
+                io.Int.Input("steps", default=MODES[DISTILLED].steps, min=1, max=1000,
                              tooltip="8 for the distilled model, 32 for the base model, 5 for super-resolution."),
                 io.Float.Input("shift", default=5.0, min=0.1, max=100.0, step=0.1, advanced=True, tooltip=(
                     "5 is what the models were trained with; more spends more steps on the coarse picture.")),
@@ -140,13 +143,14 @@ class MagiHumanGuider(io.ComfyNode):
                 io.Combo.Input("guidance", options=[AUTO, NO_GUIDANCE, FULL, SR_CFG], default=AUTO, tooltip=(
                     "auto: full CFG for the base model, none for the others. super-resolution CFG doubles that "
                     "pass's time: scale 3.5, and at most 2 in the first 13 latent frames.")),
-                io.Float.Input("video", default=5.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                io.Float.Input("video", default=FULL_GUIDANCE.video, min=1.0, max=30.0, step=0.1, advanced=True,
                                tooltip="full CFG: scale of the picture in the first part of the schedule."),
-                io.Float.Input("video_late", default=2.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                io.Float.Input("video_late", default=FULL_GUIDANCE.video_late, min=1.0, max=30.0, step=0.1,
+                               advanced=True,
                                tooltip="full CFG: scale of the picture once the noise level is 0.5 or less."),
-                io.Float.Input("audio", default=5.0, min=1.0, max=30.0, step=0.1, advanced=True,
+                io.Float.Input("audio", default=FULL_GUIDANCE.audio, min=1.0, max=30.0, step=0.1, advanced=True,
                                tooltip="full CFG: scale of the sound."),
-                io.Float.Input("sr_scale", default=3.5, min=1.0, max=30.0, step=0.1, advanced=True,
+                io.Float.Input("sr_scale", default=SR_GUIDANCE.video, min=1.0, max=30.0, step=0.1, advanced=True,
                                tooltip="super-resolution CFG: its scale."),
             ],
             outputs=[io.Guider.Output()],
@@ -159,7 +163,7 @@ class MagiHumanGuider(io.ComfyNode):
         chosen = {
             NO_GUIDANCE: None,
             FULL: Guidance(video, video_late, audio),
-            SR_CFG: Guidance(sr_scale, sr_scale, **SR_GUIDANCE),
+            SR_CFG: replace(SR_GUIDANCE, video=sr_scale, video_late=sr_scale),
         }[guidance]
         return io.NodeOutput(make_guider(model, positive, negative, chosen))
 
@@ -177,7 +181,7 @@ class MagiHumanSamplerSelect(io.ComfyNode):
                 io.Combo.Input("sampler", options=["renoise", "unipc"], default="renoise", tooltip=(
                     "renoise for the distilled model: each step estimates the clip and adds fresh noise. unipc for "
                     "the base and super-resolution models.")),
-                io.Int.Input("sr_noise_level", default=SR_NOISE_LEVEL, min=0, max=999, advanced=True,
+                io.Int.Input("sr_noise_level", default=SR_540P.noise_level, min=0, max=999, advanced=True,
                              tooltip=NOISE_TIP),
             ],
             outputs=[io.Sampler.Output()],

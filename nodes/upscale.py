@@ -1,13 +1,17 @@
 """The node between the base clip and super-resolution."""
 
+from dataclasses import replace
+
 import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
+from ..magihuman_core.recipes import upscaled_size
+from ..magihuman_core.sampling.frozen import all_generated, keep_image
 from ..magihuman_core.sampling.super_resolution import upsample
-from ..magihuman_core.sizes import PIXELS_PER_LATENT, upscaled_size
+from ..magihuman_core.sizes import PIXELS_PER_LATENT
+from .adapter.media import image_latent
 from .adapter.streams import joined, split
-from .latents import hold_first_frame
 
 UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
 FACTOR = "factor"
@@ -45,13 +49,12 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         wanted = (int(width * factor), int(height * factor)) if target == FACTOR else target
         width, height = upscaled_size(width, height, wanted)
         large = upsample(video, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-        result = joined(latent, large, audio, torch.ones_like(large[:, :1]), torch.zeros_like(audio[:, :1]))
-        result[UPSCALED] = True
+        start = replace(all_generated(large, audio), audio_mask=torch.zeros_like(audio[:, :1]))
         if image is not None:
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
-            result = hold_first_frame(vae, image, result)
-        return io.NodeOutput(result)
+            start = keep_image(start, image_latent(vae, image, large))
+        return io.NodeOutput({**joined(latent, start), UPSCALED: True})
 
 
 NODES = [MagiHumanLatentUpscale]

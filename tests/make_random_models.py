@@ -21,6 +21,7 @@ from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
+from magihuman_core.weights.audio_keys import official_state_dict
 
 NOTICE = "These are small models with random weights, for trying out only. What they make is noise."
 HIDDEN, HEAD_DIM, HEADS, KV_HEADS = 64, 32, 2, 1
@@ -55,7 +56,8 @@ def make_models(folder: str | Path, networks=("distill", "base", "540p_sr", "108
     config = VideoVAEConfig(encoder_dim=4, decoder_dim=4, blocks=1)
     _write(folder / "vae" / "wan2.2_vae.safetensors", _filled(VideoVAE(config), generator))
     config = AudioVAEConfig(widths=(4, 4, 8, 8, 16, 16), latent_channels=AUDIO)
-    sound = {"pretransform.model." + key: t for key, t in _filled(AudioVAE(config), generator).items()}
+    sound = {"pretransform.model." + key: _random(key, tuple(t.shape), generator)
+             for key, t in official_state_dict(AudioVAE(config)).items()}
     sound["model.model.to_timestep_embed.0.weight"] = torch.zeros(2, 2)  # a piece of the rest of Stable Audio
     _write(folder / "audio_vae" / "model.safetensors", sound)
     _write_text_encoder(folder / "text_encoder", generator)

@@ -49,7 +49,8 @@ def resume(path, modules, average, optimizer):
         return None, 0, 0.0
     modules.load_state_dict(state["modules"])
     average.load_state_dict(state["average"])
-    if state["optimizer"] is not None:  # weights of the demo come without
+    # Weights of the demo come without; weights under older names would have theirs in another order.
+    if state["optimizer"] is not None and state["modules"].keys() == modules.state_dict().keys():
         optimizer.load_state_dict(state["optimizer"])
     return state, state["step"], state["spent"]
 

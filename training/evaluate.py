@@ -18,16 +18,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from magihuman_core.model.dit import load_dit
-from magihuman_core.model.sequence import pack_latents, unpack_latents
-from magihuman_core.sampling.denoiser import Guidance, JointDenoiser
-from magihuman_core.sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
-from magihuman_core.sampling.super_resolution import prepare_super_resolution
-from magihuman_core.text.encoder import load_text_encoder
+from magihuman_core import (
+    Guidance,
+    JointDenoiser,
+    flow_sigmas,
+    load_audio_vae,
+    load_dit,
+    load_text_encoder,
+    load_turbo_vae,
+    load_video_vae,
+    pack_latents,
+    prepare_super_resolution,
+    sample_renoise,
+    sample_unipc,
+    unpack_latents,
+)
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
-from magihuman_core.vae.audio import load_audio_vae
-from magihuman_core.vae.turbo import load_turbo_vae
-from magihuman_core.vae.video import load_video_vae
 from training import measure
 from training.clips import FRAMES, make_clip
 from training.common import RUNS

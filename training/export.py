@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from magihuman_core.model.sequence import MODALITIES
-from magihuman_core.weights.dit_keys import official_state_dict
+from magihuman_core.weights import audio_keys, dit_keys
 from training import train_audio_vae, train_network, train_video_vae
 from training.common import RUNS
 from training.text import stored_config
@@ -38,7 +38,7 @@ def split_layout(dit):
     c = dit.config
     rows = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim, "g": c.heads}
     tensors = {}
-    for key, tensor in official_state_dict(dit).items():
+    for key, tensor in dit_keys.official_state_dict(dit).items():
         name = key.removesuffix(".weight").rsplit(".", 1)[-1]
         if not key.startswith("block.") or "norm" in name:
             tensors[key] = tensor.float() if "norm" in name or "bands" in key else tensor.half()
@@ -91,7 +91,7 @@ def export(out):
         config = json.dumps(asdict(train_video_vae.TURBO), indent=1)
         (out / "turbo_vae" / "turbo_vae_demo.json").write_text(config + "\n")
     if (RUNS / "audio_vae.pt").exists():
-        audio = train_audio_vae.load_trained().official_state_dict()
+        audio = audio_keys.official_state_dict(train_audio_vae.load_trained())
         tensors = {f"pretransform.model.{key}": tensor for key, tensor in halves(audio).items()}
         note("audio_vae", write(out / "audio_vae" / "model.safetensors", tensors, kind="audio_vae"))
     if (RUNS / "base.pt").exists():

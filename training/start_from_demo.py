@@ -8,11 +8,8 @@ Weights come back at the precision they were stored in; optimizers start anew.
 import torch
 from torch import nn
 
-from magihuman_core.model.dit import load_dit
-from magihuman_core.text.encoder import load_text_encoder
-from magihuman_core.vae.audio import load_audio_vae
-from magihuman_core.vae.turbo import load_turbo_vae
-from magihuman_core.vae.video import load_video_vae
+from magihuman_core import load_audio_vae, load_dit, load_text_encoder, load_turbo_vae, load_video_vae
+from magihuman_core.weights.audio_keys import official_state_dict
 from training import train_audio_vae, train_network, train_super_resolution, train_video_vae
 from training.common import RUNS, save_atomically
 from training.export import OUT
@@ -45,7 +42,7 @@ def main():
     keep("wan_decoder", nn.ModuleList([own_vae.decoder, own_vae.conv2]))
 
     audio_vae = train_audio_vae.build()
-    audio_vae.load_state_dict(load_audio_vae(file_of("audio_vae"), dtype=torch.float32).state_dict())
+    audio_vae.load_state_dict(official_state_dict(load_audio_vae(file_of("audio_vae"))))
     keep("audio_vae", audio_vae)
 
     encoder = load_text_encoder(file_of("text_encoder"), dtype=torch.float32)

@@ -11,7 +11,8 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
-from magihuman_core.text.encoder import TextEncoder, TextEncoderConfig
+from magihuman_core.text.config import TextEncoderConfig
+from magihuman_core.text.encoder import TextEncoder
 from training.captions import PITCH, make_caption
 from training.clips import CHOICES
 from training.voice import SYLLABLES

@@ -11,8 +11,10 @@ import argparse
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
-from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit, WeightNormConv1d
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
 from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
 from training.data import Clips
 from training.voice import SHAPES, speech_curves
@@ -25,21 +27,39 @@ WINDOWS = (256, 512, 1024, 2048, 4096)
 def build():
     """An untrained AudioVAE whose signals keep their size, and whose residual branches start small."""
     torch.manual_seed(0)
-    vae = AudioVAE(CONFIG)
+    vae = weight_normed(AudioVAE(CONFIG))
     with torch.no_grad():
-        for module in vae.modules():
-            if isinstance(module, WeightNormConv1d):
-                module.weight_g *= 3**0.5
-                if module.bias is not None:
-                    module.bias.zero_()
-                if module.transposed:
-                    module.weight_g *= module.stride**0.5  # only every stride-th tap meets a sample
+        for conv in convolutions(vae):
+            gain(conv).mul_(3**0.5)
+            if conv.bias is not None:
+                conv.bias.zero_()
+            if conv.transposed:
+                gain(conv).mul_(conv.stride[0] ** 0.5)  # only every stride-th tap meets a sample
         for module in vae.modules():
             if isinstance(module, ResidualUnit):
-                module.layers[3].weight_g *= 0.2
-        vae.encoder.layers[0].weight_g *= 10.0  # speech has an RMS of about 0.06
-        vae.decoder.layers[-1].weight_g *= 0.03
+                gain(module.layers[3]).mul_(0.2)
+        gain(vae.encoder.layers[0]).mul_(10.0)  # speech has an RMS of about 0.06
+        gain(vae.decoder.layers[-1]).mul_(0.03)
     return vae
+
+
+def convolutions(vae):
+    return [module for module in vae.modules() if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d))]
+
+
+def weight_normed(vae):
+    """The same AudioVAE with every convolution's weight as length and direction, as the released one was trained.
+
+    Its state dict has torch's names for the two; it also loads the official ones (weight_g, weight_v).
+    """
+    for conv in convolutions(vae):
+        weight_norm(conv)
+    return vae
+
+
+def gain(conv):
+    """The lengths of a weight-normed convolution's weights, [n, 1, 1]."""
+    return conv.parametrizations.weight.original0
 
 
 def spectrum(sound, window):

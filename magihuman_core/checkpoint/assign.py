@@ -22,14 +22,14 @@ def assign_weights(
     name: str | None = None,
     keep_fp32: Callable[[str], bool] = lambda key: False,
     check_finite: bool = True,
-    leave: Callable[[str], bool] = lambda key: False,
+    skip: Callable[[str], bool] = lambda key: False,
 ) -> None:
     """Put every tensor in its place in module, which may have been built on the meta device.
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype
     (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32, and those that
     the module has in 8 bits to that; the model never exists twice.
-    Those for which leave(key) holds stay as they are, for someone else to fill. A tensor
+    Those for which skip(key) holds stay as they are, for someone else to fill. A tensor
     that is in memory already, with the right dtype and device, is taken over and not copied. Buffers that
     are not in the state dict are left as they are.
     name stands in messages. Raises CheckpointError when keys are missing or left over, when a shape
@@ -40,7 +40,7 @@ def assign_weights(
     places = dict(_places(module))
     check_tensors(checkpoint, {key: place[0] for key, place in places.items()}, name)
     for key, (place, owner, leaf) in places.items():
-        if leave(key):
+        if skip(key):
             continue
         own = place.dtype if place.dtype in EIGHT_BITS else dtype
         wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else own)

@@ -11,16 +11,17 @@ import struct
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Entry
+from .checkpoint import Checkpoint
 from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
+from .lazy_tensor import LazyTensor
 from .quantized import DECODED
-from .tensor_file import TensorFile
+from .tensor_file import StoredTensor, TensorFile
 
 PLAIN = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
          28: torch.float64, 30: torch.bfloat16}  # fmt: skip
@@ -78,7 +79,8 @@ class _Reader:
         self.file = file
         self.size = size
 
-    def number(self, code: str) -> int | float | bool:
+    def number(self, code: str) -> Any:
+        """A number of struct's format code; whole but for f and d."""
         (value,) = struct.unpack("<" + code, self.take(struct.calcsize(code)))
         return value
 
@@ -146,13 +148,13 @@ def _told_shape(told: object, stored: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
-           begin: int) -> Entry:  # fmt: skip
+           begin: int) -> LazyTensor:  # fmt: skip
     if 0 in stored and max(stored) > size:  # could claim any width, and modules are built by widths
         raise _DamagedError(f"{quoted(name)} has no valid shape")
     if kind in PLAIN:
         info = TensorInfo(PLAIN[kind], shape, begin)
         _check_end(name, info.nbytes, begin, size)
-        return TensorFile(path).entry(info)
+        return StoredTensor(TensorFile(path), info)
     if kind not in BLOCKS:
         raise _DamagedError(f"{quoted(name)} has the unknown type {kind}")
     type_name, block, block_bytes = BLOCKS[kind]
@@ -161,9 +163,7 @@ def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tup
     row_bytes = stored[-1] // block * block_bytes
     info = TensorInfo(torch.uint8, (prod(stored[:-1]), row_bytes), begin)
     _check_end(name, info.nbytes, begin, size)
-    data = TensorFile(path).entry(info)
-    decode = _decoder(path, kind, type_name)
-    return Entry(shape, DECODED, _block_load(data, stored[-1], shape, decode))
+    return BlockTensor(StoredTensor(TensorFile(path), info), stored[-1], shape, _decoder(path, kind, type_name))
 
 
 def _check_end(name: str, nbytes: int, begin: int, size: int) -> None:
@@ -184,22 +184,24 @@ def _decoder(path: Path, kind: int, type_name: str) -> Callable[[Tensor], Tensor
     return decode
 
 
-def _block_load(data: Entry, width: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> Callable:
-    """Load for blocks: data is [rows, bytes]; width: elements of such a row; shape: of the result."""
+class BlockTensor(LazyTensor):
+    """A tensor in a block format. data: [rows, bytes]; width: elements of such a row; shape: of the result."""
 
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        begin, end = rows or (0, shape[0])
-        per_row = prod(shape[1:])
-        result = torch.empty((end - begin, *shape[1:]), dtype=dtype or DECODED)
+    def __init__(self, data: LazyTensor, width: int, shape: tuple[int, ...],
+                 decode: Callable[[Tensor], Tensor]) -> None:  # fmt: skip
+        super().__init__(shape, DECODED)
+        self.data, self.width, self.decode = data, width, decode
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        result = torch.empty((end - begin, *self.shape[1:]), dtype=dtype)
         if not result.numel():
             return result
-        flat = result.view(-1, width) if per_row % width == 0 else None
-        if flat is None:  # stored under a shape whose rows are not ours: decode all and cut
-            return decode(data.load()).view(shape)[begin:end].to(result.dtype)
-        first, step = begin * per_row // width, max(1, PIECE // width)
+        per_row = prod(self.shape[1:])
+        if per_row % self.width:  # stored under a shape whose rows are not ours: decode all and cut
+            return self.decode(self.data.read()).view(self.shape)[begin:end]
+        flat = result.view(-1, self.width)
+        first, step = begin * per_row // self.width, max(1, PIECE // self.width)
         for top in range(0, flat.shape[0], step):
             bottom = min(top + step, flat.shape[0])
-            flat[top:bottom] = decode(data.load(None, (first + top, first + bottom)))
+            flat[top:bottom] = self.decode(self.data.read(rows=(first + top, first + bottom)))
         return result
-
-    return load

@@ -7,10 +7,12 @@ file costs one sentence and no memory: nothing is ever allocated by a size that 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -148,8 +150,8 @@ def read_header(path: str | Path) -> Header:
 def _no_duplicates(pairs: list) -> dict:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set = set()
-        name = next(key for key, _ in pairs if key in seen or seen.add(key))
+        counts = Counter(key for key, _ in pairs)
+        name = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"the name {quoted(name)} stands twice in its header")
     return result
 
@@ -171,7 +173,7 @@ def _tensor_info(name: str, entry: object, data_begin: int, size: int) -> Tensor
     return info
 
 
-def _is_list_of_sizes(value: object) -> bool:
+def _is_list_of_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 

@@ -1,60 +1,79 @@
-"""Rounding weights to 8 bits, as entries that are computed a few rows at a time when somebody reads them.
+"""Rounding weights to 8 bits, as tensors that are computed a few rows at a time when somebody reads them.
 
 fp8 (e4m3 or e5m2) has one scale for a tensor, or for several that belong together; int8 has one for each row.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Entry
+from .checkpoint import Checkpoint
+from .lazy_tensor import LazyTensor
 from .quantized import EIGHT_BITS, as_quantized, row_scales
 from .write import row_ranges
 
 INT8_MAX = 127
 
 
-def to_fp8(entries: Sequence[Entry], dtype: torch.dtype = torch.float8_e4m3fn) -> list[tuple[Entry, Entry]]:
+def to_fp8(
+    entries: Sequence[LazyTensor], dtype: torch.dtype = torch.float8_e4m3fn
+) -> list[tuple[LazyTensor, LazyTensor]]:
     """(data, scale []) of tensors that share one scale, which brings the largest value to the largest of fp8."""
     largest = torch.finfo(dtype).max
-
-    @cache
-    def scale() -> float:  # found when it is first needed
-        peaks = [entry.load(torch.float32, rows).abs().max() for entry in entries for rows in row_ranges(entry)]
-        return float(torch.stack(peaks).max()) / largest or 1.0  # NaN stays NaN, and is then reported
-
+    scale = SharedScale(entries, largest)
     # The division may round past the largest value, which e4m3 has no infinity for.
-    data = [_computed(entry, dtype, lambda values: (values / scale()).clamp(-largest, largest)) for entry in entries]
-    factor = Entry((), torch.float32, lambda cast=None, rows=None: torch.tensor(scale()))
-    return [(entry, factor) for entry in data]
+    data = [ComputedRows(entry, dtype, lambda values: (values / scale.value).clamp(-largest, largest))
+            for entry in entries]  # fmt: skip
+    return [(entry, scale) for entry in data]
 
 
-def to_int8(entry: Entry) -> tuple[Entry, Entry]:
+def to_int8(entry: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
     """(data, scales [rows, 1]) of a tensor."""
 
     def scales(values: Tensor) -> Tensor:
         found = values.abs().amax(1, keepdim=True) / INT8_MAX
         return torch.where(found == 0, 1.0, found)
 
-    return (_computed(entry, torch.int8, lambda values: (values / scales(values)).round()),
-            _computed(entry, torch.float32, scales, width=1))  # fmt: skip
+    return (ComputedRows(entry, torch.int8, lambda values: (values / scales(values)).round()),
+            ComputedRows(entry, torch.float32, scales, width=1))  # fmt: skip
 
 
-def _computed(entry: Entry, dtype: torch.dtype, function: Callable[[Tensor], Tensor], width: int = 0) -> Entry:
+class SharedScale(LazyTensor):
+    """The largest magnitude in all these tensors over `largest`, fp32 []."""
+
+    def __init__(self, entries: Sequence[LazyTensor], largest: float) -> None:
+        super().__init__((), torch.float32)
+        self.entries, self.largest = entries, largest
+
+    @cached_property
+    def value(self) -> float:
+        """Found when it is first needed."""
+        peaks = [entry.read(torch.float32, rows).abs().max() for entry in self.entries for rows in row_ranges(entry)]
+        return float(torch.stack(peaks).max()) / self.largest or 1.0  # NaN stays NaN, and is then reported
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(self.value)
+
+
+class ComputedRows(LazyTensor):
     """function of a matrix's rows, of a few at a time, in this dtype. width: of the result, 0: the same."""
 
-    def load(cast: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        part, result = entry if rows is None else entry.rows(*rows), None
-        for begin, end in row_ranges(part):
-            piece = function(part.load(torch.float32, (begin, end)))
-            if result is None:
-                result = piece.new_empty((part.shape[0], piece.shape[1]), dtype=cast or dtype)
-            result[begin:end] = piece.to(dtype)
-        return result
+    def __init__(self, source: LazyTensor, dtype: torch.dtype, function: Callable[[Tensor], Tensor],
+                 width: int = 0) -> None:  # fmt: skip
+        super().__init__((source.height, width or source.shape[1]), dtype)
+        self.source, self.function = source, function
 
-    return Entry((entry.shape[0], width or entry.shape[1]), dtype, load)
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        part = self.source.rows(begin, end)
+        result = None
+        for top, bottom in row_ranges(part):
+            piece = self.function(part.read(torch.float32, (top, bottom)))
+            if result is None:
+                result = piece.new_empty((end - begin, self.shape[1]), dtype=dtype)
+            result[top:bottom] = piece.to(self.dtype)
+        return torch.empty((0, self.shape[1]), dtype=dtype) if result is None else result
 
 
 def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Callable[[str], bool]) -> Checkpoint:
@@ -64,7 +83,7 @@ def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
     """
     if dtype not in EIGHT_BITS:
         return tensors
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LazyTensor] = {}
     for key, entry in tensors.entries.items():
         if not chosen(key):
             entries[key] = entry

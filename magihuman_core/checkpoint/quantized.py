@@ -8,25 +8,25 @@ scale for the tensor, one per row, or one per equal group of rows (a stacked lay
 - ComfyUI: layer.weight, layer.weight_scale, and the format in layer.comfy_quant or in the header
 - plain fp8: layer.weight alone
 
-`dequantized` gives a table of ordinary names. Its entries are `Quantized`: loading one decodes it, and
+`dequantized` gives a table of ordinary names. Its entries are `Quantized`: reading one decodes it, and
 whoever can compute with quantized weights gets data and scale undecoded from `as_quantized`, also after a
 change of layout has cut or joined rows.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, Entry, Joined, concatenated
+from ..nn.quantized_linear import EIGHT_BITS
+from .checkpoint import Checkpoint
 from .header import quoted
+from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, concatenated
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-EIGHT_BITS = (*FP8, torch.int8)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
 PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
@@ -40,73 +40,83 @@ COMFY_FORMATS = {
 MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
 
 
-@dataclass(frozen=True, slots=True)
-class Quantized(Entry):
-    """An entry that decodes data * scale. scale: one number, or one per row as [rows]."""
+class Quantized(LazyTensor):
+    """A tensor stored as data and scale, read as data * scale. scale: one number, or one per row as [rows]."""
 
-    data: Entry
-    scale: Entry
+    def __init__(self, data: LazyTensor, scale: LazyTensor) -> None:
+        super().__init__(data.shape, DECODED)
+        self.data, self.scale = data, scale
 
-    def rows(self, begin: int, end: int) -> "Quantized":
-        scale = self.scale.rows(begin, end) if self.scale.shape else self.scale
-        return quantized(self.data.rows(begin, end), scale)
-
-
-ONE = Entry((), torch.float32, lambda dtype=None, rows=None: torch.ones((), dtype=dtype or torch.float32))
-
-
-def quantized(data: Entry, scale: Entry) -> Quantized:
-    """Join data and scale (shape [], or [rows of data]) into an entry."""
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        values = data.load(None, rows)
-        result = torch.empty(values.shape, dtype=dtype or DECODED, device=values.device)
-        factor = scale.load(torch.float32, rows if scale.shape else None).to(values.device)
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        values = self.data.read(rows=(begin, end))
+        result = torch.empty(values.shape, dtype=dtype, device=values.device)
+        scale = self.scale.read(torch.float32, (begin, end) if self.scale.shape else None).to(values.device)
         step = max(1, PIECE // max(1, prod(values.shape[1:])))
         for top in range(0, values.shape[0], step):
             piece = values[top : top + step].to(torch.float32)
-            piece *= factor[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.shape else factor
+            piece *= scale[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.dim() else scale
             result[top : top + step] = piece
         return result
 
-    return Quantized(data.shape, DECODED, load, data, scale)
+    def _rows(self, begin: int, end: int) -> "Quantized":
+        return Quantized(self.data.rows(begin, end), self.scale.rows(begin, end) if self.scale.shape else self.scale)
 
 
-def as_quantized(entry: Entry) -> Quantized | None:
-    """The entry as data and scale where all of it is stored so, in one dtype; else None."""
+class RowScales(LazyTensor):
+    """Scales as one for each row, of a tensor that has one for each of its equal groups of rows (in whatever shape)."""
+
+    def __init__(self, scale: LazyTensor, height: int) -> None:
+        super().__init__((height,), scale.dtype)
+        self.scale, self.group = scale, height // scale.numel
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        if self.scale.numel == 1:
+            return self.scale.read(dtype).reshape(1).expand(end - begin)
+        first, last = begin // self.group, -(-end // self.group)
+        scales = self.scale.read(dtype, (first, last)).reshape(-1).repeat_interleave(self.group)
+        return scales[begin - first * self.group : end - first * self.group]
+
+
+class Reinterpreted(LazyTensor):
+    """Bytes that are numbers of another dtype of the same size."""
+
+    def __init__(self, source: LazyTensor, dtype: torch.dtype) -> None:
+        super().__init__(source.shape, dtype)
+        self.source = source
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        return self.source.read(rows=(begin, end)).view(self.dtype)
+
+
+def as_quantized(entry: LazyTensor) -> Quantized | None:
+    """The tensor as data and scale where all of it is stored so, in one dtype; else None."""
     if isinstance(entry, Quantized):
         return entry
-    parts = [as_quantized(part) for part in entry.parts] if isinstance(entry, Joined) else [None]
-    if any(part is None or part.data.dtype != parts[0].data.dtype for part in parts):
+    if not isinstance(entry, Concatenated):
         return None
-    scales = [row_scales(part.scale, part.shape[0]) for part in parts]
-    return quantized(concatenated([part.data for part in parts]), concatenated(scales))
+    parts = [part for part in map(as_quantized, entry.parts) if part is not None]
+    if len(parts) < len(entry.parts) or len({part.data.dtype for part in parts}) > 1:
+        return None
+    scales = [row_scales(part.scale, part.height) for part in parts]
+    return Quantized(concatenated([part.data for part in parts]), concatenated(scales))
 
 
-def row_scales(scale: Entry, height: int) -> Entry:
+def row_scales(scale: LazyTensor, height: int) -> LazyTensor:
     """A tensor's one scale, or one for each row in whatever shape, as [rows]."""
-    if scale.shape == (height,):
-        return scale
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        begin, end = rows or (0, height)
-        if scale.numel == 1:
-            return scale.load(dtype).reshape(1).expand(end - begin)
-        return scale.load(dtype, (begin, end)).reshape(-1)
-
-    return Entry((height,), scale.dtype, load)
+    return scale if scale.shape == (height,) else RowScales(scale, height)
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The same weights under ordinary names, decoded when they are loaded.
+    """The same weights under ordinary names, decoded when they are read.
 
     Raises CheckpointError for formats that are not known (nvfp4 and other block formats) and for scales that
     fit no row.
     """
     formats = _comfy_formats(checkpoint)
-    entries: dict[str, Entry] = {}
-    consumed: set[str] = set()
+    entries: dict[str, LazyTensor] = {}
+    consumed: set[str | None] = set()
     for key, entry in checkpoint.entries.items():
+        scale_key: str | None
         if key.endswith(".weight._data"):
             layer, scale_key = key.removesuffix(".weight._data"), key.removesuffix("_data") + "_scale"
             if entry.dtype not in EIGHT_BITS or scale_key not in checkpoint:
@@ -121,8 +131,8 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             continue
         if not entry.shape:
             continue
-        scale = ONE if scale_key is None else _row_scale(checkpoint, scale_key, entry.shape[0])
-        entries[layer + ".weight"] = quantized(entry, scale)
+        scale = InMemory(torch.ones(())) if scale_key is None else _row_scale(checkpoint, scale_key, entry.shape[0])
+        entries[layer + ".weight"] = Quantized(entry, scale)
         consumed.update((key, scale_key), *((layer + end for end in COMPANIONS),))
     if not entries and not formats:
         return checkpoint
@@ -132,20 +142,14 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     return Checkpoint(rest | entries, checkpoint.name, metadata, checkpoint.path)
 
 
-def _row_scale(checkpoint: Checkpoint, key: str, rows: int) -> Entry:
-    """A scale as [] or [rows]."""
-    entry = checkpoint.entries[key]
-    if entry.numel == 1:
-        return Entry((), torch.float32, lambda dtype=None, rows=None: entry.load(torch.float32).reshape(()))
-    groups = entry.numel
-    if entry.shape[:1] != (groups,) or rows % groups:
-        raise _unknown(checkpoint, key, f"scales of shape {list(entry.shape)} for {rows} rows are not known")
-
-    def load(dtype: torch.dtype | None = None, part: tuple[int, int] | None = None) -> Tensor:
-        scales = entry.load(torch.float32).reshape(-1).repeat_interleave(rows // groups)
-        return scales if part is None else scales[part[0] : part[1]]
-
-    return Entry((rows,), torch.float32, load)
+def _row_scale(checkpoint: Checkpoint, key: str, height: int) -> LazyTensor:
+    """A scale as [] or [rows], fp32."""
+    scale = Cast(checkpoint.entries[key], torch.float32)
+    if scale.numel == 1:
+        return Reshaped(scale, ())
+    if not scale.numel or scale.shape[:1] != (scale.numel,) or height % scale.numel:
+        raise _unknown(checkpoint, key, f"scales of shape {list(scale.shape)} for {height} rows are not known")
+    return row_scales(scale, height)
 
 
 def _comfy_formats(checkpoint: Checkpoint) -> Mapping[str, str]:
@@ -163,7 +167,7 @@ def _comfy_formats(checkpoint: Checkpoint) -> Mapping[str, str]:
             try:
                 if entry.dtype != torch.uint8 or entry.numel > MAX_NOTE:
                     raise ValueError
-                note = json.loads(bytes(entry.load().flatten().tolist()))
+                note = json.loads(bytes(entry.read().flatten().tolist()))
                 formats[key.removesuffix(".comfy_quant")] = _format(note)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise _unknown(checkpoint, key, "its description is damaged") from None
@@ -175,7 +179,7 @@ def _format(note: Mapping) -> str:
     return "convrot" if options.get("convrot") else str(note["format"])
 
 
-def _comfy_data(checkpoint: Checkpoint, layer: str, entry: Entry, formats: Mapping[str, str]) -> Entry:
+def _comfy_data(checkpoint: Checkpoint, layer: str, entry: LazyTensor, formats: Mapping[str, str]) -> LazyTensor:
     """The data with its true dtype: ComfyUI's older files keep fp8 as bytes."""
     name = formats.get(layer)
     if name is None:
@@ -188,7 +192,7 @@ def _comfy_data(checkpoint: Checkpoint, layer: str, entry: Entry, formats: Mappi
         return entry
     if entry.dtype != torch.uint8 or dtype not in FP8:
         raise _unknown(checkpoint, layer, f"it is stored as {str(entry.dtype)[6:]} where {name} is described")
-    return Entry(entry.shape, dtype, lambda cast=None, rows=None: entry.load(None, rows).view(dtype))
+    return Reinterpreted(entry, dtype)
 
 
 def _unknown(checkpoint: Checkpoint, key: str, reason: str) -> CheckpointError:

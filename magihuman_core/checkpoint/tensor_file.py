@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Entry
 from .header import DOWNLOAD_AGAIN, TensorInfo
+from .lazy_tensor import LazyTensor
 
 CAST_ELEMENTS = 1 << 20  # a tensor is cast in pieces of this many elements: memory stays flat
 
@@ -28,18 +28,8 @@ class TensorFile:
         self.mapped = mapped
         self._map: mmap | None = None
 
-    def entry(self, info: TensorInfo) -> Entry:
-        return Entry(info.shape, info.dtype, lambda dtype=None, rows=None: self.read(info, dtype, rows))
-
-    def read(
-        self, info: TensorInfo, dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Read a tensor, or its rows [begin, end), as stored or cast. Raises CheckpointError."""
-        if rows is not None:
-            height = info.shape[0]
-            begin = info.begin + rows[0] * (info.nbytes // height if height else 0)
-            info = TensorInfo(info.dtype, (rows[1] - rows[0], *info.shape[1:]), begin)
-        dtype = dtype or info.dtype
+    def read(self, info: TensorInfo, dtype: torch.dtype) -> Tensor:
+        """Read a tensor, as stored or cast. Raises CheckpointError."""
         # A view must start at a multiple of its element's size, which the format does not promise.
         if self.mapped and dtype == info.dtype and info.nbytes and info.begin % dtype.itemsize == 0:
             return self._view(info)
@@ -64,7 +54,7 @@ class TensorFile:
 
     def _fill(self, file: FileIO, flat: Tensor) -> None:
         """Read the next bytes of the file into a contiguous tensor."""
-        view = memoryview(flat.view(torch.uint8).numpy())
+        view = flat.view(torch.uint8).numpy().data
         while view:
             count = file.readinto(view)  # one call reads 2 GiB at most
             if not count:
@@ -79,6 +69,21 @@ class TensorFile:
             raise CheckpointError(f"{self.path}: became shorter after it was opened. {DOWNLOAD_AGAIN}")
         count = info.nbytes // info.dtype.itemsize
         return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
+
+
+class StoredTensor(LazyTensor):
+    """A tensor in a file."""
+
+    def __init__(self, file: TensorFile, info: TensorInfo) -> None:
+        super().__init__(info.shape, info.dtype)
+        self.file, self.info = file, info
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        info = self.info
+        if (begin, end) != (0, self.height):
+            first = info.begin + begin * (info.nbytes // self.height)
+            info = TensorInfo(info.dtype, (end - begin, *self.shape[1:]), first)
+        return self.file.read(info, dtype)
 
 
 def _scratch(count: int, dtype: torch.dtype) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..atomic import whole_file
 from ..errors import CheckpointError
 from .assign import is_finite
-from .checkpoint import Entry
 from .header import DTYPE_NAMES, quoted
+from .lazy_tensor import LazyTensor
 
 PIECE = 1 << 20  # elements read, cast and written at a time
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 def write_checkpoint(
     path: str | Path,
-    entries: Mapping[str, Entry],
+    entries: Mapping[str, LazyTensor],
     metadata: Mapping[str, str] | None = None,
     *,
     progress: Progress | None = None,
@@ -60,7 +60,7 @@ def write_checkpoint(
                         raise CheckpointError(f"{quoted(name)} holds values that are not numbers or are "
                                               f"infinite as {str(piece.dtype)[6:]}, so {path} is not written. "
                                               "The source is damaged, or the dtype is too narrow.")
-                    file.write(memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy()))
+                    file.write(piece.contiguous().view(-1).view(torch.uint8).numpy().data)
                     if progress is not None:
                         progress(file.tell(), total)
     except OSError as error:
@@ -71,17 +71,14 @@ def write_checkpoint(
     return path
 
 
-def row_ranges(entry: Entry) -> Iterator[tuple[int, int]]:
+def row_ranges(entry: LazyTensor) -> Iterator[tuple[int, int]]:
     """Ranges of rows that hold about PIECE elements each."""
-    height = entry.shape[0]
     step = max(1, PIECE // max(1, prod(entry.shape[1:])))
-    for top in range(0, height, step):
-        yield top, min(top + step, height)
+    for top in range(0, entry.height, step):
+        yield top, min(top + step, entry.height)
 
 
-def _pieces(entry: Entry) -> Iterator[Tensor]:
-    if not entry.shape:
-        yield entry.load().reshape(1)
-    elif entry.numel:
+def _pieces(entry: LazyTensor) -> Iterator[Tensor]:
+    if entry.numel:
         for rows in row_ranges(entry):
-            yield entry.load(None, rows)
+            yield entry.read(rows=rows)

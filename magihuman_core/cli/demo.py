@@ -38,7 +38,7 @@ def add_demo(commands, common: argparse.ArgumentParser) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Make the clip and a contact sheet of it."""
-    from ..media.video_file import check_output
+    from ..media.mp4 import check_output
     from ..pipeline.pipeline import MagiHumanPipeline
 
     out = check_output(arguments.out)

@@ -17,13 +17,17 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..checkpoint.shards import named_files
+from ..checkpoint.weight_files import REFUSED, WeightFiles, walk
 from ..errors import CheckpointError, InputError
-from ..weights.recognize import ROLES, Recognized, find_role, recognize, require_kind
-from ..weights.source import INDEX, SHARD, named_files, open_checkpoint
+from ..recipes import RECIPES
+from ..weights.open import open_checkpoint
+from ..weights.recognize import Recognized, recognize, require_kind
+from ..weights.roles import find_role
 
 log = logging.getLogger(__name__)
 
-NETWORKS = tuple(ROLES)  # a network is the part that its role names
+NETWORKS = tuple(RECIPES)  # a network is the part that its role names
 # Name of a part -> what it is, in a sentence.
 PARTS = {
     "base": "the base network",
@@ -39,8 +43,6 @@ PARTS = {
 # What names of unreadable files tell of them.
 HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",),
          "text_encoder": ("text", "t5")}
-READABLE = (".safetensors", ".ckpt", ".gguf")
-REFUSED = (".pth", ".pt", ".bin")  # pickles: only spoken of where a part is missing
 DEPTH = 3  # folders below the given one that are searched
 
 
@@ -100,7 +102,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     """Search a folder, or the built-in "demo", for all parts.
 
     parts: paths given by name (see PARTS), which win over what the folder holds. Only headers are read.
-    Raises InputError when the folder is none or a name is unknown; a part that is missing or unreadable is
+    Raises InputError when it is not a folder or a name is unknown; a part that is missing or unreadable is
     an error only when it is asked for.
     """
     folder = _demo_folder() if str(path) == "demo" else Path(path)
@@ -109,7 +111,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")
     found: dict[str, list[Path]] = {part: [] for part in PARTS}
     problems: dict[Path, str] = {}
-    for candidate in _candidates(folder, DEPTH):
+    for candidate in _all_candidates(folder, problems):
         try:
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
             checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=candidate.suffix == ".ckpt")
@@ -144,22 +146,20 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _candidates(folder: Path, depth: int) -> Iterator[Path]:
-    """Files, and folders of shards, that may hold weights, in the order of their names."""
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    weights = [path for path in files if path.suffix in READABLE + REFUSED]
-    indexes = [path for path in files if path.name.endswith(INDEX)]
-    shards = [path for path in weights if SHARD.fullmatch(path.name)]
-    if len(indexes) == 1 or (shards and not indexes):
-        yield folder
-    else:
-        yield from indexes
-    named = {name for index in indexes for name in named_files(index)}
-    yield from (path for path in weights if path not in shards and path.name not in named)
-    if depth:
-        for sub in sorted(path for path in folder.iterdir() if path.is_dir()):
-            if not sub.name.startswith("."):
-                yield from _candidates(sub, depth - 1)
+def _all_candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
+    """Those of a folder and of the folders below it, by name; what cannot be read is noted in problems."""
+    for found in walk(folder, DEPTH):
+        if isinstance(found, WeightFiles):
+            yield from _candidates(found)
+        else:
+            problems[Path(found.filename)] = f"{found.filename}: cannot be read ({found.strerror})."
+
+
+def _candidates(found: WeightFiles) -> list[Path]:
+    """What of a folder may hold weights: files, and the folder itself where it is one sharded checkpoint."""
+    sharded = [found.folder] if len(found.sharded) == 1 else found.sharded
+    named = {name for index in found.indexes for name in named_files(index)}
+    return sharded + [path for path in found.single if path.name not in named]
 
 
 def _part(path: Path, found: Recognized) -> str | None:

@@ -1,13 +1,11 @@
-"""Sound as tensors: resampling, channels, and the cross-fade that joins overlapping windows.
+"""Audio as tensors: resampling and channels.
 
 A waveform is [..., samples], usually [B, channels, samples] with values in [-1, 1].
 """
 
-from collections.abc import Sequence
-from math import ceil, gcd
+from math import gcd
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
@@ -31,8 +29,8 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     # Whole-number arithmetic: a float ratio would now and then lose a sample.
     length = waveform.shape[-1] * (int(to_rate) // divisor) // (int(from_rate) // divisor)
     if length == 0:
-        raise InputError(f"a sound of {waveform.shape[-1]} samples at {from_rate}/s is too short to resample "
-                         f"to {to_rate}/s; give a longer one.")
+        raise InputError(f"audio of {waveform.shape[-1]} samples at {from_rate}/s is too short to resample "
+                         f"to {to_rate}/s; give more.")
     from scipy.signal import resample as fourier_resample
 
     resampled = fourier_resample(waveform.detach().cpu().float().numpy(), length, axis=-1)
@@ -55,57 +53,3 @@ def to_stereo(waveform: Tensor) -> Tensor:
     if waveform.shape[-2] in (2, 4):
         return front
     return (front + CENTRE * waveform[..., 2:3, :]) / (1 + CENTRE)
-
-
-def merge_overlap(windows: Sequence[Tensor], overlap: float = 0.5) -> Tensor:
-    """Join windows of equal length along the last dimension with a linear cross-fade.
-
-    windows: tensors [..., n], each overlapping the one before by o = int(n * overlap) entries. In the
-    overlap entry j (from 0) is (o - j)/o of the old and j/o of the new window, so its first is all old.
-    Returns [..., n + (len(windows) - 1) * (n - o)]. Differentiable.
-    """
-    if not windows:
-        raise InputError("there are no windows to merge; give at least one.")
-    length = windows[0].shape[-1]
-    if any(window.shape != windows[0].shape for window in windows):
-        raise InputError("windows to merge must all have the same shape, got "
-                         f"{sorted({tuple(window.shape) for window in windows})}.")
-    if not 0 <= overlap < 1:
-        raise InputError(f"overlap must be at least 0 and less than 1, got {overlap}.")
-    shared = int(length * overlap)
-    if shared == 0 or len(windows) == 1:
-        return torch.cat(list(windows), dim=-1)
-    fade_in = torch.arange(shared, dtype=torch.float32, device=windows[0].device) / shared
-    # An entry may lie in more than two windows when overlap > 0.5: fade into what is merged so far.
-    merged = windows[0]
-    for window in windows[1:]:
-        head, tail = merged[..., :-shared], merged[..., -shared:]
-        faded = tail * (1 - fade_in) + window[..., :shared] * fade_in
-        merged = torch.cat((head, faded.to(window.dtype), window[..., shared:]), dim=-1)
-    return merged
-
-
-def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
-    """Zeros at the end of [..., L], up to a multiple of hop."""
-    return F.pad(waveform, (0, -waveform.shape[-1] % hop))
-
-
-def encode_in_windows(encode, waveform: Tensor, hop: int, window: int) -> Tensor:
-    """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
-
-    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call.
-    A longer sound is cut into windows that start half a window apart, the last one padded with zeros, and
-    their latents are cross-faded.
-    """
-    length = waveform.shape[-1]
-    if length <= window:
-        return encode(pad_to_hop(waveform, hop))
-    parts = []
-    for start in range(0, length, window // 2):
-        part = waveform[..., start:start + window]
-        parts.append(encode(F.pad(part, (0, window - part.shape[-1]))))
-        if start + window >= length:
-            break
-    # A window of 29 s has 725 latents, an odd number, so latents move by 363 where the sound moved by 362.5.
-    # The model was made with this rounding, and so it stays.
-    return merge_overlap(parts, 0.5)[..., :ceil(length * parts[0].shape[-1] / window)]

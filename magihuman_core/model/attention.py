@@ -37,8 +37,8 @@ def local_attention(
         return attention(q, k, v)
     tail = slice(layout.video, None)
     parts = [
-        attention(q[:, rows], torch.cat([k[:, window], k[:, tail]], 1), torch.cat([v[:, window], v[:, tail]], 1))
-        for rows, window in layout.local_windows(radius)
+        attention(q[:, tokens], torch.cat([k[:, window], k[:, tail]], 1), torch.cat([v[:, window], v[:, tail]], 1))
+        for tokens, window in layout.local_windows(radius)
     ]
     parts.append(attention(q[:, tail], k, v))
     return torch.cat(parts, 1)

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckpointError, InputError
+from ..recipes import BASE, SR_1080P
 
-PATCH = 2  # a video token covers 1 x 2 x 2 latent cells
-
-# Layers of the 1080p super-resolution model that keep full attention; all others are local (SPEC 2).
-GLOBAL_LAYERS_1080P = (3, 7, 11, 15, 19, 23, 27, 31)
+PATCH = 2  # a video token covers 1 x 2 x 2 latent pixels
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class DiTConfig:
     sandwich_layers: tuple[int, ...]
     gelu_layers: tuple[int, ...]
     post_norm_layers: tuple[int, ...] = ()
-    positions: str = "v2"
+    positions: str = BASE.positions
     local_layers: tuple[int, ...] = ()
-    local_radius: int = 11
+    local_radius: int = SR_1080P.local_radius
 
     def __post_init__(self):
         if self.positions not in ("v1", "v2"):
@@ -60,7 +58,8 @@ class DiTConfig:
         sd: official keys -> anything with a `.shape`, or a checkpoint with `.shape(key)`.
         overrides: fields to set instead, in particular positions, local_layers and local_radius.
         """
-        shape_of = sd.shape if callable(getattr(sd, "shape", None)) else lambda key: sd[key].shape
+        ask = getattr(sd, "shape", None)  # a checkpoint tells shapes without reading tensors
+        shape_of = ask if callable(ask) else lambda key: sd[key].shape
 
         def shape(key: str) -> tuple[int, ...]:
             if key not in sd:

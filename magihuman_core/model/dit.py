@@ -1,4 +1,4 @@
-"""MagiHuman's network: one stream of video, audio and text tokens, self-attention only (SPEC 2).
+"""MagiHuman's network: one stream of video, audio and text tokens, self-attention only (arXiv 2603.21986).
 
     latents, text -> embedders -> 40 blocks -> heads -> velocities of video and audio
 
@@ -8,51 +8,41 @@ every norm and linear layer, while attention still joins all tokens. The blocks 
 expert, shared by all.
 
 The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute
-in `dtype` (bf16 as released); embedders, heads, norms, rotary positions, activations and gates
+in `compute_dtype` (bf16 as released); embedders, heads, norms, rotary positions, activations and gates
 compute in fp32.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import assign_weights
-from ..checkpoint.quantize import quantized_layers, stored_dtype
-from ..checkpoint.quantized import EIGHT_BITS
 from ..errors import InputError
 from ..nn.layers import RMSNorm, gelu7, swiglu7
-from ..nn.quantized_linear import compute_dtype_of
-from ..nn.quantized_linear import operations as plain_operations
-from ..runtime.streaming import BlockStreamer, choose_streamed, is_streamed, stream_blocks
-from ..weights.dit_keys import keep_fp32, may_quantize, split_official
-from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
+from ..nn.operations import Operations
 from .attention import AttentionFunction, local_attention, sdpa
 from .config import PATCH, DiTConfig
-from .rope import apply_rotary, rope_bands
+from .rope import RotaryBands, apply_rotary
 from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
 
-# run_block(index, block, x, layout, attention) -> x: the seam for streaming weights, patches and cancelling.
+# run_block(index, block, x, layout, attention) -> x: the seam for block patches, prefetching and cancelling.
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
+Pieces = list[tuple["Expert", slice]]  # who computes which span of tokens
 
-# Tokens that pass through a projection or MLP at once. The inner width is many times the hidden one, so
+# Tokens that pass through a linear layer at once. The inner width of an MLP is many times the hidden one, so
 # this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
-# CPU a piece that stays in its cache is also the fastest (benchmarks/network.py); not so with weights in
-# 8 bits, which are decoded once for each piece.
-CHUNK = 4096
-CPU_CHUNK = 256
-
-log = logging.getLogger(__name__)
+# CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
+PIECE = 4096
+CPU_PIECE = 256
 
 
 class GatedAttention(nn.Module):
     """Grouped-query attention with one sigmoid gate for each token and head."""
 
-    def __init__(self, config: DiTConfig, compute_dtype: torch.dtype, *, operations, dtype, device):
+    def __init__(self, config: DiTConfig, compute_dtype: torch.dtype, *, operations: Operations, dtype, device):
         super().__init__()
         c = config
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
@@ -61,10 +51,9 @@ class GatedAttention(nn.Module):
         self.linear_qkv = operations.Linear(
             c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device
         )
-        # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 rows
-        # do not divide by 16, which fp8 matrix units want, and because it is worth its precision.
-        gate_dtype = compute_dtype if dtype in EIGHT_BITS else dtype
-        self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=gate_dtype, device=device)
+        # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 is not a
+        # multiple of 16, which fp8 matrix units want, and because it is worth its precision.
+        self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
         self.linear_proj = operations.Linear(c.heads * c.head_dim, c.hidden, bias=False, dtype=dtype, device=device)
         self.q_norm = RMSNorm(c.head_dim, device=device)
         self.k_norm = RMSNorm(c.head_dim, device=device)
@@ -87,7 +76,8 @@ class GatedAttention(nn.Module):
 class MLP(nn.Module):
     """norm -> up -> GELU7 or SwiGLU7 -> down."""
 
-    def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations, dtype, device):
+    def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations: Operations,
+                 dtype, device):  # fmt: skip
         super().__init__()
         width = config.gelu_width if gelu else config.swiglu_width
         self.activation = gelu7 if gelu else swiglu7
@@ -106,21 +96,22 @@ class MLP(nn.Module):
 class Expert(nn.Module):
     """Every weight one token meets in a block."""
 
+    attn_post_norm: RMSNorm | None
+    mlp_post_norm: RMSNorm | None
+
     def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
         super().__init__()
         self.attention = GatedAttention(config, compute_dtype, **factory)
         self.mlp = MLP(config, index in config.gelu_layers, compute_dtype, **factory)
-        if index in config.post_norm_layers:
-            self.attn_post_norm = RMSNorm(config.hidden, device=factory["device"])
-            self.mlp_post_norm = RMSNorm(config.hidden, device=factory["device"])
-        else:
-            self.attn_post_norm = self.mlp_post_norm = None
+        post_norm = index in config.post_norm_layers
+        self.attn_post_norm = RMSNorm(config.hidden, device=factory["device"]) if post_norm else None
+        self.mlp_post_norm = RMSNorm(config.hidden, device=factory["device"]) if post_norm else None
 
-    def attention_branch(self, attended: Tensor, gate: Tensor) -> Tensor:
+    def attention_output(self, attended: Tensor, gate: Tensor) -> Tensor:
         y = self.attention.output(attended, gate)
         return y if self.attn_post_norm is None else self.attn_post_norm(y).to(y.dtype)
 
-    def mlp_branch(self, x: Tensor) -> Tensor:
+    def mlp_output(self, x: Tensor) -> Tensor:
         y = self.mlp(x)
         return y if self.mlp_post_norm is None else self.mlp_post_norm(y)
 
@@ -130,49 +121,55 @@ class Block(nn.Module):
 
     def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
         super().__init__()
-        names = MODALITIES if index in config.sandwich_layers else ("shared",)
+        self.by_modality = index in config.sandwich_layers
+        names = MODALITIES if self.by_modality else ("shared",)
         self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
         self.local_radius = config.local_radius if index in config.local_layers else None
-        self.chunk: int | None = None  # tokens at once; None: what suits the device
-        self.quantized = factory["dtype"] in EIGHT_BITS
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
-        """x: fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        limit = self.chunk or (CPU_CHUNK if x.device.type == "cpu" and not self.quantized else CHUNK)
-        pieces = [(self.experts[name], rows) for name, rows in layout.pieces(len(self.experts) > 1, limit)]
+        """x: the residual stream, fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
+        pieces = [(cast(Expert, self.experts[name]), tokens) for name, tokens in layout.pieces(self.by_modality)]
+        x = add(x, self.attention(x, pieces, layout, attention), pieces)
+        return add(x, self.mlp(x, pieces), pieces)
 
-        parts = [e.attention.project(x[:, rows], layout.sin[rows], layout.cos[rows]) for e, rows in pieces]
-        q, k, v, gate = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-        del parts
+    def attention(self, x: Tensor, pieces: Pieces, layout: Layout, attention: AttentionFunction) -> Iterator[Tensor]:
+        """The attention of all tokens to all, or to those near in time, piece by piece, [B, n, hidden] each."""
+        projected = [e.attention.project(x[:, span], layout.sin[span], layout.cos[span]) for e, span in pieces]
+        q, k, v, gate = (torch.cat(parts, 1) for parts in zip(*projected, strict=True))
+        del projected  # here and below: a generator keeps its variables while it waits
         if self.local_radius is None:
             attended = attention(q, k, v)
         else:
             attended = local_attention(q, k, v, layout, self.local_radius, attention)
         del q, k, v
-        x = add_rows(x, pieces, lambda e, rows: e.attention_branch(attended[:, rows], gate[:, rows]))
-        return add_rows(x, pieces, lambda e, rows: e.mlp_branch(x[:, rows]))
+        for expert, span in pieces:
+            yield expert.attention_output(attended[:, span], gate[:, span])
+
+    def mlp(self, x: Tensor, pieces: Pieces) -> Iterator[Tensor]:
+        """The MLP of each token, piece by piece, [B, n, hidden] each."""
+        return (expert.mlp_output(x[:, span]) for expert, span in pieces)
 
 
-def add_rows(x: Tensor, pieces: list[tuple[Expert, slice]], branch: Callable[[Expert, slice], Tensor]) -> Tensor:
-    """x + branch, piece by piece; in place where no gradient needs the old x, so that it is held once."""
+def add(x: Tensor, branch: Iterable[Tensor], pieces: Pieces) -> Tensor:
+    """x + branch, whose pieces are computed one at a time; in place where no gradient needs the old x, so that the
+    residual stream is held once."""
     if torch.is_grad_enabled():
-        return x + torch.cat([branch(expert, rows) for expert, rows in pieces], 1)
-    for expert, rows in pieces:
-        x[:, rows] += branch(expert, rows)
+        return x + torch.cat(list(branch), 1)
+    for (_, span), y in zip(pieces, branch, strict=True):
+        x[:, span] += y
     return x
 
 
-class Adapter(nn.Module):
+class Embedder(nn.Module):
     """The three fp32 embedders and the rotary frequencies."""
 
-    def __init__(self, config: DiTConfig, *, operations, device):
+    def __init__(self, config: DiTConfig, *, operations: Operations, device):
         super().__init__()
         fp32 = {"dtype": torch.float32, "device": device}
         self.video_embedder = operations.Linear(config.video_channels * PATCH**2, config.hidden, **fp32)
         self.audio_embedder = operations.Linear(config.audio_channels, config.hidden, **fp32)
         self.text_embedder = operations.Linear(config.text_channels, config.hidden, **fp32)
-        self.rope = nn.Module()
-        self.rope.register_buffer("bands", rope_bands(config.rope_bands, device=device))
+        self.rope = RotaryBands(config.rope_bands, device=device)
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor) -> Tensor:
         """[B, n, channels] of each modality -> [B, N, hidden]."""
@@ -180,42 +177,45 @@ class Adapter(nn.Module):
 
 
 class MagiHumanDiT(nn.Module):
-    """The network. `compute_dtype` is what linear layers of the blocks and the attention compute in;
-    `dtype` is how the blocks' weights are stored (by default the same, with 8-bit ones bf16)."""
+    """The network.
+
+    dtype: of the blocks' linear layers; compute_dtype: what these and the attention compute in, by default the same.
+    operations: where layers come from; `torch.nn`, or a namespace like ComfyUI's.
+    """
 
     def __init__(
         self,
         config: DiTConfig,
         *,
-        operations=plain_operations,
+        operations: Operations = nn,
         dtype: torch.dtype = torch.float32,
-        device=None,
+        device: torch.device | str | None = None,
         compute_dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.config = config
-        compute_dtype = compute_dtype or compute_dtype_of(dtype)
+        self.compute_dtype = compute_dtype or dtype
+        self.piece: int | None = None  # tokens that pass through a linear layer at once; None: what suits the device
         fp32 = {"dtype": torch.float32, "device": device}
         factory = {"operations": operations, "dtype": dtype, "device": device}
-        self.adapter = Adapter(config, operations=operations, device=device)
-        self.blocks = nn.ModuleList([Block(config, i, compute_dtype, **factory) for i in range(config.layers)])
+        self.adapter = Embedder(config, operations=operations, device=device)  # checkpoints call it so
+        self.blocks = nn.ModuleList([Block(config, i, self.compute_dtype, **factory) for i in range(config.layers)])
         self.final_norm_video = RMSNorm(config.hidden, device=device)
         self.final_norm_audio = RMSNorm(config.hidden, device=device)
         self.final_linear_video = operations.Linear(config.hidden, config.video_channels * PATCH**2, bias=False, **fp32)
         self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
-        self.compute_dtype = compute_dtype
-        self.streamer: BlockStreamer | None = None  # where not all blocks are resident
         self._layouts: dict[tuple, Layout] = {}
 
     def layout(self, latent: tuple[int, int, int], audio: int, text: int) -> Layout:
         """The layout for these sizes; the last two are kept, since a sampler asks for the same at each step,
         with guidance for those of the prompt and of the negative prompt."""
         bands = self.adapter.rope.bands
-        key = (latent, audio, text, bands.device, torch.is_inference_mode_enabled())
+        piece = self.piece or (CPU_PIECE if bands.device.type == "cpu" else PIECE)
+        key = (latent, audio, text, piece, bands.device, torch.is_inference_mode_enabled())
         if key not in self._layouts:
             for old in list(self._layouts)[:-1]:
                 del self._layouts[old]
-            self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands)
+            self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands, piece)
         return self._layouts[key]
 
     def forward(
@@ -231,6 +231,7 @@ class MagiHumanDiT(nn.Module):
 
         video: [B, C, T, H, W] normalized latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
         padded. Returns fp32 (video, audio) of the same shapes. Batch members share their text length.
+        Raises InputError for other shapes.
         """
         return self.forward_many([(video, audio, text)], run_block=run_block, attention=attention)[0]
 
@@ -246,20 +247,20 @@ class MagiHumanDiT(nn.Module):
         states = []
         for video, audio, text in inputs:
             self._check(video, audio, text)
-            layout = self.layout(tuple(video.shape[2:]), audio.shape[2], text.shape[1])
+            _, _, T, H, W = video.shape
+            layout = self.layout((T, H, W), audio.shape[2], text.shape[1])
             x = self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float())
             states.append((x, layout))
         for index, block in enumerate(self.blocks):
-            if self.streamer is not None:
-                self.streamer.fetch(index)
-            states = [(run_block(index, block, x, layout, attention), layout) for x, layout in states]
-        return [self._head(x, layout, video.shape) for (x, layout), (video, _, _) in zip(states, inputs, strict=True)]
+            states = [(run_block(index, cast(Block, block), x, layout, attention), layout) for x, layout in states]
+        shapes = [video.shape for video, _, _ in inputs]
+        return [self._velocities(x, layout, shape) for (x, layout), shape in zip(states, shapes, strict=True)]
 
-    def _head(self, x: Tensor, layout: Layout, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
+    def _velocities(self, x: Tensor, layout: Layout, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
         end = layout.video + layout.audio
         video = self.final_linear_video(self.final_norm_video(x[:, : layout.video]))
         audio = self.final_linear_audio(self.final_norm_audio(x[:, layout.video : end]))
-        return unpatchify(video, tuple(video_shape[2:])), audio.transpose(1, 2)
+        return unpatchify(video, video_shape[2:]), audio.transpose(1, 2)
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:
         c = self.config
@@ -277,64 +278,14 @@ class MagiHumanDiT(nn.Module):
         if video.shape[3] % PATCH or video.shape[4] % PATCH:
             raise InputError(
                 f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
-                "choose a picture size in multiples of 32 pixels."
+                "choose an image size in multiples of 32 pixels."
             )
         if text.shape[1] < (2 if c.positions == "v1" else 1):
             raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
         if c.positions == "v1" and audio.shape[2] == 1 and video.shape[2] > 1:
-            raise InputError(f"audio has 1 token for {video.shape[2]} latent frames, too few: give the whole sound.")
+            raise InputError(f"audio has 1 token for {video.shape[2]} latent frames, too few: give the whole audio.")
 
 
 def call_block(index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
     """The plain way to run a block."""
     return block(x, layout, attention)
-
-
-def load_dit(
-    source,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations=plain_operations,
-    compute_dtype: torch.dtype | None = None,
-    resident_blocks: int | None = None,
-    stream_from: str | None = None,
-    **overrides,
-) -> MagiHumanDiT:
-    """Build the network that a checkpoint holds, at whatever size, and fill it.
-
-    source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
-    computed in, torch.bfloat16 (default, as released) or torch.float32; or torch.float8_e4m3fn, float8_e5m2 or
-    int8, which they are only stored in (see quantized_linear.py; taken over from the file where it has them so)
-    and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
-    overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
-    and local_radius.
-    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
-    comes (see streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept in
-    main memory); None: memory on an accelerator, where there is enough.
-    Raises CheckpointError when the source is no MagiHuman network or damaged.
-    """
-    checkpoint = open_checkpoint(source, "network")
-    with explain_shape_errors(checkpoint.name, "network"):
-        config = DiTConfig.from_state_dict(checkpoint, **overrides)
-        dtype = dtype or torch.bfloat16
-        dit = MagiHumanDiT(config, operations=operations, dtype=dtype, compute_dtype=compute_dtype, device="meta")
-        official = split_official(checkpoint, config)
-        tensors = quantized_layers(official, dtype, may_quantize)
-    streamed = choose_streamed(dit.blocks, resident_blocks)
-    assign_weights(
-        dit,
-        tensors,
-        dtype=dit.compute_dtype,
-        device=device,
-        name=checkpoint.name,
-        keep_fp32=keep_fp32,
-        leave=lambda key: is_streamed(key, streamed),
-    )
-    if streamed:
-        dit.streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
-        rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantize) != dtype
-        if rounds and not dit.streamer.in_memory:
-            log.warning("%s: is not stored in %s, so blocks that stream from it are rounded anew at each step. Convert "
-                        "it first (magihuman convert), or stream from memory.", checkpoint.name, str(dtype)[6:])
-    return dit.eval()

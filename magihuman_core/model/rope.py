@@ -1,9 +1,19 @@
-"""Rotary positions over (time, height, width), and how the three modalities share them (SPEC 2)."""
+"""Rotary positions over (time, height, width), and how the three modalities share them (docs/model.md)."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class RotaryBands(nn.Module):
+    """The frequencies of the rotary positions, a buffer of the checkpoint."""
+
+    bands: Tensor
+
+    def __init__(self, count: int, *, device=None):
+        super().__init__()
+        self.register_buffer("bands", rope_bands(count, device=device))
 
 
 def rope_bands(count: int, device=None) -> Tensor:

@@ -6,10 +6,10 @@ permutation is ever needed and a segment is two plain ints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
+from einops import rearrange
 from torch import Tensor
 
 from .config import PATCH
@@ -20,20 +20,18 @@ MODALITIES = ("video", "audio", "text")
 
 def patchify(video: Tensor) -> Tensor:
     """[B, C, T, H, W] -> [B, T*H/2*W/2, C*4]: going in, a token's channels are (C, pH, pW), C slowest."""
-    B, C, T, H, W = video.shape
-    x = video.reshape(B, C, T, H // PATCH, PATCH, W // PATCH, PATCH)
-    return x.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, -1, C * PATCH**2)
+    return rearrange(video, "b c t (h p) (w q) -> b (t h w) (c p q)", p=PATCH, q=PATCH)
 
 
-def unpatchify(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
+def unpatchify(tokens: Tensor, size: Sequence[int]) -> Tensor:
     """[B, T*H/2*W/2, 4*C] -> [B, C, T, H, W]: coming out, a token's channels are (pH, pW, C), C fastest.
 
     The difference to `patchify` is the model's own; the trained weights rely on it.
     size: (T, H, W) of the latent.
     """
     T, H, W = size
-    x = tokens.reshape(tokens.shape[0], T, H // PATCH, W // PATCH, PATCH, PATCH, -1)
-    return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(tokens.shape[0], -1, T, H, W)
+    pattern = "b (t h w) (p q c) -> b c t (h p) (w q)"
+    return rearrange(tokens, pattern, t=T, h=H // PATCH, w=W // PATCH, p=PATCH, q=PATCH)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Layout:
     audio: int
     text: int
     frames: int  # latent frames
+    piece: int  # tokens that pass through a linear layer at once, at most
     sin: Tensor  # [N, 3B], for the rotary positions
     cos: Tensor
 
@@ -51,43 +50,34 @@ class Layout:
     def tokens(self) -> int:
         return self.video + self.audio + self.text
 
-    def pieces(self, by_modality: bool, limit: int) -> Iterator[tuple[str, slice]]:
-        """(modality, rows) of at most `limit` tokens each; one modality "shared" where it makes no difference."""
+    def pieces(self, by_modality: bool) -> Iterator[tuple[str, slice]]:
+        """(modality, span of tokens) of at most `piece` tokens each; all of one modality "shared" where it makes no
+        difference."""
         start = 0
         for name in MODALITIES if by_modality else ("shared",):
             end = start + (getattr(self, name) if by_modality else self.tokens)
-            for first in range(start, end, limit):
-                yield name, slice(first, min(first + limit, end))
+            for first in range(start, end, self.piece):
+                yield name, slice(first, min(first + self.piece, end))
             start = end
 
     def local_windows(self, radius: int) -> Iterator[tuple[slice, slice]]:
-        """(rows of a latent frame, rows of the video it sees): that frame and `radius` on either side."""
-        patch_rows = self.video // self.frames
+        """(tokens of a latent frame, tokens of the video it sees): that frame and `radius` on either side."""
+        per_frame = self.video // self.frames
         for frame in range(self.frames):
             first, last = max(0, frame - radius), min(self.frames, frame + radius + 1)
             yield (
-                slice(frame * patch_rows, (frame + 1) * patch_rows),
-                slice(first * patch_rows, last * patch_rows),
+                slice(frame * per_frame, (frame + 1) * per_frame),
+                slice(first * per_frame, last * per_frame),
             )
 
 
-def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor) -> Layout:
+def make_layout(
+    latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor, piece: int
+) -> Layout:
     """latent: (T, H, W) of the video latent; audio, text: tokens; bands: [B] on the device to compute on."""
     T, H, W = latent
     grid = (T, H // PATCH, W // PATCH)
     sin, cos = rope_tables(token_coordinates(grid, audio, text, positions).to(bands.device), bands.float())
-    return Layout(video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, sin=sin, cos=cos)
-
-
-def pack_latents(video: Tensor, audio: Tensor) -> tuple[Tensor, list[list[int]]]:
-    """video [B, C, T, H, W], audio [B, a, A] -> (flat [B, 1, n], shapes), video first, as ComfyUI packs."""
-    flat = torch.cat([video.flatten(1), audio.flatten(1)], dim=1).unsqueeze(1)
-    return flat, [list(video.shape), list(audio.shape)]
-
-
-def unpack_latents(x: Tensor, shapes) -> tuple[Tensor, Tensor]:
-    """The two streams of a flat [B, 1, n] vector, as views, with the batch size that x has."""
-    video, audio = (tuple(shape)[1:] for shape in shapes)
-    count = torch.Size(video).numel()
-    flat = x.flatten(1)
-    return flat[:, :count].unflatten(1, video), flat[:, count:].unflatten(1, audio)
+    return Layout(
+        video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, piece=piece, sin=sin, cos=cos
+    )

@@ -6,13 +6,13 @@ Every fp8 and int8 value is exact in bf16, so that data is brought to the dtype 
 is lost was lost when the weight was rounded. Only memory is saved: the products themselves run in x's dtype.
 """
 
-from types import SimpleNamespace
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.quantized import EIGHT_BITS
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
 class QuantizedLinear(nn.Module):
@@ -31,25 +31,26 @@ class QuantizedLinear(nn.Module):
         return (y * self.scale).to(x.dtype)
 
 
-def linear(inputs: int, outputs: int, bias: bool = True, *, dtype: torch.dtype | None = None, device=None) -> nn.Module:
-    """torch's linear layer, or one whose weight stays in 8 bits where dtype says so."""
-    if dtype not in EIGHT_BITS:
-        return nn.Linear(inputs, outputs, bias, device=device, dtype=dtype)
-    if bias:
-        raise ValueError("a quantized linear layer has no bias")
-    return QuantizedLinear(inputs, outputs, dtype=dtype, device=device)
+def quantize_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool]) -> None:
+    """Replace linear layers by layers whose weights are in 8 bits, still to be filled; nothing for other dtypes.
+
+    may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in 8 bits.
+    """
+    if dtype is None or dtype not in EIGHT_BITS:
+        return
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Linear) and may_quantize(f"{name}.weight"):
+            owner, _, leaf = name.rpartition(".")
+            narrow = QuantizedLinear(layer.in_features, layer.out_features, dtype=dtype, device=layer.weight.device)
+            setattr(module.get_submodule(owner), leaf, narrow)
 
 
-def compute_dtype_of(dtype: torch.dtype | None) -> torch.dtype | None:
+def compute_dtype_of(dtype: torch.dtype) -> torch.dtype:
     """What layers with weights of this dtype compute in, and what goes with them is kept in."""
     return torch.bfloat16 if dtype in EIGHT_BITS else dtype
 
 
-def decoded(layer: nn.Module, rows: slice) -> Tensor:
-    """Some rows of a linear layer's weight as numbers, fp32."""
+def dequantized_rows(layer: nn.Linear | QuantizedLinear, rows: slice) -> Tensor:
+    """Some rows of a linear layer's weight as numbers, fp32 [rows, inputs]."""
     weight = layer.weight[rows].float()
     return weight * layer.scale[rows, None] if isinstance(layer, QuantizedLinear) else weight
-
-
-# What networks of this package are built of where nobody gives them other layers.
-operations = SimpleNamespace(Linear=linear, Embedding=nn.Embedding)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..media.video_file import write_mp4
+from ..media.mp4 import write_mp4
 from ..media.waveform import OUTPUT_RATE
 from ..sizes import FPS
 

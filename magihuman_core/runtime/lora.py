@@ -2,9 +2,8 @@
 
     official layer, or a part of one  ->  rows of our layers  ->  y = W x + strength * up (down x)
 
-A file names the layers as the official checkpoint does, where linear_qkv is q, k, v and gate, three times
-in the sandwich; or as split checkpoints do, with linear_q_video and its like; or as we do. Every such
-layer is some rows of some of our layers, and so is its `up` matrix; `down` is common to all of them.
+Every layer that a file names is some rows of some of our layers (see weights/lora_names.py), and so is its `up`
+matrix; `down` is common to all of them.
 
 The weights themselves are not touched: a LoRA is computed beside them. That costs little more than a few
 tokens would, loses nothing to the rounding of bf16, works on quantized and on streamed weights, and
@@ -14,10 +13,9 @@ taking it away leaves every weight as it was, bit for bit.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,44 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint.assign import is_finite
-from ..checkpoint.checkpoint import Checkpoint, Entry, tensor_entry
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
-from ..model.config import RELEASED, DiTConfig
-from ..model.sequence import MODALITIES
+from ..model.config import DiTConfig
 from ..nn.layers import EPS
-from ..nn.quantized_linear import decoded
-from ..weights.dit_keys import official_rows
-from ..weights.source import open_checkpoint
+from ..nn.quantized_linear import dequantized_rows
+from ..weights.fused import Part
+from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
+from ..weights.open import open_checkpoint
 
 if TYPE_CHECKING:
     from ..model.dit import MagiHumanDiT
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
-            "lora_unet_", "lora_transformer_", "lycoris_")  # fmt: skip
-ROLES = {
-    "down": (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A"),
-    "up": (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B"),
-    "alpha": (".alpha",),
-    "magnitude": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight",
-                  ".lora_magnitude_vector.default.weight"),
-    "diff": (".diff",),
-    "diff_b": (".diff_b",),
-}  # fmt: skip
-ENDINGS = {ending: role for role, endings in ROLES.items() for ending in endings}
-SHOWN = 10  # names in a warning; all of them are in `unmatched`
 ROWS = 2048  # rows of a weight looked at together for DoRA
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where some rows of a layer, as a file names it, belong."""
-
-    key: str  # our weight
-    rows: slice  # of the file's layer
-    place: slice  # of our weight
 
 
 @dataclass(frozen=True)
@@ -86,75 +61,6 @@ class SplitLora:
 
     deltas: Mapping[str, list[Delta]]
     unmatched: Mapping[str, str]
-
-
-def lora_targets(config: DiTConfig) -> dict[str, list[Target]]:
-    """Every name a file may have for a layer (without prefix) -> where its rows belong.
-
-    Official names, those of split checkpoints, and our own.
-    """
-    c = config
-    table: dict[str, list[Target]] = {}
-    parts = {"q": c.heads * c.head_dim, "k": c.kv_heads * c.head_dim, "v": c.kv_heads * c.head_dim}
-    for official, ours in official_rows(config).items():
-        if not official.endswith(".weight"):
-            continue
-        name, start, targets = official.removesuffix(".weight"), 0, []
-        for key, rows in ours:
-            whole = slice(0, rows)
-            targets.append(Target(key, slice(start, None if rows is None else start + rows), whole))
-            start += rows or 0
-            table[key.removesuffix(".weight")] = [Target(key, whole, whole)]
-            expert = re.search(r"\.experts\.(\w+)\.", key)
-            end = f"_{expert[1]}" if expert and expert[1] in MODALITIES else ""
-            if key.endswith("linear_qkv.weight"):
-                top = 0
-                for part, height in parts.items():
-                    place = slice(top, top + height)
-                    table[name.removesuffix("qkv") + part + end] = [Target(key, slice(0, height), place)]
-                    top += height
-            elif key.endswith("linear_gate.weight"):
-                table[name.removesuffix("qkv") + "g" + end] = [Target(key, whole, whole)]
-            elif "linear_" in name or "_proj" in name:
-                table[name + end] = [Target(key, whole, whole)]
-        table[name] = targets  # last: in the sandwich the plain name is the stacked layer
-    return table
-
-
-@cache
-def all_layer_names() -> Mapping[str, str]:
-    """Names of layers in the released networks, and in others of as many layers: each with a sandwich or without."""
-    sandwiches = ((), range(RELEASED.layers))
-    tables = [lora_targets(replace(RELEASED, sandwich_layers=tuple(layers))) for layers in sandwiches]
-    return layer_names(tables[0] | tables[1])
-
-
-def stock_names(checkpoint: Checkpoint) -> tuple[dict[str, Entry], dict[str, str]]:
-    """A LoRA under names that ComfyUI's own loader looks for, and what has no place, with the reason."""
-    layers, unmatched = by_layer(checkpoint, all_layer_names())
-    entries = {}
-    for layer, keys in layers.items():
-        for role, key in keys.items():
-            entry = checkpoint.entries[key]
-            if role == "magnitude" and len(entry.shape) == 1:  # so PEFT has them, one for each row
-                entry = tensor_entry(checkpoint[key].reshape(-1, 1))
-            entries[f"diffusion_model.{layer}{ROLES[role][0]}"] = entry
-    return entries, unmatched
-
-
-def layer_names(table: Mapping[str, list[Target]]) -> dict[str, str]:
-    """Each name of a table, also with _ for each dot -> the name."""
-    return {name.replace(".", "_"): name for name in table} | {name: name for name in table}
-
-
-def find_layer(name: str, names: Mapping[str, str]) -> str | None:
-    """The layer that a file's name for it, with any prefix, means; names: from layer_names."""
-    while name not in names:
-        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-        if prefix is None:
-            return None
-        name = name.removeprefix(prefix)
-    return names[name]
 
 
 def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
@@ -181,28 +87,6 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
     return SplitLora(deltas, unmatched)
 
 
-def by_layer(keys: Iterable[str], names: Mapping[str, str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """({layer: {role: key}}, {key that has no place: why}) of a file's keys; names: from layer_names."""
-    layers: dict[str, dict[str, str]] = {}
-    unmatched: dict[str, str] = {}
-    for key in keys:
-        ending = max((e for e in ENDINGS if key.endswith(e)), key=len, default=None)
-        layer = find_layer(key.removesuffix(ending), names) if ending else None
-        if layer is None:
-            unmatched[key] = "no such layer" if ending else "not a kind of tensor that is known here"
-        elif ENDINGS[ending] in layers.setdefault(layer, {}):
-            unmatched[key] = f"the same layer as {layers[layer][ENDINGS[ending]]}"
-        else:
-            layers[layer][ENDINGS[ending]] = key
-    return layers, unmatched
-
-
-def listed(unmatched: Mapping[str, str]) -> str:
-    """The first of the names that fit nothing, with the reasons."""
-    shown = ", ".join(f"{quoted(key)} ({reason})" for key, reason in list(unmatched.items())[:SHOWN])
-    return shown + (f", and {len(unmatched) - SHOWN} more" if len(unmatched) > SHOWN else "")
-
-
 def _read(tensors: Mapping[str, Tensor], key: str, name: str) -> Tensor:
     tensor = tensors[key]
     if not tensor.is_floating_point():
@@ -217,14 +101,15 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
     """What of a layer's tensors makes sense together, and why the others do not."""
     reasons: dict[str, str] = {}
     down, up, magnitude = found.get("down"), found.get("up"), found.get("magnitude")
-    pair = down is not None and up is not None
-    if pair and (down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or 0 in down.shape):
-        reasons |= dict.fromkeys(("down", "up"), "up and down do not fit each other")
-    elif not pair:
+    if down is None or up is None:
         reasons |= dict.fromkeys(("down", "up"), "the other one of up and down is missing")
+    elif down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or 0 in down.shape:
+        reasons |= dict.fromkeys(("down", "up"), "up and down do not fit each other")
     if reasons:
         reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
-    elif magnitude is not None and (magnitude.numel() != up.shape[0] or magnitude.shape[:1] != up.shape[:1]):
+    elif up is not None and magnitude is not None and (
+        magnitude.numel() != up.shape[0] or magnitude.shape[:1] != up.shape[:1]
+    ):
         reasons |= dict.fromkeys(("down", "up", "alpha", "magnitude"), "only DoRA with one magnitude per row is known")
     if "alpha" in found and not reasons and found["alpha"].numel() != 1:
         reasons["alpha"] = "alpha is one number, here it is not; the factor 1 is used"
@@ -236,7 +121,7 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
     return left, {role: reason for role, reason in reasons.items() if role in found}
 
 
-def _deltas(found: Mapping[str, Tensor], target: Target):
+def _deltas(found: Mapping[str, Tensor], target: Part):
     """(our key, change) for what a file has for a layer."""
     if "up" in found:
         up, down = found["up"], found["down"]
@@ -278,7 +163,7 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
                               f"the first are {names}. Choose a LoRA made for MagiHuman.")
-    device = dit.adapter.rope.bands.device
+    device = dit.get_buffer("adapter.rope.bands").device
     changes = [_change(dit, key, delta, strength, device, checkpoint.name)
                for key, deltas in split.deltas.items() for delta in deltas]
     hooks = [module.register_forward_hook(hook) for module, hook in changes]
@@ -335,12 +220,13 @@ class LinearHook:
 
 def dora_factor(layer: nn.Module, delta: Delta) -> Tensor:
     """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
-    down, lengths = delta.down.float() * delta.scale, []
-    begin, end, _ = delta.place.indices(layer.weight.shape[0])
+    assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
+    down, parts = delta.down.float() * delta.scale, []
+    begin, end, _ = delta.place.indices(layer.get_parameter("weight").shape[0])
     for top, up in zip(range(begin, end, ROWS), delta.up.split(ROWS), strict=True):
-        weight = decoded(layer, slice(top, top + len(up)))
-        lengths.append(torch.addmm(weight, up.float(), down).norm(dim=1))
-    lengths = torch.cat(lengths)
+        weight = dequantized_rows(layer, slice(top, top + len(up)))
+        parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
+    lengths = torch.cat(parts)
     return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
 

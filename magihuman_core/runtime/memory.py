@@ -2,9 +2,8 @@
 
     bytes of weights, counted on the meta device  +  peak of a dry run on tensors without content
 
-A dry run goes through the part's own code on the meta device, where tensors have shapes but no storage, and
-counts what would be alive at each moment; so the estimate follows the code in all it does: pieces, windows,
-tiles, work in place. Of the network one block of each kind is run, of windows and tiles the first few.
+A dry run (see dry_run.py) goes through the part's own code. Of the network one block of each kind is run, of
+windows and tiles the first few.
 
 Not counted: what Python and PyTorch themselves take (on CUDA about half a GB), scratch memory of CUDA's
 kernels, and the caches and fragments of memory allocators.
@@ -13,31 +12,29 @@ kernels, and the caches and fragments of memory allocators.
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import prod
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
-from ..model.dit import CPU_CHUNK, MagiHumanDiT
-from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_tokens, latent_frames
-from ..text.encoder import TextEncoder, TextEncoderConfig
-from ..vae.audio import AudioVAE, AudioVAEConfig
+from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
+from ..recipes import BASE
+from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
+from ..text.config import TextEncoderConfig
+from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
 from ..vae.turbo import TurboVAE, TurboVAEConfig
 from ..vae.video import VideoVAE, VideoVAEConfig
+from .build import build_dit, build_text_encoder
+from .dry_run import dry_run
 from .streaming import choose_streamed, free_memory, streamed_sizes
 
-# By the first dimensions of its input PyTorch takes a convolution for a small one, which it unfolds.
-SMALL_CONVOLUTION = 20480
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
 
 log = logging.getLogger(__name__)
@@ -75,8 +72,8 @@ def size(count: int) -> str:
 def estimate(
     config: Config,
     *,
-    width: int = 448,
-    height: int = 256,
+    width: int = BASE.width,
+    height: int = BASE.height,
     seconds: float = 4,
     dtype: torch.dtype = torch.bfloat16,
     device: str | torch.device = "cuda",
@@ -95,7 +92,7 @@ def estimate(
     tile: as for the Turbo VAE's decode.
     Raises InputError for sizes that no clip can have.
     """
-    tokens = audio_tokens(seconds) if tokens is None else tokens
+    tokens = audio_length(seconds) if tokens is None else tokens
     if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
         raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
     cells = (latent_frames(tokens), *(side // PIXELS_PER_TOKEN * PATCH for side in (height, width)))
@@ -104,16 +101,16 @@ def estimate(
         return _network(config, cells, tokens, text_tokens, dtype, device, resident_blocks, guided)
     clip = f"{width}x{height}, {(tokens - 1) / 25:.3g} s"
     if isinstance(config, TextEncoderConfig):
-        return Estimate("text encoder", f"{text_tokens} tokens", _weights(TextEncoder, config, dtype),
+        return Estimate("text encoder", f"{text_tokens} tokens", _weights(config, dtype),
                         _text(config, text_tokens, dtype, device), advice="a file in 8 bits, or more main memory")
     if isinstance(config, AudioVAEConfig):
-        return Estimate("audio VAE", f"{(tokens - 1) / 25:.3g} s", _weights(AudioVAE, config, dtype),
+        return Estimate("audio VAE", f"{(tokens - 1) / 25:.3g} s", _weights(config, dtype),
                         _audio(config, tokens, dtype, device), advice="a shorter clip")
     if isinstance(config, TurboVAEConfig):
         smaller = f"tiles of {min(cells[1:]) // 2} latent cells, or a smaller picture" if min(cells[1:]) > 8 else ""
-        return Estimate("Turbo VAE", clip, _weights(TurboVAE, config, dtype),
+        return Estimate("Turbo VAE", clip, _weights(config, dtype),
                         _video(config, cells, dtype, device, tile), advice=smaller)
-    return Estimate("video VAE", clip, _weights(VideoVAE, config, dtype), _video(config, cells, dtype, device, None),
+    return Estimate("video VAE", clip, _weights(config, dtype), _video(config, cells, dtype, device, None),
                     advice="the Turbo VAE, or a smaller picture")
 
 
@@ -138,12 +135,44 @@ def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = F
         log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
 
 
+def decoding_activations(
+    config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int], dtype: torch.dtype,
+    device: str | torch.device,
+) -> int:
+    """The most bytes of activations while a latent [B, C, T, H, W] or [B, C, n] is decoded, its frames not held."""
+    device = torch.device(device).type
+    if not isinstance(config, AudioVAEConfig):
+        return shape[0] * _video(config, tuple(shape[2:]), dtype, device, None)
+    count = min(shape[2], WINDOWS * TILE)
+    # Beyond these only the latent grows, and the waveform, which is there in tiles and joined.
+    rest = (shape[2] - count) * (config.latent_channels + 2 * config.hop * config.audio_channels)
+    return shape[0] * (_audio(config, count, dtype, device) + rest * dtype.itemsize)
+
+
+@lru_cache(maxsize=32)
+def encoding_activations(
+    config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> int:
+    """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
+    encode: Callable[[Tensor], Tensor]
+    with torch.inference_mode(False):
+        if isinstance(config, AudioVAEConfig):
+            most = LONG_WINDOW_SECONDS * SAMPLE_RATE
+            encode = AudioVAE(config, dtype=dtype, device="meta").encode_long
+        else:
+            most = 1 + WINDOWS * config.temporal_factor
+            encode = VideoVAE(config, dtype=dtype, device="meta").encode
+    first = shape[0], shape[1], min(shape[2], most), *shape[3:]
+    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits for its turn
+    return dry_run(lambda: encode(torch.empty(first, dtype=dtype, device="meta")), device) + rest
+
+
 # The parts
 
 
 def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, resident: int | None,
              guided: bool) -> Estimate:
-    dit = _on_meta(MagiHumanDiT, config, dtype)
+    dit = _on_meta(config, dtype)
     weights, streamed = _resident(dit, resident)
     activations = network_activations(config, cells, audio, text, dtype, device, guided)
     return Estimate("network", clip_in_words(cells, audio, text), weights, activations, streamed,
@@ -167,7 +196,7 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
 def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int,
                     activations: int) -> str:
     """What makes most difference."""
-    narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(MagiHumanDiT, dit.config, torch.int8), resident)[0]
+    narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = len(dit.blocks)
     most = layers if resident is None else min(layers, resident)
@@ -187,17 +216,17 @@ def network_activations(
     config: DiTConfig, cells: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype, device: str, guided: bool
 ) -> int:
     """The most bytes of activations in a forward pass. cells: (T, H, W) of the latent; audio, text: tokens."""
-    local = set(config.local_layers)
     kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
     for i in range(config.layers):
-        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers, i in local)
+        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers,
+                i in config.local_layers)
         kinds.setdefault(kind, i)
     sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
     small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
                     local_layers=local)
-    dit = _on_meta(MagiHumanDiT, small, dtype)
-    for block in dit.blocks:
-        block.chunk = CPU_CHUNK if device == "cpu" and not block.quantized else None
+    dit = _on_meta(small, dtype)
+    if dit.piece is None:
+        dit.piece = CPU_PIECE if device == "cpu" else PIECE
     sizes = (1, config.video_channels, *cells), (1, config.audio_channels, audio), (1, text, config.text_channels)
 
     def run() -> None:
@@ -209,10 +238,9 @@ def network_activations(
 
 @lru_cache(maxsize=32)
 def _video(config: TurboVAEConfig | VideoVAEConfig, cells, dtype, device: str, tile: int | None) -> int:
-    turbo = isinstance(config, TurboVAEConfig)
-    if turbo and tile is not None and max(cells[1:]) > tile:
+    if isinstance(config, TurboVAEConfig) and tile is not None and max(cells[1:]) > tile:
         return _tiled(config, cells, dtype, device, tile)
-    vae = _on_meta(TurboVAE if turbo else VideoVAE, config, dtype)
+    vae = _on_meta(config, dtype)
 
     def run() -> None:
         z = torch.empty(1, config.latent_channels, *cells, device="meta")
@@ -234,98 +262,32 @@ def _tiled(config: TurboVAEConfig, cells, dtype, device: str, tile: int) -> int:
 
 @lru_cache(maxsize=32)
 def _audio(config: AudioVAEConfig, tokens: int, dtype, device: str) -> int:
-    vae = _on_meta(AudioVAE, config, dtype)
+    vae = _on_meta(config, dtype)
     return dry_run(lambda: vae.decode(torch.empty(1, config.latent_channels, tokens, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
 def _text(config: TextEncoderConfig, tokens: int, dtype, device: str) -> int:
-    encoder = _on_meta(TextEncoder, replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
+    encoder = _on_meta(replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
     return dry_run(lambda: encoder(torch.empty(1, tokens, dtype=torch.long, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
-def _weights(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> int:
-    return sum(tensor.nbytes for tensor in _on_meta(module, config, dtype).state_dict().values())
+def _weights(config: Config, dtype: torch.dtype) -> int:
+    return sum(tensor.nbytes for tensor in _on_meta(config, dtype).state_dict().values())
 
 
-def _on_meta(module: Callable[..., nn.Module], config: Config, dtype: torch.dtype) -> nn.Module:
+def _on_meta(config: Config, dtype: torch.dtype) -> Any:
+    """The part of this configuration, without content."""
     with torch.inference_mode(False):
-        return module(config, dtype=dtype, device="meta").eval().requires_grad_(False)
-
-
-# The dry run
-
-
-def dry_run(run: Callable[[], object], device: str = "cpu") -> int:
-    """The most bytes of tensors, made while it runs, that are alive at once; run() is to use the meta device."""
-    # Not in inference mode, in which operations are not taken apart before they are seen.
-    with torch.inference_mode(False), torch.no_grad(), _Attention(), _Alive(device == "cpu") as alive:
-        run()
-    return alive.peak
-
-
-class _Attention(TorchFunctionMode):
-    """Attention as its kernels do it, without the matrix of scores that the meta device would get."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention:
-            return args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
-class _Alive(TorchDispatchMode):
-    """Counts bytes of storages from the first tensor made of them until the last one is gone."""
-
-    def __init__(self, cpu: bool):
-        super().__init__()
-        self.cpu = cpu
-        self.now = self.peak = 0
-        self.storages: dict[int, list[int]] = {}  # storage -> [tensors of it, bytes]
-        self.tensors: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in (out,) if isinstance(out, Tensor) else out if isinstance(out, (tuple, list)) else ():
-            if isinstance(tensor, Tensor):
-                self._count(tensor, args)
-        if self.cpu and func is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.now + convolution_scratch(out, *args))
-        return out
-
-    def _count(self, tensor: Tensor, args) -> None:
-        storage = tensor.untyped_storage()
-        key, number = storage._cdata, id(tensor)
-        if key not in self.storages:
-            if any(isinstance(a, Tensor) and a.untyped_storage()._cdata == key for a in args):
-                return  # a view of something from outside, such as a weight
-            self.storages[key] = [0, storage.nbytes()]
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-        known = self.tensors.get(number)
-        if known is None or known() is not tensor:
-            self.storages[key][0] += 1
-            self.tensors[number] = weakref.ref(tensor, lambda _: self._forget(number, key))
-
-    def _forget(self, number: int, key: int) -> None:
-        self.tensors.pop(number, None)
-        entry = self.storages[key]
-        entry[0] -= 1
-        if not entry[0]:
-            del self.storages[key]
-            self.now -= entry[1]
-
-
-def convolution_scratch(out: Tensor, x: Tensor, weight: Tensor, bias, stride, padding, dilation, transposed: bool,
-                        *_) -> int:
-    """Bytes that a convolution on a CPU takes beside input and output.
-
-    Most copy their input into an order of their own; PyTorch's own, for transposed and for small ones of three
-    dimensions, unfolds it: each value once for each place of the kernel.
-    """
-    places = prod(weight.shape[2:])
-    if transposed:
-        return x.numel() // x.shape[1] * weight.shape[1] * places * x.itemsize
-    if x.dim() == 5 and prod(x.shape[:4]) <= SMALL_CONVOLUTION and x.dtype == torch.float32 and places > 1:
-        return out.numel() // out.shape[1] * weight.shape[1] * places * x.itemsize
-    return x.nbytes + weight.nbytes
+        if isinstance(config, DiTConfig):
+            part: nn.Module = build_dit(config, dtype)
+        elif isinstance(config, TextEncoderConfig):
+            part = build_text_encoder(config, dtype)
+        elif isinstance(config, AudioVAEConfig):
+            part = AudioVAE(config, dtype=dtype, device="meta")
+        elif isinstance(config, TurboVAEConfig):
+            part = TurboVAE(config, dtype=dtype, device="meta")
+        else:
+            part = VideoVAE(config, dtype=dtype, device="meta")
+        return part.eval().requires_grad_(False)

@@ -7,8 +7,9 @@ file, and casts, decodes or rounds on the way; or copies from main memory, where
     file or main memory -> [pinned memory, where the device is no CPU] -> buffer -> the block's parameters
 
 Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident.
-The network computes the same numbers as when it is resident, bit for bit. Conditional and unconditional
-pass share each fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
+The network knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the
+numbers are the same as when it is resident, bit for bit. Conditional and unconditional pass share each
+fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
 
 The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not
 been measured.
@@ -31,7 +32,7 @@ from ..checkpoint.assign import is_finite
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
-from ..weights.dit_keys import keep_fp32
+from ..weights.precision import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
 PIECE = 8 << 20  # bytes read at a time: what is needed beside the buffers stays small
@@ -45,7 +46,7 @@ def is_streamed(key: str, blocks: Iterable[int]) -> bool:
     return key.startswith("blocks.") and not keep_fp32(key) and int(key.split(".", 2)[1]) in blocks
 
 
-def choose_streamed(blocks: Sequence[nn.Module], resident: int | None) -> tuple[int, ...]:
+def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, ...]:
     """Which of a network's blocks to stream when `resident` may stay; None: all stay.
 
     A block's weights cost the same to bring in whether they are many or few per token, but the large
@@ -67,24 +68,32 @@ def choose_streamed(blocks: Sequence[nn.Module], resident: int | None) -> tuple[
     return tuple(index for index in range(len(blocks)) if index not in stay)
 
 
-def streamed_sizes(blocks: Sequence[nn.Module], streamed: Sequence[int]) -> tuple[int, int]:
+def streamed_sizes(blocks: nn.ModuleList, streamed: Sequence[int]) -> tuple[int, int]:
     """Bytes that come in at each pass, and bytes of the buffers."""
     sizes = [plan_block(index, blocks[index]).nbytes for index in streamed]
     return sum(sizes), min(2, len(sizes)) * max(sizes, default=0)
 
 
-def stream_blocks(blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int],
+def stream_blocks(blocks: nn.ModuleList, tensors: Checkpoint, streamed: Sequence[int],
                   device: torch.device | str, stream_from: str | None = None) -> BlockStreamer:
-    """A streamer for these blocks; see BlockStreamer and load_dit. Raises InputError."""
+    """Let these blocks fetch their weights before they run; see BlockStreamer and load_dit. Raises InputError."""
     if stream_from not in (None, "file", "memory"):
         raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
     if stream_from is None and torch.device(device).type != "cpu":
         needed = streamed_sizes(blocks, streamed)[0] + SPARE
         stream_from = "memory" if needed < (free_memory() or 0) else "file"
     streamer = BlockStreamer(blocks, tensors, streamed, device=device, in_memory=stream_from == "memory")
+    for index in streamed:
+        blocks[index].register_forward_pre_hook(Fetch(streamer, index))
     log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
              len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")
     return streamer
+
+
+def streamer_of(blocks: nn.ModuleList) -> BlockStreamer | None:
+    """What brings in the weights of these blocks; None where all are resident."""
+    hooks = (hook for block in blocks for hook in block._forward_pre_hooks.values())
+    return next((hook.streamer for hook in hooks if isinstance(hook, Fetch)), None)
 
 
 @dataclass(frozen=True)
@@ -180,12 +189,12 @@ class BlockStreamer:
     Raises CheckpointError, also while fetching, when a weight cannot be read or is not finite.
     """
 
-    def __init__(self, blocks: Sequence[nn.Module], tensors: Checkpoint, streamed: Sequence[int], *,
+    def __init__(self, blocks: nn.ModuleList, tensors: Checkpoint, streamed: Sequence[int], *,
                  device: torch.device | str = "cpu", in_memory: bool = False):
         self.device, self.in_memory = torch.device(device), in_memory
         self.plans = {index: plan_block(index, blocks[index]) for index in streamed}
         self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
-        self.reader = Reader(tensors)
+        self.reader: Reader | Copier = Reader(tensors)
         if in_memory:
             kept = {index: torch.empty(plan.nbytes, dtype=torch.uint8) for index, plan in self.plans.items()}
             for index, plan in self.plans.items():
@@ -258,13 +267,24 @@ class BlockStreamer:
         slot.filling = None
 
     def _bind(self, plan: Plan, buffer: Tensor | None) -> None:
-        """Make parameters of the parts of a buffer; without one, bodiless ones."""
+        """Make parameters of the parts of a buffer; without one, of the meta device."""
         for place in plan.places:
             if buffer is None:
                 weight = torch.empty(place.shape, dtype=place.dtype, device="meta")
             else:
                 weight = place.view(buffer)
             place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """The hook of a streamed block."""
+
+    streamer: BlockStreamer
+    index: int
+
+    def __call__(self, block: nn.Module, inputs: tuple) -> None:
+        self.streamer.fetch(self.index)
 
 
 def fill(slot: Slot, plan: Plan, reader: Reader | Copier) -> None:
@@ -292,7 +312,7 @@ class Reader:
                 if self.stop.is_set():
                     return
                 bottom = min(top + rows, weight.shape[0])
-                weight[top:bottom] = entry.load(place.dtype, (top, bottom))
+                weight[top:bottom] = entry.read(place.dtype, (top, bottom))
             if place.key not in self.checked:
                 if not is_finite(weight):
                     raise CheckpointError(

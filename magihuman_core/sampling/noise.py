@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .latents import Shapes
 
 SEEDS = 2**64  # torch's and ComfyUI's range
 
 
-def start_noise(shapes, seed: int) -> tuple[Tensor, Tensor]:
-    """What a clip starts from: noise for the video, then for the audio, of the given shapes."""
+def check_seed(seed: int) -> None:
+    """Raise InputError for what is not a seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1.")
+
+
+def start_noise(shapes: Shapes, seed: int) -> tuple[Tensor, Tensor]:
+    """What a clip starts from: noise for the video, then for the audio, of the given shapes. Raises InputError."""
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     video, audio = (torch.randn(tuple(shape), generator=generator) for shape in shapes)
     return video, audio

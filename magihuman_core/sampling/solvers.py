@@ -1,4 +1,4 @@
-"""Schedule and solvers (SPEC 3), with the signature ComfyUI's samplers have.
+"""Schedule and solvers (docs/model.md), with the signature ComfyUI's samplers have.
 
 A solver integrates one flat vector that holds video and audio; `model(x, sigma, **extra_args)` gives
 the estimate of the clean vector. Every step is element-wise, so both streams are solved jointly.
@@ -20,6 +20,7 @@ from .noise import step_noise
 
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+Estimate = tuple[Tensor, float]  # of the clean vector, and the noise level it was made at
 
 
 def flow_sigmas(steps: int, shift: float = 5.0) -> Tensor:
@@ -55,21 +56,19 @@ def sample_unipc(
     levels = _levels(sigmas)
     steps = len(levels) - 1
     ones = x.new_ones([x.shape[0]])
-    x0_last = x0_before = x_last = None  # estimates of the two steps before, corrected vector of the last
-    order_last = 1
+    last: Estimate | None = None  # of the last step, and of the one before
+    before: Estimate | None = None
+    x_last, order = x, 1  # the last step's corrected vector, and the order it was left with
     for i in trange(steps, disable=disable):
-        sigma, sigma_next = levels[i], levels[i + 1]
+        sigma = levels[i]
         x0 = model(x, sigma * ones, **(extra_args or {}))
         if callback is not None:
             callback({"i": i, "denoised": x0, "x": x, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
-        if i > 0:
-            before = levels[i - 2] if order_last == 2 else None
-            x = _correct(x_last, x0, x0_last, x0_before, before, levels[i - 1], sigma)
-        x_last = x
-        order_last = min(2, steps - i, i + 1)
-        before = levels[i - 1] if order_last == 2 else None
-        x = _predict(x, x0, x0_last, before, sigma, sigma_next)
-        x0_before, x0_last = x0_last, x0
+        if last is not None:
+            x = _correct(x_last, x0, sigma, last, before if order == 2 else None)
+        x_last, order = x, min(2, steps - i, i + 1)
+        x = _predict(x, x0, sigma, levels[i + 1], last if order == 2 else None)
+        last, before = (x0, sigma), last
     return x
 
 
@@ -80,37 +79,33 @@ def _log_snr(sigma: float) -> float:
     return math.log1p(-sigma) - math.log(sigma) if sigma < 1 else -math.inf
 
 
-def _predict(
-    x: Tensor, x0: Tensor, x0_last: Tensor | None, before: float | None, sigma: float, sigma_next: float
-) -> Tensor:
-    """From sigma to sigma_next; `before` is the level of x0_last, None for first order."""
+def _predict(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, last: Estimate | None) -> Tensor:
+    """From sigma to sigma_next; last: the estimate of the step before, None for first order."""
     if sigma_next == 0:
         return x0.clone()  # the last step lands on the estimate itself
     h = _log_snr(sigma_next) - _log_snr(sigma)
     b = math.expm1(-h)
     slope = x0
-    if before is not None:
-        r = (_log_snr(before) - _log_snr(sigma)) / h
+    if last is not None:
+        x0_last, sigma_last = last
+        r = (_log_snr(sigma_last) - _log_snr(sigma)) / h
         slope = x0 + (x0_last - x0) * (0.5 / r)
     return (sigma_next / sigma) * x - ((1 - sigma_next) * b) * slope
 
 
-def _correct(
-    x: Tensor,
-    x0: Tensor,
-    x0_last: Tensor,
-    x0_before: Tensor | None,
-    before: float | None,
-    sigma_last: float,
-    sigma: float,
-) -> Tensor:
-    """Take the step from sigma_last to sigma again, now that x0 is known there."""
+def _correct(x: Tensor, x0: Tensor, sigma: float, last: Estimate, before: Estimate | None) -> Tensor:
+    """Take the step from `last` to sigma again, now that x0 is known there.
+
+    x: the vector at `last`; before: the estimate of the step before that, None for first order.
+    """
+    x0_last, sigma_last = last
     h = _log_snr(sigma) - _log_snr(sigma_last)
     b = math.expm1(-h)
     if before is None:
         slope = x0_last + 0.5 * (x0 - x0_last)
     else:
-        r = (_log_snr(before) - _log_snr(sigma_last)) / h
+        x0_before, sigma_before = before
+        r = (_log_snr(sigma_before) - _log_snr(sigma_last)) / h
         k = b / -h - 1
         b1, b2 = k / b, 2 * (k / -h - 0.5) / b
         rho_before = (b2 - b1) / (r - 1)
@@ -144,3 +139,6 @@ def sample_renoise(
         if levels[i + 1] > 0:
             x = levels[i + 1] * noise_sampler(sigmas[i], sigmas[i + 1]) + (1 - levels[i + 1]) * x0
     return x
+
+
+SOLVERS = {"unipc": sample_unipc, "renoise": sample_renoise}  # as recipes name them

@@ -1,4 +1,4 @@
-"""What the super-resolution network starts from (SPEC 4)."""
+"""What the super-resolution network starts from (docs/model.md)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..recipes import SR_540P
+
+LEVELS = 1000
 
 
-def zero_snr_table(count: int = 1000) -> Tensor:
+def zero_snr_table(count: int = LEVELS) -> Tensor:
     """Signal levels sqrt(alpha_bar) of the scaled-linear schedule, stretched to end at zero; fp32 [count].
 
     The stretching is that of arXiv 2305.08891 (zero terminal signal-to-noise ratio).
@@ -32,24 +35,33 @@ def prepare_super_resolution(
     *,
     video_noise: Tensor | None,
     audio_noise: Tensor,
-    noise_level: int = 220,
-    audio_noise_scale: float = 0.7,
+    noise_level: int = SR_540P.noise_level,
+    audio_noise_scale: float = SR_540P.audio_noise,
 ) -> tuple[Tensor, Tensor]:
     """Base latents -> (video to start from, audio as context).
 
-    video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent cells;
+    video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent pixels;
     video_noise: [B, C, T, height, width]; audio_noise like audio. noise_level indexes the table above;
     0 leaves the upsampled video without noise (then video_noise may be None). The audio context is
-    never the result's audio: that stays the base audio.
+    never the result's audio: that stays the base audio. Raises InputError.
     """
-    table = zero_snr_table()
-    if not 0 <= noise_level < len(table):
-        raise InputError(f"noise_level is {noise_level}, expected 0 to {len(table) - 1}.")
+    if not 0 <= noise_level < LEVELS:
+        raise InputError(f"noise_level is {noise_level}, expected 0 to {LEVELS - 1}.")
     video = upsample(video, height, width)
     if noise_level:
         if video_noise is None or video_noise.shape != video.shape:
             given = None if video_noise is None else tuple(video_noise.shape)
             raise InputError(f"video_noise has shape {given}, expected {tuple(video.shape)}.")
-        signal = float(table[noise_level])
-        video = signal * video + (1 - signal**2) ** 0.5 * video_noise
-    return video, audio_noise_scale * audio_noise + (1 - audio_noise_scale) * audio
+        video = cover_video(video, video_noise, noise_level)
+    return video, cover_audio(audio, audio_noise, audio_noise_scale)
+
+
+def cover_video(video: Tensor, noise: Tensor, noise_level: int) -> Tensor:
+    """The video under noise of a level of the table; level 0 adds none."""
+    signal = float(zero_snr_table()[noise_level]) if noise_level else 1.0
+    return signal * video + (1 - signal**2) ** 0.5 * noise
+
+
+def cover_audio(audio: Tensor, noise: Tensor, share: float = SR_540P.audio_noise) -> Tensor:
+    """The audio as super-resolution hears it, with so much noise in it."""
+    return share * noise + (1 - share) * audio

@@ -1,15 +1,10 @@
-"""The text encoder's architecture as data: from a config.json, from what came with the weights, and from shapes."""
+"""The text encoder's architecture as data."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-from ..checkpoint.checkpoint import Checkpoint
-from ..errors import CheckpointError, InputError
-
-MAX_JSON = 1 << 20  # bytes; the official config.json has under 3 kB
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ class TextEncoderConfig:
     use_attn_logit_softcapping: bool = False
 
     @classmethod
-    def from_mapping(cls, config: Mapping | None) -> "TextEncoderConfig":
+    def from_mapping(cls, config: "Mapping | TextEncoderConfig | None") -> "TextEncoderConfig":
         """From a config.json's contents, the encoder's part alone or nested under "encoder".
 
         Fields of no concern here are passed over. Raises InputError for values that cannot be run.
@@ -96,70 +91,3 @@ def _typed(value, name: str, default):
 
 def _is_size(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
-
-
-def config_from_shapes(checkpoint: Checkpoint, config: Mapping | None = None) -> TextEncoderConfig:
-    """All sizes that shapes tell, the rest from config or the 9B encoder's. Raises CheckpointError."""
-    given = TextEncoderConfig.from_mapping(config)
-    first = "encoder.layers.0."
-
-    def shape(key: str) -> tuple[int, ...]:
-        try:
-            return checkpoint.shape(key)
-        except KeyError:
-            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; "
-                                  "get it anew.") from None
-
-    vocab_size, hidden_size = shape("encoder.embed_tokens.weight")
-    inner = shape(first + "self_attn.q_proj.weight")[0]
-    kv_inner = shape(first + "self_attn.k_proj.weight")[0]
-    if inner % given.head_dim or kv_inner % given.head_dim:
-        raise CheckpointError(f"{checkpoint.name}: {inner} rows of queries and {kv_inner} of keys do not "
-                              f"divide into heads of {given.head_dim}. Give the config.json (head_dim).")
-    layers = 0
-    while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
-        layers += 1
-    values = {f.name: getattr(given, f.name) for f in fields(given)}
-    values.update(
-        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
-        num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
-        intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
-    if given.head_dim % 2 or not kv_heads or heads % kv_heads:
-        raise CheckpointError(f"{checkpoint.name}: {heads} heads of queries, {kv_heads} of keys, {given.head_dim} "
-                              "wide, do not go together. Give the config.json made for these weights.")
-    if given.layer_types is not None and len(given.layer_types) != layers:
-        raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
-                              f"{len(given.layer_types)}. Give the config.json made for these weights.")
-    return TextEncoderConfig(**values)
-
-
-def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
-    """The config that came with the weights: in the file's metadata, or config.json beside them.
-
-    What is no JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
-    be run.
-    """
-    text, place = checkpoint.metadata.get("config"), checkpoint.name
-    try:
-        if text is None and (path := beside(checkpoint.path, "config.json")):
-            place = str(path)
-            text = path.read_bytes() if path.stat().st_size <= MAX_JSON else None
-        config = json.loads(text) if isinstance(text, (str, bytes)) else None
-    except (OSError, ValueError, RecursionError):
-        return None
-    # A config.json of another model may lie in the same folder.
-    kind = str(config.get("model_type", "")) if isinstance(config, dict) else ""
-    if not kind.startswith(("t5_gemma", "t5gemma")):
-        return None
-    try:
-        return TextEncoderConfig.from_mapping(config)
-    except InputError as error:
-        raise CheckpointError(f"{place}: {error}") from None
-
-
-def beside(path: Path | None, *names: str) -> Path | None:
-    """The first of these files that lies beside the weights, or in their folder."""
-    folder = None if path is None else (path if path.is_dir() else path.parent)
-    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
-    return found[0] if found else None

@@ -10,26 +10,18 @@ Module names are those of the official checkpoint: encoder.layers.0.self_attn.q_
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import assign_weights
-from ..checkpoint.checkpoint import Checkpoint, renamed
-from ..checkpoint.quantize import quantized_layers
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..nn.layers import RMSNorm
-from ..nn.quantized_linear import compute_dtype_of
-from ..nn.quantized_linear import operations as plain_operations
-from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
-from .config import TextEncoderConfig, beside, config_from_shapes, stored_config
+from ..nn.operations import Operations
+from .config import TextEncoderConfig
 
 MAX_TOKENS = 640          # the longest text the transformer was trained with
 MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
-PREFIXES = ("model.encoder.", "encoder.", "")
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +30,7 @@ class Norm(RMSNorm):
     """The network's norm, given back in x's dtype. Starts as no change, for training from scratch."""
 
     def __init__(self, config: TextEncoderConfig, dtype=None, device=None):
-        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=compute_dtype_of(dtype), device=device)
+        super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +54,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Grouped-query self-attention over the whole text. [B, n, hidden] -> [B, n, hidden]."""
 
-    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+    def __init__(self, config: TextEncoderConfig, operations: Operations, dtype=None, device=None):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads, config.num_key_value_heads, config.head_dim)
@@ -88,11 +80,11 @@ class Attention(nn.Module):
         if self.cap is None:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         else:
-            y = self._capped(q, k, v, mask)
+            y = self._capped(q, k, v, mask, self.cap)
         return self.o_proj(y.transpose(1, 2).flatten(2))                         # [B, n, heads * head_dim]
 
-    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        scores = torch.tanh(q @ k.transpose(-1, -2) * self.scale / self.cap) * self.cap
+    def _capped(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, cap: float) -> Tensor:
+        scores = torch.tanh(q @ k.transpose(-1, -2) * self.scale / cap) * cap
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
@@ -101,7 +93,7 @@ class Attention(nn.Module):
 class GatedMLP(nn.Module):
     """down(gelu(gate(x)) * up(x))."""
 
-    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+    def __init__(self, config: TextEncoderConfig, operations: Operations, dtype=None, device=None):
         super().__init__()
         options = {"bias": False, "dtype": dtype, "device": device}
         self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, **options)
@@ -115,7 +107,7 @@ class GatedMLP(nn.Module):
 class EncoderLayer(nn.Module):
     """Attention and MLP, each with a norm before and after."""
 
-    def __init__(self, config: TextEncoderConfig, operations, dtype=None, device=None):
+    def __init__(self, config: TextEncoderConfig, operations: Operations, dtype=None, device=None):
         super().__init__()
 
         def norm() -> RMSNorm:
@@ -134,11 +126,11 @@ class EncoderLayer(nn.Module):
 class T5GemmaEncoder(nn.Module):
     """Token ids [B, n] -> last hidden state [B, n, hidden]."""
 
-    def __init__(self, config: TextEncoderConfig, *, operations=plain_operations, dtype=None, device=None):
+    def __init__(self, config: TextEncoderConfig, *, operations: Operations = nn, dtype=None, device=None):
         super().__init__()
         self.config = config
         self.embed_tokens = operations.Embedding(
-            config.vocab_size, config.hidden_size, dtype=compute_dtype_of(dtype), device=device)
+            config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config, dtype, device)
@@ -164,7 +156,7 @@ class TextEncoder(nn.Module):
     """T5Gemma's encoder with its tokenizer: a prompt goes in, what the transformer wants comes out."""
 
     def __init__(self, config: TextEncoderConfig | Mapping | None = None, *, tokenizer=None,
-                 operations=plain_operations, dtype: torch.dtype | None = None,
+                 operations: Operations = nn, dtype: torch.dtype | None = None,
                  device: torch.device | str | None = None):
         super().__init__()
         self.config = TextEncoderConfig.from_mapping(config)
@@ -201,7 +193,7 @@ class TextEncoder(nn.Module):
     def encode(self, text: str) -> Tensor:
         """A prompt -> [1, n, hidden] fp32, n <= 640 tokens; what is cut off is named in a warning."""
         ids = self.tokenize(text)
-        hidden = self(ids.to(self.encoder.embed_tokens.weight.device))
+        hidden = self(ids.to(self.encoder.norm.weight.device))
         return self.finish(hidden, ids)
 
     def finish(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -215,85 +207,3 @@ class TextEncoder(nn.Module):
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
 
 
-def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
-    """The encoder's tensors of a file, as `encoder.*`; the decoder and heads are dropped.
-
-    Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
-    """
-    checkpoint = renamed(checkpoint, lambda key: key)
-    for prefix in PREFIXES:
-        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
-            break
-    else:
-        raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
-                              "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
-    parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
-    return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)
-
-
-def may_quantize(key: str) -> bool:
-    """Whether one of the encoder's keys is a matrix that may be kept in 8 bits."""
-    return key.endswith("_proj.weight")
-
-
-def load_tokenizer(source):
-    """A `tokenizers.Tokenizer` from itself, a tokenizer.json, or a folder that holds one.
-
-    Padding and truncation that the file may ask for are switched off. Raises InputError.
-    """
-    from tokenizers import Tokenizer
-
-    if isinstance(source, Tokenizer):
-        if source.padding is None and source.truncation is None:
-            return source
-        tokenizer = Tokenizer.from_str(source.to_str())       # the caller's own is left as it is
-    else:
-        path = Path(source)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
-            raise InputError(f"{path}: no such tokenizer file; give T5Gemma's tokenizer.json.")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:                            # tokenizers raises bare Exception
-            raise InputError(f"{path}: not a tokenizer.json ({error}); give T5Gemma's.") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def load_text_encoder(
-    source,
-    tokenizer=None,
-    config: Mapping | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations=plain_operations,
-) -> TextEncoder:
-    """Load T5Gemma's encoder of any size, with its tokenizer.
-
-    source: file, folder, index file, or mapping of tensors, with or without the decoder.
-    tokenizer: tokenizer.json, its folder, or a `tokenizers.Tokenizer`; None: tokenizer.json beside the
-    weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
-    that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
-    dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
-    computed in bf16 (see quantized_linear.py). Raises CheckpointError and InputError.
-    """
-    checkpoint, config, tokenizer = open_text_encoder(source, tokenizer, config)
-    with explain_shape_errors(checkpoint.name, "text_encoder"), torch.device("meta"):
-        encoder = TextEncoder(config, operations=operations, dtype=dtype)
-        tensors = quantized_layers(checkpoint, dtype, may_quantize)
-    assign_weights(encoder, tensors, dtype=compute_dtype_of(dtype), device=device, name=checkpoint.name,
-                   keep_fp32=lambda key: key.endswith(".scale"))
-    encoder.tokenizer = tokenizer
-    return encoder.eval()
-
-
-def open_text_encoder(source, tokenizer=None, config: Mapping | None = None):
-    """(tensors under our keys, configuration, tokenizer or None) for load_text_encoder's arguments."""
-    checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
-    given = config if config is not None else stored_config(checkpoint)
-    tokenizer = tokenizer if tokenizer is not None else beside(checkpoint.path, "tokenizer.json")
-    with explain_shape_errors(checkpoint.name, "text_encoder"):
-        config = config_from_shapes(checkpoint, given)
-    return checkpoint, config, None if tokenizer is None else load_tokenizer(tokenizer)

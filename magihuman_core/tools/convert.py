@@ -1,6 +1,6 @@
 """Any checkpoint of MagiHuman -> one safetensors file: other dtype, other layout, quantized.
 
-Everything here only builds a table of entries; `write_checkpoint` then pulls piece after piece through it,
+Everything here only builds a table of lazy tensors; `write_checkpoint` then pulls piece after piece through it,
 so memory stays at a few pieces however large the model is.
 
 Quantized files keep the q, k, v and gate of a layer and the three modalities apart (the split layout), each
@@ -17,21 +17,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint, Entry
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
 from ..checkpoint.write import Progress, write_checkpoint
 from ..errors import CheckpointError, InputError
-from ..model.sequence import MODALITIES
+from ..recipes import RECIPES
 from ..weights.audio_keys import official_keys
-from ..weights.layouts import PARTS
-from ..weights.recognize import ROLES, recognize
-from ..weights.source import open_checkpoint
+from ..weights.dit_keys import network_config
+from ..weights.fused import Part, fused_parts
+from ..weights.lora_names import listed, stock_names
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
+from ..weights.recognize import recognize
+from ..weights.text_encoder_keys import encoder_keys
 
 VERSION = "1"  # of what is written here: names, scales and metadata
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTIZED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
-KEPT = ("latent_mean", "latent_std")  # of a VAE: never rounded
 
 log = logging.getLogger(__name__)
 
@@ -76,20 +80,24 @@ def convert(
         return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
+    together: dict[str, str] = {}
     if found.kind == "network" and (layout == "split" or dtype in QUANTIZED):
-        checkpoint = _split(checkpoint)
+        table = fused_parts(network_config(checkpoint))
+        checkpoint = _split(checkpoint, table)
+        together = {part.split_key: part.key for parts in table.values() for part in parts}
     entries = checkpoint.entries
     if dtype in QUANTIZED:
-        entries, metadata[COMFY_TABLE] = _quantize(entries, dtype, found.kind)
+        entries, metadata[COMFY_TABLE] = _quantize(entries, dtype, together)
     elif dtype is not None:
-        keep = _precious if found.kind == "network" and dtype != "fp32" else KEPT.__contains__
-        entries = {key: entry if keep(key) else _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
+        wanted = FLOATS[dtype]
+        entries = {key: entry if keep_fp32(key) and entry.dtype.itemsize >= wanted.itemsize else _cast(entry, wanted)
+                   for key, entry in entries.items()}  # fmt: skip
     return write_checkpoint(target, entries, metadata, progress=progress)
 
 
 def _check_options(target: Path, dtype: str | None, layout: str | None, role: str | None) -> None:
     for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTIZED)), ("layout", layout, ("official", "split")),
-                               ("role", role, ROLES)):  # fmt: skip
+                               ("role", role, RECIPES)):  # fmt: skip
         if value is not None and value not in known:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
     if dtype in QUANTIZED and layout == "official":
@@ -105,9 +113,7 @@ def _files(path: Path) -> set[Path]:
     return {file.resolve() for file in path.glob("*.safetensors")} if path.is_dir() else {path.resolve()}
 
 
-def _lora(checkpoint: Checkpoint) -> Mapping[str, Entry]:
-    from ..runtime.lora import listed, stock_names
-
+def _lora(checkpoint: Checkpoint) -> Mapping[str, LazyTensor]:
     entries, unmatched = stock_names(checkpoint)
     if not entries:
         raise CheckpointError(f"{checkpoint.name}: none of its tensors belongs to a MagiHuman network: "
@@ -120,8 +126,6 @@ def _lora(checkpoint: Checkpoint) -> Mapping[str, Entry]:
 def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     """The part that loading uses, without the rest of a larger file."""
     if kind == "text_encoder":
-        from ..text.encoder import encoder_keys
-
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
         return official_keys(checkpoint)
@@ -136,63 +140,41 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
     own = {"kind": kind, "source": Path(checkpoint.name).name, "version": VERSION}
     if role is not None:
         own["role"] = role
-    beside = checkpoint.path and (checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent)
-    if kind == "text_encoder" and beside and (beside / "config.json").is_file():
-        with suppress(OSError, ValueError):  # one that is not even text is of no use to the new file
-            own["config"] = (beside / "config.json").read_text(encoding="utf-8")
+    path = checkpoint.path
+    if kind == "text_encoder" and path is not None:
+        config = (path if path.is_dir() else path.parent) / "config.json"
+        with suppress(OSError, ValueError):  # where there is none, or one that is not even text
+            own["config"] = config.read_text(encoding="utf-8")
     return {name: checkpoint.metadata[name] for name in ("notice", "config") if name in checkpoint.metadata} | own
 
 
-def _precious(key: str) -> bool:
-    """Whether a tensor of a network under official names decides quality: embedders, heads, norms, bands."""
-    return not key.startswith("block.") or "norm" in key
-
-
-def _split(checkpoint: Checkpoint) -> Checkpoint:
+def _split(checkpoint: Checkpoint, table: Mapping[str, list[Part]]) -> Checkpoint:
     """Official names -> q, k, v, gate and modalities apart. Only the rows of a part are read for it."""
-    from ..weights.dit_keys import network_config
-
-    config = network_config(checkpoint)
-    rows = [config.heads * config.head_dim, *[config.kv_heads * config.head_dim] * 2, config.heads]
-    entries: dict[str, Entry] = {}
+    entries: dict[str, LazyTensor] = {}
     for key, entry in checkpoint.entries.items():
-        if _precious(key):
-            entries[key] = entry
-            continue
-        stem = key.removesuffix(".weight")
-        sandwich = int(key.split(".")[2]) in config.sandwich_layers
-        copies = [f"_{modality}" for modality in MODALITIES] if sandwich else [""]
-        if stem.endswith("linear_qkv"):
-            names = [f"{stem[:-3]}{part}{copy}.weight" for copy in copies for part in PARTS]
-            heights = rows * len(copies)
-        else:
-            names = [f"{stem}{copy}.weight" for copy in copies]
-            heights = [entry.shape[0] // len(copies)] * len(copies)
-        if sum(heights) != entry.shape[0]:
-            raise CheckpointError(f"{checkpoint.name}: {key} has {entry.shape[0]} rows, expected {sum(heights)}. "
-                                  "The file is damaged.")
-        top = 0
-        for name, height in zip(names, heights, strict=True):
-            entries[name] = entry.rows(top, top + height)
-            top += height
+        parts = [part for part in table.get(key, []) if part.split_key]
+        if parts and parts[-1].rows.stop != entry.height:
+            raise CheckpointError(f"{checkpoint.name}: {key} has {entry.height} rows, expected "
+                                  f"{parts[-1].rows.stop}. The file is damaged.")
+        entries |= {part.split_key: entry.rows(part.rows.start, part.rows.stop) for part in parts} or {key: entry}
     return checkpoint.with_entries(entries)
 
 
-def _quantize(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict[str, Entry], str]:
-    """Entries with the large linears quantized, and ComfyUI's table of them."""
-    result: dict[str, Entry] = {}
+def _quantize(
+    entries: Mapping[str, LazyTensor], dtype: str, together: Mapping[str, str]
+) -> tuple[dict[str, LazyTensor], str]:
+    """Entries with the large linears quantized, and ComfyUI's table of them.
+
+    together: key -> name of the group whose members share a scale; a key that is not in it has its own.
+    """
+    result: dict[str, LazyTensor] = {}
     groups: dict[str, list[str]] = {}
     for key, entry in entries.items():
-        if not _is_large_linear(key, entry, kind):
-            wide = entry.dtype.itemsize > 2 and entry.dtype.is_floating_point
-            narrow = wide and not (kind == "network" and _precious(key))
-            result[key] = _cast(entry, torch.bfloat16) if narrow else entry
-            continue
-        # q, k and v of one modality share a scale.
-        together = key
-        for part in ("linear_q", "linear_k", "linear_v"):
-            together = together.replace(part, "linear_qkv")
-        groups.setdefault(together, []).append(key)
+        if len(entry.shape) == 2 and entry.numel and key.endswith(".weight") and may_quantize(key):
+            groups.setdefault(together.get(key, key), []).append(key)
+        else:
+            wide = entry.dtype.itemsize > 2 and not keep_fp32(key)
+            result[key] = _cast(entry, torch.bfloat16) if wide else entry
     layers = {}
     for keys in groups.values():
         parts = [entries[key] for key in keys]
@@ -203,22 +185,6 @@ def _quantize(entries: Mapping[str, Entry], dtype: str, kind: str) -> tuple[dict
     return result, json.dumps({"format_version": "1.0", "layers": layers})
 
 
-def _is_large_linear(key: str, entry: Entry, kind: str) -> bool:
-    if len(entry.shape) != 2 or not entry.numel or not key.endswith(".weight"):
-        return False
-    if kind == "network":
-        return not _precious(key) and ".linear_g" not in key
-    from ..text.encoder import may_quantize
-
-    return may_quantize(key)
-
-
-def _cast(entry: Entry, dtype: torch.dtype) -> Entry:
-    if not entry.dtype.is_floating_point or entry.dtype == dtype:
-        return entry
-
-    def load(cast: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        values = entry.load(dtype, rows)
-        return values if cast is None else values.to(cast)
-
-    return Entry(entry.shape, dtype, load)
+def _cast(entry: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    """The same numbers in another dtype, where they are not whole ones."""
+    return entry if not entry.dtype.is_floating_point or entry.dtype == dtype else Cast(entry, dtype)

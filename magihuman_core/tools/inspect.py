@@ -1,34 +1,21 @@
 """What a weight file or a model folder is, in plain words: the text of `magihuman inspect`."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
-import torch
-
-from ..checkpoint.assign import is_finite
-from ..checkpoint.checkpoint import Checkpoint, Entry
+from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import DTYPE_NAMES, file_format, quoted
-from ..checkpoint.quantize import stored_dtype
-from ..errors import CheckpointError, InputError
-from ..model.config import RELEASED
-from ..recipes import role_overrides
-from ..sizes import BASE_SIZE, UPSCALED_SIZES
-from ..weights.dit_keys import may_quantize, network_config, split_official
-from ..weights.recognize import KINDS, ROLES, Recognized, recognize
-from ..weights.source import INDEX, OTHER_FORMATS, SHARD, open_checkpoint
+from ..checkpoint.json_file import read_json
+from ..checkpoint.weight_files import INDEX, READABLE, REFUSED, walk
+from ..errors import CheckpointError
+from ..recipes import RECIPES
+from ..weights.open import open_checkpoint
+from ..weights.recognize import KINDS, Recognized, recognize
+from .diagnose import describe_lora, find_problems, memory_needed, notes, without_path
 
-LOADERS = {
-    "network": ("..model.dit", "load_dit"),
-    "text_encoder": ("..text.encoder", "load_text_encoder"),
-    "turbo_vae": ("..vae.turbo", "load_turbo_vae"),
-    "video_vae": ("..vae.video", "load_video_vae"),
-    "audio_vae": ("..vae.audio", "load_audio_vae"),
-}
+DEPTH = 3  # folders below the given one that are described
+MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
                "network also a base or distilled one",
@@ -47,7 +34,6 @@ COMFYUI_FOLDERS = {
     "lora": "loras",
 }
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")
-READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
 def describe(path: str | Path, *, read_all: bool = False) -> str:
@@ -65,37 +51,28 @@ def describe(path: str | Path, *, read_all: bool = False) -> str:
     return _describe_file(path, read_all)
 
 
-def _describe_folder(folder: Path, read_all: bool, depth: int = 0) -> Iterator[str]:
-    """A section for each set of shards, then for each other file, then for each folder inside."""
-    try:
-        children = sorted(folder.iterdir())
-    except OSError as error:
-        yield f"{folder}\n  problem    cannot be read ({error.strerror or error})"
-        return
-    files = [child for child in children if not child.is_dir()]
-    shards = [file for file in files if SHARD.fullmatch(file.name)]
-    indexes = [file for file in files if file.name.endswith(INDEX)]
-    for index in indexes:
-        yield _describe_checkpoint(index, read_all)
-    if shards and not indexes:
-        yield _describe_checkpoint(folder, read_all)
-    for file in files:
-        if file not in shards and file not in indexes:
-            yield _describe_file(file, read_all)
-    for child in children:
-        if child.is_dir() and not child.name.startswith(".") and depth < 3:
-            yield from _describe_folder(child, read_all, depth + 1)
+def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
+    """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
+    for found in walk(folder, DEPTH):
+        if isinstance(found, OSError):
+            yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
+            continue
+        for path in found.sharded:
+            yield _describe_checkpoint(path, read_all)
+        for file in found.files:
+            if file not in found.shards and file not in found.indexes:
+                yield _describe_file(file, read_all)
 
 
 def _describe_file(path: Path, read_all: bool) -> str:
-    if path.suffix == ".safetensors" or path.suffix in OTHER_FORMATS or path.name.endswith(INDEX):
+    if path.suffix in READABLE + REFUSED or path.name.endswith(INDEX):
         return _describe_checkpoint(path, read_all)
     if path.suffix == ".json":
         return f"{path}\n  is         {_describe_json(path)}"
     try:
         found = file_format(path)
     except CheckpointError as error:
-        return f"{path}\n  problem    {_without_path(error, path)}"
+        return f"{path}\n  problem    {without_path(error, path)}"
     if found == "safetensors":
         return _describe_checkpoint(path, read_all)
     return f"{path}\n  is         not a weight file ({size_text(path.stat().st_size)}); nothing here uses it"
@@ -104,11 +81,9 @@ def _describe_file(path: Path, read_all: bool) -> str:
 def _describe_json(path: Path) -> str:
     """What a JSON file beside the weights is for."""
     try:
-        if path.stat().st_size > 100_000_000:
-            raise ValueError
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return "damaged: it is no valid JSON. Download it again"
+        content = read_json(path, MAX_TOKENIZER)
+    except (OSError, ValueError):
+        return "damaged: it is not valid JSON. Download it again"
     if not isinstance(content, dict):
         return "a JSON text; nothing here uses it"
     if isinstance(content.get("model"), dict) and "added_tokens" in content:
@@ -124,7 +99,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
     try:
         checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=path.suffix == ".ckpt")
     except CheckpointError as error:
-        return f"{path}\n  problem    {_without_path(error, path)}"
+        return f"{path}\n  problem    {without_path(error, path)}"
     found = recognize(checkpoint)
     lines = [("is", found.what + _role(found))]
     lines.append(("holds", _contents(checkpoint)))
@@ -139,147 +114,31 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines.append(("use it", KINDS[found.kind].use))
         lines.append(("needs", NEEDS[found.kind]))
         lines.append(("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}"))
-    lines += [("note", note) for note in _notes(checkpoint, found)]
-    problems = list(_problems(checkpoint, found, read_all))
+    lines += [("note", note) for note in notes(checkpoint, found)]
+    problems = list(find_problems(checkpoint, found, read_all))
     if found.kind == "lora":
-        lines += list(_lora(checkpoint, damaged=bool(problems)))
-    if not problems and found.kind in LOADERS:
-        lines += [("memory", needed) for needed in _memory(checkpoint, found)]
+        lines += list(describe_lora(checkpoint, damaged=bool(problems)))
+    if not problems:
+        lines += [("memory", needed) for needed in memory_needed(checkpoint, found)]
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
-
-
-def _lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
-    """What a LoRA changes, and, where it is not damaged, whether it fits the released networks."""
-    lora = import_module("..runtime.lora", __package__)
-    layers, unmatched = lora.by_layer(checkpoint, lora.all_layer_names())
-    down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
-    ranks = sorted({shape[0] for shape in down if shape})
-    parts = [f"{len(layers)} of MagiHuman's layers"]
-    if ranks:
-        parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
-    parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
-              if any(role in keys for keys in layers.values())]  # fmt: skip
-    yield "changes", ", ".join(parts)
-    if layers and not damaged:
-        dit = import_module("..model.dit", __package__).MagiHumanDiT(RELEASED, device="meta")
-        weights = dict(dit.named_parameters())
-        try:
-            split = lora.split_lora(checkpoint, RELEASED)
-            unmatched = split.unmatched
-            for key, deltas in split.deltas.items():
-                for delta in deltas:
-                    lora.check_delta(delta, key, weights[key], checkpoint.name)
-        except CheckpointError as error:
-            yield "note", "it is not for the released networks: " + _without_path(error, checkpoint.name)
-    if unmatched:
-        yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {lora.listed(unmatched)}"
 
 
 def _role(found: Recognized) -> str:
     if found.kind != "network":
         return ""
-    return f" ({ROLES[found.role]})" if found.role else " (role not told by its name)"
+    return f" ({RECIPES[found.role].description})" if found.role else " (role not told by its name)"
 
 
 def _contents(checkpoint: Checkpoint) -> str:
     entries = checkpoint.entries.values()
     parameters = sum(entry.numel for entry in entries)
-    sizes = Counter()
+    sizes: Counter[str] = Counter()
     for entry in entries:
         sizes[DTYPE_NAMES.get(entry.dtype, str(entry.dtype))] += entry.nbytes
     dtypes = [f"{name} {size_text(size)}" for name, size in sizes.most_common()] if len(sizes) > 1 else sizes
     total = size_text(sum(sizes.values()))
     return f"{len(checkpoint):,} tensors, {_count(parameters)} values, {total} ({', '.join(dtypes)})"
-
-
-def _notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
-    """What a user should know although it is no fault."""
-    if found.kind == "network":
-        if found.role is None:
-            yield "base, distilled and super-resolution networks look alike inside: choose the role yourself"
-        small = [entry for key, entry in checkpoint.entries.items() if key.endswith("norm.weight")]
-        if any(entry.dtype in (torch.bfloat16, torch.float16) for entry in small):
-            yield "norms were stored in 16 bits by whoever packed this file; the original has them in 32"
-        if found.quantization and "without scales" in found.quantization:
-            yield "fp8 without scales loses small weights; a file with scales, or bf16, is better"
-    if found.layout == "with decoder":
-        yield "the decoder half is not used; only the encoder is read"
-    if found.layout == "inside Stable Audio Open":
-        yield "only the VAE inside this file is read"
-
-
-def _problems(checkpoint: Checkpoint, found: Recognized, read_all: bool) -> Iterator[str]:
-    """What would go wrong in loading it, found without reading the large tensors."""
-    if found.kind in LOADERS:
-        try:
-            _load_dry(checkpoint, found)
-        except CheckpointError as error:
-            yield _without_path(error, checkpoint.name)
-    if read_all or found.kind == "lora":  # which is small
-        yield from _damage(checkpoint)
-
-
-def _damage(checkpoint: Checkpoint) -> Iterator[str]:
-    """What is wrong with the values themselves."""
-    for key, entry in checkpoint.entries.items():
-        try:
-            if not is_finite(entry.load()):
-                yield f"{quoted(key)} holds values that are not numbers or are infinite"
-        except CheckpointError as error:
-            yield _without_path(error, checkpoint.name)
-
-
-def _load_dry(checkpoint: Checkpoint, found: Recognized):
-    """The module that a checkpoint loads to, without content. Raises CheckpointError."""
-    module, function = LOADERS[found.kind]
-    load = getattr(import_module(module, __package__), function)
-    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
-    return load(open_checkpoint(dry, found.kind), device="meta")
-
-
-def _memory(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
-    """What it will need on a GPU for a clip of the usual size."""
-    memory = import_module("..runtime.memory", __package__)
-    config = _load_dry(checkpoint, found).config
-    width, height = UPSCALED_SIZES.get((found.role or "").removeprefix("sr_"), BASE_SIZE)
-    if found.kind == "network":
-        config = replace(config, **role_overrides(found.role or "distilled", config.layers))
-    dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
-    try:
-        yield str(memory.estimate(config, width=width, height=height, dtype=dtype, guided=found.role == "base"))
-    except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
-        return
-
-
-def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
-    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16."""
-    stored = None
-    if kind == "network":
-        network = open_checkpoint(checkpoint, kind)
-        stored = stored_dtype(split_official(network, network_config(network)), may_quantize)
-    elif kind == "text_encoder":
-        text_encoder = import_module("..text.encoder", __package__)
-        stored = stored_dtype(text_encoder.encoder_keys(open_checkpoint(checkpoint, kind)), text_encoder.may_quantize)
-    return stored or torch.bfloat16
-
-
-def _dry(entry: Entry) -> Entry:
-    """An entry that gives an empty tensor on the meta device, unless it is small."""
-    if entry.numel <= READ_SMALL:
-        return entry
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        height = entry.shape[0] if rows is None else rows[1] - rows[0]
-        return torch.empty((height, *entry.shape[1:]), dtype=dtype or entry.dtype, device="meta")
-
-    return Entry(entry.shape, entry.dtype, load)
-
-
-def _without_path(error: CheckpointError, path: object) -> str:
-    """The message without the file's name, which stands above it already."""
-    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{os.fspath(path)}/")
-    return text[:1].lower() + text[1:] if text[:2].istitle() else text
 
 
 def _count(number: int) -> str:

@@ -1,31 +1,28 @@
 """The audio VAE: Stable Audio Open's Oobleck autoencoder, run at 51.2 kHz.
 
-Weight-normed 1D convolutions and snake activations, 2048 samples per latent, 64 latent channels.
-It was trained at 44.1 kHz. MagiHuman feeds it 51.2 kHz, so that there are 25 latents, one per video frame,
-in a second.
+1D convolutions and snake activations, 2048 samples per latent, 64 latent channels. It was trained at 44.1 kHz.
+MagiHuman feeds it 51.2 kHz, so that there are 25 latents, one per video frame, in a second.
 
-Module names are those of the official file (below `pretransform.model.`): encoder.layers.0.weight_g, ...
+Modules are named as in the official file (below `pretransform.model.`). Its convolutions are weight-normed, with
+weight_g and weight_v; here each has the one weight that these give, which loading computes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import assign_weights
-from ..checkpoint.checkpoint import renamed
 from ..errors import CheckpointError, InputError
-from ..media.waveform import encode_in_windows
-from ..weights.audio_keys import fold_weight_norm, folded, official_keys, row_norms
-from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
+from ..nn.operations import Operations
+from .audio_windows import encode_in_windows
 
 SAMPLE_RATE = 51200
 TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
-LONG_WINDOW_SECONDS = 29       # sound longer than this is encoded in windows of it, half overlapping
+LONG_WINDOW_SECONDS = 29       # longer audio is encoded in windows of it, half overlapping
 DILATIONS = (1, 3, 9)
 
 
@@ -56,19 +53,17 @@ class AudioVAEConfig:
         return samples
 
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Tensor]) -> "AudioVAEConfig":
-        """Infer all sizes from official keys (weight_g / weight_v) and shapes. Raises CheckpointError."""
-        checkpoint = renamed(tensors, lambda key: key)
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], name: str) -> "AudioVAEConfig":
+        """Infer all sizes from the shapes of the module's weights. Raises CheckpointError, with `name`."""
 
         def shape(layer: str) -> tuple[int, ...]:
-            try:
-                return checkpoint.shape(layer + ".weight_v")
-            except KeyError:
-                raise CheckpointError(f"{checkpoint.name}: {layer}.weight_v is missing, so this is not a "
-                                      "complete audio VAE. Choose Stable Audio Open's, or its VAE.") from None
+            if f"{layer}.weight" not in shapes:
+                raise CheckpointError(f"{name}: {layer} has no weights, so this is not a complete audio VAE. "
+                                      "Choose Stable Audio Open's, or its VAE.")
+            return shapes[f"{layer}.weight"]
 
         count = 0
-        while f"encoder.layers.{count + 1}.layers.4.weight_v" in checkpoint:
+        while f"encoder.layers.{count + 1}.layers.4.weight" in shapes:
             count += 1
         first, last = shape("encoder.layers.0"), shape(f"encoder.layers.{count + 2}")
         down = [shape(f"encoder.layers.{i + 1}.layers.4") for i in range(count)]
@@ -83,69 +78,16 @@ class AudioVAEConfig:
         )
         if count == 0 or last[0] != 2 * config.latent_channels:
             raise CheckpointError(
-                f"{checkpoint.name}: the encoder ends in {last[0]} channels and the decoder starts from "
+                f"{name}: the encoder ends in {last[0]} channels and the decoder starts from "
                 f"{config.latent_channels}; an audio VAE's encoder has twice as many, for mean and scale. "
                 "Choose another file.")
         return config
 
 
-class WeightNormConv1d(nn.Module):
-    """Convolution, plain or transposed, whose weight is g * v / |v|, |v| taken per entry of dimension 0."""
-
-    def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0, dilation=1, bias=True,
-                 transposed=False, dtype=None, device=None):
-        super().__init__()
-        self.stride, self.padding, self.dilation, self.transposed = stride, padding, dilation, transposed
-        shape = (in_channels, out_channels) if transposed else (out_channels, in_channels)
-        self.weight_v = nn.Parameter(torch.empty(*shape, kernel_size, dtype=dtype, device=device))
-        self.weight_g = nn.Parameter(torch.empty(shape[0], 1, 1, dtype=dtype, device=device))
-        self.bias = nn.Parameter(torch.empty(out_channels, dtype=dtype, device=device)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start as torch's own convolutions do."""
-        bound = (self.weight_v[0].numel()) ** -0.5
-        nn.init.uniform_(self.weight_v, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
-        with torch.no_grad():
-            self.weight_g.copy_(row_norms(self.weight_v))
-
-    @property
-    def weight(self) -> Tensor:
-        """The effective weight, computed anew at each call so that it can be trained."""
-        return fold_weight_norm(self.weight_g, self.weight_v)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.transposed:
-            return F.conv_transpose1d(x, self.weight, self.bias, self.stride, self.padding)
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
-
-
-@dataclass(frozen=True)
-class _Build:
-    """How convolutions are made: weight-normed as in the file, or folded, from the injected operations."""
-
-    operations: object = nn
-    weight_norm: bool = True
-    options: dict = field(default_factory=dict)
-
-    def conv(self, *sizes, **options) -> nn.Module:
-        make = WeightNormConv1d if self.weight_norm else self.operations.Conv1d
-        return make(*sizes, **options, **self.options)
-
-    def upsampling(self, in_channels: int, out_channels: int, stride: int) -> nn.Module:
-        sizes = (in_channels, out_channels, 2 * stride)
-        options = {"stride": stride, "padding": ceil(stride / 2), **self.options}
-        if self.weight_norm:
-            return WeightNormConv1d(*sizes, transposed=True, **options)
-        return self.operations.ConvTranspose1d(*sizes, **options)
-
-
 class Snake(nn.Module):
     """x + sin(a x)^2 / b, with a = e^alpha and b = e^beta learnt per channel."""
 
-    def __init__(self, channels: int, dtype=None, device=None):
+    def __init__(self, channels: int, *, dtype=None, device=None):
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(channels, dtype=dtype, device=device))
         self.beta = nn.Parameter(torch.zeros(channels, dtype=dtype, device=device))
@@ -162,13 +104,13 @@ class Snake(nn.Module):
 class ResidualUnit(nn.Module):
     """Snake, dilated convolution, snake, pointwise convolution, plus the input. [B, C, n] -> same."""
 
-    def __init__(self, channels: int, dilation: int, build: _Build):
+    def __init__(self, channels: int, dilation: int, *, operations: Operations, **factory: Any):
         super().__init__()
         self.layers = nn.Sequential(
-            Snake(channels, **build.options),
-            build.conv(channels, channels, 7, padding=3 * dilation, dilation=dilation),
-            Snake(channels, **build.options),
-            build.conv(channels, channels, 1),
+            Snake(channels, **factory),
+            operations.Conv1d(channels, channels, 7, padding=3 * dilation, dilation=dilation, **factory),
+            Snake(channels, **factory),
+            operations.Conv1d(channels, channels, 1, **factory),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,12 +120,13 @@ class ResidualUnit(nn.Module):
 class EncoderBlock(nn.Module):
     """Three residual units, then a strided convolution. [B, C, n] -> [B, C', n / stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, build: _Build):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, **factory: Any):
         super().__init__()
         self.layers = nn.Sequential(
-            *(ResidualUnit(in_channels, dilation, build) for dilation in DILATIONS),
-            Snake(in_channels, **build.options),
-            build.conv(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2)),
+            *(ResidualUnit(in_channels, dilation, operations=operations, **factory) for dilation in DILATIONS),
+            Snake(in_channels, **factory),
+            operations.Conv1d(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2),
+                              **factory),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,12 +136,13 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """A transposed convolution, then three residual units. [B, C, n] -> [B, C', n * stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, build: _Build):
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, **factory: Any):
         super().__init__()
         self.layers = nn.Sequential(
-            Snake(in_channels, **build.options),
-            build.upsampling(in_channels, out_channels, stride),
-            *(ResidualUnit(out_channels, dilation, build) for dilation in DILATIONS),
+            Snake(in_channels, **factory),
+            operations.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2),
+                                       **factory),
+            *(ResidualUnit(out_channels, dilation, operations=operations, **factory) for dilation in DILATIONS),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,15 +152,15 @@ class DecoderBlock(nn.Module):
 class OobleckEncoder(nn.Module):
     """Waveform [B, audio_channels, L] -> mean and raw scale, [B, 2 * latent_channels, L // hop]."""
 
-    def __init__(self, config: AudioVAEConfig, build: _Build):
+    def __init__(self, config: AudioVAEConfig, *, operations: Operations, **factory: Any):
         super().__init__()
         widths = config.widths
         self.layers = nn.Sequential(
-            build.conv(config.audio_channels, widths[0], 7, padding=3),
-            *(EncoderBlock(widths[i], widths[i + 1], stride, build)
+            operations.Conv1d(config.audio_channels, widths[0], 7, padding=3, **factory),
+            *(EncoderBlock(widths[i], widths[i + 1], stride, operations=operations, **factory)
               for i, stride in enumerate(config.strides)),
-            Snake(widths[-1], **build.options),
-            build.conv(widths[-1], 2 * config.latent_channels, 3, padding=1),
+            Snake(widths[-1], **factory),
+            operations.Conv1d(widths[-1], 2 * config.latent_channels, 3, padding=1, **factory),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -226,15 +170,15 @@ class OobleckEncoder(nn.Module):
 class OobleckDecoder(nn.Module):
     """Latent [B, latent_channels, n] -> waveform [B, audio_channels, n * hop], not clamped."""
 
-    def __init__(self, config: AudioVAEConfig, build: _Build):
+    def __init__(self, config: AudioVAEConfig, *, operations: Operations, **factory: Any):
         super().__init__()
         widths = config.decoder_widths or config.widths
         self.layers = nn.Sequential(
-            build.conv(config.latent_channels, widths[-1], 7, padding=3),
-            *(DecoderBlock(widths[i + 1], widths[i], config.strides[i], build)
+            operations.Conv1d(config.latent_channels, widths[-1], 7, padding=3, **factory),
+            *(DecoderBlock(widths[i + 1], widths[i], config.strides[i], operations=operations, **factory)
               for i in reversed(range(len(config.strides)))),
-            Snake(widths[0], **build.options),
-            build.conv(widths[0], config.audio_channels, 7, padding=3, bias=False),
+            Snake(widths[0], **factory),
+            operations.Conv1d(widths[0], config.audio_channels, 7, padding=3, bias=False, **factory),
         )
 
     def forward(self, z: Tensor) -> Tensor:
@@ -244,20 +188,17 @@ class OobleckDecoder(nn.Module):
 class AudioVAE(nn.Module):
     """Encoder and decoder between waveforms at 51.2 kHz and 25 latents a second.
 
-    weight_norm=True keeps every weight as g and v, as in the official file: state_dict() then has the
-    official keys. weight_norm=False holds one folded `weight` per layer, made by `operations`; same results,
-    and what a memory manager can offload. official_state_dict() writes the official keys in both cases.
+    operations: what makes the convolutions (see nn.operations).
     """
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, config: AudioVAEConfig | None = None, *, weight_norm: bool = True, operations=nn,
+    def __init__(self, config: AudioVAEConfig | None = None, *, operations: Operations = nn,
                  dtype: torch.dtype | None = None, device: torch.device | str | None = None):
         super().__init__()
         self.config = config or AudioVAEConfig()
-        build = _Build(operations, weight_norm, {"dtype": dtype, "device": device})
-        self.encoder = OobleckEncoder(self.config, build)
-        self.decoder = OobleckDecoder(self.config, build)
+        self.encoder = OobleckEncoder(self.config, operations=operations, dtype=dtype, device=device)
+        self.decoder = OobleckDecoder(self.config, operations=operations, dtype=dtype, device=device)
 
     @property
     def hop(self) -> int:
@@ -266,20 +207,21 @@ class AudioVAE(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.encoder.layers[1].layers[0].layers[0].alpha.dtype
+        """The dtype the network computes in."""
+        return next(self.encoder.layers[1].parameters()).dtype  # of a snake: no operations ever change it
 
     def posterior(self, waveform: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, config.latents(L)].
 
-        Runs over tile latents at a time, each tile with as much sound around it as the network can see:
+        Runs over tile latents at a time, each tile with as much audio around it as the network can see:
         the result is that of one pass, in memory that does not grow with L.
-        Raises InputError for a wrong shape or a sound shorter than one latent.
+        Raises InputError for a wrong shape or audio shorter than one latent.
         """
         self._check(waveform, self.config.audio_channels, "waveform", "samples")
         count = self.config.latents(waveform.shape[-1])
         if count == 0:
             raise InputError(f"waveform has {waveform.shape[-1]} samples, less than the {self.hop} of one "
-                             "latent; give a longer sound, or pad it with pad_to_hop.")
+                             "latent; give more audio, or pad it with pad_to_hop.")
         waveform = waveform.to(self.dtype)
         before, after = encoder_context(self.config)
         parts = []
@@ -296,9 +238,9 @@ class AudioVAE(nn.Module):
     def encode(self, waveform: Tensor, tile: int = TILE) -> Tensor:
         """Waveform [B, audio_channels, L] at 51.2 kHz -> mean latent [B, latent_channels, config.latents(L)].
 
-        One pass over the whole sound, as it is: with even strides, as released, that is L // hop latents, and a
+        One pass over the whole audio, as it is: with even strides, as released, that is L // hop latents, and a
         last stretch shorter than hop gives none of its own.
-        For a sound of any length from outside use encode_long, which pads.
+        For audio of any length from outside use encode_long, which pads.
         """
         return self.posterior(waveform, tile)[0]
 
@@ -306,7 +248,7 @@ class AudioVAE(nn.Module):
         """Waveform [B, audio_channels, L] of any length -> mean latent [B, latent_channels, ceil(L / hop)].
 
         Padded with zeros at the end, so nothing is lost. Over 29 s: windows of 29 s, half overlapping,
-        cross-faded in latent space, which is how the model was trained to hear long sounds.
+        cross-faded in latent space, which is how the model was trained to hear long audio.
         """
         self._check(waveform, self.config.audio_channels, "waveform", "samples")
         return encode_in_windows(self.encode, waveform, self.hop, LONG_WINDOW_SECONDS * self.sample_rate)
@@ -331,16 +273,6 @@ class AudioVAE(nn.Module):
             parts.append(part[..., (start - left) * self.hop:(end - left) * self.hop])
         return torch.cat(parts, dim=-1)
 
-    def official_state_dict(self) -> dict[str, Tensor]:
-        """Weights under the official keys (weight_g, weight_v), whatever form they have here."""
-        tensors = {}
-        for key, tensor in self.state_dict().items():
-            if key.endswith(".weight"):
-                tensors[key + "_g"], tensors[key + "_v"] = row_norms(tensor), tensor
-            else:
-                tensors[key] = tensor
-        return tensors
-
     def _check(self, x: Tensor, channels: int, name: str, unit: str) -> None:
         if x.ndim != 3 or x.shape[1] != channels or x.shape[2] == 0 or not x.is_floating_point():
             raise InputError(f"{name} must be floating, of shape [batch, {channels}, {unit}], got {x.dtype} "
@@ -348,7 +280,7 @@ class AudioVAE(nn.Module):
 
 
 def encoder_context(config: AudioVAEConfig) -> tuple[int, int]:
-    """How many latents' worth of sound before and after its own a latent depends on."""
+    """How many latents' worth of audio before and after its own a latent depends on."""
     reach = sum(3 * dilation for dilation in DILATIONS)
     low, high = -1, 1                                        # the last convolution, kernel 3
     for stride in reversed(config.strides):
@@ -368,27 +300,3 @@ def decoder_context(config: AudioVAEConfig) -> tuple[int, int]:
         low = ceil((low - reach + padding - 2 * stride + 1) / stride)
         high = (high + reach + padding) // stride
     return 3 - low, high + 3                                 # the first convolution, kernel 7
-
-
-def load_audio_vae(
-    source,
-    *,
-    weight_norm: bool = True,
-    dtype: torch.dtype | None = torch.float32,
-    device: torch.device | str = "cpu",
-    operations=nn,
-) -> AudioVAE:
-    """Load an Oobleck audio VAE of any width.
-
-    source: file, folder, index file, or mapping of tensors: Stable Audio Open's whole checkpoint
-    (`pretransform.model.*`) or the VAE alone. weight_norm=False folds the weight norm while loading (see
-    AudioVAE). float32 is the default because bfloat16 is audible.
-    Raises CheckpointError when source holds no complete audio VAE.
-    """
-    checkpoint = official_keys(open_checkpoint(source, "audio_vae"))
-    with explain_shape_errors(checkpoint.name, "audio_vae"), torch.device("meta"):
-        config = AudioVAEConfig.from_state_dict(checkpoint)
-        vae = AudioVAE(config, weight_norm=weight_norm, operations=operations)
-    tensors = checkpoint if weight_norm else folded(checkpoint)
-    assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)
-    return vae.eval()

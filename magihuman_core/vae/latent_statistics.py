@@ -45,12 +45,14 @@ class LatentStatistics:
         return cls((0.0,) * channels, (1.0,) * channels)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Mapping[str, Tensor], channels: int,
-                        name: str) -> "LatentStatistics":
-        """Those a checkpoint carries as `latent_mean` and `latent_std`, else for_channels(channels)."""
-        if MEAN_KEY not in checkpoint and STD_KEY not in checkpoint:
+    def from_tensors(cls, tensors: Mapping[str, Tensor], channels: int, name: str) -> "LatentStatistics":
+        """Those among the tensors of a VAE, `latent_mean` and `latent_std`, else for_channels(channels).
+
+        Raises CheckpointError, with `name`, where these are not `channels` numbers each.
+        """
+        if MEAN_KEY not in tensors and STD_KEY not in tensors:
             return cls.for_channels(channels)
-        values = [checkpoint[key].double().flatten().tolist() if key in checkpoint else []
+        values = [tensors[key].double().flatten().tolist() if key in tensors else []
                   for key in (MEAN_KEY, STD_KEY)]
         if any(len(v) != channels for v in values) or min(values[1]) <= 0:
             raise CheckpointError(

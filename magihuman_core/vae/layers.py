@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 PixelFunction = Callable[[Tensor], Tensor]
@@ -35,24 +36,24 @@ def over_time(layer: PixelFunction, x: Tensor, context: int = 0,
         x = x if prepare is None else prepare(x)
         ends = [x[:, :, :1]] * context, [x[:, :, -1:]] * context
         return layer(torch.cat([*ends[0], x, *ends[1]], dim=2) if context else x)
-    out = None
+    out = x.new_empty(0)
     for start in range(0, length, count):
         stop = min(start + count, length)
         frames = torch.arange(start - context, stop + context, device=x.device).clamp(0, length - 1)
         piece = x.index_select(2, frames)
         piece = layer(piece if prepare is None else prepare(piece))
-        if out is None:
+        if start == 0:
             out = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
         out[:, :, start:stop] = piece
     return out
 
 
 def per_frame(layer: PixelFunction, x: Tensor) -> Tensor:
-    """Apply a layer for pictures, [n, C, H, W] -> [n, C', H', W'], to every frame of x."""
+    """Apply a layer for images, [n, C, H, W] -> [n, C', H', W'], to every frame of x."""
 
     def on_frames(piece: Tensor) -> Tensor:
-        y = layer(piece.transpose(1, 2).flatten(0, 1))  # [B*T, C, H, W]
-        return y.unflatten(0, (piece.shape[0], -1)).transpose(1, 2)
+        y = layer(rearrange(piece, "b c t h w -> (b t) c h w"))
+        return rearrange(y, "(b t) c h w -> b c t h w", b=piece.shape[0])
 
     return over_time(on_frames, x)
 
@@ -62,9 +63,9 @@ def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
 
     Against torch.cat the pieces need not all exist beside the result.
     """
-    frames, position = None, 0
+    frames, position = torch.empty(0), 0
     for piece in pieces:
-        if frames is None:
+        if position == 0:
             frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
         frames[:, :, position : position + piece.shape[2]] = piece
         position += piece.shape[2]
@@ -78,17 +79,14 @@ def upsample_space(x: Tensor) -> Tensor:
 
 def interleave_time(x: Tensor) -> Tensor:
     """[B, 2C, T, H, W] -> [B, C, 2T, H, W]: frame 2t takes channels [0, C), frame 2t+1 takes [C, 2C)."""
-    x = x.unflatten(1, (2, -1))  # [B, 2, C, T, H, W]
-    return x.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+    return rearrange(x, "b (two c) t h w -> b c (t two) h w", two=2)
 
 
 def pixels_to_channels(x: Tensor, patch: int) -> Tensor:
     """Squares of pixels into channels: [B, C, T, H*p, W*p] -> [B, C*p*p, T, H, W], column before row."""
-    x = x.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # [B, C, T, H, row, W, col]
-    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+    return rearrange(x, "b c t (h row) (w col) -> b (c col row) t h w", row=patch, col=patch)
 
 
 def channels_to_pixels(x: Tensor, patch: int) -> Tensor:
     """Channels back into squares of pixels, the inverse of pixels_to_channels."""
-    x = x.unflatten(1, (-1, patch, patch))  # [B, C, col, row, T, H, W]
-    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+    return rearrange(x, "b (c col row) t h w -> b c t (h row) (w col)", row=patch, col=patch)

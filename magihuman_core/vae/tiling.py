@@ -1,4 +1,4 @@
-"""Decoding a large picture in overlapping spatial tiles whose seams are blended."""
+"""Decoding a large image in overlapping spatial tiles whose seams are blended."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, ov
 
     decode: [B, C, T, h, w] -> [B, c, F, scale*h, scale*w]. tile and overlap are in latent pixels, along
     both axes. Gives what decode(z) would, up to what lies beyond a tile's edge; with a tile that covers
-    the picture, exactly that. Raises InputError unless 0 <= overlap < tile.
+    the image, exactly that. Raises InputError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
         raise InputError(f"Tiles of {tile} latent pixels cannot overlap by {overlap}."
@@ -22,20 +22,20 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, ov
     height, width = z.shape[-2:]
     if height <= tile and width <= tile:
         return decode(z)
-    out = weights = None
-    for top in _starts(height, tile, overlap):
-        for left in _starts(width, tile, overlap):
-            part = decode(z[..., top : top + tile, left : left + tile])
-            if out is None:
-                out = part.new_zeros(*part.shape[:3], height * scale, width * scale, dtype=torch.float32)
-                weights = out.new_zeros(out.shape[-2:])
-            h, w = part.shape[-2:]
-            rows = _ramp(h, overlap * scale, top > 0, top * scale + h < height * scale)
-            columns = _ramp(w, overlap * scale, left > 0, left * scale + w < width * scale)
-            weight = torch.outer(rows, columns).to(out.device)
-            where = (..., slice(top * scale, top * scale + h), slice(left * scale, left * scale + w))
-            out[where] += part * weight
-            weights[where] += weight
+    out = weights = torch.empty(0)
+    corners = [(top, left) for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap)]
+    for top, left in corners:
+        part = decode(z[..., top : top + tile, left : left + tile])
+        if (top, left) == corners[0]:
+            out = part.new_zeros(*part.shape[:3], height * scale, width * scale, dtype=torch.float32)
+            weights = out.new_zeros(out.shape[-2:])
+        h, w = part.shape[-2:]
+        rows = _ramp(h, overlap * scale, top > 0, top * scale + h < height * scale)
+        columns = _ramp(w, overlap * scale, left > 0, left * scale + w < width * scale)
+        weight = torch.outer(rows, columns).to(out.device)
+        where = (..., slice(top * scale, top * scale + h), slice(left * scale, left * scale + w))
+        out[where] += part * weight
+        weights[where] += weight
     return (out / weights).to(part.dtype) if torch.is_grad_enabled() else out.div_(weights).to(part.dtype)
 
 

@@ -1,23 +1,19 @@
-"""The Turbo VAE: a small decoder from the Wan2.2 latent space to pictures.
+"""The Turbo VAE: a small decoder from the Wan2.2 latent space to frames.
 
 latent [B, 48, T, H, W] -> conv -> middle block -> up blocks -> norm, SiLU, conv -> [B, 3, 4T-3, 16H, 16W].
 Not causal: time is padded by repeating the first and last frame. A clip is decoded in windows of a few
 latent frames that overlap by one frame of context on either side, so memory is flat in its length.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import assign_weights
-from ..checkpoint.checkpoint import renamed
 from ..errors import InputError
-from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
+from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import (
     PixelFunction,
@@ -31,10 +27,9 @@ from .layers import (
     upsample_space,
 )
 from .tiling import decode_in_tiles
-from .turbo_config import TurboVAEConfig, find_config, read_config
+from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
-PARTS = ("conv_in.", "mid_block.", "up_blocks.", "upsampler2d_1.", "conv_out.")
 
 
 def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
@@ -49,13 +44,13 @@ def norm_silu(x: Tensor) -> Tensor:
 
 
 class Conv(nn.Module):
-    """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the picture.
+    """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the image.
 
     prepare: what is done to each pixel before (norm and activation), piece by piece as well.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations,
-                 **factory) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations: Operations,
+                 **factory: Any) -> None:
         super().__init__()
         self.context = kernel[0] // 2
         padding = (0, kernel[1] // 2, kernel[2] // 2)
@@ -68,7 +63,7 @@ class Conv(nn.Module):
 class SeparableConv(nn.Module):
     """The same as a convolution per channel, then one that mixes the channels of a pixel."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, operations, **factory) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
         self.context = kernel // 2
         padding = (0, kernel // 2, kernel // 2)
@@ -87,7 +82,7 @@ class ResNet(nn.Module):
     """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
 
     def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
-                 operations, **factory) -> None:
+                 operations: Operations, **factory: Any) -> None:
         super().__init__()
         self.relu = relu
         self.eps = eps
@@ -112,9 +107,9 @@ class ResNet(nn.Module):
 
 
 class Upsampler(nn.Module):
-    """Twice as many frames (unless spatio_only), then twice the picture."""
+    """Twice as many frames (unless spatio_only), then twice the height and width."""
 
-    def __init__(self, channels: int, *, spatio_only: bool, operations, **factory) -> None:
+    def __init__(self, channels: int, *, spatio_only: bool, operations: Operations, **factory: Any) -> None:
         super().__init__()
         self.time_conv = None
         if not spatio_only:
@@ -135,9 +130,9 @@ class UpBlock(nn.Module):
     """A change of width (if any), an upsampling (if any), then resnets."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, *, scaling: bool, spatio_only: bool,
-                 depthwise_kernel: int, eps: float, operations, **factory) -> None:
+                 depthwise_kernel: int, eps: float, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        common = dict(depthwise_kernel=depthwise_kernel, eps=eps, operations=operations, **factory)
+        common: dict[str, Any] = dict(depthwise_kernel=depthwise_kernel, eps=eps, operations=operations, **factory)
         self.conv_in = ResNet(inputs, outputs, relu=False, **common) if inputs != outputs else None
         self.upsamplers = nn.ModuleList(
             [Upsampler(outputs, spatio_only=spatio_only, operations=operations, **factory)]
@@ -157,7 +152,7 @@ class UpBlock(nn.Module):
 class MidBlock(nn.Module):
     """Resnets at the latent's own size."""
 
-    def __init__(self, channels: int, layers: int, **common) -> None:
+    def __init__(self, channels: int, layers: int, **common: Any) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResNet(channels, channels, relu=False, **common) for _ in range(layers))
 
@@ -170,7 +165,7 @@ class MidBlock(nn.Module):
 class PixelShuffleConv(nn.Module):
     """3x3 convolution and pixel shuffle by two, frame by frame; a quarter of the channels remains."""
 
-    def __init__(self, channels: int, *, operations, **factory) -> None:
+    def __init__(self, channels: int, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
 
@@ -181,9 +176,9 @@ class PixelShuffleConv(nn.Module):
 class TurboVAEDecoder(nn.Module):
     """The network alone, on one window of raw latents."""
 
-    def __init__(self, config: TurboVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+    def __init__(self, config: TurboVAEConfig, *, operations: Operations = nn, dtype=None, device=None) -> None:
         super().__init__()
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = config.decoder_block_out_channels[::-1]
         layers = config.decoder_layers_per_block[::-1]
         kernels = [config.decoder_dw_kernel_size if dw else 0 for dw in config.decoder_is_dw_conv[::-1]]
@@ -218,7 +213,7 @@ class TurboVAEDecoder(nn.Module):
 class TurboVAE(nn.Module):
     """Decoder, latent statistics and the window-by-window schedule."""
 
-    def __init__(self, config: TurboVAEConfig | None = None, *, operations=torch.nn, dtype=None,
+    def __init__(self, config: TurboVAEConfig | None = None, *, operations: Operations = nn, dtype=None,
                  device=None) -> None:
         super().__init__()
         self.config = config = config or TurboVAEConfig()
@@ -234,7 +229,7 @@ class TurboVAE(nn.Module):
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
-        tile, overlap: in latent pixels; decode pictures larger than `tile` in tiles with blended seams.
+        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
@@ -273,44 +268,9 @@ class TurboVAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the network computes in."""
-        return self.decoder.conv_in.conv.weight.dtype
+        return next(self.decoder.conv_in.parameters()).dtype
 
     def check_latent(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
             raise InputError(f"The latent has shape {list(z.shape)}, but this Turbo VAE decodes"
                              f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")
-
-
-def load_turbo_vae(source: str | Path | Mapping[str, Tensor],
-                   config: Mapping[str, Any] | str | Path | None = None, *,
-                   dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
-                   operations=torch.nn) -> TurboVAE:
-    """Load a Turbo VAE decoder of any size.
-
-    source: the training checkpoint (its `ema_state_dict` is taken), a safetensors file, a folder that holds
-    either, or a mapping of tensors. config: the official JSON, as a mapping or a path; without it the JSON
-    beside the file is read, or else sizes are inferred from shapes. dtype None keeps that of the file.
-    Raises CheckpointError when the file is not a Turbo VAE or does not fit the configuration.
-    """
-    if isinstance(source, Mapping) and isinstance(source.get("ema_state_dict"), Mapping):
-        source = source["ema_state_dict"]
-    checkpoint = open_checkpoint(source, "turbo_vae", allow_pickle_checkpoint=True)
-    tensors = renamed(checkpoint, _decoder_key)
-    if config is not None:
-        sizes = read_config(config)
-    else:
-        sizes = None if isinstance(source, Mapping) else find_config(Path(source))
-    with explain_shape_errors(checkpoint.name, "turbo_vae"), torch.device("meta"):
-        sizes = sizes or TurboVAEConfig.from_shapes(tensors, checkpoint.name)
-        vae = TurboVAE(sizes, operations=operations)
-    vae.statistics = LatentStatistics.from_checkpoint(checkpoint, sizes.latent_channels, checkpoint.name)
-    assign_weights(vae, tensors, dtype=dtype, device=device, name=checkpoint.name)
-    return vae
-
-
-def _decoder_key(key: str) -> str | None:
-    """The module's name for a checkpoint's key; None for what only training needs."""
-    key = key.removeprefix("module.")
-    if "aligned" in key or not key.startswith(tuple("decoder." + part for part in PARTS)):
-        return None
-    return key

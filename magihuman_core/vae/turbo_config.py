@@ -1,22 +1,16 @@
 """Sizes of a Turbo VAE decoder: from its JSON file, or from the shapes of its weights."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import CheckpointError
-
-MAX_JSON = 1 << 20  # the official file has under 2 kB; a larger one is something else
 
 
 @dataclass(frozen=True)
 class TurboVAEConfig:
-    """Field names and order of the lists as in the official JSON: from the picture towards the latent.
+    """Field names and order of the lists as in the official JSON: from the image towards the latent.
 
     Decoding runs through every list backwards. The defaults are the released network.
     """
@@ -75,34 +69,34 @@ class TurboVAEConfig:
         return config
 
     @classmethod
-    def from_shapes(cls, checkpoint: Mapping[str, Tensor], name: str) -> "TurboVAEConfig":
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], name: str) -> "TurboVAEConfig":
         """Infer everything that shapes tell; the window sizes and the eps stay those of the release.
 
-        checkpoint: keys `decoder.*`. Raises CheckpointError when it is not a Turbo VAE decoder.
+        shapes: of weights, by keys `decoder.*`. Raises CheckpointError when it is not a Turbo VAE decoder.
         """
         def shape(key: str) -> tuple[int, ...]:
-            if key not in checkpoint:
+            if key not in shapes:
                 raise CheckpointError(f"{name}: is not a Turbo VAE decoder: it has no tensor {key}."
                                       " Choose the Turbo VAE's checkpoint, not the full Wan2.2 VAE.")
-            return tuple(checkpoint.shape(key))
+            return shapes[key]
 
         conv_in, conv_out = shape("decoder.conv_in.conv.weight"), shape("decoder.conv_out.conv.weight")
-        unpatchify = "decoder.upsampler2d_1.conv.weight" not in checkpoint
+        unpatchify = "decoder.upsampler2d_1.conv.weight" not in shapes
         patch = round((conv_out[0] / 3) ** 0.5) if unpatchify else 2
         resnets: dict[str, set[str]] = {}  # "mid_block", "up_blocks.0", ... -> numbers of its resnets
-        for key in checkpoint:
+        for key in shapes:
             if match := re.match(r"decoder\.(mid_block|up_blocks\.\d+)\.resnets\.(\d+)\.", key):
                 resnets.setdefault(match[1], set()).add(match[2])
         names = ["mid_block", *(f"up_blocks.{i}" for i in range(len(resnets.keys() - {"mid_block"})))]
         channels, depthwise, scaling, spatio_only, kernel = [], [], [], [], cls.decoder_dw_kernel_size
         for stem in (f"decoder.{block}" for block in names):
             first = f"{stem}.resnets.0.conv1"
-            depthwise.append(f"{first}.depthwise_conv.weight" in checkpoint)
+            depthwise.append(f"{first}.depthwise_conv.weight" in shapes)
             if depthwise[-1]:
                 kernel = shape(f"{first}.depthwise_conv.weight")[-1]
             channels.append(shape(f"{first}.{'pointwise_conv' if depthwise[-1] else 'conv'}.weight")[0])
-            scaling.append(f"{stem}.upsamplers.0.resample.1.weight" in checkpoint)
-            spatio_only.append(scaling[-1] and f"{stem}.upsamplers.0.time_conv.conv.weight" not in checkpoint)
+            scaling.append(f"{stem}.upsamplers.0.resample.1.weight" in shapes)
+            spatio_only.append(scaling[-1] and f"{stem}.upsamplers.0.time_conv.conv.weight" not in shapes)
         return cls(
             latent_channels=conv_in[1],
             out_channels=conv_out[0] // patch**2 if unpatchify else conv_out[0],
@@ -115,45 +109,6 @@ class TurboVAEConfig:
             decoder_dw_kernel_size=kernel,
             use_unpatchify=unpatchify,
         )
-
-
-def read_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig:
-    """The configuration given as a mapping or as a JSON file. Raises CheckpointError."""
-    if isinstance(config, Mapping):
-        return TurboVAEConfig.from_mapping(config)
-    content = _json_object(Path(config))
-    if content is None:
-        raise CheckpointError(f"{config}: is not a readable JSON file with the Turbo VAE's configuration."
-                              " Give the JSON that came with the weights, or none.")
-    return TurboVAEConfig.from_mapping(content, str(config))
-
-
-def find_config(source: Path) -> TurboVAEConfig | None:
-    """The JSON beside a checkpoint file, or in its folder, that describes a Turbo VAE.
-
-    One with the file's own name is preferred; of several others none is taken, for nothing tells which.
-    """
-    folder = source if source.is_dir() else source.parent
-    own = source.with_suffix(".json")
-    found = {path: content for path in sorted(folder.glob("*.json"))
-             if (content := _json_object(path)) is not None and "decoder_block_out_channels" in content}
-    if own in found:
-        return TurboVAEConfig.from_mapping(found[own], str(own))
-    if len(found) == 1:
-        path, content = found.popitem()
-        return TurboVAEConfig.from_mapping(content, str(path))
-    return None
-
-
-def _json_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a small file, or None where there is no such thing."""
-    try:
-        if path.stat().st_size > MAX_JSON:
-            return None
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _typed(value: Any, example: Any, field: str, name: str) -> Any:

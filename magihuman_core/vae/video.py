@@ -8,17 +8,14 @@ memory is flat in the clip's length.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import assign_weights
-from ..checkpoint.checkpoint import renamed
 from ..errors import CheckpointError, InputError
-from ..weights.recognize import explain_shape_errors
-from ..weights.source import open_checkpoint
-from .latent_statistics import MEAN_KEY, STD_KEY, LatentStatistics
+from ..nn.operations import Operations
+from .latent_statistics import LatentStatistics
 from .layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
 from .tiling import decode_in_tiles
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
@@ -26,7 +23,7 @@ from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, Sta
 
 @dataclass(frozen=True)
 class VideoVAEConfig:
-    """Widths are dim times multipliers, from the picture towards the latent. Defaults: the released VAE."""
+    """Widths are dim times multipliers, from the image towards the latent. Defaults: the released VAE."""
 
     encoder_dim: int = 160
     decoder_dim: int = 256
@@ -47,28 +44,28 @@ class VideoVAEConfig:
         return 2 ** sum(self.temporal)
 
     @classmethod
-    def from_shapes(cls, checkpoint: Mapping[str, Tensor], name: str) -> "VideoVAEConfig":
-        """Infer every size from keys and shapes. Raises CheckpointError when this is no Wan2.2-type VAE."""
+    def from_shapes(cls, shapes: Mapping[str, tuple[int, ...]], name: str) -> "VideoVAEConfig":
+        """Infer every size from the shapes of weights. Raises CheckpointError when it is not a Wan2.2-type VAE."""
         def shape(key: str) -> tuple[int, ...]:
-            if key not in checkpoint:
+            if key not in shapes:
                 raise CheckpointError(f"{name}: is not a Wan2.2-type video VAE: it has no tensor {key}."
                                       " Choose the VAE of Wan2.2 (48 channels) with its original key names.")
-            return tuple(checkpoint.shape(key))
+            return shapes[key]
 
         def ratio(width: int, dim: int) -> int:
             if dim < 1 or width % dim:
-                raise CheckpointError(f"{name}: a width of {width} is no multiple of {dim}, so this is not a"
+                raise CheckpointError(f"{name}: a width of {width} is not a multiple of {dim}, so this is not a"
                                       " Wan2.2-type video VAE. Choose another file.")
             return width // dim
 
         encoder_dim, pixels = shape("encoder.conv1.weight")[:2]
-        numbers = (re.match(r"encoder\.downsamples\.(\d+)\.downsamples\.", key) for key in checkpoint)
+        numbers = (re.match(r"encoder\.downsamples\.(\d+)\.downsamples\.", key) for key in shapes)
         stages = len({match[1] for match in numbers if match})
         widths = [shape(f"encoder.downsamples.{i}.downsamples.0.residual.2.weight")[0] for i in range(stages)]
         multipliers = tuple(ratio(width, encoder_dim) for width in widths)
         pattern = re.compile(r"encoder\.downsamples\.0\.downsamples\.\d+\.residual\.2\.weight")
-        blocks = sum(bool(pattern.fullmatch(key)) for key in checkpoint)
-        temporal = tuple(f"encoder.downsamples.{i}.downsamples.{blocks}.time_conv.weight" in checkpoint
+        blocks = sum(bool(pattern.fullmatch(key)) for key in shapes)
+        temporal = tuple(f"encoder.downsamples.{i}.downsamples.{blocks}.time_conv.weight" in shapes
                          for i in range(stages - 1))
         shape("decoder.upsamples.0.upsamples.0.residual.2.weight")
         return cls(encoder_dim, ratio(shape("decoder.head.0.gamma")[0], (multipliers or (1,))[0]),
@@ -78,9 +75,9 @@ class VideoVAEConfig:
 class Encoder(nn.Module):
     """Patches of pixels [B, 12, F, h/2, w/2] -> twice the latent's channels (mean and log variance)."""
 
-    def __init__(self, config: VideoVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+    def __init__(self, config: VideoVAEConfig, *, operations: Operations = nn, dtype=None, device=None) -> None:
         super().__init__()
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = [config.encoder_dim * m for m in config.multipliers]
         stages = zip([config.encoder_dim, *widths], widths, [*config.temporal, False], strict=False)
         self.conv1 = conv3d(3 * config.patch**2, config.encoder_dim, **factory)
@@ -100,9 +97,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Raw latents (after conv2) -> patches of pixels [B, 12, F, h/2, w/2]."""
 
-    def __init__(self, config: VideoVAEConfig, *, operations=torch.nn, dtype=None, device=None) -> None:
+    def __init__(self, config: VideoVAEConfig, *, operations: Operations = nn, dtype=None, device=None) -> None:
         super().__init__()
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = [config.decoder_dim * m for m in reversed(config.multipliers)]
         stages = zip([widths[0], *widths], widths, [*reversed(config.temporal), False], strict=False)
         self.conv1 = conv3d(config.latent_channels, widths[0], **factory)
@@ -126,12 +123,12 @@ class Decoder(nn.Module):
 class VideoVAE(nn.Module):
     """Encoder and decoder with the latent statistics, the clip-by-piece schedule and the public checks."""
 
-    def __init__(self, config: VideoVAEConfig | None = None, *, operations=torch.nn, dtype=None,
+    def __init__(self, config: VideoVAEConfig | None = None, *, operations: Operations = nn, dtype=None,
                  device=None) -> None:
         super().__init__()
         self.config = config = config or VideoVAEConfig()
         self.statistics = LatentStatistics.for_channels(config.latent_channels)
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         channels = config.latent_channels
         self.encoder = Encoder(config, operations=operations, **factory)
         self.conv1 = operations.Conv3d(2 * channels, 2 * channels, 1, **factory)
@@ -179,7 +176,7 @@ class VideoVAE(nn.Module):
                overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
-        normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode pictures larger
+        normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger
         than `tile` in tiles with blended seams. Raises InputError when z has another shape.
         """
         def whole(part: Tensor) -> Tensor:
@@ -203,7 +200,7 @@ class VideoVAE(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the network computes in."""
-        return self.conv1.weight.dtype
+        return next(self.conv1.parameters()).dtype
 
     def check_latent(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
@@ -211,33 +208,12 @@ class VideoVAE(nn.Module):
                              f" [B, {self.config.latent_channels}, T, H, W]. Give a latent of its kind.")
 
 
-def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
-                   device: torch.device | str = "cpu", operations=torch.nn) -> VideoVAE:
-    """Load a Wan2.2-type VAE of any size, which is inferred from the shapes of its weights.
-
-    source: a safetensors file with the original key names (ComfyUI's wan2.2_vae.safetensors), a folder that
-    holds one, or a mapping of tensors. dtype None keeps that of the file. Raises CheckpointError when the
-    file is something else.
-    """
-    checkpoint = open_checkpoint(source, "video_vae")
-    try:
-        with explain_shape_errors(checkpoint.name, "video_vae"), torch.device("meta"):
-            config = VideoVAEConfig.from_shapes(checkpoint, checkpoint.name)
-            vae = VideoVAE(config, operations=operations)
-    except InputError as error:
-        raise CheckpointError(f"{checkpoint.name}: is not a Wan2.2-type video VAE. {error}") from None
-    vae.statistics = LatentStatistics.from_checkpoint(checkpoint, config.latent_channels, checkpoint.name)
-    weights = renamed(checkpoint, lambda key: None if key in (MEAN_KEY, STD_KEY) else key)
-    assign_weights(vae, weights, dtype=dtype, device=device, name=checkpoint.name)
-    return vae
-
-
-def _middle(channels: int, **factory) -> nn.ModuleList:
+def _middle(channels: int, **factory: Any) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(channels, channels, **factory), AttentionBlock(channels, **factory),
                           ResidualBlock(channels, channels, **factory)])
 
 
-def _head(inputs: int, outputs: int, *, operations, dtype=None, device=None) -> nn.ModuleDict:
+def _head(inputs: int, outputs: int, *, operations: Operations, dtype=None, device=None) -> nn.ModuleDict:
     """norm, SiLU (number 1 in the checkpoint, without weights), conv."""
     return nn.ModuleDict({"0": RMSNorm(inputs, 3, dtype=dtype, device=device),
                           "2": conv3d(inputs, outputs, operations=operations, dtype=dtype, device=device)})

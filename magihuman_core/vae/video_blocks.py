@@ -5,11 +5,15 @@ the last frames it saw. With state None a clip goes through in one piece; the nu
 the first frame of a clip is never mixed with later ones by the steps that change the frame rate.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..nn.operations import Operations
 from .layers import channel_norm, interleave_time, per_frame, silu, upsample_space
 
 State = dict[nn.Module, Tensor] | None
@@ -38,7 +42,7 @@ def causal(conv: nn.Module, x: Tensor, state: State) -> Tensor:
     return conv(x)
 
 
-def conv3d(inputs: int, outputs: int, *, operations, **factory) -> nn.Module:
+def conv3d(inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> nn.Module:
     """3x3x3 for use with `causal`: padded in space only."""
     return operations.Conv3d(inputs, outputs, 3, padding=(0, 1, 1), **factory)
 
@@ -46,9 +50,9 @@ def conv3d(inputs: int, outputs: int, *, operations, **factory) -> nn.Module:
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
 
-    def __init__(self, inputs: int, outputs: int, *, operations, dtype=None, device=None) -> None:
+    def __init__(self, inputs: int, outputs: int, *, operations: Operations, dtype=None, device=None) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         # Numbered as in the checkpoint, where SiLU and dropout have numbers too.
         self.residual = nn.ModuleDict({
             "0": RMSNorm(inputs, 3, **factory),
@@ -68,7 +72,7 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention with one head among the pixels of each frame."""
 
-    def __init__(self, channels: int, *, operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, *, operations: Operations, dtype=None, device=None) -> None:
         super().__init__()
         self.norm = RMSNorm(channels, 2, dtype=dtype, device=device)
         self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, dtype=dtype, device=device)
@@ -79,16 +83,16 @@ class AttentionBlock(nn.Module):
 
     def _attend(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[-2:]
-        qkv = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)  # [n, H*W, 3C]
+        qkv = rearrange(self.to_qkv(self.norm(frames)), "n c h w -> n (h w) c")
         q, k, v = (part.contiguous().unsqueeze(1) for part in qkv.chunk(3, dim=-1))  # [n, 1, H*W, C]
         y = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        return self.proj(y.transpose(1, 2).unflatten(2, (height, width)))
+        return self.proj(rearrange(y, "n (h w) c -> n c h w", h=height, w=width))
 
 
 class Downsample(nn.Module):
-    """Half the picture, and with `temporal` half the frames: 1 + 2n become 1 + n."""
+    """Half the height and width, and with `temporal` half the frames: 1 + 2n become 1 + n."""
 
-    def __init__(self, channels: int, temporal: bool, *, operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, temporal: bool, *, operations: Operations, dtype=None, device=None) -> None:
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         # Padded right and below only, as the network was trained.
@@ -112,9 +116,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the picture, and with `temporal` twice the frames: 1 + n become 1 + 2n."""
+    """Twice the height and width, and with `temporal` twice the frames: 1 + n become 1 + 2n."""
 
-    def __init__(self, channels: int, temporal: bool, *, operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, temporal: bool, *, operations: Operations, dtype=None, device=None) -> None:
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
@@ -141,9 +145,8 @@ def down_shortcut(x: Tensor, outputs: int, time: int, space: int) -> Tensor:
     zeros before it.
     """
     x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0))
-    x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))
-    x = x.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # [B, C*time*space*space, T/time, H/space, W/space]
-    return x.unflatten(1, (outputs, -1)).mean(dim=2)
+    x = rearrange(x, "b c (t time) (h row) (w col) -> b (c time row col) t h w", time=time, row=space, col=space)
+    return reduce(x, "b (c group) t h w -> b c t h w", "mean", c=outputs)
 
 
 def up_shortcut(x: Tensor, outputs: int, time: int, space: int, first: bool) -> Tensor:
@@ -151,22 +154,21 @@ def up_shortcut(x: Tensor, outputs: int, time: int, space: int, first: bool) -> 
 
     [B, C, T, H, W] -> [B, outputs, time*T, space*H, space*W]; the first frame of a clip stays one frame.
     """
-    x = x.repeat_interleave(outputs * time * space * space // x.shape[1], dim=1)
-    x = x.unflatten(1, (outputs, time, space, space))
-    x = x.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    x = repeat(x, "b c t h w -> b (c times) t h w", times=outputs * time * space * space // x.shape[1])
+    x = rearrange(x, "b (c time row col) t h w -> b c (t time) (h row) (w col)", time=time, row=space, col=space)
     return x[:, :, time - 1 :] if first else x
 
 
 class DownStage(nn.Module):
     """Residual blocks and a downsampling (but in the last stage), beside a shortcut without weights."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations,
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations: Operations,
                  dtype=None, device=None) -> None:
         super().__init__()
         self.outputs = outputs
         self.factors = (1, 1) if last else (1 + temporal, 2)
         _check_divides(outputs, inputs * self.factors[0] * self.factors[1] ** 2)
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         self.downsamples = nn.ModuleList(
             ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
         if not last:
@@ -182,15 +184,15 @@ class DownStage(nn.Module):
 class UpStage(nn.Module):
     """Residual blocks, then (but in the last stage) an upsampling, beside a shortcut without weights."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations,
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations: Operations,
                  dtype=None, device=None) -> None:
         super().__init__()
         self.outputs = outputs
         self.factors = None if last else (1 + temporal, 2)
-        factory = {"operations": operations, "dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         self.upsamples = nn.ModuleList(
             ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
-        if not last:
+        if self.factors is not None:
             _check_divides(inputs, outputs * self.factors[0] * self.factors[1] ** 2)
             self.upsamples.append(Upsample(outputs, temporal, **factory))
 

@@ -1,6 +1,6 @@
 """Widths that fp8 matrix units can work with.
 
-They want both sides of a matrix in multiples of 16, and SwiGLU7's inner width of 13652 is none. Zeros make it one:
+They want both sides of a matrix in multiples of 16, and SwiGLU7's inner width of 13652 is not one. Zeros make it one:
 a pair of zero rows in up_gate_proj gives silu(0) * (0 + 1) = 0, and meets a zero column in down_proj.
 """
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint, Entry, concatenated
-from ..checkpoint.quantized import as_quantized, quantized
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.lazy_tensor import InMemory, LazyTensor, concatenated
+from ..checkpoint.quantized import Quantized, as_quantized
 from ..model.config import DiTConfig
 
 MULTIPLE = 16
@@ -36,40 +37,44 @@ def _rounded(width: int) -> int:
     return -(-width // MULTIPLE) * MULTIPLE
 
 
-def _higher(entry: Entry, height: int) -> Entry:
+def _higher(entry: LazyTensor, height: int) -> LazyTensor:
     """With rows of zeros below."""
     missing = height - entry.shape[0]
     if not missing:
         return entry
     stored = as_quantized(entry)
     if stored is None:
-        return concatenated([entry, _zeros((missing, entry.shape[1]), entry.dtype)])
+        return concatenated([entry, _zero_rows(missing, entry.shape[1], entry.dtype)])
     scale = stored.scale
     if scale.shape:  # one for each row; if all are alike they stay so, which some formats need
         scale = concatenated([scale, *[scale.rows(scale.shape[0] - 1, scale.shape[0])] * missing])
-    return quantized(concatenated([stored.data, _zeros((missing, entry.shape[1]), stored.data.dtype)]), scale)
+    return Quantized(concatenated([stored.data, _zero_rows(missing, entry.shape[1], stored.data.dtype)]), scale)
 
 
-def _wider(entry: Entry, width: int) -> Entry:
+def _wider(entry: LazyTensor, width: int) -> LazyTensor:
     """With columns of zeros to the right."""
     if entry.shape[1] == width:
         return entry
     stored = as_quantized(entry)
     if stored is not None:
-        return quantized(_wider(stored.data, width), stored.scale)
+        return Quantized(_wider(stored.data, width), stored.scale)
+    return WithZeroColumns(entry, width)
 
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        values = entry.load(dtype, rows)
+
+class WithZeroColumns(LazyTensor):
+    """A matrix with columns of zeros to its right."""
+
+    def __init__(self, source: LazyTensor, width: int) -> None:
+        super().__init__((source.height, width), source.dtype)
+        self.source = source
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        values = self.source.read(dtype, (begin, end))
+        missing = (0, self.shape[1] - self.source.shape[1])
         if values.dtype.itemsize > 1:
-            return F.pad(values, (0, width - entry.shape[1]))
-        return F.pad(values.view(torch.uint8), (0, width - entry.shape[1])).view(values.dtype)  # a zero is 0 there too
-
-    return Entry((entry.shape[0], width), entry.dtype, load)
+            return F.pad(values, missing)
+        return F.pad(values.view(torch.uint8), missing).view(values.dtype)  # a zero is 0 there too
 
 
-def _zeros(shape: tuple[int, int], stored: torch.dtype) -> Entry:
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        height = shape[0] if rows is None else rows[1] - rows[0]
-        return torch.zeros(height, shape[1], dtype=dtype or stored)
-
-    return Entry(shape, stored, load)
+def _zero_rows(height: int, width: int, dtype: torch.dtype) -> LazyTensor:
+    return InMemory(torch.zeros((1, 1), dtype=dtype).expand(height, width))

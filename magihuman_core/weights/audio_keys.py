@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.lazy_tensor import LazyTensor
 from ..errors import CheckpointError
 
 
@@ -40,6 +41,20 @@ def _old_weight_norm_name(key: str) -> str:
         ".parametrizations.weight.original1", ".weight_v")
 
 
+def official_state_dict(vae: nn.Module) -> dict[str, Tensor]:
+    """The weights of an audio VAE, or of its encoder or decoder, under official keys (weight_g, weight_v).
+
+    vae: with folded weights, as it is loaded, or with torch's parametrization, as it is trained.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in vae.state_dict().items():
+        if key.endswith(".weight"):
+            tensors[key + "_g"], tensors[key + "_v"] = row_norms(tensor), tensor
+        else:
+            tensors[_old_weight_norm_name(key)] = tensor
+    return tensors
+
+
 def folded(checkpoint: Checkpoint) -> Checkpoint:
     """Official tensors with every pair of g and v folded into one weight, when it is read."""
     entries = dict(checkpoint.entries)
@@ -51,15 +66,22 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
         if g is None:
             raise CheckpointError(f"{checkpoint.name}: {layer}_g is missing beside {key}. The file is "
                                   "incomplete; get it anew.")
-
-        entries[layer] = Entry(v.shape, v.dtype, _load_folded(g, v))
+        if g.shape != (*v.shape[:1], 1, 1):
+            raise CheckpointError(f"{checkpoint.name}: {layer}_g has shape {list(g.shape)}, which does not fit {key} "
+                                  f"of shape {list(v.shape)}. The file is damaged; get it anew.")
+        entries[layer] = FoldedWeight(g, v)
     return checkpoint.with_entries(entries)
 
 
-def _load_folded(g: Entry, v: Entry):
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        # The norm is taken per row, so rows can be folded alone.
-        weight = fold_weight_norm(g.load(torch.float32, rows), v.load(torch.float32, rows))
-        return weight.to(dtype or v.dtype)
+class FoldedWeight(LazyTensor):
+    """The weight that g [n, 1, 1] and v [n, ...] stand for. The norm is taken per row, so rows can be folded alone."""
 
-    return load
+    def __init__(self, g: LazyTensor, v: LazyTensor) -> None:
+        super().__init__(v.shape, v.dtype)
+        self.g, self.v = g, v
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        rows = (begin, end)
+        directions = self.v.read(torch.float32, rows)
+        lengths = self.g.read(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
+        return fold_weight_norm(lengths, directions)

@@ -7,10 +7,10 @@ residual blocks in a stage has to be counted.
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint, Entry, renamed
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.lazy_tensor import LazyTensor, Reshaped
 from ..errors import CheckpointError
 
 # A key that only the VAE under diffusers' names has.
@@ -35,9 +35,9 @@ AUDIO = re.compile(
 UNIT = {"snake1": 0, "conv1": 1, "snake2": 2, "conv2": 3}
 
 
-def original_names(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+def original_names(checkpoint: Checkpoint, kind: str | None) -> Checkpoint:
     """A video or audio VAE under its original names; any other checkpoint as it is. Raises CheckpointError."""
-    if MARKS.get(kind) not in checkpoint:
+    if kind not in MARKS or MARKS[kind] not in checkpoint:
         return checkpoint
     if kind == "video_vae":
         return renamed(checkpoint, lambda key: _video_name(key, checkpoint))
@@ -96,12 +96,6 @@ def _audio_name(key: str, checkpoint: Mapping[str, Tensor]) -> str:
     return f"{block}.{places[match['own']]}.{rest}"
 
 
-def _flat(entry: Entry) -> Entry:
-    if len(entry.shape) != 3 or entry.shape[0] != 1 or entry.shape[2] != 1:
-        return entry
-
-    def load(dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
-        values = entry.load(dtype).view(-1)
-        return values if rows is None else values[rows[0] : rows[1]]
-
-    return Entry((entry.shape[1],), entry.dtype, load)
+def _flat(entry: LazyTensor) -> LazyTensor:
+    channels_only = len(entry.shape) == 3 and entry.shape[0] == entry.shape[2] == 1
+    return Reshaped(entry, entry.shape[1:2]) if channels_only else entry

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,14 +11,7 @@ from ..checkpoint.checkpoint import Checkpoint, from_tensors
 from ..checkpoint.quantized import COMFY_TABLE, SCALES
 from ..errors import CheckpointError, InputError
 from .diffusers_names import MARKS
-
-# What a network may be, and the same in words.
-ROLES = {
-    "base": "base: 32 steps with guidance",
-    "distilled": "distilled: 8 steps without guidance",
-    "sr_540p": "super-resolution to 540p",
-    "sr_1080p": "super-resolution to 1080p, with local attention",
-}
+from .roles import find_role
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +63,7 @@ STRANGERS = (
 @dataclass(frozen=True, slots=True)
 class Recognized:
     """kind: a key of KINDS or "unknown"; what: the same in words; layout and quantization in words; role: of
-    a network, one of ROLES, None where nothing tells."""
+    a network, one of recipes.RECIPES, None where nothing tells."""
 
     kind: str
     what: str
@@ -154,35 +146,3 @@ def _layout(kind: str, checkpoint: Checkpoint) -> str:
     if kind == "text_encoder":
         return "with decoder" if any("decoder.layers." in key for key in checkpoint) else "encoder only"
     return "official"
-
-
-def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
-    """The role of a network from its metadata, or else from the names of its file and folders.
-
-    Names are asked from the file outwards. In diffusers-style folders `transformer/` beside an `sr/` is the
-    first stage even where the folder around both is called "...1080p".
-    """
-    if metadata.get("role") in ROLES:
-        return metadata["role"]
-    if path is None:
-        return None
-    path = Path(path).absolute()
-    names = [path.name, *(parent.name for parent in path.parents)][:3]
-    first_stage = super_resolution = False
-    for name, folder in zip(names, path.parents, strict=False):
-        name = name.lower()
-        super_resolution |= bool(re.search(r"(^|[^a-z])sr([^a-z]|$)", name))
-        if name == "transformer" and any((folder / sr).is_dir() for sr in ("sr", "sr_transformer")):
-            first_stage = True
-        if not first_stage:
-            if "540" in name:
-                return "sr_540p"
-            if "1080" in name and (super_resolution or ("base" not in name and "distill" not in name)):
-                return "sr_1080p"
-        if not super_resolution or first_stage:
-            if "distill" in name:
-                return "distilled"
-            # Wan2GP's file of the base model says nothing but "magi_human_bf16".
-            if re.search(r"(^|[^a-z])base([^a-z]|$)", name) or re.match(r"magi_human_(quanto_)?bf16", name):
-                return "base"
-    return None

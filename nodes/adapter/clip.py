@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import CheckpointError, InputError
-from ...magihuman_core.text.encoder import TextEncoder, load_text_encoder, may_quantize, open_text_encoder
+from ...magihuman_core.loading.text_encoder import load_text_encoder, open_text_encoder
+from ...magihuman_core.text.encoder import TextEncoder
+from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .ops import Operations, quantized_operations
 
@@ -50,7 +52,7 @@ class ClipModel(nn.Module):
         self.transformer = encoder
         self.compute_dtype = compute_dtype
         self.dtypes = {dtype}
-        self.reset_clip_options()
+        self.execution_device: torch.device | None = None
 
     def set_clip_options(self, options: dict) -> None:
         self.execution_device = options.get("execution_device", self.execution_device)
@@ -90,7 +92,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
     if tokenizer is None:
         raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or "
                               "choose it as tokenizer.")
-    quantize = weights.BY_DTYPE.get(dtype)
+    quantize = None if dtype is None else weights.BY_DTYPE.get(dtype)
     quantized = weights.formats(tensors, may_quantize, quantize) if dtype is None or quantize else {}
     if quantized:
         check_tensors(tensors, TextEncoder(config, device="meta").state_dict(), tensors.name)

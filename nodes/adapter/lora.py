@@ -17,7 +17,8 @@ from torch import nn
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.model.config import DiTConfig
-from ...magihuman_core.runtime.lora import Target, lora_targets
+from ...magihuman_core.weights.fused import Part
+from ...magihuman_core.weights.lora_names import lora_targets
 
 PREFIX = "diffusion_model."
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size
     return dealt, origin
 
 
-def where(target: Target, config: DiTConfig, shapes: dict[str, torch.Size]):
+def where(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
     """ComfyUI's key for what a target means: our key, or (our key, part) where that is less than all of the weight."""
     key = PREFIX + target.key
     if key not in shapes or len(shapes[key]) < 2:

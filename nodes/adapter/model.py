@@ -20,25 +20,27 @@ from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.model.config import PATCH, DiTConfig
 from ...magihuman_core.model.dit import MagiHumanDiT
-from ...magihuman_core.recipes import role_overrides
+from ...magihuman_core.recipes import RECIPES
 from ...magihuman_core.runtime.memory import network_activations
-from ...magihuman_core.sampling.super_resolution import zero_snr_table
+from ...magihuman_core.sampling.super_resolution import cover_audio, cover_video
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.weights.align import aligned
-from ...magihuman_core.weights.dit_keys import may_quantize, network_config, split_official
-from ...magihuman_core.weights.source import open_checkpoint
+from ...magihuman_core.weights.dit_keys import network_config, split_official
+from ...magihuman_core.weights.open import open_checkpoint
+from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .lora import add_alias_layers, is_alias, patcher_class
 from .network import ComfyDiT
 from .streams import check_shapes
 
-SR_NOISE_LEVEL = 220  # entry of the zero-terminal-SNR table that super-resolution starts from
-SR_AUDIO_NOISE = 0.7  # share of noise in the sound that super-resolution hears
 START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
 
 
 class LatentFormat(comfy.latent_formats.Wan22):
-    """Raw Wan2.2 latents on sockets, normalized ones in the network; sound passes as it is."""
+    """Raw Wan2.2 latents on sockets, normalized ones in the network; audio passes as it is."""
+
+    latents_mean: Tensor
+    latents_std: Tensor
 
     def __init__(self, video_channels: int = 48, audio_channels: int = 64):
         super().__init__()
@@ -67,23 +69,21 @@ def middle_frame(x0: Tensor) -> Tensor:
 class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
     """Rectified flow whose schedule begins from the model's own start state.
 
-    signal: None for a model that makes a clip from noise; for super-resolution the share of the upsampled
-    clip in what it starts from. So every sampler of ComfyUI starts right, with any noise node.
+    noise_level: None for a model that makes a clip from noise; for super-resolution the level of noise that covers
+    the upsampled clip it starts from. So every sampler of ComfyUI starts right, with any noise node.
     """
 
-    signal: float | None = None
+    noise_level: int | None = None
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
         if float(sigma.max()) < START:
             return super().noise_scaling(sigma, noise, latent_image, max_denoise)
-        return start_state(noise, latent_image, self.signal)
+        return start_state(noise, latent_image, self.noise_level)
 
 
-def start_state(noise: Tensor, latent: Tensor, signal: float | None) -> Tensor:
-    """What sampling begins with: noise, or for super-resolution the re-noised clip."""
-    if signal is None:
-        return noise.clone()
-    return signal * latent + (1 - signal**2) ** 0.5 * noise
+def start_state(noise: Tensor, latent: Tensor, noise_level: int | None) -> Tensor:
+    """What sampling begins with: noise, or for super-resolution the clip under noise of a level."""
+    return noise.clone() if noise_level is None else cover_video(latent, noise, noise_level)
 
 
 class MagiHumanModel(comfy.model_base.BaseModel):
@@ -94,11 +94,11 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         self.model_sampling = FlowSampling(model_config)
         self.role = model_config.role
         if self.super_resolution:
-            self.model_sampling.signal = sr_signal(SR_NOISE_LEVEL)
+            self.model_sampling.noise_level = RECIPES[self.role].noise_level
 
     @property
     def super_resolution(self) -> bool:
-        return self.role.startswith("sr")
+        return RECIPES[self.role].super_resolution
 
     @property
     def network_config(self) -> DiTConfig:
@@ -117,9 +117,9 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")
         if text is None or text.shape[-1] != config.text_channels:
-            found = "none" if text is None else f"{text.shape[-1]} channels"
+            given = "none" if text is None else f"{text.shape[-1]} channels"
             raise InputError(
-                f"The conditioning has {found}, but this model takes text of {config.text_channels}: encode the "
+                f"The conditioning has {given}, but this model takes text of {config.text_channels}: encode the "
                 "prompt with a CLIP from Load MagiHuman Text Encoder."
             )
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
@@ -132,7 +132,7 @@ class MagiHumanModel(comfy.model_base.BaseModel):
             return latent_image
         start = math.prod(self.latent_shapes[0][1:])  # where the sound begins in the packed vector
         seen = latent_image.clone()
-        seen[..., start:] = SR_AUDIO_NOISE * noise[..., start:] + (1 - SR_AUDIO_NOISE) * latent_image[..., start:]
+        seen[..., start:] = cover_audio(latent_image[..., start:], noise[..., start:])
         return seen
 
     def process_latent_in(self, latent):
@@ -162,16 +162,11 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         return batch * network_activations(config, row, 1, TEXT_TOKENS, compute_dtype, "cuda", False)
 
 
-def sr_signal(noise_level: int) -> float:
-    """The share of the clip in the start of super-resolution; 1 at level 0, which adds no noise."""
-    return float(zero_snr_table()[noise_level]) if noise_level else 1.0
-
-
 class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model before it is built."""
 
     unet_config = {"image_model": "magihuman"}
-    unet_extra_config = {}
+    unet_extra_config: dict = {}
     sampling_settings = {"shift": 5.0, "multiplier": 1000}
     latent_format = LatentFormat
     memory_usage_factor = 1.0  # not used: MagiHumanModel.memory_required computes bytes
@@ -261,7 +256,7 @@ def main_dtype(tensors) -> torch.dtype:
     counts: dict[torch.dtype, int] = {}
     for key in tensors:
         counts[tensors.dtype(key)] = counts.get(tensors.dtype(key), 0) + math.prod(tensors.shape(key))
-    return max(counts, key=counts.get)
+    return max(counts, key=counts.__getitem__)
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
@@ -269,7 +264,7 @@ def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str 
     """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = network_config(checkpoint)
-    config = replace(sizes, **role_overrides(role, sizes.layers))
+    config = replace(sizes, **RECIPES[role].overrides(sizes.layers))
     tensors = split_official(checkpoint, config)
     patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast,
                           model_options=model_options, disable_dynamic=disable_dynamic)

@@ -31,14 +31,17 @@ class ComfyDiT(MagiHumanDiT):
 
     def _keep_ends_precise(self, device) -> None:
         """Embedders and heads anew: ComfyUI's layers for quantized weights ignore that these are to be fp32."""
-        names = [(self.adapter, f"{name}_embedder", True) for name in MODALITIES]
-        names += [(self, f"final_linear_{name}", False) for name in ("video", "audio")]
-        for owner, name, bias in names:
+        layers = [f"adapter.{name}_embedder" for name in MODALITIES] + ["final_linear_video", "final_linear_audio"]
+        for layer in layers:
+            path, _, name = layer.rpartition(".")
+            owner, bias = self.get_submodule(path), path == "adapter"
             old = getattr(owner, name)
             setattr(owner, name, comfy.ops.manual_cast.Linear(
                 old.in_features, old.out_features, bias=bias, dtype=torch.float32, device=device))
 
-    def forward(self, x, timestep, context=None, transformer_options=None, **kwargs):
+    def forward(  # type: ignore[override]  # ComfyUI calls every network in this way
+        self, x, timestep, context=None, transformer_options=None, **kwargs
+    ):
         """x: [video [B, C, T, H, W], audio [B, a, A]]; context: text [B, n, d]; timestep is not used.
 
         Returns the velocities [video, audio], noise minus clean, fp32.

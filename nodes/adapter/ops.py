@@ -1,12 +1,13 @@
 """Layers for modules that the core's own loaders build and fill."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.ops
 import torch
 
 
-class Operations(comfy.ops.manual_cast):
+class LoadedLayers(comfy.ops.manual_cast):
     """ComfyUI's layers, which cast and offload, with weights that are there from the start.
 
     With dynamic memory management ComfyUI's Linear and Embedding have no weight until a state dict brings
@@ -21,7 +22,10 @@ class Operations(comfy.ops.manual_cast):
         _load_from_state_dict = torch.nn.Embedding._load_from_state_dict
 
 
-def quantized_operations(compute_dtype: torch.dtype, device) -> type:
+Operations: Any = LoadedLayers  # the core's protocol is met by a class, which mypy cannot tell
+
+
+def quantized_operations(compute_dtype: torch.dtype, device) -> Any:
     """ComfyUI's layers for quantized weights, which bring their weights with a state dict, and plain embeddings."""
     asked = SimpleNamespace(quant_config={"mixed_ops": True})
     layers = comfy.ops.pick_operations(None, compute_dtype, load_device=device, model_config=asked)

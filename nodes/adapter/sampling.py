@@ -12,11 +12,12 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...magihuman_core.recipes import SR_540P, Guidance
 from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
-from ...magihuman_core.sampling.denoiser import Guidance
+from ...magihuman_core.sampling.denoiser import video_scales
 from ...magihuman_core.sampling.solvers import sample_renoise, sample_unipc
 from ...magihuman_core.sizes import TEXT_TOKENS
-from .model import SR_NOISE_LEVEL, START, MagiHumanModel, sr_signal, start_state
+from .model import START, MagiHumanModel, start_state
 from .streams import check_shapes
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})
         if self.guidance is not None:
-            scale = self._scale(float(timestep.flatten()[0]), x.device)
+            scale = self._scale(self.guidance, float(timestep.flatten()[0]), x.device)
 
             def guide(args: dict) -> Tensor:
                 return args["uncond"] + scale * (args["cond"] - args["uncond"])
@@ -67,12 +68,12 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
             options.update(sampler_cfg_function=guide, disable_cfg1_optimization=True)
         return super().predict_noise(x, timestep, options, seed)
 
-    def _scale(self, sigma: float, device: torch.device) -> Tensor:
+    def _scale(self, guidance: Guidance, sigma: float, device: torch.device) -> Tensor:
         """The guidance scale of every value of the packed vector, [1, 1, n]."""
         video, audio = self._shapes
-        frames, audio_scale = self.guidance.scales(sigma, video[2], device)
+        frames = video_scales(guidance, sigma, video[2], device)
         flat = frames.expand(video[1:]).reshape(1, 1, -1)  # [T, 1, 1] -> [C, T, H, W] -> [1, 1, n]
-        return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), audio_scale)], dim=-1)
+        return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), guidance.audio)], dim=-1)
 
 
 def _start(model, x: Tensor, sigmas: Tensor, noise_level: int) -> Tensor:
@@ -84,15 +85,15 @@ def _start(model, x: Tensor, sigmas: Tensor, noise_level: int) -> Tensor:
     base = getattr(getattr(model, "inner_model", None), "inner_model", None)
     if not isinstance(base, MagiHumanModel) or float(sigmas[0]) < START:
         return x
-    return start_state(model.noise, model.latent_image, sr_signal(noise_level) if base.super_resolution else None)
+    return start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
 
 
-def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL):
+def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level):
     """`sample_unipc` as a sampler of ComfyUI."""
     return sample_unipc(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable)
 
 
-def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_NOISE_LEVEL,
+def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level,
             noise_sampler=None):
     """`sample_renoise` as a sampler of ComfyUI."""
     x = _start(model, x, sigmas, noise_level)

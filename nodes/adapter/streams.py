@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.sizes import PIXELS_PER_LATENT, latent_frames
+from ...magihuman_core.sampling.frozen import JointLatent, empty_latent
+from ...magihuman_core.sizes import PIXELS_PER_LATENT
 
 
 def nested(video: Tensor, audio: Tensor) -> comfy.nested_tensor.NestedTensor:
@@ -50,13 +51,15 @@ def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None
                          "same batch size.")
 
 
-def masks(latent: dict) -> tuple[Tensor, Tensor]:
-    """The noise masks of both streams, 1 = generate, 0 = keep; [B, 1, T, H, W] and [B, 1, A], all ones by default."""
+def joint(latent: dict) -> JointLatent:
+    """A LATENT's streams and masks; without a mask all is to be generated. Raises InputError as `split` does."""
     video, audio = split(latent)
     found = latent.get("noise_mask")
     parts = [] if found is None else list(found.unbind()) if found.is_nested else [found]
     likes = (video[:, :1], audio[:, :1])
-    return tuple(_shaped(parts[i], like) if i < len(parts) else torch.ones_like(like) for i, like in enumerate(likes))
+    video_mask, audio_mask = (
+        _shaped(parts[i], like) if i < len(parts) else torch.ones_like(like) for i, like in enumerate(likes))
+    return JointLatent(video, audio, video_mask, audio_mask)
 
 
 def _shaped(mask: Tensor, like: Tensor) -> Tensor:
@@ -69,16 +72,14 @@ def _shaped(mask: Tensor, like: Tensor) -> Tensor:
     return mask.expand(like.shape).clone()
 
 
-def empty(width: int, height: int, tokens: int, channels: tuple[int, int] = (48, 64)) -> dict:
-    """A LATENT of zeros for a picture size in pixels and a number of audio latents."""
-    device = comfy.model_management.intermediate_device()
-    video = torch.zeros(1, channels[0], latent_frames(tokens), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT,
-                        device=device)
-    audio = torch.zeros(1, channels[1], tokens, device=device)
-    return {"samples": nested(video, audio), "downscale_ratio_spacial": PIXELS_PER_LATENT,
+def empty(width: int, height: int, audio_length: int, channels: tuple[int, int] = (48, 64)) -> dict:
+    """A LATENT of zeros for a size in pixels and a number of audio latents."""
+    latent = empty_latent(width, height, audio_length, channels, comfy.model_management.intermediate_device())
+    return {"samples": nested(latent.video, latent.audio), "downscale_ratio_spacial": PIXELS_PER_LATENT,
             "downscale_ratio_temporal": 4}
 
 
-def joined(latent: dict, video: Tensor, audio: Tensor, video_mask: Tensor, audio_mask: Tensor) -> dict:
+def joined(latent: dict, streams: JointLatent) -> dict:
     """A LATENT like another one, with these streams and masks."""
-    return {**latent, "samples": nested(video, audio), "noise_mask": nested(video_mask, audio_mask)}
+    return {**latent, "samples": nested(streams.video, streams.audio),
+            "noise_mask": nested(streams.video_mask, streams.audio_mask)}

@@ -7,14 +7,19 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
+from ...magihuman_core.loading.audio_vae import load_audio_vae
+from ...magihuman_core.loading.turbo_vae import load_turbo_vae
+from ...magihuman_core.loading.video_vae import load_video_vae
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from ...magihuman_core.sizes import FPS
-from ...magihuman_core.vae.audio import LONG_WINDOW_SECONDS, TILE, load_audio_vae
-from ...magihuman_core.vae.turbo import load_turbo_vae
-from ...magihuman_core.vae.video import load_video_vae
+from ...magihuman_core.vae.audio import AudioVAE
+from ...magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
+from ...magihuman_core.vae.video import VideoVAE
 from .ops import Operations
 
 
@@ -44,8 +49,9 @@ class VideoStage(nn.Module):
     """A video VAE on raw latents, written into the result window by window, so that memory stays flat."""
 
     comfy_has_chunked_io = True
+    vae: TurboVAE | VideoVAE
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: TurboVAE | VideoVAE):
         super().__init__()
         self.vae = vae
 
@@ -76,27 +82,24 @@ class VideoStage(nn.Module):
 
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
-        if not hasattr(self.vae, "encode"):
-            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where pictures are encoded.")
+        if isinstance(self.vae, TurboVAE):
+            raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where images are encoded.")
         return self.vae.encode(pixels.to(device or pixels.device), normalized=False)
 
     def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
         return self.encode(pixels)
 
 
-def video_vae(vae: nn.Module, widest: int, frames: int) -> VAE:
-    """widest: channels of the decoder at its full size; frames: that it decodes at once."""
+def video_vae(vae: TurboVAE | VideoVAE) -> VAE:
+    """A VAE of images and time. How much memory it needs is found by a dry run for each shape (runtime.memory)."""
     config = vae.config
     space, time = config.spatial_factor, config.temporal_factor
-    patch = config.patch_size if hasattr(config, "patch_size") else config.patch
-    per_cell = widest * frames * (space // patch) ** 2
-
-    def decode_memory(shape, dtype) -> int:
-        # Input, output and one more of the widest layer, and what a convolution unfolds.
-        return 5 * shape[0] * shape[3] * shape[4] * per_cell * dtype.itemsize
+    device = comfy.model_management.vae_device()
 
     def encode_memory(shape, dtype) -> int:
-        return 5 * shape[0] * widest * time * shape[3] * shape[4] // 4 * dtype.itemsize
+        if isinstance(config, TurboVAEConfig):
+            return 0  # encode explains
+        return encoding_activations(config, tuple(shape), dtype, device.type)
 
     return VAE(
         VideoStage(vae),
@@ -110,7 +113,7 @@ def video_vae(vae: nn.Module, widest: int, frames: int) -> VAE:
         downscale_index_formula=(time, space, space),
         process_input=lambda image: image * 2.0 - 1.0,
         process_output=lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0),
-        memory_used_decode=decode_memory,
+        memory_used_decode=lambda shape, dtype: decoding_activations(config, shape, dtype, device),
         memory_used_encode=encode_memory,
         crop_input=True,
         handles_tiling=True,
@@ -119,21 +122,20 @@ def video_vae(vae: nn.Module, widest: int, frames: int) -> VAE:
 
 def load_turbo(path: str | Path) -> VAE:
     """The Turbo VAE: decodes only. Raises CheckpointError."""
-    vae = load_turbo_vae(path, operations=Operations)
-    config = vae.config
-    return video_vae(vae, config.decoder_block_out_channels[0], config.temporal_factor * (config.step_size + 2))
+    return video_vae(load_turbo_vae(path, operations=Operations))
 
 
 def load_video(path: str | Path) -> VAE:
     """A Wan2.2-type VAE of any width. Raises CheckpointError."""
-    vae = load_video_vae(path, operations=Operations)
-    return video_vae(vae, vae.config.decoder_dim, 2 * vae.config.temporal_factor)
+    return video_vae(load_video_vae(path, operations=Operations))
 
 
 class AudioStage(nn.Module):
-    """The audio VAE: hears 51.2 kHz, and gives 44.1 kHz, since mp4's AAC takes no 51.2."""
+    """The audio VAE: it takes 51.2 kHz, and gives 44.1 kHz, since mp4's AAC does not take 51.2."""
 
-    def __init__(self, vae: nn.Module):
+    vae: AudioVAE
+
+    def __init__(self, vae: AudioVAE):
         super().__init__()
         self.vae = vae
 
@@ -148,13 +150,8 @@ class AudioStage(nn.Module):
 
 def load_audio(path: str | Path) -> VAE:
     """An Oobleck audio VAE of any width. Raises CheckpointError."""
-    vae = load_audio_vae(path, operations=Operations, weight_norm=False)
-    config = vae.config
-    widest = max(config.widths[:2])
-
-    def memory(samples: int) -> int:
-        return 5 * widest * min(samples, LONG_WINDOW_SECONDS * vae.sample_rate, 2 * TILE * vae.hop) * 4
-
+    vae = load_audio_vae(path, operations=Operations)
+    config, device = vae.config, comfy.model_management.vae_device()
     return VAE(
         AudioStage(vae),
         [torch.float32],  # less is audible
@@ -166,8 +163,8 @@ def load_audio(path: str | Path) -> VAE:
         downscale_ratio=vae.hop,
         process_input=lambda audio: audio,
         process_output=lambda audio: audio,
-        memory_used_decode=lambda shape, dtype: memory(shape[2] * vae.hop),
-        memory_used_encode=lambda shape, dtype: memory(shape[2]),
+        memory_used_decode=lambda shape, dtype: decoding_activations(config, shape, dtype, device),
+        memory_used_encode=lambda shape, dtype: encoding_activations(config, tuple(shape), dtype, device.type),
         audio_sample_rate=vae.sample_rate,
         audio_sample_rate_output=OUTPUT_RATE,
     )
@@ -186,12 +183,11 @@ def check(vae, kind: str, channels: int | None = None) -> None:
 def encode_frames(vae, frames: Tensor) -> Tensor:
     """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents, through any video VAE of ComfyUI."""
     check(vae, "video")
-    images = (frames[0].permute(1, 2, 3, 0) + 1) / 2  # [3, F, h, w] -> IMAGE [F, h, w, 3]
-    return vae.encode(images)
+    return vae.encode((rearrange(frames[0], "c f h w -> f h w c") + 1) / 2)
 
 
-def encode_sound(vae, waveform: Tensor, rate: int) -> Tensor:
+def encode_audio(vae, waveform: Tensor, rate: int) -> Tensor:
     """A stereo waveform [2, L] at any rate -> the mean latent [1, c, n]."""
     check(vae, "audio")
-    heard = resample(waveform, rate, vae.audio_sample_rate)
-    return vae.encode(heard[None].movedim(1, -1))
+    waveform = resample(waveform, rate, vae.audio_sample_rate)
+    return vae.encode(rearrange(waveform, "c n -> 1 n c"))

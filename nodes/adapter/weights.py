@@ -11,11 +11,12 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, get_layout_class
 from torch import Tensor
 
-from ...magihuman_core.checkpoint.checkpoint import Checkpoint, Entry
+from ...magihuman_core.checkpoint.checkpoint import Checkpoint
+from ...magihuman_core.checkpoint.lazy_tensor import LazyTensor
 from ...magihuman_core.checkpoint.quantize import to_fp8, to_int8
 from ...magihuman_core.checkpoint.quantized import as_quantized
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.weights.dit_keys import keep_fp32
+from ...magihuman_core.weights.precision import keep_fp32
 
 # ComfyUI's format -> the dtype it is told by
 DTYPES = {
@@ -34,7 +35,7 @@ def formats(tensors: Checkpoint, large: Callable[[str], bool], quantize: str | N
     return {key: name for key, name in found.items() if name is not None}
 
 
-def _stored_format(entry: Entry) -> str | None:
+def _stored_format(entry: LazyTensor) -> str | None:
     stored = as_quantized(entry)
     return None if stored is None else BY_DTYPE.get(stored.data.dtype)
 
@@ -53,9 +54,9 @@ def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantized: Mapping[str, 
     state: dict[str, Tensor] = {}
     for key, entry in tensors.entries.items():
         if keep_fp32(key):
-            state[key] = entry.load(torch.float32)
+            state[key] = entry.read(torch.float32)
         elif key not in quantized:
-            state[key] = entry.load(dtype)
+            state[key] = entry.read(dtype)
         else:
             note = {"format": quantized[key], "full_precision_matrix_mult": not fast}
             for ending, tensor in _quantized(entry, quantized[key]).items():
@@ -65,21 +66,21 @@ def state_dict(tensors: Checkpoint, dtype: torch.dtype, quantized: Mapping[str, 
     return state
 
 
-def _quantized(entry: Entry, name: str) -> dict[str, Tensor]:
+def _quantized(entry: LazyTensor, name: str) -> dict[str, Tensor]:
     """A weight in a format: ending of the key -> tensor."""
     if name == NVFP4:  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
         layout = get_layout_class(QUANT_ALGOS[name]["comfy_tensor_layout"])
-        weight = entry.load(torch.bfloat16)
+        weight = entry.read(torch.bfloat16)
         scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MOST
         return layout.state_dict_tensors(*layout.quantize(weight, scale))
     stored, dtype = as_quantized(entry), DTYPES[name]
     if stored is None or stored.data.dtype != dtype:
         data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
-        return {"": data.load(), "_scale": scale.load()}
-    scale = stored.scale.load(torch.float32)
+        return {"": data.read(), "_scale": scale.read()}
+    scale = stored.scale.read(torch.float32)
     if dtype == torch.int8:
-        return {"": stored.data.load(), "_scale": scale.reshape(-1, 1) if scale.ndim else scale}
+        return {"": stored.data.read(), "_scale": scale.reshape(-1, 1) if scale.ndim else scale}
     if not bool((scale == scale.flatten()[0]).all()):  # parts with scales of their own: ComfyUI wants one
         data, scale = to_fp8([entry], dtype)[0]
-        return {"": data.load(), "_scale": scale.load()}
-    return {"": stored.data.load(), "_scale": scale.flatten()[0].clone()}
+        return {"": data.read(), "_scale": scale.read()}
+    return {"": stored.data.read(), "_scale": scale.flatten()[0].clone()}

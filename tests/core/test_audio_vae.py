@@ -8,8 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.audio_vae import load_audio_vae
 from magihuman_core.vae import audio as audio_vae
-from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, encode_in_windows, load_audio_vae
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
+from magihuman_core.vae.audio_windows import encode_in_windows, merge_overlap
+from magihuman_core.weights.audio_keys import folded, official_keys, official_state_dict
+from training.train_audio_vae import weight_normed
 
 DATA = Path(__file__).parents[1] / "data"
 SMALL = AudioVAEConfig(widths=(4, 6, 8), strides=(2, 4), latent_channels=3)
@@ -30,8 +34,10 @@ def random_vae(config, seed=0, **options):
     vae = AudioVAE(config, **options)
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
-            if name.endswith(("alpha", "beta", "weight_g")):
+            if name.endswith(("alpha", "beta")):
                 parameter.add_(0.3 * torch.randn_like(parameter))
+            elif name.endswith("weight"):  # no two channels of one length
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter[:, :1, :1]))
     return vae
 
 
@@ -41,10 +47,9 @@ def close(result, expected):
     assert difference.abs().max() <= 5e-4 or difference.norm() / expected.double().norm() <= 2e-5
 
 
-@pytest.mark.parametrize("weight_norm", [True, False])
 @torch.inference_mode()
-def test_vectors(golden, weights, weight_norm):
-    vae = load_audio_vae(weights, weight_norm=weight_norm)
+def test_vectors(golden, weights):
+    vae = load_audio_vae(weights)
     assert vae.sample_rate == 51200 and vae.hop == 2048 and vae.config.widths == (4, 4, 8, 16, 32, 64)
     for case in ("enc6144", "enc4873"):
         sound = golden[case + ".audio_mono"].expand(1, 2, -1)
@@ -62,11 +67,12 @@ def test_real_keys_and_shapes():
         vae = AudioVAE()
         wanted = {"pretransform.model." + key: torch.empty(value["shape"]) for key, value in stored.items()}
         wanted["conditioner.encoder.layers.0.weight"] = torch.empty(3)
-    assert {key: list(value.shape) for key, value in vae.state_dict().items()} == {
+    assert {key: list(value.shape) for key, value in official_state_dict(vae).items()} == {
         key: value["shape"] for key, value in stored.items()}
-    inside = audio_vae.official_keys(wanted)
+    inside = official_keys(wanted)
     assert set(inside) == set(stored)
-    config = AudioVAEConfig.from_state_dict(inside)
+    weights = folded(inside)
+    config = AudioVAEConfig.from_shapes({key: weights.shape(key) for key in weights}, "real")
     assert config == AudioVAEConfig(decoder_widths=AudioVAEConfig().widths)
 
 
@@ -187,6 +193,31 @@ def test_long_sound_vectors():
         assert torch.allclose(latent, expected[f"c{index}.out"], atol=1e-5, rtol=0)
 
 
+def test_merge_overlap_vectors():
+    cases = json.loads((DATA / "helpers" / "merge_overlap.json").read_text())["rows"]
+    tensors = load_file(DATA / "helpers" / "merge_overlap.safetensors")
+    for index, case in enumerate(cases):
+        windows = list(tensors[f"m{index}.chunks"].transpose(-1, -2))              # n times [1, dim, frames]
+        merged = merge_overlap(windows, case["overlap_ratio"])
+        expected = tensors[f"m{index}.merged"].transpose(-1, -2)
+        assert merged.shape == expected.shape
+        assert torch.allclose(merged, expected, atol=1e-5, rtol=0)
+
+
+def test_merge_overlap_by_hand():
+    old, new = torch.zeros(1, 6), torch.ones(1, 6)
+    expected = torch.tensor([[0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1]])
+    assert torch.allclose(merge_overlap([old, new], 0.5), expected)
+    assert torch.equal(merge_overlap([old, new], 0), torch.cat((old, new), -1))
+
+
+def test_merge_overlap_refuses():
+    windows = [torch.ones(1, 4), torch.ones(1, 5)]
+    for parts, overlap in (([], 0.5), (windows, 0.5), (windows[:1], 1.0)):
+        with pytest.raises(InputError):
+            merge_overlap(parts, overlap)
+
+
 @torch.inference_mode()
 def test_encode_long_pads_at_the_end_and_loses_nothing(monkeypatch):
     vae = random_vae(SMALL)
@@ -203,28 +234,31 @@ def test_encode_long_pads_at_the_end_and_loses_nothing(monkeypatch):
     assert torch.allclose(latent[..., :8], vae.encode(sound)[..., :8], atol=1e-5)
 
 
-def test_writes_back_what_it_read(weights, tmp_path):
+def test_official_keys_are_written_from_folded_weights_and_from_those_in_training(weights, tmp_path):
     prefix = "pretransform.model."
     save_file({prefix + key: value for key, value in weights.items()} | {"other": torch.ones(1)},
               tmp_path / "model.safetensors")
-    kept = load_audio_vae(tmp_path / "model.safetensors")
-    for written in (kept.state_dict(), kept.official_state_dict()):
-        assert set(written) == set(weights)
-        assert all(torch.equal(written[key], weights[key]) for key in weights)
-    folded = load_audio_vae(tmp_path / "model.safetensors", weight_norm=False)
-    assert all(not key.endswith(("_g", "_v")) for key in folded.state_dict())
-    written = folded.official_state_dict()
+    vae = load_audio_vae(tmp_path / "model.safetensors")
+    assert all(not key.endswith(("_g", "_v")) for key in vae.state_dict())
+    written = official_state_dict(vae)
     assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in weights.items()}
+    trained = weight_normed(AudioVAE(vae.config))
+    trained.load_state_dict(weights)  # torch takes the older names for its own
+    back = official_state_dict(trained)
+    assert set(back) == set(weights) and all(torch.equal(back[key], weights[key]) for key in weights)
     latent = torch.randn(1, 64, 2)
     with torch.inference_mode():
-        assert torch.allclose(load_audio_vae(written).decode(latent), kept.decode(latent), atol=1e-4)
+        expected = vae.decode(latent)
+        assert torch.allclose(load_audio_vae(written).decode(latent), expected, atol=1e-4)
+        assert torch.allclose(trained.decode(latent), expected, atol=1e-4)
 
 
 def test_newer_names_of_weight_norm(weights):
     new = {key.replace(".weight_g", ".parametrizations.weight.original0")
               .replace(".weight_v", ".parametrizations.weight.original1"): value
            for key, value in weights.items()}
-    assert all(torch.equal(value, weights[key]) for key, value in load_audio_vae(new).state_dict().items())
+    expected = load_audio_vae(weights).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in load_audio_vae(new).state_dict().items())
 
 
 def test_injected_operations_hold_every_folded_weight(weights):
@@ -241,7 +275,7 @@ def test_injected_operations_hold_every_folded_weight(weights):
                 made.append(self)
                 super().__init__(*args, **options)
 
-    vae = load_audio_vae(weights, weight_norm=False, operations=Operations)
+    vae = load_audio_vae(weights, operations=Operations)
     inside = {id(parameter) for layer in made for parameter in layer.parameters()}
     assert all(id(p) in inside or p.ndim == 1 for p in vae.parameters())
     assert len(made) == sum(key.endswith("weight_v") for key in weights)
@@ -255,9 +289,9 @@ def test_bfloat16_runs(weights):
     assert (rough - exact).norm() / exact.norm() < 0.1
 
 
-@pytest.mark.parametrize("weight_norm", [True, False])
-def test_gradients_reach_every_weight_and_training_gives_what_inference_gives(weight_norm):
-    vae = random_vae(SMALL, weight_norm=weight_norm)
+@pytest.mark.parametrize("prepare", [lambda vae: vae, weight_normed])
+def test_gradients_reach_every_weight_and_training_gives_what_inference_gives(prepare):
+    vae = prepare(random_vae(SMALL))
     sound = torch.randn(1, 2, 12 * SMALL.hop)
     mean, std = vae.posterior(sound)
     result = vae.decode(mean + std)
@@ -289,11 +323,12 @@ def test_unusable_files_are_refused(weights):
     with pytest.raises(CheckpointError, match=r"decoder\.layers\.0"):
         load_audio_vae({key: value for key, value in weights.items() if "decoder.layers.0." not in key})
     gone = "encoder.layers.1.layers.0.layers.1.weight_g"
-    for weight_norm in (True, False):
-        rest = {key: value for key, value in weights.items() if key != gone}
-        with pytest.raises(CheckpointError, match=gone):
-            load_audio_vae(rest, weight_norm=weight_norm)
+    with pytest.raises(CheckpointError, match=gone):
+        load_audio_vae({key: value for key, value in weights.items() if key != gone})
+    with pytest.raises(CheckpointError, match=rf"{gone} has shape \[1, 1, 1\]"):
+        load_audio_vae(weights | {gone: torch.ones(1, 1, 1)})
     with pytest.raises(CheckpointError, match="shape"):
         load_audio_vae(weights | {"decoder.layers.6.alpha": torch.zeros(5)})
     with pytest.raises(CheckpointError, match="mean and scale"):
-        load_audio_vae(weights | {"encoder.layers.7.weight_v": torch.zeros(64, 64, 3)})
+        load_audio_vae(weights | {"encoder.layers.7.weight_g": torch.zeros(64, 1, 1),
+                                  "encoder.layers.7.weight_v": torch.zeros(64, 64, 3)})

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.cli import main
-from magihuman_core.media.video_file import load_audio
+from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.waveform import resample
 
 ROOT = Path(__file__).resolve().parents[2]

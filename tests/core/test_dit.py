@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.model.config import GLOBAL_LAYERS_1080P
 from magihuman_core.model.sequence import patchify, unpatchify
-from magihuman_core.weights.dit_keys import official_rows, official_state_dict, split_official
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.recipes import SR_1080P
+from magihuman_core.weights.dit_keys import official_state_dict, split_official
+from magihuman_core.weights.fused import fused_parts
+from magihuman_core.weights.open import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = ["v2_basic", "v2_text_padded", "v1_basic", "post_norm", "local_attn"]
@@ -223,7 +224,7 @@ def test_any_small_network(seed, heads, head_dim, sandwich, positions, sizes):
     official = official_state_dict(dit)
     config = DiTConfig.from_state_dict(official, positions=positions)
     assert config == dit.config
-    assert set(official) == set(official_rows(config))
+    assert set(official) == set(fused_parts(config))
 
 
 @settings(max_examples=25, deadline=None)
@@ -246,7 +247,7 @@ def test_local_attention_is_masked_full_attention(seed, frames, radius, audio):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_batches_and_chunks_change_nothing(monkeypatch):
+def test_batches_and_pieces_change_nothing():
     dit = random_dit(1)
     clip = random_clip(batch=2)
     with torch.inference_mode():
@@ -254,7 +255,7 @@ def test_batches_and_chunks_change_nothing(monkeypatch):
         for i in range(2):
             one = dit(*(t[i : i + 1] for t in clip))
             torch.testing.assert_close(one[0], whole[0][i : i + 1], atol=1e-5, rtol=1e-5)
-        monkeypatch.setattr("magihuman_core.model.dit.CPU_CHUNK", 5)
+        dit.piece = 5
         for a, b in zip(dit(*clip), whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -279,7 +280,7 @@ def test_training_after_inference():
 
 
 def test_1080p_layers():
-    local = [i for i in range(40) if i not in GLOBAL_LAYERS_1080P]
+    local = SR_1080P.overrides(40)["local_layers"]
     assert len(local) == 32 and 35 in local and 39 in local
 
 

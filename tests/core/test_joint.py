@@ -106,7 +106,7 @@ def test_one_stage(name):
         picture=t.get("in.latent_image"), hold_audio=f["is_a2v"],
     )  # fmt: skip
     if name == "distill_a2v":
-        # The reference overwrites the driving sound in distilled mode; we hold it (SPEC 3). The first
+        # The reference overwrites the driving sound in distilled mode; we keep it (docs/model.md). The first
         # evaluation sees the same inputs in both, so it is the runs' end that must differ.
         assert torch.equal(audio, given_audio)
         assert not torch.allclose(t["final.latent_audio"].transpose(1, 2), given_audio)

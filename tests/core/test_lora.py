@@ -12,10 +12,11 @@ from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.model.config import RELEASED
-from magihuman_core.runtime.lora import apply_lora, lora_targets, split_lora
+from magihuman_core.runtime.lora import apply_lora, split_lora
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.lora_names import lora_targets
+from magihuman_core.weights.open import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 RANK = 4

@@ -17,19 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
-from magihuman_core.media.video_file import (
-    check_output,
-    crop_box,
-    fit_image,
-    frames_to_uint8,
-    load_audio,
-    load_image,
-    to_rgb,
-    write_mp4,
-)
+from magihuman_core.media.audio_file import load_audio
+from magihuman_core.media.image import crop_box, fit_image, frames_to_uint8, load_image, to_rgb
+from magihuman_core.media.mp4 import check_output, write_mp4
 from magihuman_core.media.waveform import to_stereo
-from magihuman_core.pipeline.request import prepare_job
-from magihuman_core.sizes import audio_tokens, decoded_frames, latent_frames, snap_size, upscaled_size
+from magihuman_core.pipeline.request import read_image
+from magihuman_core.recipes import upscaled_size
+from magihuman_core.sizes import audio_length, decoded_frames, floor_size, latent_frames
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "helpers"
 PREP = json.loads((DATA / "image_prep.json").read_text())
@@ -124,9 +118,7 @@ def test_a_picture_in_memory_is_treated_as_its_file_is(tmp_path, mode):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    from_file, from_memory = (
-        prepare_job("Someone waves.", given, None, None, (64, 64), None, 0, None).picture
-        for given in (tmp_path / "a.png", Image.open(tmp_path / "a.png")))
+    from_file, from_memory = map(read_image, (tmp_path / "a.png", Image.open(tmp_path / "a.png")))
     assert from_memory.mode == "RGB" and from_memory.size == (6, 8)
     assert from_memory.tobytes() == from_file.tobytes()
 
@@ -181,6 +173,40 @@ def test_other_formats(tmp_path, suffix):
     assert abs(audio.shape[1] - len(wave)) <= 1152
     n = min(audio.shape[1], len(wave))
     assert np.corrcoef(audio[1, :n], wave[:n, 1])[0, 1] > 0.99
+
+
+LIKE_PYAV = [("wav", "PCM_U8"), ("wav", "PCM_16"), ("wav", "PCM_24"), ("wav", "PCM_32"), ("wav", "FLOAT"),
+             ("wav", "DOUBLE"), ("flac", "PCM_S8"), ("flac", "PCM_16"), ("flac", "PCM_24")]
+
+
+@pytest.mark.parametrize(("form", "subtype"), LIKE_PYAV)
+@pytest.mark.parametrize(("channels", "seconds"), [(1, None), (2, 0.1), (6, None), (2, 0), (3, 9)])
+def test_soundfile_and_pyav_give_the_same_samples(tmp_path, monkeypatch, form, subtype, channels, seconds):
+    generator = np.random.default_rng(channels)
+    wave = generator.uniform(-1, 1, (9000, channels))
+    wave[:2] = [[-1], [1]]
+    path = tmp_path / f"a.{form}"
+    soundfile.write(path, wave, 32000, subtype=subtype)
+    read = []
+    monkeypatch.setattr("av.open", lambda *_: pytest.fail("PyAV was asked"))
+    for installed in (True, False):
+        if not installed:
+            monkeypatch.undo()
+            monkeypatch.setitem(sys.modules, "soundfile", None)
+        audio, rate = load_audio(path, seconds)
+        assert rate == 32000
+        read.append(audio)
+    assert read[0].shape == (2, 9000 if seconds in (None, 9) else round(32000 * seconds))
+    assert torch.equal(*read)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_a_damaged_recording_is_what_it_is_without_soundfile(tmp_path, monkeypatch, suffix):
+    soundfile.write(tmp_path / f"whole{suffix}", tone(16000, 2), 16000)
+    (tmp_path / f"a{suffix}").write_bytes((tmp_path / f"whole{suffix}").read_bytes()[:30011])
+    with_soundfile, _ = load_audio(tmp_path / f"a{suffix}")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert torch.equal(with_soundfile, load_audio(tmp_path / f"a{suffix}")[0])
 
 
 def test_only_the_wanted_seconds_are_read(tmp_path):
@@ -286,7 +312,7 @@ def test_full_disk_leaves_nothing_and_is_named(tmp_path):
     program = f"""
 import os, resource, sys, torch
 from magihuman_core.errors import InputError
-from magihuman_core.media.video_file import write_mp4
+from magihuman_core.media.mp4 import write_mp4
 frames = torch.randint(0, 256, (30, 64, 64, 3), dtype=torch.uint8)
 for limit in (0, 100, 3000, 50000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
@@ -330,7 +356,7 @@ def test_output_name_is_checked_without_leaving_anything(tmp_path):
 
 @pytest.mark.parametrize("row", MISC["frames"], ids=str)
 def test_lengths_are_the_references(row):
-    tokens = audio_tokens(row["seconds"])
+    tokens = audio_length(row["seconds"])
     assert tokens == row["audio_tokens"]
     assert latent_frames(tokens) == row["video_latent_T"]
     assert decoded_frames(latent_frames(tokens)) == row["video_frames_decoded"]
@@ -339,9 +365,9 @@ def test_lengths_are_the_references(row):
 @pytest.mark.parametrize("row", MISC["sizes"], ids=str)
 def test_sizes_are_the_references(row, caplog):
     asked = (row["width"], row["height"])
-    snapped = snap_size(*asked)
-    assert list(snapped) == row["pixel_hw"][::-1]
-    assert bool(caplog.records) == (snapped != asked)
+    floored = floor_size(*asked)
+    assert list(floored) == row["pixel_hw"][::-1]
+    assert bool(caplog.records) == (floored != asked)
 
 
 @pytest.mark.parametrize(("base", "target", "expected"), [
@@ -354,9 +380,9 @@ def test_upscaled_size(base, target, expected):
 
 
 @pytest.mark.parametrize("call", [
-    lambda: snap_size(0, 64), lambda: snap_size(64, 31), lambda: snap_size(64.0, 64),
-    lambda: snap_size(True, 64), lambda: audio_tokens(0), lambda: audio_tokens(-3),
-    lambda: audio_tokens(float("nan")), lambda: audio_tokens(float("inf")), lambda: audio_tokens("4"),
+    lambda: floor_size(0, 64), lambda: floor_size(64, 31), lambda: floor_size(64.0, 64),
+    lambda: floor_size(True, 64), lambda: audio_length(0), lambda: audio_length(-3),
+    lambda: audio_length(float("nan")), lambda: audio_length(float("inf")), lambda: audio_length("4"),
     lambda: upscaled_size(448, 256, "4k"),
     lambda: upscaled_size(448, 256, (1, 2, 3)), lambda: upscaled_size(448, 256, 540),
 ])  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import pkgutil
 import subprocess
 import sys
 import weakref
@@ -14,9 +13,12 @@ import pytest
 import torch
 
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, MagiHumanPipeline, load_dit
-from magihuman_core.recipes import role_overrides
-from magihuman_core.runtime.memory import available, dry_run, estimate, log_estimate, size
-from magihuman_core.text.encoder import TextEncoderConfig
+from magihuman_core.pipeline import stages
+from magihuman_core.recipes import SR_1080P
+from magihuman_core.runtime.dry_run import dry_run
+from magihuman_core.runtime.memory import available, estimate, log_estimate, size
+from magihuman_core.runtime.streaming import streamer_of
+from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.tools.inspect import describe
 from magihuman_core.vae.audio import AudioVAEConfig
 from magihuman_core.vae.turbo import TurboVAEConfig
@@ -31,12 +33,12 @@ DATA = ROOT / "tests" / "data"
 PROGRAM = """
 import json, sys, torch
 from pathlib import Path
-from magihuman_core import DiTConfig, MagiHumanDiT
+from magihuman_core import DiTConfig
+from magihuman_core.runtime.build import build_dit, build_text_encoder
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.runtime.memory import estimate
-from magihuman_core.sizes import audio_tokens, latent_frames
+from magihuman_core.sizes import audio_length, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
-from magihuman_core.text.encoder import TextEncoder
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
@@ -45,13 +47,14 @@ def memory(kind):
 
 def run(config, options):
     width, height, seconds, dtype = (options[name] for name in ("width", "height", "seconds", "dtype"))
-    tokens = audio_tokens(seconds)
+    tokens = audio_length(seconds)
     cells = latent_frames(tokens), height // 16, width // 16
-    kinds = {DiTConfig: MagiHumanDiT, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE, AudioVAEConfig: AudioVAE,
-             TextEncoderConfig: TextEncoder}
+    kinds = {DiTConfig: build_dit, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE, AudioVAEConfig: AudioVAE,
+             TextEncoderConfig: build_text_encoder}
+    on_meta = {} if isinstance(config, (DiTConfig, TextEncoderConfig)) else {"device": "meta"}
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    module = kinds[type(config)](config, dtype=dtype).eval()
+    module = kinds[type(config)](config, dtype=dtype, **on_meta).to_empty(device="cpu").eval()
     for tensor in module.state_dict().values():
         torch.nn.init.constant_(tensor, 0.01)
     loaded = memory("VmHWM") - before
@@ -146,7 +149,7 @@ def test_the_released_network():
     few = estimate(real_config(), resident_blocks=0)
     assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
     assert "30.6 GB more come in at each step" in str(few)
-    upscaler = replace(real_config(), **role_overrides("sr_1080p", 40))
+    upscaler = replace(real_config(), **SR_1080P.overrides(40))
     large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
     assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB
     assert str(large).endswith("To need less: a smaller picture or a shorter clip, then weights in 8 bits (1.7 GB).")
@@ -160,10 +163,11 @@ def test_streamed_weights_are_those_that_are_loaded(blocks):
     loaded = load_dit(official_state_dict(dit), dtype=torch.bfloat16, resident_blocks=blocks)
     own = sum(tensor.nbytes for tensor in loaded.state_dict().values() if not tensor.is_meta)
     found = estimate(NETWORK, width=64, height=64, seconds=0.2, resident_blocks=blocks)
-    if loaded.streamer is None:
+    streamer = streamer_of(loaded.blocks)
+    if streamer is None:
         assert (found.weights, found.streamed) == (own, 0)
     else:
-        assert (found.weights, found.streamed) == (own + loaded.streamer.buffer_bytes, loaded.streamer.nbytes)
+        assert (found.weights, found.streamed) == (own + streamer.buffer_bytes, streamer.nbytes)
 
 
 def test_more_of_anything_needs_more():
@@ -253,11 +257,8 @@ def test_the_pipeline_holds_one_part_at_a_time(blocks, random_models, photograph
             return module
         return loading
 
-    homes = {"load_text_encoder": "text.encoder", "load_video_vae": "vae.video", "load_audio_vae": "vae.audio",
-             "load_turbo_vae": "vae.turbo", "load_dit": "pipeline.pipeline"}
-    for name, home in homes.items():
-        path = f"magihuman_core.{home}.{name}"
-        monkeypatch.setattr(path, watched(name, pkgutil.resolve_name(path)))
+    for name in ("load_text_encoder", "load_video_vae", "load_audio_vae", "load_turbo_vae", "load_dit"):
+        monkeypatch.setattr(stages, name, watched(name, getattr(stages, name)))
     pipeline = MagiHumanPipeline.from_folder(random_models, device="cpu", resident_blocks=blocks)
     clip = pipeline.generate("A person says: hello.", image=photograph, seconds=0.2, width=64, height=64, steps=1,
                              upscale=(96, 96), sr_steps=1)

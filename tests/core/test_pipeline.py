@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 
 import magihuman_core as mh
 from magihuman_core.loading.folder import find_models
-from magihuman_core.media.video_file import fit_image, frames_to_uint8, load_audio, load_image
+from magihuman_core.media.audio_file import load_audio
+from magihuman_core.media.image import fit_image, frames_to_uint8, load_image
 from magihuman_core.media.waveform import resample
 from magihuman_core.model.config import DiTConfig
+from magihuman_core.pipeline import stages
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
-from magihuman_core.recipes import role_overrides
+from magihuman_core.pipeline.request import choose_upscaler
+from magihuman_core.recipes import SR_540P, SR_1080P
 from magihuman_core.text.encoder import TextEncoder
 from magihuman_core.tools.convert import convert
 from magihuman_core.vae.turbo import TurboVAE
@@ -116,7 +119,7 @@ def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
     torch.testing.assert_close(clip.audio, resample(given, rate, 44100)[:, : clip.audio.shape[1]])
 
 
-def test_the_driving_sound_is_held_at_every_step(pipeline, random_models, voice):
+def test_the_driving_audio_is_kept_at_every_step(pipeline, random_models, voice):
     """The picture is the one that the clean sound makes at all steps."""
     spoken, rate = load_audio(voice, seconds=0.5)
     clip = pipeline.generate(PROMPT, audio=(spoken, rate), seed=4, steps=3, width=64, height=32)
@@ -204,23 +207,24 @@ def test_saved_clip_says_how_it_was_made(pipeline, tmp_path):
 
 
 def test_super_resolution_roles():
-    assert role_overrides("sr_540p", 40) == {"positions": "v1"}
-    overrides = role_overrides("sr_1080p", 40)
+    assert SR_540P.overrides(40) == {"positions": "v1"}
+    overrides = SR_1080P.overrides(40)
     assert overrides["positions"] == "v1"
     assert set(range(40)) - set(overrides["local_layers"]) == {3, 7, 11, 15, 19, 23, 27, 31}
     assert DiTConfig.__dataclass_fields__["local_radius"].default == 11
 
 
-def test_1080p_network_is_used_for_large_targets(random_models, pipeline, make_models, tmp_path):
+def test_1080p_network_is_used_for_large_targets(random_models, tmp_path):
     """By name, by area, and where it is the only one."""
-    assert pipeline._upscaler("1080p", (1920, 1088)) == "sr_1080p"
-    assert pipeline._upscaler((1600, 896), (1600, 896)) == "sr_1080p"
-    assert pipeline._upscaler((800, 448), (800, 448)) == "sr_540p"
+    models = find_models(random_models)
+    assert choose_upscaler(models, "1080p", (1920, 1088)) is SR_1080P
+    assert choose_upscaler(models, (1600, 896), (1600, 896)) is SR_1080P
+    assert choose_upscaler(models, (800, 448), (800, 448)) is SR_540P
     shutil.copytree(random_models / "1080p_sr", tmp_path / "1080p_sr")
-    alone = MagiHumanPipeline(find_models(tmp_path), device="cpu")
-    assert alone._upscaler((800, 448), (800, 448)) == "sr_1080p"
+    alone = find_models(tmp_path)
+    assert choose_upscaler(alone, (800, 448), (800, 448)) is SR_1080P
     with pytest.raises(mh.CheckpointError, match="540p super-resolution network is missing"):
-        alone._upscaler("540p", (896, 512))
+        choose_upscaler(alone, "540p", (896, 512))
 
 
 def test_without_turbo_vae_the_other_one_decodes(random_models, pipeline, tmp_path):
@@ -343,7 +347,7 @@ def test_what_is_no_network_is_found_before_anything_is_computed(random_models, 
     models = find_models(random_models)
     models.found["distilled"] = [random_models / "audio_vae"]
     pipeline = MagiHumanPipeline(models, device="cpu")
-    monkeypatch.setattr(pipeline, "_encode_text", lambda *_: pytest.fail("came to the text encoder"))
+    monkeypatch.setattr(stages, "encode_text", lambda *_: pytest.fail("came to the text encoder"))
     with pytest.raises(mh.CheckpointError):
         pipeline.generate(PROMPT, **SMALL)
 

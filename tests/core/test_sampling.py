@@ -17,7 +17,8 @@ from magihuman_core import (
     sample_unipc,
     unpack_latents,
 )
-from magihuman_core.sampling.denoiser import hold
+from magihuman_core.sampling.denoiser import video_scales
+from magihuman_core.sampling.frozen import apply_frozen
 from magihuman_core.sampling.noise import start_noise, step_noise
 from magihuman_core.sampling.super_resolution import prepare_super_resolution, zero_snr_table
 
@@ -143,14 +144,16 @@ def test_bad_seed(seed):
 
 
 def test_guidance_scales():
-    g = Guidance()
-    assert g.scales(0.5015, 3)[0].flatten().tolist() == [5.0, 5.0, 5.0]  # timestep 501
-    assert g.scales(0.5005, 3)[0].flatten().tolist() == [2.0, 2.0, 2.0]  # timestep 500
-    assert g.scales(0.1, 3)[1] == 5.0
-    trick = Guidance(3.5, 3.5, first_frames=2).scales(0.9, 4)[0].flatten().tolist()
-    assert trick == [2.0, 2.0, 3.5, 3.5]
-    assert Guidance(1, 1, 1).scales(0.9, 2)[0].tolist() == [[[1.0]], [[1.0]]]  # whole numbers too
-    assert Guidance(1.5, 1.5, first_frames=2).scales(0.9, 3)[0].flatten().tolist() == [1.5, 1.5, 1.5]
+    def scales(guidance, sigma, frames):
+        return video_scales(guidance, sigma, frames).flatten().tolist()
+
+    assert scales(Guidance(), 0.5015, 3) == [5.0, 5.0, 5.0]  # timestep 501
+    assert scales(Guidance(), 0.5005, 3) == [2.0, 2.0, 2.0]  # timestep 500
+    assert Guidance().audio == 5.0
+    assert scales(Guidance(3.5, 3.5, first_frames=2), 0.9, 4) == [2.0, 2.0, 3.5, 3.5]
+    assert scales(Guidance(1, 1, 1), 0.9, 2) == [1.0, 1.0]  # whole numbers too
+    assert scales(Guidance(1.5, 1.5, first_frames=2), 0.9, 3) == [1.5, 1.5, 1.5]
+    assert video_scales(Guidance(), 0.9, 2).shape == (2, 1, 1)
 
 
 def test_pack_is_the_order_comfyui_has():
@@ -162,13 +165,13 @@ def test_pack_is_the_order_comfyui_has():
     assert torch.equal(back[0], video) and torch.equal(back[1], audio)
 
 
-def test_hold_keeps_values_to_the_bit_and_blends_between():
+def test_frozen_content_keeps_values_to_the_bit_and_blends_between():
     stream, values = torch.randn(1, 2, 3), torch.full((1, 2, 3), float(torch.pi))
     mask = torch.tensor([0.0, 1.0, 0.5])
-    out = hold(stream, (values, mask))
+    out = apply_frozen(stream, (values, mask))
     assert torch.equal(out[..., 0], values[..., 0]) and torch.equal(out[..., 1], stream[..., 1])
     torch.testing.assert_close(out[..., 2], (stream + values)[..., 2] / 2)
-    assert torch.equal(hold(torch.full((1, 2, 3), torch.nan), (values, torch.zeros(1))), values)
+    assert torch.equal(apply_frozen(torch.full((1, 2, 3), torch.nan), (values, torch.zeros(1))), values)
 
 
 def test_zero_snr_table():

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load, save_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.runtime.streaming import Slot, choose_streamed, streamed_sizes
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.checkpoint.lazy_tensor import LazyTensor
+from magihuman_core.runtime.streaming import Slot, choose_streamed, streamed_sizes, streamer_of
+from magihuman_core.weights.open import open_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -72,22 +73,22 @@ def test_any_gradient_mode_and_fp32_and_tensors_in_memory(mode, weights):
         assert same(each, load_dit(weights, dtype=torch.float32)(*clip))
 
 
-class Counting:
-    """An entry's load, counted."""
+class Counted(LazyTensor):
+    """A tensor whose reads are counted."""
 
-    def __init__(self, load, counts, key):
-        self.load, self.counts, self.key = load, counts, key
+    def __init__(self, source, counts, key):
+        super().__init__(source.shape, source.dtype)
+        self.source, self.counts, self.key = source, counts, key
 
-    def __call__(self, dtype=None, rows=None):
+    def _read(self, begin, end, dtype):
         self.counts[self.key] = self.counts.get(self.key, 0) + 1
-        return self.load(dtype, rows)
+        return self.source.read(dtype, (begin, end))
 
 
 def test_two_passes_share_each_fetch(file, resident):
     counts = {}
     checkpoint = open_checkpoint(file, "network")
-    entries = {key: type(entry)(entry.shape, entry.dtype, Counting(entry.load, counts, key))
-               for key, entry in checkpoint.entries.items()}
+    entries = {key: Counted(entry, counts, key) for key, entry in checkpoint.entries.items()}
     dit = load_dit(checkpoint.with_entries(entries), resident_blocks=3)
     config = dit.config
     inputs = [make_clip(config), make_clip(config, text=4, seed=5)]
@@ -95,7 +96,7 @@ def test_two_passes_share_each_fetch(file, resident):
     with torch.inference_mode():
         outs = dit.forward_many(inputs)
         assert all(same(out, resident(*clip)) for out, clip in zip(outs, inputs, strict=True))
-    dit.streamer.close()  # after the read ahead for the next step
+    streamer_of(dit.blocks).close()  # after the read ahead for the next step
     up = {key: count for key, count in counts.items() if "up_gate_proj" in key}
     assert len(up) == 3 and min(up.values()) >= 1
     # Each expert once; the block that the next step begins with may have been begun.
@@ -131,7 +132,7 @@ def test_a_pass_broken_off_harms_nothing_and_leaves_nothing(error, broken_at, fi
             with pytest.raises(error, match="stop"):
                 dit(*clip, run_block=run_block)
         assert same(dit(*clip), resident(*clip))
-    buffers = [weakref.ref(slot.buffer) for slot in dit.streamer.slots]
+    buffers = [weakref.ref(slot.buffer) for slot in streamer_of(dit.blocks).slots]
     workers = [t for t in threading.enumerate() if t.name.startswith("weights")]
     assert workers and len(buffers) == 2
     del dit, run_block
@@ -146,12 +147,12 @@ def test_close_gives_the_buffers_back(file):
     clip = make_clip(dit.config)
     with torch.inference_mode():
         dit(*clip)
-        buffer = weakref.ref(dit.streamer.slots[0].buffer)
-        dit.streamer.close()
+        buffer = weakref.ref(streamer_of(dit.blocks).slots[0].buffer)
+        streamer_of(dit.blocks).close()
         assert buffer() is None
         with pytest.raises(InputError, match="closed"):
             dit(*clip)
-    dit.streamer.close()  # twice does no harm
+    streamer_of(dit.blocks).close()  # twice does no harm
 
 
 def test_a_file_that_goes_away_is_said_and_may_come_back(file, resident, tmp_path):
@@ -199,13 +200,13 @@ def test_arguments(file):
 def test_staging_buffers_carry_the_same_bits(file, resident):
     """What a device that is no CPU does, with the CPU in its place."""
     dit = load_dit(file, resident_blocks=0)
-    largest = dit.streamer.slots[0].buffer.numel()
-    dit.streamer.slots = [Slot(largest, torch.device("cpu"), staged=True) for _ in range(2)]
+    largest = streamer_of(dit.blocks).slots[0].buffer.numel()
+    streamer_of(dit.blocks).slots = [Slot(largest, torch.device("cpu"), staged=True) for _ in range(2)]
     clip = make_clip(dit.config)
     with torch.inference_mode():
         for _ in range(2):
             assert same(dit(*clip), resident(*clip))
-    assert all(slot.host.data_ptr() != slot.buffer.data_ptr() for slot in dit.streamer.slots)
+    assert all(slot.host.data_ptr() != slot.buffer.data_ptr() for slot in streamer_of(dit.blocks).slots)
 
 
 def test_large_blocks_stay_first_and_the_others_spread():
@@ -229,6 +230,7 @@ LAYERS, SANDWICH, HIDDEN, HEADS = 6, (0, 5), 1024, 8
 PROGRAM = """
 import sys, torch
 from magihuman_core import load_dit
+from magihuman_core.runtime.streaming import streamer_of
 torch.set_num_threads(1)
 def memory(kind):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(kind + ":"))
@@ -243,8 +245,9 @@ with torch.inference_mode():
     dit = load_dit(sys.argv[2], resident_blocks=None if sys.argv[3] == "all" else int(sys.argv[3]))
     for _ in range(2):
         dit(*clip(dit.config))
+streamer = streamer_of(dit.blocks)
 print(memory("VmHWM") - before, sum(p.nbytes for p in dit.parameters() if not p.is_meta),
-      dit.streamer.buffer_bytes if dit.streamer else 0, dit.streamer.nbytes if dit.streamer else 0)
+      streamer.buffer_bytes if streamer else 0, streamer.nbytes if streamer else 0)
 """
 
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.video_vae import load_video_vae
 from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_core.vae.layers import channels_to_pixels, pixels_to_channels
-from magihuman_core.vae.video import VideoVAE, VideoVAEConfig, load_video_vae
+from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
 DATA = Path(__file__).parents[1] / "data"
 SMALL = VideoVAEConfig(encoder_dim=4, decoder_dim=6, latent_channels=5, multipliers=(1, 2, 2), blocks=1,
@@ -202,13 +203,9 @@ def test_real_network_has_exactly_the_real_keys_and_shapes():
 
 
 def test_real_sizes_are_inferred_from_shapes():
-    real = json.loads((DATA / "real_config" / "wan22_vae_keys.json").read_text())
-
-    class Shapes(dict):
-        def shape(self, key):
-            return self[key]["shape"]
-
-    assert VideoVAEConfig.from_shapes(Shapes(real["keys"]), "real") == VideoVAEConfig()
+    keys = json.loads((DATA / "real_config" / "wan22_vae_keys.json").read_text())["keys"]
+    shapes = {key: tuple(entry["shape"]) for key, entry in keys.items()}
+    assert VideoVAEConfig.from_shapes(shapes, "real") == VideoVAEConfig()
 
 
 def test_any_width_loads_and_round_trips(tmp_path):

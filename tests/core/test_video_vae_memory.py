@@ -1,4 +1,4 @@
-"""Both video VAEs decode and encode in memory that does not grow with the length of the clip."""
+"""VAEs decode and encode in memory that does not grow with the length of the clip, and as much as is said before."""
 
 import json
 import weakref
@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from magihuman_core.loading.turbo_vae import load_turbo_vae
+from magihuman_core.loading.video_vae import load_video_vae
+from magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from magihuman_core.vae import layers as video_layers
-from magihuman_core.vae.turbo import load_turbo_vae
-from magihuman_core.vae.video import load_video_vae
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -85,3 +87,16 @@ def test_wan_decode_is_flat(wan):
 def test_wan_encode_is_flat(wan):
     short, long = (peak_of(lambda v: [wan.encode(v)], torch.zeros(1, 3, n, 32, 32)) for n in (9, 41))
     assert long < 1.02 * short + 4 * latents(8).nbytes
+
+
+def test_activations_are_known_before_they_are_there(turbo, wan):
+    audio = AudioVAE(AudioVAEConfig(widths=(4, 8, 8), strides=(4, 8)))
+    latent, waveform = torch.zeros(1, 64, 900), torch.zeros(1, 2, 51200 * 40)
+    video, frames = latents(30), torch.zeros(1, 3, 41, 32, 32)
+    for vae, given, work in ((turbo, video, turbo.decode_windows), (wan, video, wan.decode_windows),
+                             (audio, latent, lambda x: [audio.decode(x)])):
+        said = decoding_activations(vae.config, given.shape, torch.float32, "cuda")
+        assert 0.95 < said / (peak_of(work, given) + given.nbytes) < 1.25
+    for vae, given, work in ((wan, frames, wan.encode), (audio, waveform, audio.encode_long)):
+        said = encoding_activations(vae.config, tuple(given.shape), torch.float32, "cuda")
+        assert 0.9 < said / (peak_of(lambda x, work=work: [work(x)], given) + given.nbytes) < 1.1

@@ -1,4 +1,4 @@
-"""Resampling, channels, cross-fades."""
+"""Resampling and channels."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from magihuman_core.errors import InputError
-from magihuman_core.media.waveform import merge_overlap, resample, to_stereo
+from magihuman_core.media.waveform import resample, to_stereo
 
 HELPERS = Path(__file__).parents[1] / "data" / "helpers"
 
 
-def rows(name):
-    cases = json.loads((HELPERS / f"{name}.json").read_text())["rows"]
-    return cases, load_file(HELPERS / f"{name}.safetensors")
-
-
 def test_resample_vectors():
-    cases, tensors = rows("resample")
+    cases = json.loads((HELPERS / "resample.json").read_text())["rows"]
+    tensors = load_file(HELPERS / "resample.safetensors")
     for case in cases:
         sound = tensors[f"n{case['n']}.audio"].T[None]                             # [1, 2, n]
         expected = tensors[f"n{case['n']}.out"].T[None]
@@ -65,27 +61,3 @@ def test_to_stereo():
         to_stereo(torch.rand(1, 0, 8))
     with pytest.raises(InputError):
         to_stereo(torch.rand(8))
-
-
-def test_merge_overlap_vectors():
-    cases, tensors = rows("merge_overlap")
-    for index, case in enumerate(cases):
-        windows = list(tensors[f"m{index}.chunks"].transpose(-1, -2))              # n times [1, dim, frames]
-        merged = merge_overlap(windows, case["overlap_ratio"])
-        expected = tensors[f"m{index}.merged"].transpose(-1, -2)
-        assert merged.shape == expected.shape
-        assert torch.allclose(merged, expected, atol=1e-5, rtol=0)
-
-
-def test_merge_overlap_by_hand():
-    old, new = torch.zeros(1, 6), torch.ones(1, 6)
-    expected = torch.tensor([[0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1]])
-    assert torch.allclose(merge_overlap([old, new], 0.5), expected)
-    assert torch.equal(merge_overlap([old, new], 0), torch.cat((old, new), -1))
-
-
-def test_merge_overlap_refuses():
-    windows = [torch.ones(1, 4), torch.ones(1, 5)]
-    for parts, overlap in (([], 0.5), (windows, 0.5), (windows[:1], 1.0)):
-        with pytest.raises(InputError):
-            merge_overlap(parts, overlap)

@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.checkpoint.checkpoint import concatenated, renamed, strip_prefix
+from magihuman_core.checkpoint.checkpoint import renamed, strip_prefix
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 
 def network() -> nn.Sequential:
@@ -104,29 +104,6 @@ def test_every_source_gives_the_same_tensors(make, mapped, weights, tmp_path):
         half = checkpoint.read(key, torch.float16)
         assert half.dtype == torch.float16
         assert torch.equal(half, value.half())
-
-
-@pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
-def test_rows_are_read_alone(mapped, weights, tmp_path):
-    checkpoint = open_checkpoint(one_file(weights, tmp_path), mapped=mapped)
-    expected = weights["2.weight"][4000:4100]
-    assert torch.equal(checkpoint.read("2.weight", rows=(4000, 4100)), expected)
-    assert torch.equal(checkpoint.read("2.weight", torch.bfloat16, rows=(4000, 4100)), expected.bfloat16())
-    part = checkpoint.entries["2.weight"].rows(3990, 4200)
-    assert part.shape == (210, 4)
-    assert torch.equal(part.load(), weights["2.weight"][3990:4200])
-    assert torch.equal(part.load(None, (10, 110)), expected)
-
-
-def test_joined_entries_read_across_their_borders(weights, tmp_path):
-    checkpoint = open_checkpoint(one_file(weights, tmp_path))
-    entry = checkpoint.entries["2.weight"]
-    joined = concatenated([entry.rows(100, 4000), entry.rows(0, 100), entry])
-    whole = torch.cat([weights["2.weight"][100:4000], weights["2.weight"][:100], weights["2.weight"]])
-    assert joined.shape == (9000, 4)
-    assert torch.equal(joined.load(), whole)
-    for rows in ((0, 1), (3899, 4005), (3950, 3960), (4000, 9000), (10, 10)):
-        assert torch.equal(joined.load(torch.float16, rows), whole[slice(*rows)].half())
 
 
 def test_a_mapped_tensor_is_a_view_that_cannot_change_the_file(weights, tmp_path):

@@ -12,7 +12,7 @@ from magihuman_core.model.config import RELEASED
 from magihuman_core.model.dit import MagiHumanDiT
 from magihuman_core.weights.align import aligned
 from magihuman_core.weights.dit_keys import network_config, official_state_dict, split_official
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 from .test_quantized_linear import outputs
 from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
@@ -41,7 +41,7 @@ def test_the_wider_network_gives_the_same(write, odd):
     torch.testing.assert_close(outputs(dit), outputs(load_dit(stored, dtype=torch.float32)), rtol=1e-5, atol=1e-5)
     if write is not dict:  # what was quantized stays so
         data = [as_quantized(tensors.entries[key]) for key in tensors if ".mlp." in key and "norm" not in key]
-        assert data and all(entry is not None and entry.data.load().shape == entry.shape for entry in data)
+        assert data and all(entry is not None and entry.data.read().shape == entry.shape for entry in data)
 
 
 def test_parts_with_one_scale_still_have_one(odd):
@@ -52,7 +52,7 @@ def test_parts_with_one_scale_still_have_one(odd):
     tensors, _ = aligned(split_official(checkpoint, config), config)
     for key in tensors:
         if "experts.audio.mlp" in key and "norm" not in key:
-            scale = as_quantized(tensors.entries[key]).scale.load()
+            scale = as_quantized(tensors.entries[key]).scale.read()
             assert scale.unique().numel() == 1 and float(scale.flatten()[0]) > 0
 
 
@@ -61,9 +61,9 @@ def test_rows_of_the_wider_are_rows_of_the_whole(odd):
     tensors, _ = aligned(split_official(open_checkpoint(odd, "network"), config), config)
     for key, entry in tensors.entries.items():
         if ".mlp." in key and len(entry.shape) == 2:
-            whole = entry.load()
-            assert torch.equal(entry.load(None, (entry.shape[0] - 3, entry.shape[0])), whole[-3:])
-            assert torch.equal(entry.rows(1, 9).load(), whole[1:9])
+            whole = entry.read()
+            assert torch.equal(entry.read(None, (entry.shape[0] - 3, entry.shape[0])), whole[-3:])
+            assert torch.equal(entry.rows(1, 9).read(), whole[1:9])
 
 
 def test_the_released_widths():

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from magihuman_core.checkpoint.assign import assign_weights
 from magihuman_core.errors import CheckpointError
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
         "b": {"dtype": "BF16", "shape": [3], "data_offsets": [16, 22]}}  # fmt: skip

@@ -5,8 +5,8 @@ import torch
 
 from magihuman_core import load_audio_vae, load_video_vae
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
-from magihuman_core.weights.source import open_checkpoint
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import magihuman_core
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
-from magihuman_core.weights.source import open_checkpoint
 
 DATA = Path(__file__).parents[1] / "data"
 BOUNDED = settings(

@@ -15,8 +15,8 @@ from magihuman_core import load_dit, load_text_encoder
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
-from magihuman_core.weights.source import open_checkpoint
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")

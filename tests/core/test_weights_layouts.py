@@ -12,8 +12,8 @@ from magihuman_core import load_dit
 from magihuman_core.checkpoint.quantized import as_quantized
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
-from magihuman_core.weights.source import open_checkpoint
 
 logger = logging.getLogger(__name__)  # pytest --log-cli-level=INFO shows the errors
 
@@ -237,7 +237,7 @@ def test_decoding_rows_equals_rows_of_the_decoded(official):
             for rows in ((0, 1), (height // 3 - 2, height // 3 + 5), (height - 1, height)):
                 assert torch.equal(checkpoint.read(key, torch.float32, rows), whole[slice(*rows)])
                 part = checkpoint.entries[key].rows(*rows)
-                assert torch.equal(part.load(torch.float32), whole[slice(*rows)])
+                assert torch.equal(part.read(torch.float32), whole[slice(*rows)])
 
 
 def test_data_and_scale_stay_at_hand_undecoded(official):
@@ -248,8 +248,8 @@ def test_data_and_scale_stay_at_hand_undecoded(official):
         checkpoint = open_checkpoint(stored, "network")
         part = as_quantized(checkpoint.entries[key].rows(height, 2 * height - gates))  # audio's q, k, v
         assert part.data.dtype in (torch.int8, torch.float8_e4m3fn)
-        scale = part.scale.load()
-        decoded = part.data.load().float() * (scale[:, None] if scale.dim() else scale)
+        scale = part.scale.read()
+        decoded = part.data.read().float() * (scale[:, None] if scale.dim() else scale)
         expected = checkpoint.read(key, torch.float32)[height : 2 * height - gates]
         assert torch.allclose(decoded, expected, rtol=1e-6)
     for stored in (fp8_split(official), official):  # with the bf16 gates, and all in bf16

@@ -15,7 +15,7 @@ PROGRAM = """
 import sys, torch
 from torch import nn
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.checkpoint.write import write_checkpoint
 
 def memory(kind):

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from magihuman_core.checkpoint.checkpoint import Checkpoint, Entry
+from magihuman_core.checkpoint.checkpoint import Checkpoint
+from magihuman_core.checkpoint.lazy_tensor import InMemory
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.inspect import describe
-from magihuman_core.weights.recognize import find_role, recognize, require_kind
-from magihuman_core.weights.source import open_checkpoint
+from magihuman_core.weights.open import open_checkpoint
+from magihuman_core.weights.recognize import recognize, require_kind
+from magihuman_core.weights.roles import find_role
 
 DATA = Path(__file__).parents[1] / "data"
 REAL = {
@@ -27,15 +29,8 @@ REAL = {
 def real_checkpoint(kind: str, prefix: str = "") -> Checkpoint:
     """The real model's names, shapes and dtypes, without storage."""
     keys = json.loads((DATA / REAL[kind]).read_text())["keys"]
-
-    def entry(shape, dtype) -> Entry:
-        def load(cast=None, rows=None):
-            height = shape[0] if rows is None else rows[1] - rows[0]
-            return torch.empty((height, *shape[1:]), dtype=cast or dtype, device="meta")
-
-        return Entry(tuple(shape), dtype, load)
-
-    table = {prefix + k: entry(v["shape"], getattr(torch, v["dtype"][6:])) for k, v in keys.items()}
+    table = {prefix + k: InMemory(torch.empty(v["shape"], dtype=getattr(torch, v["dtype"][6:]), device="meta"))
+             for k, v in keys.items()}  # fmt: skip
     return Checkpoint(table, f"the real {kind}")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.magihuman_core.tools.convert import convert
-from magihuman_pack.magihuman_core.weights.dit_keys import official_rows
+from magihuman_pack.magihuman_core.weights.fused import fused_parts
 from magihuman_pack.nodes.adapter.lora import PREFIX
 from safetensors.torch import load_file, save_file
 from small_clip import generator, max_error, random, sample, sample_by_core, with_lora
@@ -30,7 +30,7 @@ def expected(model, official):
 def every_layer(model, official):
     """(LoRA, {official key: its difference at strength 0.7}) of all stacked and shared layers, with both spellings."""
     lora, change = {}, {}
-    keys = [key for key in official_rows(model.model.diffusion_model.config)
+    keys = [key for key in fused_parts(model.model.diffusion_model.config)
             if key.startswith("block.") and "norm" not in key]
     for number, key in enumerate(keys):
         rows, columns = official[key].shape

@@ -10,7 +10,7 @@ import torch
 from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas
 from magihuman_pack.magihuman_core.sampling.super_resolution import zero_snr_table
 from magihuman_pack.magihuman_core.weights.dit_keys import split_official
-from magihuman_pack.magihuman_core.weights.source import open_checkpoint
+from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes.adapter import sampling
 from safetensors.torch import load_file
 from small_clip import max_error

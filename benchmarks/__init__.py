@@ -1,0 +1,1 @@
+"""What the product costs: scripts that print figures. Each says in its first lines how it is run."""

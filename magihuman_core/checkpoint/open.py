@@ -1,0 +1,95 @@
+"""Opening weights by their file format: a file, a folder of shards, an index file, or a mapping of tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint, from_tensors
+from .gguf_file import open_gguf
+from .header import file_format, read_header
+from .pickled import open_training_checkpoint
+from .shards import missing_files, open_index, open_shards
+from .tensor_file import StoredTensor, TensorFile
+from .weight_files import INDEX, list_weight_files, missing_shards
+
+INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
+
+
+def open_stored(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    subfolders: Sequence[str] = (),
+    models: Sequence[str] = (),
+    mapped: bool = False,
+    allow_pickle: bool = False,
+) -> Checkpoint:
+    """Open weights with names and tensors as they are stored; only headers are read.
+
+    source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either, or shards without
+    an index, or a mapping from names to tensors.
+    subfolders: names of folders to look into where the given one holds no weights itself; models: names of folders
+    which hold a model each, so that an error can ask to choose.
+    mapped: tensors whose dtype is kept are views of the file instead of copies. allow_pickle: also take a training
+    checkpoint, without running code of it.
+    Raises CheckpointError with the file and the remedy.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, Mapping):
+        return from_tensors(source)
+    path = Path(source)
+    if path.is_dir():
+        found = _find_in_folder(path, subfolders, models)
+        if isinstance(found, list):
+            return open_shards(found[0].parent, found, mapped, {}, {})
+        path = found
+    elif not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
+    if path.name.endswith(".index.json"):
+        return open_index(path, mapped)
+    kind = file_format(path)
+    if kind == "gguf":
+        return open_gguf(path)
+    if allow_pickle and kind == "pickle":
+        return open_training_checkpoint(path)
+    header, file = read_header(path), TensorFile(path, mapped)
+    entries = {key: StoredTensor(file, info) for key, info in header.tensors.items()}
+    return Checkpoint(entries, str(path), header.metadata, path)
+
+
+def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[str]) -> Path | list[Path]:
+    """The file that stands for a folder: its index, its only weight file, or the list of its shards."""
+    try:
+        found = list_weight_files(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}).") from None
+    for index in found.indexes:
+        if index.name in INDEX_NAMES or len(found.indexes) == 1:
+            return index
+    single = [path for path in found.single if path.suffix == ".safetensors"]
+    if len(single) == 1 and not found.shards:
+        return single[0]
+    if single or found.shards:
+        return _complete_shards(folder, sorted(single + found.shards))
+    for name in subfolders:
+        if (folder / name).is_dir():
+            return _find_in_folder(folder / name, (), models)
+    present = [name for name in models if (folder / name).is_dir()]
+    if present:
+        raise CheckpointError(f"{folder}: holds several models: {', '.join(present)}. Choose one of these.")
+    if len(found.single) == 1:
+        return found.single[0]
+    raise CheckpointError(f"{folder}: holds no .safetensors file. Give the file or folder with the weights.")
+
+
+def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
+    missing = missing_shards(files)
+    if missing is None:
+        names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
+        raise CheckpointError(f"{folder}: holds several weight files: {names}. Choose one of them.")
+    absent, count = missing
+    if absent:
+        raise missing_files(folder, absent[0], len(absent), count)
+    return files

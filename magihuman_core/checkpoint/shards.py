@@ -1,0 +1,102 @@
+"""A checkpoint in several safetensors files, with an index file or without."""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from ..errors import CheckpointError
+from .checkpoint import Checkpoint
+from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from .json_file import read_json
+from .lazy_tensor import LazyTensor
+from .tensor_file import StoredTensor, TensorFile
+
+
+def open_index(path: Path, mapped: bool) -> Checkpoint:
+    """Open the shards that an index file names. Raises CheckpointError."""
+    index, folder = _read_index(path), path.parent
+    weight_map = index["weight_map"]
+    shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise missing_files(folder, missing[0], len(missing), len(shards))
+    metadata = index.get("metadata")
+    texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
+    return open_shards(folder, shards, mapped, weight_map, texts)
+
+
+def open_shards(
+    folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str], metadata: Mapping[str, str]
+) -> Checkpoint:
+    """All tensors of all shards. The index need not name every key (some tools add scales without it).
+
+    weight_map: key -> name of its file, from an index, or empty. metadata: texts that win over those in the shards.
+    Raises CheckpointError.
+    """
+    texts = dict(metadata)
+    entries: dict[str, LazyTensor] = {}
+    where: dict[str, str] = {}
+    for shard in shards:
+        header = read_header(shard)
+        texts = {**header.metadata, **texts}
+        file = TensorFile(shard, mapped)
+        name = shard.relative_to(folder).as_posix()
+        for key, info in header.tensors.items():
+            wanted = weight_map.get(key)
+            if key in entries and wanted is None:
+                raise CheckpointError(f"{folder}: {quoted(key)} is in {where[key]} and in {name}. "
+                                      "Keep the files of one model only in this folder.")
+            if key not in entries or wanted == name:
+                entries[key], where[key] = StoredTensor(file, info), name
+    absent = [key for key in weight_map if key not in entries]
+    if absent:
+        raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
+                              f"{quoted(absent[0])}. Files and index are of different versions: download both again.")
+    return Checkpoint(entries, str(folder), texts, folder)
+
+
+def named_files(index: Path) -> set[str]:
+    """The files that an index names; none where it cannot be read, which opening it explains."""
+    try:
+        return set(_read_index(index)["weight_map"].values())
+    except CheckpointError:
+        return set()
+
+
+def missing_files(folder: Path, first: str, missing: int, count: int) -> CheckpointError:
+    """The error for a folder where files of a checkpoint are not there."""
+    return CheckpointError(f"{folder}: {missing} of {count} files are missing, the first is {first}. "
+                           "Download the missing files into this folder.")
+
+
+def _read_index(path: Path) -> dict:
+    try:
+        index = read_json(path, MAX_HEADER)
+        weight_map = index["weight_map"]
+        if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError("its weight_map is not a table of file names")
+        return index
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        found = file_format(path)
+        what = explain_format(path, found) if found in ("lfs", "html", "empty") else (
+            f"{path}: is not a valid index of weight files. {DOWNLOAD_AGAIN}")
+        raise CheckpointError(what) from None
+
+
+def _shard_path(index: Path, name: str) -> Path:
+    """The file an index names, which must lie inside the index's own folder."""
+    refused = CheckpointError(f"{index}: names the file {quoted(name)}, which lies outside its folder. "
+                              "Such an index is refused; get the model from its original place.")
+    windows, posix = PureWindowsPath(name), PurePosixPath(name)
+    if windows.drive or windows.root or posix.root or ".." in windows.parts or "\0" in name or not posix.name:
+        raise refused
+    try:
+        folder, target = index.parent.resolve(), (index.parent / name).resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        raise refused from None
+    # Hugging Face's own cache is made of links from snapshots/<revision>/ to blobs/ beside it.
+    cache = next((p.parent / "blobs" for p in folder.parents if p.name == "snapshots"), folder)
+    if not target.is_relative_to(folder) and not target.is_relative_to(cache):
+        raise refused
+    return index.parent / name

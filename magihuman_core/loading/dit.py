@@ -1,0 +1,75 @@
+"""From a checkpoint of whatever layout and size to the network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.quantize import quantized_layers, stored_dtype
+from ..model.config import DiTConfig
+from ..model.dit import MagiHumanDiT
+from ..nn.operations import Operations
+from ..nn.quantized_linear import EIGHT_BITS
+from ..runtime.build import build_dit
+from ..runtime.streaming import choose_streamed, is_streamed, stream_blocks
+from ..weights.dit_keys import split_official
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
+from ..weights.recognize import explain_shape_errors
+
+log = logging.getLogger(__name__)
+
+
+def load_dit(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations: Operations = nn,
+    compute_dtype: torch.dtype | None = None,
+    resident_blocks: int | None = None,
+    stream_from: str | None = None,
+    **overrides,
+) -> MagiHumanDiT:
+    """Build the network that a checkpoint holds, at whatever size, and fill it.
+
+    source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
+    computed in, torch.bfloat16 (default, as released) or torch.float32; or torch.float8_e4m3fn, float8_e5m2 or
+    int8, which they are only stored in (see nn/quantized_linear.py; taken over from the file where it has them so)
+    and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
+    overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
+    and local_radius.
+    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
+    comes (see runtime/streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept
+    in main memory); None: memory on an accelerator, where there is enough.
+    Raises CheckpointError when the source is not a MagiHuman network or damaged.
+    """
+    checkpoint = open_checkpoint(source, "network")
+    dtype = dtype or torch.bfloat16
+    with explain_shape_errors(checkpoint.name, "network"):
+        config = DiTConfig.from_state_dict(checkpoint, **overrides)
+        dit = build_dit(config, dtype, compute_dtype=compute_dtype, operations=operations)
+        official = split_official(checkpoint, config)
+        tensors = quantized_layers(official, dtype, may_quantize)
+    streamed = choose_streamed(dit.blocks, resident_blocks)
+    assign_weights(
+        dit,
+        tensors,
+        dtype=dit.compute_dtype,
+        device=device,
+        name=checkpoint.name,
+        keep_fp32=keep_fp32,
+        skip=lambda key: is_streamed(key, streamed),
+    )
+    if streamed:
+        streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
+        rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantize) != dtype
+        if rounds and not streamer.in_memory:
+            log.warning("%s: is not stored in %s, so blocks that stream from it are rounded anew at each step. Convert "
+                        "it first (magihuman convert), or stream from memory.", checkpoint.name, str(dtype)[6:])
+    return dit.eval()

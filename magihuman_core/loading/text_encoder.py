@@ -1,0 +1,149 @@
+"""From a file to the text encoder: its tensors, its configuration, its tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.assign import assign_weights
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.json_file import read_json_object
+from ..checkpoint.quantize import quantized_layers
+from ..errors import CheckpointError, InputError
+from ..nn.operations import Operations
+from ..nn.quantized_linear import compute_dtype_of
+from ..runtime.build import build_text_encoder
+from ..text.config import TextEncoderConfig
+from ..text.encoder import TextEncoder
+from ..weights.open import open_checkpoint
+from ..weights.precision import keep_fp32, may_quantize
+from ..weights.recognize import explain_shape_errors
+from ..weights.text_encoder_keys import encoder_keys
+
+
+def load_text_encoder(
+    source: str | Path | Mapping[str, Tensor],
+    tokenizer=None,
+    config: Mapping | TextEncoderConfig | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    operations: Operations = nn,
+) -> TextEncoder:
+    """Load T5Gemma's encoder of any size, with its tokenizer.
+
+    source: file, folder, index file, or mapping of tensors, with or without the decoder.
+    tokenizer: tokenizer.json, its folder, or a `tokenizers.Tokenizer`; None: tokenizer.json beside the
+    weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
+    that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
+    dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
+    computed in bf16 (see nn/quantized_linear.py). Raises CheckpointError and InputError.
+    """
+    checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
+    with explain_shape_errors(checkpoint.name, "text_encoder"):
+        encoder = build_text_encoder(sizes, dtype, operations=operations)
+        tensors = quantized_layers(checkpoint, dtype, may_quantize)
+    computed = None if dtype is None else compute_dtype_of(dtype)
+    assign_weights(encoder, tensors, dtype=computed, device=device, name=checkpoint.name,
+                   keep_fp32=keep_fp32)
+    encoder.tokenizer = tokenizer
+    return encoder.eval()
+
+
+def open_text_encoder(source, tokenizer=None, config: Mapping | TextEncoderConfig | None = None):
+    """(tensors under our keys, configuration, tokenizer or None) for load_text_encoder's arguments."""
+    checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
+    given = config if config is not None else stored_config(checkpoint)
+    tokenizer = tokenizer if tokenizer is not None else sibling_file(checkpoint.path, "tokenizer.json")
+    with explain_shape_errors(checkpoint.name, "text_encoder"):
+        sizes = config_from_shapes(checkpoint, given)
+    return checkpoint, sizes, None if tokenizer is None else load_tokenizer(tokenizer)
+
+
+def load_tokenizer(source):
+    """A `tokenizers.Tokenizer` from itself, a tokenizer.json, or a folder that holds one.
+
+    Padding and truncation that the file may ask for are switched off. Raises InputError.
+    """
+    from tokenizers import Tokenizer
+
+    if isinstance(source, Tokenizer):
+        if source.padding is None and source.truncation is None:
+            return source
+        tokenizer = Tokenizer.from_str(source.to_str())       # the caller's own is left as it is
+    else:
+        path = Path(source)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise InputError(f"{path}: no such tokenizer file; give T5Gemma's tokenizer.json.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:                            # tokenizers raises bare Exception
+            raise InputError(f"{path}: not a tokenizer.json ({error}); give T5Gemma's.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConfig | None = None) -> TextEncoderConfig:
+    """All sizes that shapes tell, the rest from config or the 9B encoder's. Raises CheckpointError."""
+    given = TextEncoderConfig.from_mapping(config)
+    first = "encoder.layers.0."
+
+    def shape(key: str) -> tuple[int, ...]:
+        try:
+            return checkpoint.shape(key)
+        except KeyError:
+            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; "
+                                  "get it anew.") from None
+
+    vocab_size, hidden_size = shape("encoder.embed_tokens.weight")
+    inner = shape(first + "self_attn.q_proj.weight")[0]
+    kv_inner = shape(first + "self_attn.k_proj.weight")[0]
+    if inner % given.head_dim or kv_inner % given.head_dim:
+        raise CheckpointError(f"{checkpoint.name}: {inner} rows of queries and {kv_inner} of keys do not "
+                              f"divide into heads of {given.head_dim}. Give the config.json (head_dim).")
+    layers = 0
+    while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
+        layers += 1
+    values = {f.name: getattr(given, f.name) for f in fields(given)}
+    values.update(
+        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
+        num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
+        intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    if given.head_dim % 2 or not kv_heads or heads % kv_heads:
+        raise CheckpointError(f"{checkpoint.name}: {heads} heads of queries, {kv_heads} of keys, {given.head_dim} "
+                              "wide, do not go together. Give the config.json made for these weights.")
+    if given.layer_types is not None and len(given.layer_types) != layers:
+        raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
+                              f"{len(given.layer_types)}. Give the config.json made for these weights.")
+    return TextEncoderConfig(**values)
+
+
+def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
+    """The config that came with the weights: in the file's metadata, or config.json beside them.
+
+    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
+    be run.
+    """
+    source = checkpoint.metadata.get("config") or sibling_file(checkpoint.path, "config.json")
+    config = read_json_object(source) if source else None
+    # A config.json of another model may lie in the same folder.
+    kind = str(config.get("model_type", "")) if config else ""
+    if not kind.startswith(("t5_gemma", "t5gemma")):
+        return None
+    try:
+        return TextEncoderConfig.from_mapping(config)
+    except InputError as error:
+        place = source if isinstance(source, Path) else checkpoint.name
+        raise CheckpointError(f"{place}: {error}") from None
+
+
+def sibling_file(path: Path | None, *names: str) -> Path | None:
+    """The first of these files that lies beside the weights, or in their folder."""
+    folder = None if path is None else (path if path.is_dir() else path.parent)
+    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
+    return found[0] if found else None

@@ -1,0 +1,105 @@
+"""Reading audio from files: WAV and FLAC by soundfile where it is installed, all else by PyAV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .readable import check_readable
+from .waveform import to_stereo
+
+if TYPE_CHECKING:
+    import av
+
+# What soundfile gives the same samples of as PyAV, to the bit.
+FORMATS = ("WAV", "WAVEX", "FLAC")
+SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
+BLOCK = 1 << 20  # samples read at a time
+
+
+def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, int]:
+    """Decode the audio of a file -> (fp32 [2, samples], its own sample rate).
+
+    Any audio or video that FFmpeg reads. Channels become two as in waveform.to_stereo.
+    seconds: stop after so much. Raises InputError.
+    """
+    path = Path(path)
+    check_readable(path, "audio")
+    audio, rate = _read(path, seconds) or _decode(path, seconds)
+    if not bool(torch.isfinite(audio).all()):
+        raise InputError(f"{path}: holds samples that are not numbers. Export the sound again.")
+    return audio, rate
+
+
+def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
+    """(audio, rate) of a sound WAV or FLAC file; None for any other, and without soundfile."""
+    try:
+        import soundfile
+    except (ImportError, OSError):  # OSError: without its library
+        return None
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not file.frames or file.format not in FORMATS or file.subtype not in SUBTYPES:
+                return None
+            count = file.frames if seconds is None else min(file.frames, round(seconds * file.samplerate))
+            blocks = file.blocks(BLOCK, frames=count, dtype="float32", always_2d=True)
+            parts = [to_stereo(torch.from_numpy(block.T)) for block in blocks]
+    except (soundfile.SoundFileError, OSError):
+        return None  # PyAV may read more of it, or says what is wrong
+    audio = torch.cat(parts, 1) if parts else torch.empty(2, 0)
+    return (audio, file.samplerate) if audio.shape[1] == count else None
+
+
+def _decode(path: Path, seconds: float | None) -> tuple[Tensor, int]:
+    """The same of whatever FFmpeg reads. Raises InputError."""
+    import av
+
+    parts, count = [], 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise InputError(f"{path}: has no sound. Give a recording, such as a WAV, MP3 or M4A file.")
+            stream = container.streams.audio[0]
+            rate = stream.codec_context.sample_rate
+            limit = math.inf if seconds is None else round(seconds * rate)
+            for part in _frames(container, stream):
+                parts.append(part)
+                count += part.shape[1]
+                if count >= limit:
+                    break
+    except InputError:
+        raise
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read as sound ({reason}). Give a WAV or MP3 file.") from None
+    if not count:
+        raise InputError(f"{path}: holds no sound at all. Give a recording that is not empty.")
+    return torch.cat(parts, 1)[:, : int(min(count, limit))], rate
+
+
+def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[Tensor]:
+    """fp32 [2, n] of each decoded frame."""
+    import av
+
+    resampler = None
+    for frame in container.decode(stream):
+        if resampler is None:
+            # Only the format changes: channels are mixed as those of audio in memory are. Interleaved, because
+            # PyAV crashes where eight or more channels lie apart.
+            resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+        frame.pts = None
+        yield from map(_stereo, resampler.resample(frame))
+    if resampler is not None:
+        yield from map(_stereo, resampler.resample(None))
+
+
+def _stereo(frame: av.AudioFrame) -> Tensor:
+    """fp32 [2, n] of an interleaved frame."""
+    samples = torch.from_numpy(frame.to_ndarray())  # [1, n * channels]
+    return to_stereo(samples.view(-1, frame.layout.nb_channels).T)

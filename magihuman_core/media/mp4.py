@@ -1,0 +1,138 @@
+"""Clips as mp4 files: checking the place, and writing frame by frame with PyAV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import torch
+from torch import Tensor
+
+from ..atomic import temporary_name, whole_file
+from ..errors import InputError
+from ..sizes import FPS
+from .waveform import OUTPUT_RATE
+
+if TYPE_CHECKING:
+    import av
+
+
+def check_output(path: str | Path) -> Path:
+    """Make sure, before long work starts, that an mp4 can be written there; its folder is made.
+
+    Raises InputError.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"{path}: the clip is written as mp4. Give a name that ends in .mp4.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder. Give the name of a file.")
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be written ({reason}). Choose another folder.") from None
+    return path
+
+
+def write_mp4(
+    path: str | Path,
+    frames: Iterable[Tensor],
+    audio: Tensor | None,
+    *,
+    fps: float | Fraction = FPS,
+    sample_rate: int = OUTPUT_RATE,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write an H.264 (yuv420p, BT.709) and AAC mp4.
+
+    frames: uint8 [h, w, 3] one by one, h and w even: a tensor [F, h, w, 3], or an iterator, which is read
+    frame by frame and never held. audio: [2, samples] (or [1, samples]) in [-1, 1], cut, or filled with
+    silence, to the video's length; None: no audio. The file appears under its name only when it is
+    complete: it is written under a temporary name in the same folder, which any error, or Ctrl-C, removes.
+    Raises InputError for unusable input and where the disk refuses.
+    """
+    import av
+
+    path = Path(path)
+    fps = Fraction(fps).limit_denominator(1001)
+    try:
+        with whole_file(path) as file:
+            _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
+    except InputError:
+        raise
+    except (OSError, av.FFmpegError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # PyAV wraps some
+        raise InputError(f"{path}: cannot be written ({cause.strerror or cause}); nothing is left there. "
+                         "Free some space or choose another folder.") from error
+
+
+def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,
+           sample_rate: int, metadata: Mapping[str, str]) -> None:
+    import av
+
+    first = next(frames, None)
+    if first is None:
+        raise InputError(f"{path}: there are no frames to write.")
+    height, width = first.shape[:2]
+    if height % 2 or width % 2:
+        raise InputError(f"{path}: the frames are {width}x{height}; H.264 takes even sizes only.")
+    # use_metadata_tags keeps names that mp4 does not know.
+    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata.update({key: str(value) for key, value in metadata.items()})
+        video = _add_video(container, width, height, fps)
+        track = None if audio is None else _AudioTrack(container, audio, sample_rate)
+        for count, frame in enumerate(chain([first], frames)):
+            if tuple(frame.shape) != (height, width, 3) or frame.dtype != torch.uint8:
+                raise InputError(f"{path}: frame {count} is {frame.dtype} {tuple(frame.shape)}, "
+                                 f"expected uint8 {(height, width, 3)}.")
+            image = av.VideoFrame.from_ndarray(frame.cpu().numpy(), format="rgb24")
+            # The source needs no name: RGB has no matrix. BT.709 is what players assume of such sizes.
+            image = image.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            image.pts, image.time_base = count, 1 / fps
+            container.mux(video.encode(image))
+            if track is not None:
+                track.advance(round((count + 1) * sample_rate / fps))
+        container.mux(video.encode(None))
+        if track is not None:
+            track.finish()
+
+
+def _add_video(container: av.container.OutputContainer, width: int, height: int, fps: Fraction):
+    stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+    context = stream.codec_context
+    # Code points of ITU-T H.273: 1 is BT.709 in all three; range 1 is the limited one of video.
+    context.color_primaries = context.color_trc = context.colorspace = context.color_range = 1
+    return stream
+
+
+class _AudioTrack:
+    """The audio track, fed as far as the video has come, so that the two lie side by side in the file."""
+
+    def __init__(self, container: av.container.OutputContainer, audio: Tensor, sample_rate: int) -> None:
+        if audio.ndim != 2 or audio.shape[0] not in (1, 2):
+            raise InputError(f"the audio has shape {tuple(audio.shape)}, expected [2, samples].")
+        self.container, self.audio, self.rate, self.position = container, audio, sample_rate, 0
+        self.stream = container.add_stream("aac", rate=sample_rate, layout="stereo")
+        self.stream.bit_rate = 192_000
+
+    def advance(self, end: int) -> None:
+        """Encode all samples before `end`; silence where there are none."""
+        import av
+
+        part = self.audio[:, self.position : end].detach().cpu().float().clamp(-1, 1).expand(2, -1)
+        part = torch.nn.functional.pad(part, (0, end - self.position - part.shape[1]))
+        frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = self.rate, self.position, Fraction(1, self.rate)
+        self.container.mux(self.stream.encode(frame))
+        self.position = end
+
+    def finish(self) -> None:
+        self.container.mux(self.stream.encode(None))

@@ -1,0 +1,28 @@
+"""Whether there is a file to decode at all."""
+
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def check_readable(path: Path, what: str) -> None:
+    """Say plainly that a file is missing, a folder, empty, or a download that went wrong.
+
+    what: "image" or "audio". Raises InputError.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected an {what} file.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such {what} file. Check the name.") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot be read ({reason}). Check its permissions.") from None
+    except ValueError:  # a zero byte in the name
+        raise InputError(f"{str(path)!r}: is not a possible name of an {what} file.") from None
+    if not head:
+        raise InputError(f"{path}: is empty. Give another {what} file.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: is a Git-LFS pointer, not the {what}. Fetch it with 'git lfs pull'.")

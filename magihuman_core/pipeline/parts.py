@@ -1,0 +1,60 @@
+"""The models of a folder, and how they are loaded and run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.quantize import stored_dtype
+from ..loading.folder import NETWORKS, ModelFolder
+from ..weights.open import open_checkpoint
+
+LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
+
+Module = TypeVar("Module", bound=nn.Module)
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where the parts of the model lie, and what their loaders are told; see MagiHumanPipeline.from_folder."""
+
+    models: ModelFolder
+    device: torch.device
+    dtype: torch.dtype | None = None
+    resident_blocks: int | None = None
+    tile: int | None = None
+    loras: Sequence[tuple[str | Path, float]] = ()
+    notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already
+
+    def open(self, part: str) -> Checkpoint:
+        """A part's checkpoint, of which only the header is read. Raises CheckpointError and InputError."""
+        checkpoint = open_checkpoint(self.models[part], "network" if part in NETWORKS else None)
+        notice = checkpoint.metadata.get("notice")  # such as that the weights are random
+        if notice and notice not in self.notices:
+            self.notices.add(notice)
+            log.warning("%s", notice)
+        return checkpoint
+
+    def load(self, loader: Callable[..., Module], source: Any, *arguments: Any, **options: Any) -> Module:
+        """A module from one of the loaders, on the device to compute on."""
+        started = time.perf_counter()
+        module = loader(source, *arguments, device=self.device, **options)
+        log.info("loaded in %.1f s", time.perf_counter() - started)
+        return module
+
+    def weights_dtype(self, tensors: Checkpoint, may_quantize: Callable[[str], bool]) -> torch.dtype:
+        """What a part's weights are kept in. may_quantize: which of its keys may be in 8 bits."""
+        if self.dtype is not None:
+            return self.dtype
+        if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
+            return torch.float32
+        return stored_dtype(tensors, may_quantize) or torch.bfloat16

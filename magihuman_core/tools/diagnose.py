@@ -1,0 +1,152 @@
+"""What a checkpoint is good for: what to know of it, what would go wrong in loading it, and the memory it will need."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.assign import is_finite
+from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.header import quoted
+from ..checkpoint.lazy_tensor import InMemory, LazyTensor
+from ..checkpoint.quantize import stored_dtype
+from ..errors import CheckpointError, InputError
+from ..loading.audio_vae import load_audio_vae
+from ..loading.dit import load_dit
+from ..loading.text_encoder import load_text_encoder
+from ..loading.turbo_vae import load_turbo_vae
+from ..loading.video_vae import load_video_vae
+from ..model.config import RELEASED
+from ..model.dit import MagiHumanDiT
+from ..recipes import DISTILLED, RECIPES
+from ..runtime.lora import check_delta, split_lora
+from ..runtime.memory import estimate
+from ..weights.dit_keys import network_config, split_official
+from ..weights.lora_names import all_layer_names, by_layer, listed
+from ..weights.open import open_checkpoint
+from ..weights.precision import may_quantize
+from ..weights.recognize import Recognized
+from ..weights.text_encoder_keys import encoder_keys
+
+LOADERS: Mapping[str, Callable[..., nn.Module]] = {
+    "network": load_dit,
+    "text_encoder": load_text_encoder,
+    "turbo_vae": load_turbo_vae,
+    "video_vae": load_video_vae,
+    "audio_vae": load_audio_vae,
+}
+READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
+
+
+def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
+    """What a LoRA changes, and, where it is not damaged, whether it fits the released networks."""
+    layers, unmatched = by_layer(checkpoint, all_layer_names())
+    down = [checkpoint.shape(keys["down"]) for keys in layers.values() if "down" in keys]
+    ranks = sorted({shape[0] for shape in down if shape})
+    parts = [f"{len(layers)} of MagiHuman's layers"]
+    if ranks:
+        parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
+    parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
+              if any(role in keys for keys in layers.values())]  # fmt: skip
+    yield "changes", ", ".join(parts)
+    if layers and not damaged:
+        dit = MagiHumanDiT(RELEASED, device="meta")
+        weights = dict(dit.named_parameters())
+        try:
+            split = split_lora(checkpoint, RELEASED)
+            unmatched = dict(split.unmatched)
+            for key, deltas in split.deltas.items():
+                for delta in deltas:
+                    check_delta(delta, key, weights[key], checkpoint.name)
+        except CheckpointError as error:
+            yield "note", "it is not for the released networks: " + without_path(error, checkpoint.name)
+    if unmatched:
+        yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {listed(unmatched)}"
+
+
+def notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
+    """What a user should know although it is no fault."""
+    if found.kind == "network":
+        if found.role is None:
+            yield "base, distilled and super-resolution networks look alike inside: choose the role yourself"
+        small = [entry for key, entry in checkpoint.entries.items() if key.endswith("norm.weight")]
+        if any(entry.dtype in (torch.bfloat16, torch.float16) for entry in small):
+            yield "norms were stored in 16 bits by whoever packed this file; the original has them in 32"
+        if found.quantization and "without scales" in found.quantization:
+            yield "fp8 without scales loses small weights; a file with scales, or bf16, is better"
+    if found.layout == "with decoder":
+        yield "the decoder half is not used; only the encoder is read"
+    if found.layout == "inside Stable Audio Open":
+        yield "only the VAE inside this file is read"
+
+
+def find_problems(checkpoint: Checkpoint, found: Recognized, read_all: bool) -> Iterator[str]:
+    """What would go wrong in loading it, found without reading the large tensors."""
+    if found.kind in LOADERS:
+        try:
+            _load_dry(checkpoint, found)
+        except CheckpointError as error:
+            yield without_path(error, checkpoint.name)
+    if read_all or found.kind == "lora":  # which is small
+        yield from _damage(checkpoint)
+
+
+def _damage(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is wrong with the values themselves."""
+    for key, entry in checkpoint.entries.items():
+        try:
+            if not is_finite(entry.read()):
+                yield f"{quoted(key)} holds values that are not numbers or are infinite"
+        except CheckpointError as error:
+            yield without_path(error, checkpoint.name)
+
+
+def _load_dry(checkpoint: Checkpoint, found: Recognized) -> Any:
+    """The module that a checkpoint loads to, without content. Raises CheckpointError."""
+    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
+    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
+
+
+def memory_needed(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
+    """What it will need on a GPU for a clip of the usual size."""
+    if found.kind not in LOADERS:
+        return
+    config = _load_dry(checkpoint, found).config
+    recipe = RECIPES[found.role] if found.role else DISTILLED
+    if found.kind == "network":
+        config = replace(config, **recipe.overrides(config.layers))
+    dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
+    try:
+        yield str(estimate(config, width=recipe.width, height=recipe.height, dtype=dtype,
+                           guided=recipe.guidance is not None))
+    except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
+        return
+
+
+def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
+    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16."""
+    tensors = open_checkpoint(checkpoint, kind)
+    if kind == "network":
+        tensors = split_official(tensors, network_config(tensors))
+    elif kind == "text_encoder":
+        tensors = encoder_keys(tensors)
+    else:
+        return torch.bfloat16
+    return stored_dtype(tensors, may_quantize) or torch.bfloat16
+
+
+def _dry(entry: LazyTensor) -> LazyTensor:
+    """A tensor that reads as an empty one on the meta device, unless it is small."""
+    if entry.numel <= READ_SMALL:
+        return entry
+    return InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+
+
+def without_path(error: CheckpointError, path: str | Path) -> str:
+    """The message without the file's name, which stands above it already."""
+    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{os.fspath(path)}/")
+    return text[:1].lower() + text[1:] if text[:2].istitle() else text

@@ -1,0 +1,26 @@
+"""The text encoder's tensors under our keys, which are those of the official checkpoint."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..errors import CheckpointError
+
+PREFIXES = ("model.encoder.", "encoder.", "")
+
+
+def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
+    """The encoder's tensors of a file, as `encoder.*`; the decoder and heads are dropped.
+
+    Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
+    """
+    checkpoint = renamed(checkpoint, lambda key: key)
+    for prefix in PREFIXES:
+        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
+            break
+    else:
+        raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
+                              "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
+    parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
+    return renamed(checkpoint, lambda key: "encoder." + key[len(prefix):] if key.startswith(parts) else None)

@@ -1,0 +1,84 @@
+"""IMAGE and AUDIO of ComfyUI: checked, brought to a clip's sizes, encoded, and decoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.media.image import fit_image, to_rgb
+from ...magihuman_core.media.waveform import resample, to_stereo
+from ...magihuman_core.sizes import PIXELS_PER_LATENT
+from .vae import encode_audio, encode_frames
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """The first picture of an IMAGE batch; a transparent one on white."""
+    from PIL import Image
+
+    if image.ndim != 4 or 0 in image.shape:
+        raise InputError(f"The image has shape {list(image.shape)}, expected a picture. Connect Load Image.")
+    pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+
+
+def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
+    """The latent [1, C, 1, H, W] of an IMAGE's first picture, cropped to a clip's size.
+
+    like: the clip's video latent. Raises InputError where the VAE makes other latents.
+    """
+    width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
+    found = encode_frames(vae, fit_image(to_pil(image), width, height))
+    if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
+        raise InputError(
+            f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} cells, but the latent has "
+            f"{like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 VAE."
+        )
+    return found
+
+
+def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3].
+
+    like: the clip's video latent. Raises InputError where the VAE makes other latents.
+    """
+    found = encode_frames(vae, images[..., :3].movedim(-1, 0)[None] * 2 - 1)  # [F, h, w, 3] -> [1, 3, F, h, w]
+    if found.shape[1] != like.shape[1]:
+        raise InputError(f"The VAE makes {found.shape[1]} channels, expected {like.shape[1]}: connect the Wan2.2 VAE.")
+    return found
+
+
+def stereo(audio: dict) -> tuple[Tensor, int]:
+    """(waveform [2, L], rate) of an AUDIO's first sound. Raises InputError where there is none."""
+    if audio is None or audio["waveform"].shape[-1] == 0:
+        raise InputError("The audio is empty: it holds no samples. Choose another recording.")
+    waveform = to_stereo(audio["waveform"][0].float())
+    if not bool(torch.isfinite(waveform).all()):
+        raise InputError("The audio holds samples that are not numbers. Export the recording again.")
+    return waveform, int(audio["sample_rate"])
+
+
+def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
+    """The latent [1, c, n] of a waveform. like: the clip's audio latent. Raises InputError."""
+    found = encode_audio(audio_vae, waveform, rate)
+    if found.shape[1] != like.shape[1]:
+        raise InputError(f"The audio VAE makes {found.shape[1]} channels, but the latent's sound has "
+                         f"{like.shape[1]}: connect MagiHuman's audio VAE.")
+    return found.to(like)
+
+
+def decode_audio(audio_vae, latent: Tensor, rate: int) -> Tensor:
+    """Waveform [2, L] of an audio latent [1, c, n] at a rate, through any audio VAE of ComfyUI."""
+    waveform = audio_vae.decode(latent).movedim(-1, 1)[0].float().cpu()
+    given = getattr(audio_vae, "audio_sample_rate_output", None) or audio_vae.audio_sample_rate
+    return resample(waveform, given, rate)
+
+
+def fit_length(waveform: Tensor, samples: int) -> Tensor:
+    """A waveform cut to so many samples, or followed by silence."""
+    return torch.nn.functional.pad(waveform[:, :samples], (0, max(0, samples - waveform.shape[1])))
