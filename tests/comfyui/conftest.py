@@ -22,7 +22,7 @@ collect_ignore = ["inside"]  # runs in ComfyUI's Python: see test_inside.py
 def pytest_terminal_summary(terminalreporter):
     """Where nothing here could run, nobody should take the green line for more than it is."""
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", ())]
-    for sign in ("NO COMFYUI FOUND", "NO BROWSER TEST"):
+    for sign in ("NO COMFYUI FOUND", "NO BROWSER TEST", "NO PYTEST IN COMFYUI"):
         count = sum(sign in text for text in skipped)
         if count:
             terminalreporter.section(sign, sep="!", red=True, bold=True)

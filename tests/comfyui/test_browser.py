@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 from server import front_end_flags
-from test_example_workflows import WORKFLOWS, stand_in, write_media
+from test_example_workflows import WORKFLOWS, copy_models, write_media
 from ui_graph import to_api
 
 HERE = Path(__file__).resolve().parent
@@ -57,7 +57,7 @@ def browse(server, tmp_path_factory):
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
 
-    stand_in(server.base / "models")
+    copy_models(server.base / "models")
     write_media(server.base / "input")
     return run
 

@@ -23,6 +23,8 @@ def failures(comfyui, base_directory, tmp_path_factory, request) -> dict[str, li
     command = [find_python(comfyui), str(INSIDE / "run.py"), str(Path(pytest.__file__).parents[1]), str(report),
                *(str(INSIDE / name) for name in chosen)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=560, check=False)
+    if "NO PYTEST IN COMFYUI" in done.stderr:
+        pytest.skip(done.stderr.strip())
     found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     if not set(found) >= set(chosen):
         pytest.fail(f"some tests did not run:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}", pytrace=False)

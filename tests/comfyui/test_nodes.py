@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-import av
 import graphs
 import pytest
+from graphs import node
+from PIL import Image
 from record_object_info import PREFIX, RECORD
 from server import Server, find_python
 from ui_graph import inputs_of
@@ -55,23 +56,16 @@ def texts(name: str | None, tooltip: str | None) -> dict[str, str]:
     return {key: text for key, text in (("name", name), ("tooltip", tooltip)) if text}
 
 
-@pytest.mark.parametrize("role", ["distilled", "base"])
-def test_text_to_film(server, role):
-    result = server.run(graphs.film(graphs.clip(role)))
-    (path,) = result.files("save")
-    with av.open(str(path)) as film:
-        video, audio = film.streams.video[0], film.streams.audio[0]
-        assert (video.width, video.height, video.average_rate, video.frames) == (64, 96, 25, 9)
-        assert (audio.rate, audio.channels) == (44100, 2)
-        assert "prompt" in film.metadata
-    assert len(result.previews) >= 2
-
-
-def test_models_unload_by_comfyuis_button_and_come_back(server):
-    first = server.run(graphs.film(graphs.clip(seed=51)))
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    second = server.run(graphs.film(graphs.clip(seed=52)))
-    assert first.files("save") != second.files("save")
+def test_models_unload_by_comfyuis_button_and_come_back_the_same(server):
+    graph = graphs.clip(seed=51)
+    graph["images"] = node("VAEDecode", samples=["sample", 0], vae=["turbo", 0])
+    graph["save"] = node("PreviewImage", images=["images", 0])
+    runs = []
+    for _ in range(2):
+        runs.append([Image.open(path).tobytes() for path in server.run(graph).files("save")])
+        server.post("/free", {"unload_models": True, "free_memory": True})  # results are forgotten, too
+    assert len(runs[0]) == 9
+    assert runs[0] == runs[1]
 
 
 def test_another_way_to_start(server, comfyui):
@@ -79,6 +73,7 @@ def test_another_way_to_start(server, comfyui):
     other = Server(find_python(comfyui), comfyui, server.base, *flags)
     try:
         other.wait()
-        other.run(graphs.film(graphs.clip()))
+        (film,) = other.run(graphs.film(graphs.clip())).files("save")
+        assert film.stat().st_size > 1000
     finally:
         other.stop()

@@ -1,8 +1,6 @@
 """Ways through the nodes, with core's nodes mixed in. Small models, a real server."""
 
 import json
-import wave
-from array import array
 
 import av
 import graphs
@@ -19,21 +17,6 @@ def picture(server):
     return "picture.png"
 
 
-@pytest.fixture(scope="module")
-def recording(server):
-    """A mono recording of 0.6 s at 8 kHz."""
-    return write_wave(server, "recording.wav", 8000, [(i % 50) * 300 - 7500 for i in range(4800)])
-
-
-def write_wave(server, name, rate, samples, channels=1):
-    with wave.open(str(server.base / "input" / name), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(array("h", samples).tobytes())
-    return name
-
-
 def film_facts(result) -> tuple:
     """(width, height, frames, seconds of sound) of the film that the node "save" wrote."""
     (path,) = result.files("save")
@@ -48,31 +31,6 @@ def test_picture_to_film(server, picture):
     graph["held"] = node("MagiHumanReferenceImage", vae=["wan", 0], image=["picture", 0], latent=["empty", 0])
     graph["sample"]["inputs"]["latent_image"] = ["held", 0]
     assert film_facts(server.run(graphs.film(graph, vae="wan"))) == (64, 96, 9, 0.36)
-
-
-def test_own_voice_sets_the_length_and_is_the_sound(server, picture, recording):
-    graph = graphs.clip()
-    graph["recording"] = node("LoadAudio", audio=recording)
-    graph["driven"] = node("MagiHumanDrivingAudio", audio_vae=["sound", 0], audio=["recording", 0], latent=["empty", 0],
-                           length="from the sound", max_seconds=20.0)
-    graph["sample"]["inputs"]["latent_image"] = ["driven", 0]
-    graph = graphs.film(graph)
-    graph["decode"]["inputs"]["audio"] = ["recording", 0]
-    width, height, frames, seconds = film_facts(server.run(graph))
-    assert (width, height) == (64, 96)
-    assert frames == 13 and seconds == pytest.approx(0.52, abs=0.02)
-
-
-@pytest.mark.parametrize("role", ["sr_540p", "sr_1080p"])
-def test_super_resolution(server, picture, role):
-    graph = graphs.clip()
-    graph["large_model"] = node("MagiHumanModelLoader", model=graphs.MODELS[role], role="auto", weight_dtype="default")
-    graph["picture"] = node("LoadImage", image=picture)
-    graph["large"] = node("MagiHumanLatentUpscale", latent=["sample", 0], target="factor", factor=2.0, vae=["wan", 0],
-                          image=["picture", 0])
-    graph["fine"] = node("MagiHumanSampler", model=["large_model", 0], positive=["text", 0], latent_image=["large", 0],
-                         seed=3, mode="auto", steps=0, sr_noise_level=220)
-    assert film_facts(server.run(graphs.film(graph, ("fine", 0)))) == (128, 192, 9, 0.36)
 
 
 def test_extend(server):

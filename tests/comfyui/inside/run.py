@@ -13,8 +13,10 @@ try:
     import pytest
 except ImportError:
     sys.path.append(folder)
-    import pytest
-
+    try:
+        import pytest
+    except ImportError as error:  # of another version of Python
+        sys.exit(f"NO PYTEST IN COMFYUI ({error}): {sys.executable} -m pip install pytest")
     sys.path.remove(folder)
 
 

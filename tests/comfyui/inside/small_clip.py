@@ -17,22 +17,22 @@ VIDEO, AUDIO = random(1, 48, 3, 4, 6), random(1, 64, 9)
 TEXT, OTHER = random(1, 7, 32), random(1, 9, 32)
 
 
-def sample(model, steps=2, negative=None, sampler="unipc"):
-    """[video, audio] latents through ComfyUI."""
+def sample(model, positive=TEXT, negative=None):
+    """[video, audio] latents through ComfyUI, after two steps of UniPC."""
     nested = comfy.nested_tensor.NestedTensor
     guidance = None if negative is None else sampling.Guidance()
-    guider = sampling.make_guider(model, guidance, [[TEXT, {}]], None if negative is None else [[negative, {}]])
+    guider = sampling.make_guider(model, guidance, [[positive, {}]], None if negative is None else [[negative, {}]])
     out = guider.sample(nested([VIDEO, AUDIO]), nested([torch.zeros_like(VIDEO), torch.zeros_like(AUDIO)]),
-                        sampling.make_sampler(sampler), flow_sigmas(steps), seed=1, disable_pbar=True)
+                        sampling.make_sampler("unipc"), flow_sigmas(2), seed=1, disable_pbar=True)
     return out.unbind()
 
 
-def sample_by_core(network, latent_format, steps=2, negative=None):
+def sample_by_core(network, latent_format, negative=None):
     """The same with a network of the core's, in the core's own loop."""
     x, shapes = pack_latents(VIDEO, AUDIO)
     with torch.no_grad():
         denoiser = JointDenoiser(network, shapes, TEXT, negative)
-        video, audio = unpack_latents(sample_unipc(denoiser, x, flow_sigmas(steps), disable=True), shapes)
+        video, audio = unpack_latents(sample_unipc(denoiser, x, flow_sigmas(2), disable=True), shapes)
     return latent_format.process_out(video), audio
 
 

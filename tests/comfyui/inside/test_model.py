@@ -3,13 +3,14 @@
 import comfy.memory_management
 import comfy.model_management
 import comfy.patcher_extension
+import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.lora import is_alias
 from magihuman_pack.nodes.adapter.model import load_model
-from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, sample, sample_by_core
+from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core
 
 
 def test_block_patches_attention_overrides_and_wrappers_are_called(model, plain):
@@ -106,3 +107,8 @@ def test_what_is_no_layer_of_comfyuis_comes_to_the_device_of_a_model_loaded_in_p
         managed = hasattr(module, "comfy_cast_weights")
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             assert tensor.is_meta != managed, name
+
+
+def test_conditioning_of_another_encoder_is_named(model):
+    with pytest.raises(ValueError, match=r"conditioning has 16 channels, .* Load MagiHuman Text Encoder"):
+        sample(model, positive=random(1, 7, 16))
