@@ -38,17 +38,17 @@ class MagiHumanDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, audio_vae, latent, sample_rate, audio=None) -> io.NodeOutput:
-        video, sound = split(latent)
+        video, audio_latents = split(latent)
         if video.shape[0] != 1:
             raise InputError(f"The latent holds {video.shape[0]} clips, but a film holds one: sample them "
                              "one at a time.")
         check(vae, "video", video.shape[1])
-        check(audio_vae, "audio", sound.shape[1])
+        check(audio_vae, "audio", audio_latents.shape[1])
         rate = int(sample_rate)
         images = vae.decode(video)[0]  # [1, F, h, w, 3] -> [F, h, w, 3]
-        count = min(images.shape[0], sound.shape[2])
+        count = min(images.shape[0], audio_latents.shape[2])
         if audio is None:
-            waveform = decode_audio(audio_vae, sound, rate)
+            waveform = decode_audio(audio_vae, audio_latents, rate)
         else:
             waveform = resample(*stereo(audio), rate)
         waveform = fit_length(waveform, count * rate // FPS).clamp(-1, 1)

@@ -1,5 +1,7 @@
 """Nodes that load weights."""
 
+from pathlib import Path
+
 import torch
 from comfy_api.latest import io
 
@@ -69,19 +71,18 @@ class MagiHumanModelLoader(io.ComfyNode):
         return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast))
 
     @staticmethod
-    def find(choice: str, role: str):
+    def find(choice: str, role: str) -> tuple[Path, str]:
         """(path, role) of a choice. Raises InputError where the role cannot be told."""
         if choice == DEMO:
             models = find_models("demo")
             role = next((r for r in ("distilled", "base") if r in models), "distilled") if role == AUTO else role
             return models[models.require(role, "the demo")], role
         path = resolve("diffusion_models", choice)
-        if role == AUTO:
-            role = find_role(path, open_checkpoint(path).metadata)
-        if role is None:
+        found = find_role(path, open_checkpoint(path).metadata) if role == AUTO else role
+        if found is None:
             raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
                              f"to one of {', '.join(RECIPES)}.")
-        return path, role
+        return path, found
 
 
 class MagiHumanTextEncoderLoader(io.ComfyNode):
@@ -122,7 +123,7 @@ class _VAELoader(io.ComfyNode):
     PART: str
 
     @classmethod
-    def path(cls, choice: str):
+    def path(cls, choice: str) -> Path:
         if choice == DEMO:
             models = find_models("demo")
             return models[models.require(cls.PART, "the demo")]

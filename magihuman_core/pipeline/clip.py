@@ -1,4 +1,4 @@
-"""A finished clip: pictures, sound, and how they were made."""
+"""A finished clip: frames, audio, and how they were made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sizes import FPS
 
 @dataclass(frozen=True)
 class Clip:
-    """Pictures and sound of equal length."""
+    """Frames and audio of equal length."""
 
     frames: Tensor  # uint8 [F, h, w, 3]
     audio: Tensor  # fp32 [2, samples]

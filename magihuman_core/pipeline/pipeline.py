@@ -96,7 +96,7 @@ class MagiHumanPipeline:
         Raises InputError and CheckpointError, before anything is computed where that can be known.
         """
         started = time.perf_counter()
-        progress = progress or _no_progress
+        progress = progress or (lambda stage, done, total: None)
         request = make_request(
             self.parts, prompt, negative=negative, image=image, audio=audio, seconds=seconds, size=(width, height),
             seed=seed, steps=steps, mode=mode, upscale=upscale, sr_steps=sr_steps, guidance=guidance)
@@ -148,7 +148,3 @@ class MagiHumanPipeline:
             torch.cuda.empty_cache()
         log.info("%s: %.1f s", name, time.perf_counter() - started)
         return result
-
-
-def _no_progress(stage: str, done: int, total: int) -> None:
-    """For who does not want to be told."""

@@ -3,7 +3,7 @@ part is gone with the function's last line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ..model.dit import MagiHumanDiT
 from ..runtime.lora import apply_lora
 from ..runtime.memory import log_estimate
 from ..sampling.denoiser import JointDenoiser
-from ..sampling.frozen import JointLatent, empty_latent, keep_audio, keep_image
+from ..sampling.frozen import empty_latent, keep_audio, keep_image
 from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import start_noise
 from ..sampling.solvers import SOLVERS, flow_sigmas
@@ -78,7 +78,7 @@ def sample(parts: Parts, turn: Pass, conditions: Conditions, seed: int, base: tu
     """Both latents of a clip: from noise, or by super-resolution from the latents of a finished clip, the base.
 
     Super-resolution hears the base's audio, with some noise, and returns it as it was.
-    Raises CheckpointError where the network computes what is not finite.
+    Raises CheckpointError for parts that do not fit each other, and where the network computes what is not finite.
     """
     recipe = turn.recipe
     config = network_config(parts.open(recipe.role))
@@ -93,7 +93,11 @@ def sample(parts: Parts, turn: Pass, conditions: Conditions, seed: int, base: tu
     elif conditions.audio is not None:
         latent = keep_audio(latent, conditions.audio)
     if conditions.images:
-        latent = keep_image(latent, _fitting(parts, conditions.images[turn.size], latent))
+        image = conditions.images[turn.size]
+        if image.shape[1] != config.video_channels:
+            raise CheckpointError(f"{parts.models['video_vae']}: encodes to {image.shape[1]} channels, the network "
+                                  f"takes {config.video_channels}. Use the VAE that belongs to this network.")
+        latent = keep_image(latent, image)
 
     negative = None if turn.guidance is None else conditions.negative
     x, shapes = pack_latents(video, audio)
@@ -101,7 +105,8 @@ def sample(parts: Parts, turn: Pass, conditions: Conditions, seed: int, base: tu
     model = JointDenoiser(dit, shapes, conditions.text, negative, turn.guidance, latent.frozen_video,
                           latent.frozen_audio)
     progress(turn.name, 0, turn.steps)
-    x = SOLVERS[recipe.solver](model, x, flow_sigmas(turn.steps), {"seed": seed}, _reporter(turn, progress), True)
+    x = SOLVERS[recipe.solver](model, x, flow_sigmas(turn.steps), {"seed": seed}, disable=True,
+                               callback=lambda state: progress(turn.name, state["i"] + 1, turn.steps))
     if not bool(torch.isfinite(x).all()):
         raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
                               "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
@@ -144,17 +149,6 @@ def decode_video(parts: Parts, latent: Tensor, count: int, progress: Progress) -
     return frames
 
 
-# Helpers of the stages
-
-
-def _fitting(parts: Parts, image: Tensor, latent: JointLatent) -> Tensor:
-    """A reference image's latent. Raises CheckpointError unless the network has as many channels."""
-    if image.shape[1] != latent.video.shape[1]:
-        raise CheckpointError(f"{parts.models['video_vae']}: encodes to {image.shape[1]} channels, the network takes "
-                              f"{latent.video.shape[1]}. Use the VAE that belongs to this network.")
-    return image
-
-
 def _load_network(parts: Parts, turn: Pass, conditions: Conditions) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need for a clip of this size."""
     checkpoint = parts.open(turn.recipe.role)
@@ -171,8 +165,3 @@ def _load_network(parts: Parts, turn: Pass, conditions: Conditions) -> MagiHuman
         for file, strength in parts.loras:
             apply_lora(dit, file, strength)
     return dit
-
-
-def _reporter(turn: Pass, progress: Progress) -> Callable[[dict[str, Any]], None]:
-    """A solver's callback."""
-    return lambda state: progress(turn.name, state["i"] + 1, turn.steps)

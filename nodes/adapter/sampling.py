@@ -48,14 +48,15 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
         model = self.model_patcher.model
         conds = [cond.get("cross_attn") for group in self.original_conds.values() for cond in group]
         text = max((cond.shape[1] for cond in conds if cond is not None), default=TEXT_TOKENS)
-        (batch, _, *cells), (_, _, audio) = self._shapes
+        (batch, _, frames, height, width), (_, _, audio) = self._shapes
+        size = (frames, height, width)
         compute_dtype = model.diffusion_model.compute_dtype
         activations = batch * network_activations(
-            model.network_config, tuple(cells), audio, text, compute_dtype, "cuda", False)
+            model.network_config, size, audio, text, compute_dtype, "cuda", False)
         weights = self.model_patcher.model_size()
         order = ["a narrower weight_dtype in Load MagiHuman Model", "a smaller picture or a shorter clip"]
         advice = ", then ".join(order if weights > activations else reversed(order))
-        return Estimate("network", clip_in_words(tuple(cells), audio, text), weights, activations, advice=advice)
+        return Estimate("network", clip_in_words(size, audio, text), weights, activations, advice=advice)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})

@@ -12,7 +12,6 @@ from safetensors.torch import load, load_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
 from magihuman_core.model.sequence import patchify, unpatchify
-from magihuman_core.recipes import SR_1080P
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
 from magihuman_core.weights.fused import fused_parts
 from magihuman_core.weights.open import open_checkpoint
@@ -277,11 +276,6 @@ def test_training_after_inference():
         dit(*clip)
     dit.requires_grad_(True)
     dit(*clip)[0].sum().backward()
-
-
-def test_1080p_layers():
-    local = SR_1080P.overrides(40)["local_layers"]
-    assert len(local) == 32 and 35 in local and 39 in local
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,15 @@ from magihuman_core import (
     unpack_latents,
 )
 from magihuman_core.sampling.denoiser import video_scales
-from magihuman_core.sampling.frozen import apply_frozen
+from magihuman_core.sampling.frozen import (
+    apply_frozen,
+    empty_latent,
+    keep_audio,
+    keep_image,
+    keep_start,
+    last_samples,
+    overlap_frames,
+)
 from magihuman_core.sampling.noise import start_noise, step_noise
 from magihuman_core.sampling.super_resolution import prepare_super_resolution, zero_snr_table
 
@@ -202,3 +210,50 @@ def test_scheduler_records_are_the_public_ones():
     assert len(UNIPC) >= 5 and len(RENOISE) == 2
     for case in UNIPC + RENOISE:
         assert json.loads((DATA / "scheduler" / f"{case}.json").read_text())["kind"] in ("unipc", "ddim")
+
+
+# What a clip starts from
+
+
+def clip_latent():
+    return empty_latent(96, 64, 11, (3, 2))
+
+
+def test_an_empty_latent_has_nothing_frozen():
+    latent = clip_latent()
+    assert latent.video.shape == (1, 3, 3, 4, 6) and latent.audio.shape == (1, 2, 11)
+    assert latent.frozen_video is None and latent.frozen_audio is None
+
+
+def test_a_reference_image_is_latent_frame_0():
+    image = torch.randn(1, 3, 1, 4, 6)
+    latent = keep_image(clip_latent(), image)
+    assert torch.equal(latent.video[:, :, :1], image) and not latent.video[:, :, 1:].any()
+    assert latent.video_mask.flatten(2).amax(1)[0, :: 4 * 6].tolist() == [0, 1, 1]
+    assert latent.frozen_audio is None
+
+
+@pytest.mark.parametrize(("length", "frames"), [(5, 2), (11, 3), (17, 5)])
+def test_driving_audio_gives_the_length(length, frames):
+    image, audio = torch.randn(1, 3, 1, 4, 6), torch.randn(1, 2, length)
+    latent = keep_audio(keep_image(clip_latent(), image), audio)
+    assert torch.equal(latent.audio, audio) and not latent.audio_mask.any()
+    assert latent.video.shape == (1, 3, frames, 4, 6) and torch.equal(latent.video[:, :, :1], image)
+    assert latent.video_mask[0, 0, :, 0, 0].tolist() == [0] + [1] * (frames - 1)
+
+
+def test_a_clip_is_extended_from_its_last_whole_latent_frames():
+    assert overlap_frames(1.0, 100, 44100 * 4, 44100) == 25
+    assert overlap_frames(0.3, 100, 44100 * 4, 44100) == 5  # of 8 frames
+    assert overlap_frames(1.0, 100, 44100 // 5, 44100) == 5  # as far as the audio goes
+    with pytest.raises(InputError, match="shorter than one frame"):
+        overlap_frames(1.0, 0, 44100, 44100)
+    waveform = torch.arange(2 * 8000).reshape(2, 8000)  # 20 frames at 10 kHz
+    assert torch.equal(last_samples(waveform, 10000, 20, 5), waveform[:, 6000:])
+    assert torch.equal(last_samples(waveform, 10000, 15, 5), waveform[:, 4000:6000])  # its audio goes on
+
+    video, audio = torch.randn(1, 3, 2, 4, 6), torch.randn(1, 2, 7)
+    latent = keep_start(clip_latent(), video, audio)
+    assert torch.equal(latent.video[:, :, :2], video) and torch.equal(latent.audio[:, :, :5], audio[:, :, :5])
+    assert latent.video_mask[0, 0, :, 0, 0].tolist() == [0, 0, 1]
+    assert latent.audio_mask[0, 0].tolist() == [0] * 5 + [1] * 6
