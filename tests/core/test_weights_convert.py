@@ -62,7 +62,7 @@ def test_there_and_back_is_bit_equal(official, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-def test_precious_tensors_keep_their_width(dtype, official, tmp_path):
+def test_embedders_heads_and_norms_keep_their_width(dtype, official, tmp_path):
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
     stored = load_file(convert(official, tmp_path / "x.safetensors", dtype=dtype))
     for key, tensor in official.items():
