@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, normalizers, processors
 
 from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.text import encoder as text_encoder
-from magihuman_core.text.encoder import T5GemmaEncoder, TextEncoder, TextEncoderConfig, encoder_keys, load_text_encoder
+from magihuman_core.text.encoder import T5GemmaEncoder, TextEncoder, TextEncoderConfig, load_text_encoder
+from magihuman_core.weights.text_encoder_keys import encoder_keys
 
 DATA = Path(__file__).parents[1] / "data"
 CASE = json.loads((DATA / "t5gemma" / "tiny.json").read_text())

@@ -229,17 +229,6 @@ def test_a_scale_for_each_modality_of_a_stacked_tensor(official):
         assert (got - want).norm() <= 4e-2 * want.norm()
 
 
-def test_decoding_rows_equals_rows_of_the_decoded(official):
-    for stored in (quanto(official), fp8_split(official), fp8(official, "{stem}.weight_scale")):
-        checkpoint = open_checkpoint(stored, "network")
-        for key in filter(is_linear, checkpoint):
-            whole, height = checkpoint.read(key, torch.float32), checkpoint.shape(key)[0]
-            for rows in ((0, 1), (height // 3 - 2, height // 3 + 5), (height - 1, height)):
-                assert torch.equal(checkpoint.read(key, torch.float32, rows), whole[slice(*rows)])
-                part = checkpoint.entries[key].rows(*rows)
-                assert torch.equal(part.read(torch.float32), whole[slice(*rows)])
-
-
 def test_data_and_scale_stay_at_hand_undecoded(official):
     """The seam for computing with quantized weights: also behind joined and cut rows."""
     key = "block.layers.0.attention.linear_qkv.weight"
