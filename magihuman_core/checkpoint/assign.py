@@ -100,4 +100,4 @@ def check_tensors(checkpoint: Checkpoint, wanted: Mapping[str, Tensor], name: st
                                   f"{list(place.shape)}. The file belongs to another model or size.")
         if checkpoint.dtype(key).is_floating_point != place.is_floating_point():
             raise CheckpointError(f"{name}: {quoted(key)} is stored as {str(checkpoint.dtype(key))[6:]}, which "
-                                  "is no form of weights known here. Choose another file.")
+                                  "is not a form of weights that is known here. Choose another file.")

@@ -33,8 +33,8 @@ BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5
           23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}  # fmt: skip
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-MOST = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped
-LONGEST = 1 << 16  # bytes of a name
+MAX_COUNT = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped
+MAX_NAME = 1 << 16  # bytes of a name
 PIECE = 1 << 20  # elements decoded at a time
 SHAPE = "comfy.gguf.orig_shape."  # where a tool stored a tensor under another shape
 
@@ -93,7 +93,7 @@ class _Reader:
     def text(self) -> str:
         """A string, cut for names; the vocabulary of a tokenizer is skipped elsewhere."""
         length = self.number("Q")
-        if length > LONGEST:
+        if length > MAX_NAME:
             self.skip(length)
             return ""
         return self.take(length).decode("utf-8", "replace")
@@ -108,7 +108,7 @@ def _read_header(reader: _Reader) -> tuple[dict, list]:
     if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
         raise _DamagedError("its version is not 2 or 3")
     tensor_count, value_count = reader.number("Q"), reader.number("Q")
-    if max(tensor_count, value_count) > MOST:
+    if max(tensor_count, value_count) > MAX_COUNT:
         raise _DamagedError("its counts are absurd")
     values = {}
     for _ in range(value_count):
@@ -136,7 +136,7 @@ def _value(reader: _Reader, kind: int, keep: bool, depth: int = 0) -> object:
     if inner in SCALARS and not (keep and count <= 8):
         reader.skip(count * struct.calcsize(SCALARS[inner]))
         return None
-    if count > MOST:
+    if count > MAX_COUNT:
         raise _DamagedError("a list in it is absurdly long")
     return [_value(reader, inner, keep, depth + 1) for _ in range(count)]
 

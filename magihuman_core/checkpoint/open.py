@@ -12,7 +12,7 @@ from .header import file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, list_weight_files, missing_shards
+from .weight_files import INDEX, SHARD, list_weight_files
 
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
@@ -85,11 +85,13 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
 
 
 def _complete_shards(folder: Path, files: list[Path]) -> list[Path]:
-    missing = missing_shards(files)
-    if missing is None:
+    matches = [match for path in files if (match := SHARD.fullmatch(path.name))]
+    sets = {(match[1], match[3]) for match in matches}
+    if len(matches) < len(files) or len(sets) != 1:
         names = ", ".join(path.name for path in files[:5]) + (", ..." if len(files) > 5 else "")
         raise CheckpointError(f"{folder}: holds several weight files: {names}. Choose one of them.")
-    absent, count = missing
-    if absent:
-        raise missing_files(folder, absent[0], len(absent), count)
+    (stem, count) = sets.pop()
+    missing = sorted(set(range(1, int(count) + 1)) - {int(match[2]) for match in matches})
+    if missing:
+        raise missing_files(folder, f"{stem}-{missing[0]:05d}-of-{count}.safetensors", len(missing), int(count))
     return files

@@ -1,7 +1,7 @@
 """Which files of a folder hold weights, and which of them belong together: shards, with or without an index."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,9 @@ def list_weight_files(folder: Path) -> WeightFiles:
     shown = [file for file in files if not file.name.startswith(".")]
     shards = [file for file in shown if SHARD.fullmatch(file.name)]
     single = [file for file in shown if file.suffix in READABLE + REFUSED and file not in shards]
-    return WeightFiles(
-        folder, files, [file for file in shown if file.name.endswith(INDEX)], shards, single,
-        [child for child in children if child.is_dir() and not child.name.startswith(".")])  # fmt: skip
+    indexes = [file for file in shown if file.name.endswith(INDEX)]
+    subfolders = [child for child in children if child.is_dir() and not child.name.startswith(".")]
+    return WeightFiles(folder, files, indexes, shards, single, subfolders)
 
 
 def walk(folder: Path, depth: int) -> Iterator[WeightFiles | OSError]:
@@ -50,15 +50,3 @@ def walk(folder: Path, depth: int) -> Iterator[WeightFiles | OSError]:
     yield found
     for subfolder in found.subfolders if depth else ():
         yield from walk(subfolder, depth - 1)
-
-
-def missing_shards(shards: Iterable[Path]) -> tuple[list[str], int] | None:
-    """(names of missing files, number of all) of files that belong together; None where they do not."""
-    matches = [SHARD.fullmatch(path.name) for path in shards]
-    sets = {(match[1], match[3]) if match else None for match in matches}
-    only = sets.pop() if len(sets) == 1 else None
-    if only is None:
-        return None
-    stem, count = only
-    numbers = set(range(1, int(count) + 1)) - {int(match[2]) for match in matches if match}
-    return [f"{stem}-{number:05d}-of-{count}.safetensors" for number in sorted(numbers)], int(count)

@@ -69,7 +69,7 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
 
 
 def notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
-    """What a user should know although it is no fault."""
+    """What a user should know although nothing is wrong with it."""
     if found.kind == "network":
         if found.role is None:
             yield "base, distilled and super-resolution networks look alike inside: choose the role yourself"

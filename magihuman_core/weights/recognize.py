@@ -45,7 +45,7 @@ KINDS = {
 }  # fmt: skip
 
 # Files that people do try, and that belong to something else.
-STRANGERS = (
+OTHER_MODELS = (
     (r"^(enc\.)?blk\.\d+\.", "a GGUF file under llama.cpp's names; one with Hugging Face's names is needed"),
     (r"^(model\.)?(diffusion_model\.)?blocks\.0\.cross_attn\.", "a Wan video model"),
     (r"^decoder\.upsamples\.0\.residual\.2\.weight$", "a Wan2.1 video VAE; the Wan2.2 one is needed"),
@@ -78,7 +78,7 @@ def recognize(checkpoint: Mapping) -> Recognized:
         checkpoint = from_tensors(checkpoint)
     kind = next((name for name in KINDS if any(map(KINDS[name].pattern.search, checkpoint))), "unknown")
     if kind == "unknown":
-        what = next((what for pattern, what in STRANGERS if any(map(re.compile(pattern).search, checkpoint))),
+        what = next((what for pattern, what in OTHER_MODELS if any(map(re.compile(pattern).search, checkpoint))),
                     "nothing that MagiHuman uses")
         return Recognized(kind, what, "unknown", quantization(checkpoint), None)
     role = find_role(checkpoint.path, checkpoint.metadata) if kind == "network" else None
@@ -114,7 +114,7 @@ def explain_shape_errors(name: str, kind: str) -> Iterator[None]:
         raise
     except (ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{name}: its tensors do not have the shapes of {KINDS[kind].what}. It is damaged, "
-                              "or of another make: choose another file.") from error
+                              "or belongs to another model: choose another file.") from error
 
 
 def quantization(checkpoint: Checkpoint) -> str | None:

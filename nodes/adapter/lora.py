@@ -3,12 +3,13 @@
 ComfyUI's loader matches a file's names with those of the model's state dict, one name to one weight. An
 official weight, such as block.layers.0.attention.linear_qkv, is several of ours: one for each modality,
 and the gate apart; one of a split checkpoint, such as linear_q_video, is some rows of ours. So the network
-gets a tree of empty stand-ins under all these names, which the loader finds; and the model patcher, where
-patches arrive, deals the rows of each out to the real weights.
+gets a tree of empty alias layers under all these names, which the loader finds; and the model patcher, where
+patches arrive, splits each by its rows among the real weights.
 """
 
 import logging
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from comfy.weight_adapter.base import WeightAdapterBase
@@ -19,6 +20,12 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.weights.fused import Part
 from ...magihuman_core.weights.lora_names import lora_targets
+from .network import ComfyDiT
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+else:
+    ModelPatcher = object  # OfficialNames is mixed into whichever of ComfyUI's patchers there is
 
 PREFIX = "diffusion_model."
 log = logging.getLogger(__name__)
@@ -38,28 +45,29 @@ class AliasLayer(nn.Module):
         super().__setattr__(name, value)
 
 
-def add_alias_layers(network: nn.Module, config: DiTConfig) -> None:
+def add_alias_layers(network: ComfyDiT, config: DiTConfig) -> None:
     """Hang the official and the split names (all below `block`) onto the network.
 
     config: as the file has it; the network itself may be padded.
     """
     network.official_config = config
+    layers = nn.ModuleList(nn.Module() for _ in range(config.layers))
     network.block = nn.Module()
-    network.block.layers = nn.ModuleList(nn.Module() for _ in range(config.layers))
+    network.block.layers = layers
     for key in lora_targets(config):
         if not key.startswith("block."):
             continue  # the others have the same name here
         _, _, number, *path, leaf = key.split(".")
-        module = network.block.layers[int(number)]
+        module = layers[int(number)]
         for name in path:
             if name not in module._modules:
                 module.add_module(name, nn.Module())
-            module = module._modules[name]
+            module = module.get_submodule(name)
         module.add_module(leaf, AliasLayer())
 
 
 def is_alias(key: str) -> bool:
-    """Whether a key of the network's state dict is a stand-in's."""
+    """Whether a key of the network's state dict is an alias layer's."""
     return key.removeprefix(PREFIX).startswith("block.")
 
 
@@ -103,30 +111,30 @@ def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size
     key, (dimension, first, count)).
     """
     table = lora_targets(config)
-    dealt, origin = {}, {}
+    split, origin = {}, {}
     for key, patch in patches.items():
         name = key if isinstance(key, str) else key[0]
-        targets = table.get(name.removeprefix(PREFIX).removesuffix(".weight"), ())
+        targets = table.get(name.removeprefix(PREFIX).removesuffix(".weight"), [])
         if not is_alias(name):
-            fits = isinstance(patch, list) or not targets or where(targets[0], config, shapes) == name
+            fits = isinstance(patch, list) or not targets or comfy_key(targets[0], config, shapes) == name
             if fits or not isinstance(key, str):
-                dealt[key] = patch
+                split[key] = patch
                 origin[key] = key
                 continue
         if isinstance(patch, list):
             continue  # merging of models walks over all names; the real weights bring their own patches
         for target in targets:
             part = slice_patch(patch, targets[-1].rows.stop, target.rows)
-            place = where(target, config, shapes)
+            place = comfy_key(target, config, shapes)
             if part is None or place is None:
                 log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
                 continue
-            dealt[place] = part
+            split[place] = part
             origin[place] = key
-    return dealt, origin
+    return split, origin
 
 
-def where(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
+def comfy_key(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
     """ComfyUI's key for what a target means: our key, or (our key, part) where that is less than all of the weight."""
     key = PREFIX + target.key
     if key not in shapes or len(shapes[key]) < 2:
@@ -140,27 +148,29 @@ def where(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
     return key
 
 
-class OfficialNames:
+class OfficialNames(ModelPatcher):
     """Mixed into a model patcher: patches may name official weights."""
 
-    def _dealt(self, add, patches: dict) -> list:
+    def _add_split(self, add, patches: dict) -> list:
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
-        dealt, origin = split_patches(patches, network.official_config, shapes)
+        split, origin = split_patches(patches, network.official_config, shapes)
         # The caller compares what was applied with the names it sent.
-        return list({origin[key] for key in add(dealt)})
+        return list({origin[key] for key in add(split)})
 
     def add_patches(self, patches, strength_patch=1.0, strength_model=1.0):
-        return self._dealt(lambda p: super(OfficialNames, self).add_patches(p, strength_patch, strength_model), patches)
+        add = super().add_patches
+        return self._add_split(lambda split: add(split, strength_patch, strength_model), patches)
 
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
-        return self._dealt(
-            lambda p: super(OfficialNames, self).add_hook_patches(hook, p, strength_patch, strength_model), patches)
+        add = super().add_hook_patches
+        return self._add_split(lambda split: add(hook, split, strength_patch, strength_model), patches)
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)
         if not isinstance(copy, OfficialNames):  # asked for without dynamic memory, it comes as a plain patcher
-            copy.__class__ = patcher_class(type(copy))
+            plain: type = type(copy)
+            copy.__class__ = patcher_class(plain)
         return copy
 
 

@@ -22,6 +22,8 @@ class ComfyDiT(MagiHumanDiT):
     list of blocks to be named `blocks`.
     """
 
+    official_config: DiTConfig  # as the file has it; `config` may be padded
+
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
         super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)

@@ -26,7 +26,7 @@ DTYPES = {
 }
 BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
 NVFP4 = "nvfp4"
-NVFP4_MOST = 448 * 6  # the largest value, with the largest scale of a block
+NVFP4_MAX = 448 * 6  # the largest value, with the largest scale of a block
 
 
 def formats(tensors: Checkpoint, large: Callable[[str], bool], quantize: str | None = None) -> dict[str, str]:
@@ -71,16 +71,14 @@ def _quantized(entry: LazyTensor, name: str) -> dict[str, Tensor]:
     if name == NVFP4:  # blocks of 16, padded and interleaved as the card wants them: by ComfyUI's own code
         layout = get_layout_class(QUANT_ALGOS[name]["comfy_tensor_layout"])
         weight = entry.read(torch.bfloat16)
-        scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MOST
+        scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MAX
         return layout.state_dict_tensors(*layout.quantize(weight, scale))
     stored, dtype = as_quantized(entry), DTYPES[name]
-    if stored is None or stored.data.dtype != dtype:
-        data, scale = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
-        return {"": data.read(), "_scale": scale.read()}
-    scale = stored.scale.read(torch.float32)
-    if dtype == torch.int8:
-        return {"": stored.data.read(), "_scale": scale.reshape(-1, 1) if scale.ndim else scale}
-    if not bool((scale == scale.flatten()[0]).all()):  # parts with scales of their own: ComfyUI wants one
-        data, scale = to_fp8([entry], dtype)[0]
-        return {"": data.read(), "_scale": scale.read()}
-    return {"": stored.data.read(), "_scale": scale.flatten()[0].clone()}
+    if stored is not None and stored.data.dtype == dtype:
+        factors = stored.scale.read(torch.float32)
+        if dtype == torch.int8:
+            return {"": stored.data.read(), "_scale": factors.reshape(-1, 1) if factors.ndim else factors}
+        if bool((factors == factors.flatten()[0]).all()):  # else parts have scales of their own: ComfyUI wants one
+            return {"": stored.data.read(), "_scale": factors.flatten()[0].clone()}
+    data, scales = to_int8(entry) if dtype == torch.int8 else to_fp8([entry], dtype)[0]
+    return {"": data.read(), "_scale": scales.read()}

@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from magihuman_core.loading.folder import find_models
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import small_model
 
 
 def split_network(folder: Path, names: tuple[str, str]) -> None:
-    tensors = load_file(DATA / "pipeline" / "weights_base.safetensors")
+    tensors = small_model("network")
     keys = sorted(tensors)
     halves = dict(zip(names, (keys[::2], keys[1::2]), strict=True))
     for name, half in halves.items():
@@ -26,9 +26,7 @@ def test_a_loose_file_beside_a_sharded_network_is_found(tmp_path):
         folder = tmp_path / str(index) / "base"
         folder.mkdir(parents=True)
         split_network(folder, names)
-        tensors = load_file(DATA / "wan22_vae" / "tiny.safetensors")
-        save_file({k[8:]: v for k, v in tensors.items() if k.startswith("weights.")},
-                  folder / "wan2.2_vae.safetensors")
+        save_file(small_model("video_vae"), folder / "wan2.2_vae.safetensors")
         models = find_models(folder)
         assert dict(models) == {"base": folder, "video_vae": folder / "wan2.2_vae.safetensors"}
         assert not models.problems

@@ -56,16 +56,6 @@ def test_parts_with_one_scale_still_have_one(odd):
             assert scale.unique().numel() == 1 and float(scale.flatten()[0]) > 0
 
 
-def test_rows_of_the_wider_are_rows_of_the_whole(odd):
-    config = network_config(open_checkpoint(odd, "network"))
-    tensors, _ = aligned(split_official(open_checkpoint(odd, "network"), config), config)
-    for key, entry in tensors.entries.items():
-        if ".mlp." in key and len(entry.shape) == 2:
-            whole = entry.read()
-            assert torch.equal(entry.read(None, (entry.shape[0] - 3, entry.shape[0])), whole[-3:])
-            assert torch.equal(entry.rows(1, 9).read(), whole[1:9])
-
-
 def test_the_released_widths():
     wider = aligned(open_checkpoint({}), RELEASED)[1]
     assert (wider.gelu_width, wider.swiglu_width) == (20480, 13664)

@@ -8,7 +8,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from magihuman_core import load_dit
 from magihuman_core.checkpoint.lazy_tensor import InMemory
 from magihuman_core.checkpoint.quantized import as_quantized
 from magihuman_core.checkpoint.write import write_checkpoint
@@ -19,24 +18,17 @@ from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import small_model
+from .test_weights_layouts import outputs
 
 
 @pytest.fixture
 def official() -> dict[str, torch.Tensor]:
-    return load_file(DATA / "pipeline" / "weights_base.safetensors")
+    return small_model("network")
 
 
 def is_linear(key: str) -> bool:
     return key.startswith("block.") and "norm" not in key
-
-
-@torch.inference_mode()
-def outputs(source) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    video = torch.randn(1, 8, 2, 4, 4, generator=generator)
-    audio, text = torch.randn(1, 64, 5, generator=generator), torch.randn(1, 3, 24, generator=generator)
-    return torch.cat([part.flatten() for part in load_dit(source, dtype=torch.float32)(video, audio, text)])
 
 
 def metadata(path: Path) -> dict:
@@ -62,7 +54,7 @@ def test_there_and_back_is_bit_equal(official, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
-def test_precious_tensors_keep_their_width(dtype, official, tmp_path):
+def test_embedders_heads_and_norms_keep_their_width(dtype, official, tmp_path):
     wanted = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
     stored = load_file(convert(official, tmp_path / "x.safetensors", dtype=dtype))
     for key, tensor in official.items():
@@ -128,18 +120,16 @@ def test_quantized_files_become_plain_again(official, tmp_path):
 
 
 def test_only_what_is_used_of_a_larger_file_is_written(tmp_path):
-    tensors = load_file(DATA / "sa_audio" / "oobleck_tiny.safetensors")
-    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    weights = small_model("audio_vae")
     whole = {"pretransform.model." + k: v for k, v in weights.items()} | {"model.model.rest": torch.zeros(3)}
     stored = load_file(convert(whole, tmp_path / "audio.safetensors"))
     assert set(stored) == set(weights)
-    turbo = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    turbo = small_model("turbo_vae")
     averaged = {"module." + k: v for k, v in turbo.items()} | {"module.aligned_blocks.0.weight": torch.zeros(3)}
     torch.save({"ema_state_dict": averaged}, tmp_path / "checkpoint-1.ckpt")
     stored = load_file(convert(tmp_path / "checkpoint-1.ckpt", tmp_path / "turbo.safetensors"))
     assert set(stored) == set(turbo)
-    encoder = load_file(DATA / "t5gemma" / "tiny.safetensors")
-    encoder = {"model." + k[8:]: v for k, v in encoder.items() if k.startswith("weights.")}
+    encoder = {"model." + k: v for k, v in small_model("text_encoder").items()}
     encoder["model.decoder.layers.0.x"] = torch.zeros(3)
     path = convert(encoder, tmp_path / "te.safetensors", dtype="fp8")
     assert not any("decoder" in key for key in load_file(path))
@@ -147,8 +137,7 @@ def test_only_what_is_used_of_a_larger_file_is_written(tmp_path):
 
 
 def test_scales_of_a_latent_are_never_rounded(tmp_path):
-    tensors = load_file(DATA / "wan22_vae" / "tiny.safetensors")
-    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    weights = small_model("video_vae")
     weights["latent_mean"] = weights["latent_std"] = torch.full((48,), 0.3)
     stored = load_file(convert(weights, tmp_path / "vae.safetensors", dtype="fp16"))
     assert stored["latent_mean"].dtype == torch.float32
@@ -179,7 +168,7 @@ def test_wrong_options_are_named(options, message, official, tmp_path):
 
 
 def test_wrong_sources_and_targets_are_named(official, tmp_path):
-    turbo = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    turbo = small_model("turbo_vae")
     with pytest.raises(InputError, match="layout and role are for networks"):
         convert(turbo, tmp_path / "x.safetensors", layout="split")
     with pytest.raises(InputError, match="fp8 is for networks"):

@@ -3,14 +3,11 @@
 import contextlib
 import json
 import struct
-from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 import magihuman_core
 from magihuman_core.errors import CheckpointError
@@ -18,7 +15,8 @@ from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import small_model
+
 BOUNDED = settings(
     max_examples=100,
     deadline=None,
@@ -140,20 +138,6 @@ def test_a_flipped_byte_in_the_header(place, tmp_path):
         broken[place] ^= 1 << bit
         path.write_bytes(struct.pack("<Q", len(broken)) + broken + bytes(8))
         check(path)
-
-
-@cache
-def small_model(kind: str) -> dict[str, torch.Tensor]:
-    name = {
-        "network": "pipeline/weights_base",
-        "text_encoder": "t5gemma/tiny",
-        "video_vae": "wan22_vae/tiny",
-        "audio_vae": "sa_audio/oobleck_tiny",
-        "turbo_vae": "turbo_vaed/tiny_weights",
-    }[kind]
-    tensors = load_file(DATA / f"{name}.safetensors")
-    weights = {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
-    return weights or tensors
 
 
 changes = st.one_of(

@@ -18,10 +18,11 @@ from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
+from .golden import small_model
+
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
 
-DATA = Path(__file__).parents[1] / "data"
 Type = gguf.GGMLQuantizationType
 
 
@@ -51,13 +52,12 @@ def write(path: Path, tensors: dict[str, torch.Tensor], quantize: Type | None = 
 
 @pytest.fixture(scope="module")
 def network() -> dict[str, torch.Tensor]:
-    return load_file(DATA / "pipeline" / "weights_base.safetensors")
+    return small_model("network")
 
 
 @pytest.fixture(scope="module")
 def encoder() -> dict[str, torch.Tensor]:
-    tensors = load_file(DATA / "t5gemma" / "tiny.safetensors")
-    return {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
+    return small_model("text_encoder")
 
 
 def test_plain_tensors_are_exact(network, tmp_path):

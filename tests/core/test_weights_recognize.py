@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import magihuman_core
 from magihuman_core.checkpoint.checkpoint import Checkpoint
 from magihuman_core.checkpoint.lazy_tensor import InMemory
 from magihuman_core.errors import CheckpointError
@@ -16,7 +17,8 @@ from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize, require_kind
 from magihuman_core.weights.roles import find_role
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import DATA, small_model
+
 REAL = {
     "network": "real_config/dit_keys.json",
     "text_encoder": "real_config/t5gemma_encoder_keys.json",
@@ -77,11 +79,33 @@ def test_other_peoples_models_are_named(key, words):
 
 
 def test_a_wrong_file_is_refused_where_it_is_opened(tmp_path):
-    tensors = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    tensors = small_model("turbo_vae")
     save_file(tensors, tmp_path / "turbo.safetensors")
     with pytest.raises(CheckpointError, match=r"turbo\.safetensors: is a Turbo VAE .* as the Turbo VAE"):
         open_checkpoint(tmp_path / "turbo.safetensors", "network")
     assert open_checkpoint(tmp_path / "turbo.safetensors", "turbo_vae")
+
+
+LOADERS = {
+    "network": magihuman_core.load_dit,
+    "text_encoder": magihuman_core.load_text_encoder,
+    "video_vae": magihuman_core.load_video_vae,
+    "audio_vae": magihuman_core.load_audio_vae,
+    "turbo_vae": magihuman_core.load_turbo_vae,
+}
+
+
+@pytest.mark.parametrize("given", LOADERS)
+@pytest.mark.parametrize("wanted", LOADERS)
+def test_every_loader_refuses_the_files_of_other_parts_by_name(wanted, given):
+    options = {}
+    if wanted == "text_encoder":
+        options = {"config": json.loads((DATA / "t5gemma" / "tiny.json").read_text())["config"]}
+    if wanted == given:
+        LOADERS[wanted](small_model(given), **options)
+    else:
+        with pytest.raises(CheckpointError, match=r"is an? .*, where an? .* is expected\. Choose this file as"):
+            LOADERS[wanted](small_model(given), **options)
 
 
 ROLES = {
@@ -125,17 +149,13 @@ def test_metadata_decides_over_names_and_first_stages_are_not_super_resolution(t
 @pytest.fixture
 def model_folder(tmp_path) -> Path:
     """A small folder as a user would have it, with some of everything."""
-    def weights(name: str) -> dict:
-        tensors = load_file(DATA / name)
-        return {k[8:]: v for k, v in tensors.items() if k.startswith("weights.")}
-
     for name in ("audio", "t5gemma", "wan", "turbo_vae"):
         (tmp_path / name).mkdir()
-    audio = {"pretransform.model." + k: v for k, v in weights("sa_audio/oobleck_tiny.safetensors").items()}
+    audio = {"pretransform.model." + k: v for k, v in small_model("audio_vae").items()}
     audio["model.model.to_cond.weight"] = torch.zeros(2)
     save_file(audio, tmp_path / "audio" / "model.safetensors")
-    save_file(weights("wan22_vae/tiny.safetensors"), tmp_path / "wan" / "Wan2.2_VAE.safetensors")
-    turbo = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
+    save_file(small_model("video_vae"), tmp_path / "wan" / "Wan2.2_VAE.safetensors")
+    turbo = small_model("turbo_vae")
     averaged = {"module." + k: v for k, v in turbo.items() if not k.startswith("__")}
     torch.save({"ema_state_dict": averaged}, tmp_path / "turbo_vae" / "checkpoint-340000.ckpt")
     config = json.loads((DATA / "turbo_vaed" / "tiny_weights.json").read_text())["config"]
