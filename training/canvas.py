@@ -79,7 +79,7 @@ class Canvas:
             delta *= alpha
             region += delta
 
-    def pictures(self):
+    def images(self):
         """uint8 [F, S, S, 3]."""
         out = np.empty((self.frames, self.size, self.size, 3), np.uint8)
         for c, plane in enumerate(self.planes):

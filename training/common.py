@@ -107,6 +107,40 @@ class Average:
         self.module.load_state_dict(state["module"])
 
 
+class Run:
+    """One training run: takes up its checkpoint, moves the average along, counts, reports and saves.
+
+    more: a function that gives what else the checkpoint keeps (in `state` when it is taken up; None at first).
+    """
+
+    def __init__(self, path, modules, optimizer, options, decay=0.998, more=dict):
+        self.path, self.modules, self.optimizer, self.more = path, modules, optimizer, more
+        self.average, self.meter, self.top_rate = Average(modules, decay), Meter(), options.rate
+        self.state, self.step, spent = resume(path, modules, self.average, optimizer)
+        self.clock = Clock(options.minutes, spent)
+
+    @property
+    def unfinished(self):
+        return self.clock.progress < 1
+
+    @property
+    def rate(self):
+        """The learning rate for now."""
+        return self.top_rate * cosine_rate(self.clock.progress)
+
+    def count(self, every, **numbers):
+        """A step is done: say so now and then. Whether it is time to save, which is so every `every` steps."""
+        self.average.update(self.modules)
+        self.step += 1
+        self.meter.add(**numbers)
+        if self.step % 50 == 0:
+            print(f"step {self.step}  {self.clock.used:.1f} min  {self.meter.line()}", flush=True)
+        return self.step % every == 0
+
+    def save(self):
+        checkpoint(self.path, self.modules, self.average, self.optimizer, self.step, self.clock.used, **self.more())
+
+
 class Meter:
     """Means of named numbers between two progress lines."""
 

@@ -93,23 +93,23 @@ class Demo:
                 positions = "v1" if role == "sr" else "v2"
                 self.networks[role] = load_dit(find(part), dtype=torch.float32, positions=positions)
 
-    def generate(self, prompt, seed, role="distilled", *, sampler=None, sigmas=None, picture=None, sound=None):
-        """Latents (video, audio) of one clip. picture: a latent of one frame; sound: a latent [1, 64, A]."""
+    def generate(self, prompt, seed, role="distilled", *, sampler=None, sigmas=None, image=None, driving=None):
+        """Latents (video, audio) of one clip. image: a latent of one frame; driving: a latent [1, 64, A]."""
         generator = torch.Generator().manual_seed(seed)
-        audio = torch.randn((1, 64, TOKENS), generator=generator) if sound is None else sound
+        audio = torch.randn((1, 64, TOKENS), generator=generator) if driving is None else driving
         x, shapes = pack_latents(torch.randn(LATENT, generator=generator), audio)
         frozen = None
-        if picture is not None:
+        if image is not None:
             mask = torch.ones(1, 1, LATENT[2], 1, 1)
             mask[:, :, 0] = 0
             values = torch.zeros(LATENT)
-            values[:, :, :1] = picture
+            values[:, :, :1] = image
             frozen = values, mask
         text = self.text_encoder.encode(prompt)
         negative = self.text_encoder.encode(DEFAULT_NEGATIVE_PROMPT) if role == "base" else None
         model = JointDenoiser(
             self.networks[role], shapes, text, negative, self.guidance, frozen_video=frozen,
-            frozen_audio=None if sound is None else (sound, torch.zeros(1, 1, 1)),
+            frozen_audio=None if driving is None else (driving, torch.zeros(1, 1, 1)),
         )  # fmt: skip
         steps = 32 if role == "base" else 8
         sigmas = flow_sigmas(steps) if sigmas is None else sigmas
@@ -131,30 +131,30 @@ class Demo:
         return unpack_latents(sample_unipc(model, x, flow_sigmas(5), disable=True), shapes)[0]
 
     def decode(self, video, audio):
-        """(pixels uint8 [F, H, W, 3], sound [2, n])."""
+        """(pixels uint8 [F, H, W, 3], waveform [2, n])."""
         return to_pixels(self.turbo.decode(video)), self.audio_vae.decode(audio)[0].numpy()
 
 
 def spectrum_error(a, b):
-    """Mean difference in dB of two sounds' spectra, 60 dB deep, below 6 kHz."""
+    """Mean difference in dB of the spectra of two waveforms, 60 dB deep, below 6 kHz."""
     levels = []
-    for sound in (a, b):
-        power = spectra(sound)[:, :240]
+    for waveform in (a, b):
+        power = spectra(waveform)[:, :240]
         levels.append(10 * np.log10(power + 1e-6 * 0.02))
     return float(np.abs(levels[0] - levels[1]).mean())
 
 
-def scores(videos, sounds, clips):
+def scores(videos, waveforms, clips):
     """The measures every row has. videos may be larger than drawn: attributes and sync do not mind."""
-    heard = [measure.read_syllables(sound) for sound in sounds]
+    heard = [measure.read_syllables(waveform) for waveform in waveforms]
     asked = [[name for name, _, _ in clip.syllables] for clip in clips]
     seen = [measure.read_attributes(video) for video in videos]
     wanted = [clip.attributes for clip in clips]
     people = [clip.attributes["person"] for clip in clips]
-    voices = [measure.read_person(sound) == person for sound, person in zip(sounds, people, strict=True)]
+    voices = [measure.read_person(waveform) == person for waveform, person in zip(waveforms, people, strict=True)]
     return {
-        "sync": float(np.mean([measure.sync(v, s) for v, s in zip(videos, sounds, strict=True)])),
-        "shifted sync": float(np.mean([measure.shifted_sync(v, s) for v, s in zip(videos, sounds, strict=True)])),
+        "sync": float(np.mean([measure.sync(v, s) for v, s in zip(videos, waveforms, strict=True)])),
+        "shifted sync": float(np.mean([measure.shifted_sync(v, s) for v, s in zip(videos, waveforms, strict=True)])),
         "syllable errors": measure.syllable_error_rate(heard, asked),
         "attributes": measure.attribute_accuracy(seen, wanted),
         "voice": float(np.mean(voices)),
@@ -164,43 +164,43 @@ def scores(videos, sounds, clips):
 
 @torch.inference_mode()
 def make_row(name, demo, clips, cache):
-    """Make the clips of one row: (videos, sounds, further numbers)."""
+    """Make the clips of one row: (videos, waveforms, further numbers)."""
     extra = {}
     if name == "data":
         return [c.video for c in clips], [c.audio for c in clips], extra
     if name == "reconstruction":
-        videos, sounds, noise = [], [], []
+        videos, waveforms, noise = [], [], []
         for clip in clips:
-            video, sound = demo.decode(demo.vae.encode(from_pixels(clip.video)),
-                                       demo.audio_vae.encode(torch.from_numpy(clip.audio)[None]))  # fmt: skip
+            video, waveform = demo.decode(demo.vae.encode(from_pixels(clip.video)),
+                                          demo.audio_vae.encode(torch.from_numpy(clip.audio)[None]))  # fmt: skip
             videos.append(video)
-            sounds.append(sound)
-            noise.append(spectrum_error(sound, clip.audio))
+            waveforms.append(waveform)
+            noise.append(spectrum_error(waveform, clip.audio))
         extra["PSNR dB"] = float(np.mean([measure.psnr(v, c.video) for v, c in zip(videos, clips, strict=True)]))
         extra["spectrum error dB"] = float(np.mean(noise))
-        return videos, sounds, extra
+        return videos, waveforms, extra
     if name == "upscaled":
-        videos, sounds = cached(demo, clips, cache)[1:]
+        videos, waveforms = cached(demo, clips, cache)[1:]
         enlarged = [torch.nn.functional.interpolate(from_pixels(v)[0].transpose(0, 1), scale_factor=2, mode="bicubic")
                     for v in videos]  # fmt: skip
-        return [to_pixels(v.transpose(0, 1)[None]) for v in enlarged], sounds, extra
+        return [to_pixels(v.transpose(0, 1)[None]) for v in enlarged], waveforms, extra
     if name == "sr":
-        latents, _, sounds = cached(demo, clips, cache)
+        latents, _, waveforms = cached(demo, clips, cache)
         videos = []
         for clip, (video, audio) in zip(clips, latents, strict=True):
             videos.append(to_pixels(demo.turbo.decode(demo.enlarge(clip.caption, clip.seed, video, audio))))
-        return videos, sounds, extra
+        return videos, waveforms, extra
     if name == "other sound":
-        _, videos, sounds = cached(demo, clips, cache)
-        return videos, sounds[1:] + sounds[:1], extra
+        _, videos, waveforms = cached(demo, clips, cache)
+        return videos, waveforms[1:] + waveforms[:1], extra
     if name == "distilled":
-        _, videos, sounds = cached(demo, clips, cache)
+        _, videos, waveforms = cached(demo, clips, cache)
         again = [demo.decode(*demo.generate(clips[0].caption, 5000 + k)) for k in range(4)]
         for key, value in measure.variety([v for v, _ in again]).items():
             extra[f"variety of {key}"] = value
-        return videos, sounds, extra
+        return videos, waveforms, extra
 
-    videos, sounds, firsts, kept = [], [], [], []
+    videos, waveforms, firsts, kept = [], [], [], []
     shift = flow_sigmas(8)
     options = {
         "base": {"role": "base"},
@@ -212,24 +212,25 @@ def make_row(name, demo, clips, cache):
         own = dict(options)
         prompt = clips[index - 1].caption if name == "other prompt" else clip.caption
         if name == "picture":
-            own["picture"] = demo.vae.encode(from_pixels(clip.video[:1]))
+            own["image"] = demo.vae.encode(from_pixels(clip.video[:1]))
         if name == "driving":
-            own["sound"] = demo.audio_vae.encode(torch.from_numpy(clip.audio)[None])
-        video, sound = demo.decode(*demo.generate(prompt, clip.seed, **own))
+            own["driving"] = demo.audio_vae.encode(torch.from_numpy(clip.audio)[None])
+        video, waveform = demo.decode(*demo.generate(prompt, clip.seed, **own))
         videos.append(video)
-        sounds.append(clip.audio if name == "driving" else sound)
+        waveforms.append(clip.audio if name == "driving" else waveform)
         if name == "picture":
-            given = to_pixels(demo.turbo.decode(own["picture"]))
+            given = to_pixels(demo.turbo.decode(own["image"]))
             firsts.append(measure.psnr(video[:1], given))
-            picture, found = measure.read_attributes(clip.video), measure.read_attributes(video)
-            kept.append(measure.attribute_accuracy(found, {k: v for k, v in picture.items() if k != "mood"}))
+            image, found = measure.read_attributes(clip.video), measure.read_attributes(video)
+            kept.append(measure.attribute_accuracy(found, {k: v for k, v in image.items() if k != "mood"}))
         if name == "driving":
-            kept.append(float(np.corrcoef(measure.loudness(sound, FRAMES), measure.loudness(clip.audio, FRAMES))[0, 1]))
+            loudness = [measure.loudness(audio, FRAMES) for audio in (waveform, clip.audio)]
+            kept.append(float(np.corrcoef(*loudness)[0, 1]))
     if name == "picture":
         extra["first frame dB"], extra["identity"] = float(np.mean(firsts)), float(np.mean(kept))
     if name == "driving":
         extra["sound kept"] = float(np.mean(kept))
-    return videos, sounds, extra
+    return videos, waveforms, extra
 
 
 def cached(demo, clips, cache):
@@ -285,8 +286,8 @@ def main():
     results, cache = {}, {}
     for name in options.rows:
         started = time.monotonic()
-        videos, sounds, extra = make_row(name, demo, clips, cache)
-        results[name] = {**scores(videos, sounds, clips), **extra}
+        videos, waveforms, extra = make_row(name, demo, clips, cache)
+        results[name] = {**scores(videos, waveforms, clips), **extra}
         if name == "sr":
             results[name].update(super_resolution_gain(demo, clips[:4]))
         numbers = {key: round(value, 3) for key, value in results[name].items()}

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from training.common import RUNS, autocast, set_up
 from training.data import Clips, open_array
@@ -24,20 +25,20 @@ def encode_clips(folder, part, parts, limit=None):
     audio_vae = train_audio_vae.load_trained()
     clips = Clips(folder)
     count, frames, size = clips.video.shape[:3]
-    T, cells, tokens = (frames - 1) // 4 + 1, size // 16, clips.audio.shape[1] // 2048
-    video = open_array(folder / "video_latents.npy", np.float16, (count, 48, T, cells, cells))
-    audio = open_array(folder / "audio_latents.npy", np.float16, (count, 64, tokens))
+    T, side, length = (frames - 1) // 4 + 1, size // 16, clips.audio.shape[1] // 2048
+    video = open_array(folder / "video_latents.npy", np.float16, (count, 48, T, side, side))
+    audio = open_array(folder / "audio_latents.npy", np.float16, (count, 64, length))
     done = open_array(folder / "done.npy", np.uint8, (count,))
     started, made = time.monotonic(), 0
     for index in range(part, min(limit or count, len(clips)), parts):
         if done[index]:
             continue
-        pixels = torch.from_numpy(clips.video[index].astype(np.float32)).permute(3, 0, 1, 2)[None] / 127.5 - 1
-        sound = torch.from_numpy(clips.audio[index].astype(np.float32)).expand(1, 2, -1)
+        pixels = rearrange(torch.from_numpy(clips.video[index].astype(np.float32)), "f h w c -> 1 c f h w") / 127.5 - 1
+        waveform = torch.from_numpy(clips.audio[index].astype(np.float32)).expand(1, 2, -1)
         with torch.inference_mode():
             with autocast():
                 video[index] = train_video_vae.encode(vae, pixels)[0].float().numpy()
-            audio[index] = audio_vae.encode(sound)[0].numpy()
+            audio[index] = audio_vae.encode(waveform)[0].numpy()
         done[index] = 1
         made += 1
         if made % 20 == 0:

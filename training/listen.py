@@ -36,8 +36,8 @@ def _band_matrix():
 
 def spectra(audio):
     """Power spectra every 10 ms, 40 ms windows centred on the moment: [N, WINDOW // 2 + 1]."""
-    sound = np.pad(_mono(audio), WINDOW // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(sound, WINDOW)[::HOP]
+    waveform = np.pad(_mono(audio), WINDOW // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(waveform, WINDOW)[::HOP]
     window = np.hanning(WINDOW).astype(np.float32)
     return np.abs(np.fft.rfft(frames * window, axis=1)) ** 2 / np.square(window).sum() / WINDOW
 
@@ -56,10 +56,10 @@ def _vowel_templates():
     for person in voice.SPEAKERS:
         for seed, language in enumerate(voice.PROSODY):
             for vowel in voice.VOWELS:
-                sound = voice.speak(
+                waveform = voice.speak(
                     np.random.default_rng(seed), [("m" + vowel, 0.05, 0.45)], 12 * 2048, person, language
                 )
-                profiles.append(_profile(spectra(sound)[18:34].mean(axis=0)))
+                profiles.append(_profile(spectra(waveform)[18:34].mean(axis=0)))
                 names.append(vowel)
     return np.stack(profiles), names
 

@@ -192,6 +192,6 @@ def variety(videos):
     pairs = [(i, j) for i in range(len(videos)) for j in range(i)]
     if not pairs:
         return {"picture": 0.0, "movement": 0.0}
-    picture = np.mean([np.sqrt(np.square(small[i] - small[j]).mean()) for i, j in pairs])
+    image = np.mean([np.sqrt(np.square(small[i] - small[j]).mean()) for i, j in pairs])
     movement = 1.0 - np.mean([_correlation(mouths[i], mouths[j]) for i, j in pairs])
-    return {"picture": float(picture), "movement": float(movement)}
+    return {"picture": float(image), "movement": float(movement)}

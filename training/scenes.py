@@ -97,5 +97,5 @@ def draw(scene, syllables, frames, size=128):
         canvas = Canvas(wall, HEAD_CENTRE[0] + sway[0][now], HEAD_CENTRE[1] + sway[1][now], sway[2][now])
         painter = Painter(scene, canvas, mouth[:, now, None, None], blink[now, None, None])
         painter.paint(shirt)
-        parts.append(canvas.pictures())
+        parts.append(canvas.images())
     return np.concatenate(parts)

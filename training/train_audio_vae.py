@@ -4,7 +4,7 @@
     python -m training.train_audio_vae --decoder --minutes 10
 
 Spectra at several resolutions say whether a voice sounds right; a little of the waveform itself gives them a
-start. As for pictures the latent is held at mean 0, variance 1, and decoded with noise.
+start. As for images the latent is held at mean 0, variance 1, and decoded with noise.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
-from training.common import RUNS, Average, Clock, Meter, checkpoint, cosine_rate, load_checkpoint, resume, set_up
+from training.common import RUNS, Run, load_checkpoint, set_up
 from training.data import Clips
 from training.voice import SHAPES, speech_curves
 
@@ -62,10 +62,10 @@ def gain(conv):
     return conv.parametrizations.weight.original0
 
 
-def spectrum(sound, window):
-    """Magnitudes [B, bins, frames] of sound [B, n], about the amplitude of a sine at its bin."""
+def spectrum(audio, window):
+    """Magnitudes [B, bins, frames] of audio [B, n], about the amplitude of a sine at its bin."""
     shape = torch.hann_window(window)
-    found = torch.stft(sound, window, window // 4, window=shape, return_complex=True)
+    found = torch.stft(audio, window, window // 4, window=shape, return_complex=True)
     return torch.sqrt(torch.view_as_real(found).square().sum(-1) + 1e-12) * (2 / shape.sum())
 
 
@@ -84,13 +84,13 @@ BAND_WINDOW = 2048
 BANDS = band_matrix(BAND_WINDOW)
 
 
-def sound_loss(found, wanted):
+def audio_loss(found, wanted):
     """Difference of spectra, logarithmic (down to -80 dB) and linear, and of waveforms. [B, n] both."""
     loss = 0.5 * (found - wanted).abs().mean() / 0.05
     for window in WINDOWS:
         a, b = spectrum(found, window), spectrum(wanted, window)
         weight = 1.0 / len(WINDOWS)
-        low = window * 7000 // 51200  # nearly all sound is below: the rest is only kept silent
+        low = window * 7000 // 51200  # nearly all of a voice is below: the rest is only kept silent
         logs = (torch.log(a + 1e-4) - torch.log(b + 1e-4)).abs()
         loss = loss + weight * (1.5 * logs[:, :low].mean() + 0.3 * logs[:, low:].mean())
         loss = loss + weight * 2.0 * ((a - b).square().sum() / (b.square().sum() + 1e-3)).sqrt()
@@ -101,54 +101,48 @@ def sound_loss(found, wanted):
 
 
 class Windows:
-    """Random windows of sound [B, 2, n]."""
+    """Random windows of audio [B, 2, n]."""
 
     def __init__(self, folder, seed):
         self.clips = Clips(folder)
         self.random = np.random.default_rng(seed)
 
-    def batch(self, count, tokens):
-        """Sounds, and the share of every speech sound (the last: silence) in each latent, [B, tokens, 8]."""
-        sounds, shares, length = [], [], tokens * 2048
+    def batch(self, count, length):
+        """Audio, and the share of every speech sound (the last: silence) in each latent, [B, length, 8]."""
+        parts, shares, samples = [], [], length * 2048
         for _ in range(count):
             index = self.random.integers(len(self.clips))
             audio = self.clips.audio[index]
-            start = self.random.integers(len(audio) - length + 1)
+            start = self.random.integers(len(audio) - samples + 1)
             gain = self.random.uniform(0.5, 1.3) if self.random.random() < 0.3 else 1.0
-            sounds.append(torch.from_numpy(audio[start : start + length].astype(np.float32)) * gain)
-            moments = (start + 2048 * (np.arange(tokens) + 0.5)) / 51200
+            parts.append(torch.from_numpy(audio[start : start + samples].astype(np.float32)) * gain)
+            moments = (start + 2048 * (np.arange(length) + 0.5)) / 51200
             timbre = speech_curves(self.clips.meta[index]["syllables"], moments)["timbre"]
             silence = 1 - timbre.sum(1, keepdims=True)
             shares.append(torch.from_numpy(np.concatenate([timbre, silence], 1)).float())
-        return torch.stack(sounds)[:, None].expand(-1, 2, -1).contiguous(), torch.stack(shares)
+        return torch.stack(parts)[:, None].expand(-1, 2, -1).contiguous(), torch.stack(shares)
 
 
 def train(options):
     vae = build()
     # A linear reader of the latent keeps speech sounds apart in it, which the networks profit from, too.
     reader = torch.nn.Linear(CONFIG.latent_channels, len(SHAPES) + 1)
-    average = Average(vae, 0.998)
     trained = [*vae.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    path = RUNS / "audio_vae.pt"
-    state, step, spent = resume(path, vae, average, optimizer)
-    if state and "reader" in state:
-        reader.load_state_dict(state["reader"])
-    windows, clock, meter = Windows(RUNS / "clips", seed=step), Clock(options.minutes, spent), Meter()
-    torch.manual_seed(step)
-
-    def save():
-        checkpoint(path, vae, average, optimizer, step, clock.used, reader=reader.state_dict())
-
-    while clock.progress < 1:
+    run = Run(RUNS / "audio_vae.pt", vae, optimizer, options, more=lambda: {"reader": reader.state_dict()})
+    if run.state and "reader" in run.state:
+        reader.load_state_dict(run.state["reader"])
+    windows = Windows(RUNS / "clips", seed=run.step)
+    torch.manual_seed(run.step)
+    while run.unfinished:
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * cosine_rate(clock.progress)
-        sound, shares = windows.batch(4, 8)
-        latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
+            group["lr"] = run.rate
+        audio, shares = windows.batch(4, 8)
+        latent = vae.encoder(audio)[:, : CONFIG.latent_channels]
         noisy = latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent)
         found = vae.decoder(noisy)
         # Both channels are alike: one spectrum does, and a price on being unlike.
-        loss = sound_loss(found.mean(1), sound[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+        loss = audio_loss(found.mean(1), audio[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
         spread = latent.square().mean()
         regular = (spread - 1).square() + 0.3 * latent.mean(dim=(0, 2)).square().mean()
         read = torch.nn.functional.cross_entropy(reader(noisy.transpose(1, 2)).flatten(0, 1), shares.flatten(0, 1))
@@ -156,16 +150,11 @@ def train(options):
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update(vae)
-        step += 1
-        error = (found - sound).detach().square().mean() / sound.square().mean()
-        meter.add(loss=loss.detach(), error=error, spread=spread.detach(), read=read.detach())
-        if step % 50 == 0:
-            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
-        if step % 200 == 0:
+        error = (found - audio).detach().square().mean() / audio.square().mean()
+        if run.count(200, loss=loss.detach(), error=error, spread=spread.detach(), read=read.detach()):
             windows.clips.refresh()
-            save()
-    save()
+            run.save()
+    run.save()
 
 
 def train_decoder(options):
@@ -173,30 +162,24 @@ def train_decoder(options):
     vae = load_trained()
     vae.requires_grad_(False)
     modules = vae.decoder.train().requires_grad_(True)
-    average = Average(modules, 0.998)
     optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    path = RUNS / "audio_decoder.pt"
-    _, step, spent = resume(path, modules, average, optimizer)
-    windows, clock, meter = Windows(RUNS / "clips", seed=step + 1), Clock(options.minutes, spent), Meter()
-    while clock.progress < 1:
+    run = Run(RUNS / "audio_decoder.pt", modules, optimizer, options)
+    windows = Windows(RUNS / "clips", seed=run.step + 1)
+    while run.unfinished:
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * cosine_rate(clock.progress)
-        sound, _ = windows.batch(4, 8)
+            group["lr"] = run.rate
+        audio, _ = windows.batch(4, 8)
         with torch.no_grad():
-            latent = vae.encoder(sound)[:, : CONFIG.latent_channels]
+            latent = vae.encoder(audio)[:, : CONFIG.latent_channels]
         found = modules(latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent))
-        loss = sound_loss(found.mean(1), sound[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+        loss = audio_loss(found.mean(1), audio[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 5.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update(modules)
-        step += 1
-        meter.add(loss=loss.detach())
-        if step % 50 == 0:
-            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
-        if step % 200 == 0 or clock.progress >= 1:
-            checkpoint(path, modules, average, optimizer, step, clock.used)
+        if run.count(200, loss=loss.detach()):
+            run.save()
+    run.save()
 
 
 def load_trained():

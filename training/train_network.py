@@ -18,18 +18,7 @@ from magihuman_core.model.dit import MagiHumanDiT
 from magihuman_core.nn.layers import RMSNorm
 from magihuman_core.sampling.solvers import flow_sigmas
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
-from training.common import (
-    RUNS,
-    Average,
-    Clock,
-    Meter,
-    autocast,
-    checkpoint,
-    cosine_rate,
-    load_checkpoint,
-    resume,
-    set_up,
-)
+from training.common import RUNS, Run, autocast, load_checkpoint, set_up
 from training.latents import Latents
 from training.text import START, build_encoder, build_tokenizer, caption_ids, pretrain
 
@@ -117,20 +106,20 @@ def noised(video, audio, s, keep):
     noise_v, noise_a = torch.randn_like(video), torch.randn_like(audio)
     x_v = torch.lerp(video, noise_v, s)
     x_a = torch.lerp(audio, noise_a, s[:, :, :, 0, 0])
-    frames, sounds = keep
+    frames, driving = keep
     x_v[frames, :, 0] = video[frames, :, 0]
-    x_a[sounds] = audio[sounds]
+    x_a[driving] = audio[driving]
     return x_v, x_a, noise_v, noise_a
 
 
 def velocity_loss(found, wanted, keep, weight):
     """Mean squared errors (video, audio) over what is not frozen; mouth cells count more."""
-    frames, sounds = keep
+    frames, driving = keep
     error = (found[0] - wanted[0]).square() * weight
     mask = torch.ones(len(error), 1, error.shape[2], 1, 1)
     mask[frames, :, 0] = 0
     video = (error * mask).mean() / mask.mean() / weight.mean()
-    audio = (found[1] - wanted[1]).square().mean((1, 2))[~sounds]
+    audio = (found[1] - wanted[1]).square().mean((1, 2))[~driving]
     return video, audio.mean() if len(audio) else found[1].sum() * 0
 
 
@@ -155,7 +144,6 @@ def step_inputs(batches, size):
 
 def run_training(options, name, modules, make_loss, config):
     """The loop that all networks share. make_loss(modules, batches) -> (loss, numbers for the log)."""
-    average = Average(modules, 0.999)
     decay, plain = [], []
     for key, parameter in modules.named_parameters():
         if parameter.requires_grad:
@@ -163,33 +151,23 @@ def run_training(options, name, modules, make_loss, config):
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.97), fused=True)
     path = RUNS / f"{name}.pt"
-    state, step, spent = resume(path, modules, average, optimizer)
-    if state is None and options.text_minutes and name == "base":
+    if not path.exists() and options.text_minutes and name == "base":
         pretrain(modules[1], options.batches.latents.clips.meta, options.text_minutes)
-        average = Average(modules, 0.999)
-    clock, meter = Clock(options.minutes, spent), Meter()
-    torch.manual_seed(step + 1)
-
-    def save():
-        checkpoint(path, modules, average, optimizer, step, clock.used, config=config)
-
-    while clock.progress < 1:
+    run = Run(path, modules, optimizer, options, 0.999, lambda: {"config": config})
+    torch.manual_seed(run.step + 1)
+    while run.unfinished:
         for group in optimizer.param_groups:
-            group["lr"] = options.rate * cosine_rate(clock.progress)
+            group["lr"] = run.rate
         loss, numbers = make_loss(options.batches)
         loss.backward()
         numbers["norm"] = nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update(modules)
-        step += 1
-        meter.add(**numbers)
-        if step % 50 == 0:
-            count = options.batches.refresh()
-            print(f"step {step}  {clock.used:.1f} min  {count} clips  {meter.line()}", flush=True)
-        if step % 100 == 0:
-            save()
-    save()
+        if run.count(50, **numbers):
+            print(f"{options.batches.refresh()} clips", flush=True)
+            if run.step % 100 == 0:
+                run.save()
+    run.save()
 
 
 def base_loss(dit, encoder, size):

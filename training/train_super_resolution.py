@@ -41,7 +41,7 @@ def make_pairs(folder, count):
     T, cells = (FRAMES - 1) // 4 + 1, SIZE // 16
     small = open_array(folder / "small.npy", np.float16, (count, 48, T, cells, cells))
     large = open_array(folder / "large.npy", np.float16, (count, 48, T, 2 * cells, 2 * cells))
-    sound = open_array(folder / "sound.npy", np.float16, (count, 64, audio_tokens(FRAMES)))
+    audio = open_array(folder / "sound.npy", np.float16, (count, 64, audio_tokens(FRAMES)))
     path = folder / "meta.jsonl"
     done = len(path.read_text().split("\n")) - 1 if path.exists() else 0
     with path.open("a") as meta:
@@ -53,7 +53,7 @@ def make_pairs(folder, count):
                 with autocast():
                     small[index] = train_video_vae.encode(vae, half)[0].float().numpy()
                     large[index] = train_video_vae.encode(vae, video)[0].float().numpy()
-                sound[index] = audio_vae.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
+                audio[index] = audio_vae.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
             meta.write(json.dumps({"attributes": clip.attributes, "syllables": clip.syllables}) + "\n")
             meta.flush()
 
@@ -76,13 +76,13 @@ class Pairs:
     def draw(self):
         """(small, large, sound, ids), each of one clip, fp32 with a leading axis of 1."""
         index = int(self.random.integers(len(self.meta)))
-        small, large, sound = (torch.from_numpy(a[index].astype(np.float32))[None] for a in self.arrays)
+        small, large, audio = (torch.from_numpy(a[index].astype(np.float32))[None] for a in self.arrays)
         if self.random.random() < 0.8:  # mostly short parts: many more steps a minute
             T = int(self.random.integers(3, 6))
             start = int(self.random.integers(small.shape[2] - T + 1))
             small, large = small[:, :, start : start + T], large[:, :, start : start + T]
-            sound = sound[:, :, 4 * start : 4 * start + 4 * T - 1]
-        tensors = small, large, sound
+            audio = audio[:, :, 4 * start : 4 * start + 4 * T - 1]
+        tensors = small, large, audio
         meta = self.meta[index]
         ids = caption_ids(self.tokenizer, meta["attributes"], meta["syllables"], int(self.random.integers(3)))
         return (*tensors, torch.tensor([ids]))
@@ -100,11 +100,11 @@ def make_loss_for(dit, encoder, size):
     def make_loss(pairs):
         total = 0.0
         for s in levels(size).tolist():
-            small, large, sound, ids = pairs.draw()
+            small, large, audio, ids = pairs.draw()
             small = small + BASE_ERROR * torch.rand(()) * torch.randn_like(small)
             start, context = prepare_super_resolution(
-                small, sound, *large.shape[-2:], video_noise=torch.randn_like(large),
-                audio_noise=torch.randn_like(sound))  # fmt: skip
+                small, audio, *large.shape[-2:], video_noise=torch.randn_like(large),
+                audio_noise=torch.randn_like(audio))  # fmt: skip
             x = torch.lerp(large, start, s)
             first = 0
             if torch.rand(()) < KEEP_FRAME:

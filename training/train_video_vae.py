@@ -5,7 +5,7 @@
     python -m training.train_video_vae --wan-decoder --minutes 6
 
 The latent is kept at mean 0 and variance 1 overall (in normalized units), and the decoder always sees it with
-noise: what matters for the picture then gets the larger amplitudes, and a generated latent, which is never
+noise: what matters for the image then gets the larger amplitudes, and a generated latent, which is never
 exact, still decodes well.
 """
 
@@ -15,23 +15,13 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from magihuman_core.vae.turbo import ResNet, TurboVAE
 from magihuman_core.vae.turbo_config import TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.vae.video_blocks import ResidualBlock
-from training.common import (
-    RUNS,
-    Average,
-    Clock,
-    Meter,
-    autocast,
-    checkpoint,
-    cosine_rate,
-    load_checkpoint,
-    resume,
-    set_up,
-)
+from training.common import RUNS, Run, autocast, load_checkpoint, set_up
 from training.data import Clips
 from training.fast_conv import operations as fast
 from training.latents import Latents
@@ -118,11 +108,11 @@ class Crops:
             part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
             videos.append(torch.from_numpy(part.astype(np.float32)))
             weights.append(face_map(crop, top, left, size))
-        video = torch.stack(videos).permute(0, 4, 1, 2, 3) / 127.5 - 1
+        video = rearrange(torch.stack(videos), "b f h w c -> b c f h w") / 127.5 - 1
         return video.contiguous(), torch.cat(weights)
 
 
-def picture_loss(found, wanted, weight, fine):
+def image_loss(found, wanted, weight, fine):
     """Weighted squared error; with `fine` twice that, absolute error, and that of the steps from pixel to pixel.
 
     The absolute parts sharpen edges, but from the start they only teach medians: flat areas of two colours.
@@ -146,50 +136,38 @@ def encode(vae, video):
 def train(options):
     vae, turbo = build()
     modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
-    average = Average(modules, 0.998)
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
-    path = RUNS / "video_vae.pt"
-    state, step, spent = resume(path, modules, average, optimizer)
-    crops = Crops([RUNS / "clips", RUNS / "clips256"], seed=step)
-    guide = Guide(state["guide"] if state else {"projection": fit_projection(crops)})
-    clock, meter = Clock(options.minutes, spent), Meter()
-    torch.manual_seed(step)
-
-    def save():
-        checkpoint(path, modules, average, optimizer, step, clock.used, guide=guide.state)
-
-    # Whole pictures have their true edges. At the start parts as well: more different ones a minute.
+    run = Run(RUNS / "video_vae.pt", modules, optimizer, options, more=lambda: {"guide": guide.state})
+    crops = Crops([RUNS / "clips", RUNS / "clips256"], seed=run.step)
+    guide = Guide(run.state["guide"] if run.state else {"projection": fit_projection(crops)})
+    torch.manual_seed(run.step)
+    # Whole images have their true edges. At the start parts as well: more different ones a minute.
     windows = [(4, 5, 64)] * guide.linear + [(2, 5, 128), (1, 9, 128)]
-    while clock.progress < 1:
-        count, frames, crop = windows[step % len(windows)]
+    while run.unfinished:
+        count, frames, crop = windows[run.step % len(windows)]
         video, weight = crops.batch(count, frames, crop)
         with autocast():
             latent = encode(vae, video)
             target = guide(video)
             # At first the decoder hears the projection itself, then more and more the encoder.
-            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < (1 - step / 400 if guide.linear else 0)
+            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < (1 - run.step / 400 if guide.linear else 0)
             said = torch.where(told, target, latent)
             noise = NOISE * 2 * torch.rand(latent.shape[0], 1, 1, 1, 1)
             noisy = said + noise * torch.randn_like(latent)
             found = turbo(turbo.statistics.denormalize(noisy))
-        loss, mse = picture_loss(found.float(), video, weight, fine=step > 1000 or not guide.linear)
+        loss, mse = image_loss(found.float(), video, weight, fine=run.step > 1000 or not guide.linear)
         spread = latent.square().mean()
         near = F.mse_loss(latent, target)
         # The encoder may leave its guide later, but not far: its order is what makes it easy to learn.
-        regular = (1.0 if step < 600 and guide.linear else 0.05) * near
+        regular = (1.0 if run.step < 600 and guide.linear else 0.05) * near
         regular = regular + 0.02 * (spread - 1).square() + 0.02 * latent.mean(dim=(0, 2, 3, 4)).square().mean()
         (loss + regular).backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step(options.rate * cosine_rate(clock.progress))
-        average.update(modules)
-        step += 1
-        meter.add(loss=loss.detach(), mse=mse, spread=spread.detach(), near=near.detach())
-        if step % 50 == 0:
-            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
-        if step % 200 == 0:
+        optimizer.step(run.rate)
+        if run.count(200, loss=loss.detach(), mse=mse, spread=spread.detach(), near=near.detach()):
             crops.sources[0].refresh()
-            save()
-    save()
+            run.save()
+    run.save()
 
 
 def load_trained():
@@ -219,18 +197,18 @@ class Windows:
         start = max(0, int(self.random.integers(-2, latent.shape[1] - length + 1)))
         first = max(0, 4 * start - 3)
         pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
-        video = torch.from_numpy(pixels).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        video = rearrange(torch.from_numpy(pixels), "f h w c -> 1 c f h w") / 127.5 - 1
         return latent[None, :, start : start + length], video, face_map(128, 0, 0, 128, MOUTH), start == 0
 
     def large_window(self):
-        """The same for a part of a picture of twice the size, encoded now."""
+        """The same for a part of an image of twice the size, encoded now."""
         video, weight = self.large.batch(1, 5, 128)
         with torch.no_grad(), autocast():
             return encode(self.vae, video).float(), video, weight, True
 
 
 def face_map(crop, top, left, size, mouth=2.0):
-    """Weights [1, 1, 1, crop, crop] of a part of a picture, heavier at eyes and mouth, where the fine lines are."""
+    """Weights [1, 1, 1, crop, crop] of a part of an image, heavier at eyes and mouth, where the fine lines are."""
     axis = (np.arange(crop) + 0.5) / size
     weights = np.ones((crop, crop), np.float32)
     for (x, y), (width, height), more in (((0.5, 0.63), (0.20, 0.13), mouth), ((0.5, 0.39), (0.25, 0.12), EYES)):
@@ -244,31 +222,25 @@ def train_decoder(options):
     name = "wan_decoder" if options.wan_decoder else "turbo"
     modules = torch.nn.ModuleList([vae.decoder, vae.conv2] if options.wan_decoder else [turbo])
     modules.train().requires_grad_(True)
-    average = Average(modules, 0.998)
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
-    path = RUNS / f"{name}.pt"
-    _, step, spent = resume(path, modules, average, optimizer)
-    windows, clock, meter = Windows(vae, step), Clock(options.minutes, spent), Meter()
+    run = Run(RUNS / f"{name}.pt", modules, optimizer, options)
+    windows = Windows(vae, run.step)
     length = 2 if options.wan_decoder else 4  # the Turbo decoder also looks at the latents before and after
-    while clock.progress < 1:
-        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(length)
+    while run.unfinished:
+        latent, video, weight, first = windows.large_window() if run.step % 4 == 3 else windows.small_window(length)
         if options.wan_decoder and not first:
             continue  # causal: only a clip's beginning can be decoded without its past
         latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
         with autocast():
             raw = vae.statistics.denormalize(latent)
             found = vae.frames(raw) if options.wan_decoder else turbo(raw, first)
-        loss, mse = picture_loss(found.float(), video, weight, fine=not options.wan_decoder or step > 300)
+        loss, mse = image_loss(found.float(), video, weight, fine=not options.wan_decoder or run.step > 300)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step(options.rate * cosine_rate(clock.progress))
-        average.update(modules)
-        step += 1
-        meter.add(loss=loss.detach(), mse=mse)
-        if step % 50 == 0:
-            print(f"step {step}  {clock.used:.1f} min  {meter.line()}", flush=True)
-        if step % 200 == 0 or clock.progress >= 1:
-            checkpoint(path, modules, average, optimizer, step, clock.used)
+        optimizer.step(run.rate)
+        if run.count(200, loss=loss.detach(), mse=mse):
+            run.save()
+    run.save()
 
 
 if __name__ == "__main__":

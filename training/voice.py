@@ -209,19 +209,19 @@ def speak(rng, syllables, samples, person="woman", language="English"):
     bank = np.stack([_formant_response(v, speaker.tract) for v in voices])
     responses = ((weights * gain[:, None]).astype(np.float32)) @ bank  # [pulses, RESPONSE_SAMPLES]
 
-    sound = np.zeros(samples + RESPONSE_SAMPLES + 1, dtype=np.float32)
+    waveform = np.zeros(samples + RESPONSE_SAMPLES + 1, dtype=np.float32)
     whole = (pulses * SAMPLE_RATE).astype(np.int64)
     part = (pulses * SAMPLE_RATE - whole).astype(np.float32)
     for start, fraction, response in zip(whole, part, responses, strict=True):
-        sound[start : start + RESPONSE_SAMPLES] += (1.0 - fraction) * response
-        sound[start + 1 : start + 1 + RESPONSE_SAMPLES] += fraction * response
-    sound = _levelled(sound[:samples], curves["voiced"], control)
-    sound += _hiss(rng, curves["noise"], control, samples)
-    sound = np.clip(sound, -1.0, 1.0)
-    return np.stack([sound, sound])
+        waveform[start : start + RESPONSE_SAMPLES] += (1.0 - fraction) * response
+        waveform[start + 1 : start + 1 + RESPONSE_SAMPLES] += fraction * response
+    waveform = _levelled(waveform[:samples], curves["voiced"], control)
+    waveform += _hiss(rng, curves["noise"], control, samples)
+    waveform = np.clip(waveform, -1.0, 1.0)
+    return np.stack([waveform, waveform])
 
 
-def _levelled(sound, loudness, control):
+def _levelled(waveform, loudness, control):
     """Bring the level of every 40 ms to the wanted loudness, as the picture shows it; same shape."""
 
     def power(x):
@@ -231,10 +231,10 @@ def _levelled(sound, loudness, control):
         return (total[(edges + half).clip(max=x.size)] - total[(edges - half).clip(min=0)]), edges
 
     hop = 256
-    wanted, edges = power(LEVEL * np.interp(np.arange(sound.size) / SAMPLE_RATE, control, loudness))
-    found, _ = power(sound)
+    wanted, edges = power(LEVEL * np.interp(np.arange(waveform.size) / SAMPLE_RATE, control, loudness))
+    found, _ = power(waveform)
     gain = np.sqrt((wanted + 1e-2) / (found + 1e-2))
-    return sound * np.interp(np.arange(sound.size), edges, gain).astype(np.float32)
+    return waveform * np.interp(np.arange(waveform.size), edges, gain).astype(np.float32)
 
 
 def _hiss(rng, loudness, control, samples):
