@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from magihuman_core import apply_lora, load_dit, load_text_encoder
 from magihuman_core.checkpoint.quantize import quantized_layers, stored_dtype
@@ -16,7 +15,8 @@ from magihuman_core.weights.dit_keys import split_official
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.precision import may_quantize
 
-from .test_weights_layouts import DATA, fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+from .golden import DATA, small_model
+from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 # dtype -> a file that has it, and the largest error of a rounded weight against its row's or tensor's largest
@@ -145,8 +145,7 @@ def test_a_lora_beside_quantized_weights(official):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 def test_the_text_encoder_in_8_bits(dtype):
-    tensors = load_file(DATA / "t5gemma" / "tiny.safetensors")
-    weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+    weights = small_model("text_encoder")
     config = json.loads((DATA / "t5gemma" / "tiny.json").read_text())
     config = config.get("config", config)
     small = load_text_encoder(weights, config=config, dtype=dtype)
