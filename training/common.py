@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from magihuman_core.model.config import DiTConfig
+from magihuman_core import DiTConfig
 
 RUNS = Path(__file__).parent / "runs"
 TRAIN_SEEDS = 100_000  # first seed of the training clips; everything below is held out for evaluation

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from magihuman_core.model.config import DiTConfig
-from magihuman_core.model.dit import MagiHumanDiT
+from magihuman_core import DiTConfig, MagiHumanDiT, flow_sigmas
 from magihuman_core.nn.layers import RMSNorm
-from magihuman_core.sampling.solvers import flow_sigmas
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training.common import RUNS, Run, autocast, load_checkpoint, set_up
 from training.latents import Latents

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from magihuman_core.model.config import DiTConfig
-from magihuman_core.sampling.super_resolution import prepare_super_resolution
+from magihuman_core import DiTConfig, prepare_super_resolution
 from training.clips import audio_tokens, make_clip
 from training.common import RUNS, autocast, set_up
 from training.data import open_array

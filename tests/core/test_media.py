@@ -1,4 +1,4 @@
-"""Pictures, sounds and films against recorded numbers, and as other programs see them."""
+"""Images, audio and mp4 files against recorded numbers, and as other programs see them."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ PREP = json.loads((DATA / "image_prep.json").read_text())
 MISC = json.loads((DATA / "misc.json").read_text())
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("row", [r for r in PREP["rows"] if not r["returned_unchanged"]], ids=str)
@@ -42,7 +42,7 @@ def test_crop_is_the_references(row):
 
 
 @pytest.mark.parametrize("index", range(len(PREP["small"])))
-def test_fitted_picture_is_the_references(index):
+def test_fitted_image_is_the_references(index):
     vectors = load_file(DATA / "image_prep.safetensors")
     height, width = PREP["small"][index]["target_hw"]
     image = Image.fromarray(vectors[f"img{index}.rgb"].numpy())
@@ -51,7 +51,7 @@ def test_fitted_picture_is_the_references(index):
     torch.testing.assert_close(fitted[:, :, 0], vectors[f"img{index}.preprocessed"], atol=1e-5, rtol=0)
 
 
-def test_picture_of_the_right_size_is_not_touched():
+def test_image_of_the_right_size_is_not_touched():
     pixels = noise_frames(1, 32, 64)[0]
     fitted = fit_image(Image.fromarray(pixels.numpy()), 64, 32)
     given_back = ((fitted[0, :, 0] + 1) * 127.5).permute(1, 2, 0)
@@ -97,7 +97,7 @@ def test_transparent_parts_are_white(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "LA", "1", "I;16"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     if mode == "I;16":
         image = Image.fromarray(np.full((8, 8), 128 * 256, np.uint16))
     else:
@@ -111,7 +111,7 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
-def test_a_picture_in_memory_is_treated_as_its_file_is(tmp_path, mode):
+def test_an_image_in_memory_is_treated_as_its_file_is(tmp_path, mode):
     image = Image.new("RGBA", (8, 6), (200, 0, 0, 0))
     image.putpixel((3, 3), (10, 20, 30, 255))
     image = image.convert(mode)
@@ -123,7 +123,7 @@ def test_a_picture_in_memory_is_treated_as_its_file_is(tmp_path, mode):
     assert from_memory.tobytes() == from_file.tobytes()
 
 
-# Sounds
+# Audio
 
 
 def tone(rate: int, seconds: float, channels: int = 2, frequency: float = 330.0) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_five_channels_become_two_that_hold_the_centre(tmp_path):
     audio, _ = load_audio(tmp_path / "a.wav")
     assert audio.shape == (2, 4410)
     assert audio.abs().amax(1).min() > 0.05
-    # The same sound in memory is mixed in the same way.
+    # The same audio in memory is mixed in the same way.
     torch.testing.assert_close(audio, to_stereo(torch.from_numpy(wave.T)), atol=1e-6, rtol=0)
 
 
@@ -215,7 +215,7 @@ def test_only_the_wanted_seconds_are_read(tmp_path):
     assert audio.shape == (2, 20000)
 
 
-# Films
+# Video
 
 
 def names(folder: Path) -> list[str]:
@@ -228,29 +228,29 @@ def noise_frames(count: int, height: int = 48, width: int = 64) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("count", "fps"), [(25, 25), (33, 25), (7, Fraction(30000, 1001))])
-def test_film_has_picture_and_sound_of_equal_length(tmp_path, count, fps):
+def test_video_and_audio_of_a_file_are_equally_long(tmp_path, count, fps):
     samples = round(count * 44100 / fps)
     wave = torch.from_numpy(tone(44100, 3).T)
     write_mp4(tmp_path / "a.mp4", noise_frames(count), wave, fps=fps, metadata={"magihuman": "{}"})
     assert names(tmp_path) == ["a.mp4"]
-    with av.open(str(tmp_path / "a.mp4")) as film:
-        video, sound = film.streams.video[0], film.streams.audio[0]
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        video, audio_track = file.streams.video[0], file.streams.audio[0]
         assert video.codec_context.name == "h264"
         assert video.codec_context.pix_fmt == "yuv420p"
-        assert sound.codec_context.name == "aac"
-        assert (sound.codec_context.sample_rate, sound.codec_context.layout.name) == (44100, "stereo")
+        assert audio_track.codec_context.name == "aac"
+        assert (audio_track.codec_context.sample_rate, audio_track.codec_context.layout.name) == (44100, "stereo")
         assert (video.frames, video.average_rate) == (count, fps)
         assert video.duration * video.time_base == count / Fraction(fps)
         # An mp4 keeps the length of a track in milliseconds.
-        assert abs(sound.duration * sound.time_base - Fraction(samples, 44100)) < Fraction(1, 1000)
-        assert sum(1 for _ in film.decode(video)) == count
-        assert film.metadata["magihuman"] == "{}"
+        assert abs(audio_track.duration * audio_track.time_base - Fraction(samples, 44100)) < Fraction(1, 1000)
+        assert sum(1 for _ in file.decode(video)) == count
+        assert file.metadata["magihuman"] == "{}"
     audio, _ = load_audio(tmp_path / "a.mp4")
     for channel in range(2):  # AAC changes little, and shifts nothing
         assert np.corrcoef(audio[channel, :samples], wave[channel, :samples])[0, 1] > 0.99
 
 
-def test_sound_that_ends_early_is_followed_by_silence(tmp_path):
+def test_audio_that_ends_early_is_followed_by_silence(tmp_path):
     write_mp4(tmp_path / "a.mp4", noise_frames(25), torch.from_numpy(tone(44100, 0.4).T))
     audio, _ = load_audio(tmp_path / "a.mp4")
     assert audio[:, 2000:16000].abs().max() > 0.4
@@ -262,9 +262,9 @@ def test_colours_are_bt709_in_numbers_and_in_tags(tmp_path):
     frames = torch.zeros((3, 64, 64, 3), dtype=torch.uint8)
     frames[:] = torch.tensor([red, green, blue], dtype=torch.uint8)
     write_mp4(tmp_path / "a.mp4", frames, None)
-    with av.open(str(tmp_path / "a.mp4")) as film:
-        context = film.streams.video[0].codec_context
-        frame = next(film.decode(video=0))
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        context = file.streams.video[0].codec_context
+        frame = next(file.decode(video=0))
     assert context.colorspace == context.color_primaries == context.color_trc == context.color_range == 1
     luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # ITU-R BT.709, limited range
     expected = (16 + 219 / 255 * luma, 128 + 224 / 255 * (blue - luma) / 1.8556,
@@ -294,7 +294,7 @@ def test_frames_are_read_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_film_leaves_nothing_and_keeps_the_old_one(tmp_path, error):
+def test_an_interrupted_file_leaves_nothing_and_keeps_the_old_one(tmp_path, error):
     (tmp_path / "a.mp4").write_bytes(b"the clip of before")
 
     def frames():
