@@ -14,30 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import tomllib
+
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs/architecture.svg"
 CORE = "magihuman_core"
-# From the top down. A room imports only from layers below its own; rooms of one layer do not import each other.
-LAYERS = (
-    ("nodes",),
-    ("nodes/adapter",),
-    ("cli", "api"),
-    ("pipeline", "tools"),
-    ("loading",),
-    ("runtime",),
-    ("weights",),
-    ("sampling", "vae"),
-    ("model", "text"),
-    ("checkpoint", "media"),
-    ("nn", "recipes"),
-    ("sizes", "atomic"),
-    ("errors",),
-)
+NODES = [["nodes"], ["nodes/adapter"]]  # on top of the core
+
+
+def read_layers() -> list[list[str]]:
+    """The rooms from the top down, as the first import contract has them; those of one layer are independent."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    return NODES + [layer.split(" | ") for layer in settings["contracts"][0]["layers"]]
+
+
+LAYERS = read_layers()
 ROOMS = [room for layer in LAYERS for room in layer]
 LAYER_OF = {room: number for number, layer in enumerate(LAYERS) for room in layer}
-GROUND = {"nn", "recipes", "sizes", "atomic", "errors"}
-ONLY = {"model": GROUND, "text": GROUND}  # what these rooms may import; others: any lower layer
-NEVER = {room: {"cli", "pipeline", "tools"} for room in ("nodes", "nodes/adapter")}
 SHOWN_AS = {"api": ("magihuman_core", "public names")}  # title and contents where the files do not say it
 
 # Pixels.
@@ -89,9 +82,8 @@ def arrows(found: dict[tuple[str, ...], Path]) -> set[tuple[str, str]]:
 
 
 def breaks_the_order(importer: str, target: str) -> bool:
-    """Whether a room must not import another."""
-    return (LAYER_OF[importer] >= LAYER_OF[target] or target not in ONLY.get(importer, LAYER_OF)
-            or target in NEVER.get(importer, ()))
+    """Whether a room imports one that is not below it."""
+    return LAYER_OF[importer] >= LAYER_OF[target]
 
 
 def contents(found: dict[tuple[str, ...], Path]) -> dict[str, list[str]]:
@@ -100,7 +92,7 @@ def contents(found: dict[tuple[str, ...], Path]) -> dict[str, list[str]]:
     for module, path in found.items():
         room = room_of(module)
         if room not in rooms:
-            sys.exit(f"{path.relative_to(ROOT)}: the room {room!r} is not in LAYERS of docs/draw_architecture.py. "
+            sys.exit(f"{path.relative_to(ROOT)}: the room {room!r} is not among the layers in pyproject.toml. "
                      "Put it where it belongs.")
         if path.name != "__init__.py" and len(module) > 1 + (module[0] == CORE or room == "nodes/adapter"):
             rooms[room].append(module[-1])
