@@ -4,8 +4,6 @@ A network's role (base, distilled, sr_540p, sr_1080p) leaves no trace in its wei
 from its Recipe, here and nowhere else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

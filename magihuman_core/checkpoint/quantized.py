@@ -32,11 +32,7 @@ PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
 COMPANIONS = (".input_scale", ".scale_input", ".output_scale", ".comfy_quant")
 COMFY_TABLE = "_quantization_metadata"
-COMFY_FORMATS = {
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-    "int8_tensorwise": torch.int8,
-}
+COMFY_FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8_tensorwise": torch.int8}
 MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
 
 

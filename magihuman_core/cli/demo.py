@@ -1,7 +1,5 @@
 """`magihuman demo`: a clip from the built-in small model, with nothing to download."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

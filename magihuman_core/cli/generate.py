@@ -1,7 +1,5 @@
 """`magihuman generate`: a clip with the models of a folder."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -28,8 +26,7 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="length (default 4, or that of --audio)")
     parser.add_argument("--width", type=int, default=BASE.width, metavar="N", help="pixels (default %(default)s)")
     parser.add_argument("--height", type=int, default=BASE.height, metavar="N", help="pixels (default %(default)s)")
-    parser.add_argument("--upscale", type=_target, metavar="SIZE",
-                        help="second pass at 540p, 1080p or WIDTHxHEIGHT")
+    parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip "
                         "(default %(default)s)")
     parser.add_argument("--mode", choices=("distilled", "base"),

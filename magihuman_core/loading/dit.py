@@ -1,7 +1,5 @@
 """From a checkpoint of whatever layout and size to the network."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

@@ -11,8 +11,6 @@ no trace in it: that comes from the name of its file or folder, or from its meta
     text_encoder/             T5Gemma-9B-UL2 with tokenizer.json
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,8 +39,7 @@ PARTS = {
     "tokenizer": "the text encoder's tokenizer.json",
 }
 # What names of unreadable files tell of them.
-HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",),
-         "text_encoder": ("text", "t5")}
+HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",), "text_encoder": ("text", "t5")}
 DEPTH = 3  # folders below the given one that are searched
 
 

@@ -46,8 +46,7 @@ def load_text_encoder(
         encoder = build_text_encoder(sizes, dtype, operations=operations)
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
     computed = None if dtype is None else compute_dtype_of(dtype)
-    assign_weights(encoder, tensors, dtype=computed, device=device, name=checkpoint.name,
-                   keep_fp32=keep_fp32)
+    assign_weights(encoder, tensors, dtype=computed, device=device, name=checkpoint.name, keep_fp32=keep_fp32)
     encoder.tokenizer = tokenizer
     return encoder.eval()
 
@@ -126,8 +125,7 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConf
 def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
     """The config that came with the weights: in the file's metadata, or config.json beside them.
 
-    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
-    be run.
+    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot be run.
     """
     source = checkpoint.metadata.get("config") or sibling_file(checkpoint.path, "config.json")
     config = read_json_object(source) if source else None

@@ -20,9 +20,8 @@ def load_video_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dt
                    device: torch.device | str = "cpu", operations: Operations = nn) -> VideoVAE:
     """Load a Wan2.2-type VAE of any size, which is inferred from the shapes of its weights.
 
-    source: a safetensors file with the original key names (ComfyUI's wan2.2_vae.safetensors), a folder that
-    holds one, or a mapping of tensors. dtype None keeps that of the file. Raises CheckpointError when the
-    file is something else.
+    source: a safetensors file with the original key names (ComfyUI's wan2.2_vae.safetensors), a folder that holds one,
+    or a mapping of tensors. dtype None keeps that of the file. Raises CheckpointError when the file is something else.
     """
     checkpoint = open_checkpoint(source, "video_vae")
     shapes = {key: checkpoint.shape(key) for key in checkpoint}

@@ -1,7 +1,5 @@
 """Attention over the packed sequence: whole, or local in time for the 1080p model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

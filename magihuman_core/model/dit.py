@@ -2,17 +2,13 @@
 
     latents, text -> embedders -> 40 blocks -> heads -> velocities of video and audio
 
-Tokens stand in the order video | audio | text. The network is told no timestep. The first and last
-four blocks are a sandwich: there each modality has an expert of its own, that is its own copy of
-every norm and linear layer, while attention still joins all tokens. The blocks between have one
-expert, shared by all.
+Tokens stand in the order video | audio | text. The network is told no timestep. The first and last four blocks are a
+sandwich: there each modality has an expert of its own, that is its own copy of every norm and linear layer, while
+attention still joins all tokens. The blocks between have one expert, shared by all.
 
-The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute
-in `compute_dtype` (bf16 as released); embedders, heads, norms, rotary positions, activations and gates
-compute in fp32.
+The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute in `compute_dtype`
+(bf16 as released); embedders, heads, norms, rotary positions, activations and gates compute in fp32.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast

@@ -1,7 +1,5 @@
 """Rotary positions over (time, height, width), and how the three modalities share them (docs/model.md)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """A finished clip: frames, audio, and how they were made."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,5 +32,4 @@ class Clip:
         The file appears only when it is complete. Raises InputError where it cannot be written.
         """
         metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
-        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate,
-                  metadata=metadata)
+        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)

@@ -1,7 +1,5 @@
 """The models of a folder, and how they are loaded and run."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Modules on the meta device, with layers for the dtype that their weights are to be kept in."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -9,8 +9,6 @@ Not counted: what Python and PyTorch themselves take (on CUDA about half a GB), 
 kernels, and the caches and fragments of memory allocators.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -193,8 +191,7 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
     return sum(t.nbytes for t in dit.state_dict().values()) - streamed + buffers, streamed
 
 
-def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int,
-                    activations: int) -> str:
+def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int, activations: int) -> str:
     """What makes most difference."""
     narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""

@@ -1,18 +1,17 @@
 """Running a network whose blocks do not all fit into memory: weights come in while they are needed.
 
-Some blocks are resident. The others share two buffers on the compute device: while one block computes
-from one buffer, a worker thread fills the other with the block that comes next. It reads from the
-file, and casts, decodes or rounds on the way; or copies from main memory, where the blocks were read once.
+Some blocks are resident. The others share two buffers on the compute device: while one block computes from one buffer,
+a worker thread fills the other with the block that comes next. It reads from the file, and casts, decodes or rounds on
+the way; or copies from main memory, where the blocks were read once.
 
     file or main memory -> [pinned memory, where the device is no CPU] -> buffer -> the block's parameters
 
-Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident.
-The network knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the
-numbers are the same as when it is resident, bit for bit. Conditional and unconditional pass share each
-fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
+Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident. The network
+knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the numbers are the same as
+when it is resident, bit for bit. Conditional and unconditional pass share each fetch, since MagiHumanDiT.forward_many
+goes through the blocks once for both.
 
-The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not
-been measured.
+The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not been measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """From the network to a solver's model: guidance of both streams, and content that stays as it is."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ All of them are one mechanism: clean latents, and a mask that says what of them 
 reference image is latent frame 0; driving audio is the whole audio; to extend a clip, its last latents come first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -4,8 +4,6 @@ A solver integrates one flat vector that holds video and audio; `model(x, sigma,
 the estimate of the clean vector. Every step is element-wise, so both streams are solved jointly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

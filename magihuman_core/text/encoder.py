@@ -129,8 +129,7 @@ class T5GemmaEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig, *, operations: Operations = nn, dtype=None, device=None):
         super().__init__()
         self.config = config
-        self.embed_tokens = operations.Embedding(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config, dtype, device)

@@ -63,19 +63,14 @@ def space_cjk(text: str) -> str:
     return _BETWEEN_CJK.sub(" ", unicodedata.normalize("NFC", text))
 
 
-def build_prompt(
-    body: str,
-    dialogue: Sequence[tuple[str, str, str]] = (),
-    background_sound: str | None = None,
-) -> str:
+def build_prompt(body: str, dialogue: Sequence[tuple[str, str, str]] = (), background_sound: str | None = None) -> str:
     """The complete prompt from its parts.
 
     body: the description, in English, 150 to 200 words, with every line quoted where it is said.
     dialogue: (speaker in about five words, language, line) each; the language one of LANGUAGES, in any case.
-    background_sound: the most prominent one; None or empty: there is none. Without dialogue that part is
-    left out.
-    Raises InputError for empty parts, an unknown language, or parts that stand in the body already.
-    check_prompt(...) of the result tells what could be better.
+    background_sound: the most prominent one; None or empty: there is none. Without dialogue that part is left out.
+    Raises InputError for empty parts, an unknown language, or parts that stand in the body already. check_prompt(...)
+    of the result tells what could be better.
     """
     body = _one_line(body)
     if not body:
@@ -146,8 +141,7 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     if not headings:
         return text, {}
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
-    parts = {heading[1].lower(): text[heading.end():end].strip()
-             for heading, end in zip(headings, ends, strict=True)}
+    parts = {heading[1].lower(): text[heading.end():end].strip() for heading, end in zip(headings, ends, strict=True)}
     return text[:headings[0].start()], parts
 
 

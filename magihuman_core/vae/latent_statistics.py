@@ -52,8 +52,7 @@ class LatentStatistics:
         """
         if MEAN_KEY not in tensors and STD_KEY not in tensors:
             return cls.for_channels(channels)
-        values = [tensors[key].double().flatten().tolist() if key in tensors else []
-                  for key in (MEAN_KEY, STD_KEY)]
+        values = [tensors[key].double().flatten().tolist() if key in tensors else [] for key in (MEAN_KEY, STD_KEY)]
         if any(len(v) != channels for v in values) or min(values[1]) <= 0:
             raise CheckpointError(
                 f"{name}: latent_mean and latent_std must both hold {channels} numbers, the latter above 0."

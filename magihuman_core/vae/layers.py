@@ -21,14 +21,12 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def over_time(layer: PixelFunction, x: Tensor, context: int = 0,
-              prepare: PixelFunction | None = None) -> Tensor:
+def over_time(layer: PixelFunction, x: Tensor, context: int = 0, prepare: PixelFunction | None = None) -> Tensor:
     """layer(prepare(x)) for a layer that eats `context` frames on either side; the end frames are repeated.
 
-    layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. prepare works on each pixel by itself.
-    Without gradients a long or large x goes through in pieces of time. The numbers are those of one piece,
-    but neither the padded nor the prepared x is ever whole in memory, and no call reaches the 2^31
-    elements at which many kernels stop.
+    layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. prepare works on each pixel by itself. Without gradients a
+    long or large x goes through in pieces of time. The numbers are those of one piece, but neither the padded nor the
+    prepared x is ever whole in memory, and no call reaches the 2^31 elements at which many kernels stop.
     """
     length = x.shape[2]
     count = max(PIECE_ELEMENTS // max(x[:, :, 0].numel(), 1), 1)

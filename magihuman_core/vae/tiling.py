@@ -8,8 +8,7 @@ from torch import Tensor
 from ..errors import InputError
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int,
-                    scale: int) -> Tensor:
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, scale: int) -> Tensor:
     """Decode z tile by tile, and average neighbours with weights that fall linearly across their overlap.
 
     decode: [B, C, T, h, w] -> [B, c, F, scale*h, scale*w]. tile and overlap are in latent pixels, along

@@ -67,8 +67,7 @@ class SeparableConv(nn.Module):
         super().__init__()
         self.context = kernel // 2
         padding = (0, kernel // 2, kernel // 2)
-        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs,
-                                                **factory)
+        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
     def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
@@ -115,8 +114,7 @@ class Upsampler(nn.Module):
         if not spatio_only:
             self.time_conv = Conv(channels, 2 * channels, (3, 1, 1), operations=operations, **factory)
         # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
-        self.resample = nn.Sequential(nn.Identity(),
-                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+        self.resample = nn.Sequential(nn.Identity(), operations.Conv2d(channels, channels, 3, padding=1, **factory))
 
     def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
         if self.time_conv is not None:
@@ -224,8 +222,7 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-               overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).

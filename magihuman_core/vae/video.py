@@ -105,8 +105,7 @@ class Decoder(nn.Module):
         self.conv1 = conv3d(config.latent_channels, widths[0], **factory)
         self.middle = _middle(widths[0], **factory)
         self.upsamples = nn.ModuleList(
-            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal,
-                    **factory)
+            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal, **factory)
             for i, (inputs, outputs, temporal) in enumerate(stages))
         self.head = _head(widths[-1], 3 * config.patch**2, **factory)
 
@@ -153,8 +152,7 @@ class VideoVAE(nn.Module):
 
         Nothing is sampled. Frames beyond the last whole group of four are dropped, as ComfyUI does.
         normalized: give normalized latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
-        Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not
-        divide.
+        Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not divide.
         """
         group, factor = self.config.temporal_factor, self.config.spatial_factor
         shape = list(video.shape)
@@ -172,8 +170,7 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-               overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger

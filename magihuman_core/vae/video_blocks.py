@@ -122,8 +122,7 @@ class Upsample(nn.Module):
         super().__init__()
         factory = {"dtype": dtype, "device": device}
         # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
-        self.resample = nn.Sequential(nn.Identity(),
-                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+        self.resample = nn.Sequential(nn.Identity(), operations.Conv2d(channels, channels, 3, padding=1, **factory))
         self.time_conv = None
         if temporal:
             self.time_conv = operations.Conv3d(channels, 2 * channels, (3, 1, 1), **factory)

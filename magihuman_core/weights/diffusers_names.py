@@ -14,10 +14,7 @@ from ..checkpoint.lazy_tensor import LazyTensor, Reshaped
 from ..errors import CheckpointError
 
 # A key that only the VAE under diffusers' names has.
-MARKS = {
-    "video_vae": "encoder.down_blocks.0.resnets.0.norm1.gamma",
-    "audio_vae": "decoder.block.0.snake1.alpha",
-}
+MARKS = {"video_vae": "encoder.down_blocks.0.resnets.0.norm1.gamma", "audio_vae": "decoder.block.0.snake1.alpha"}
 RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
             "conv_shortcut": "shortcut"}  # fmt: skip
 VIDEO_ENDS = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
