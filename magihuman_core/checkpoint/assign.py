@@ -13,17 +13,10 @@ from .quantized import EIGHT_BITS
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 
 
-def assign_weights(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    name: str | None = None,
-    keep_fp32: Callable[[str], bool] = lambda key: False,
-    check_finite: bool = True,
-    skip: Callable[[str], bool] = lambda key: False,
-) -> None:
+def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+                   device: torch.device | str = "cpu", name: str | None = None,
+                   keep_fp32: Callable[[str], bool] = lambda key: False, check_finite: bool = True,
+                   skip: Callable[[str], bool] = lambda key: False) -> None:
     """Put every tensor in its place in module, which may have been built on the meta device.
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype

@@ -17,14 +17,8 @@ from .weight_files import INDEX, SHARD, list_weight_files
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
 
-def open_stored(
-    source: str | Path | Mapping[str, Tensor],
-    *,
-    subfolders: Sequence[str] = (),
-    models: Sequence[str] = (),
-    mapped: bool = False,
-    allow_pickle: bool = False,
-) -> Checkpoint:
+def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequence[str] = (),
+                models: Sequence[str] = (), mapped: bool = False, allow_pickle: bool = False) -> Checkpoint:
     """Open weights with names and tensors as they are stored; only headers are read.
 
     source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either, or shards without

@@ -17,9 +17,8 @@ from .write import row_ranges
 INT8_MAX = 127
 
 
-def to_fp8(
-    entries: Sequence[LazyTensor], dtype: torch.dtype = torch.float8_e4m3fn
-) -> list[tuple[LazyTensor, LazyTensor]]:
+def to_fp8(entries: Sequence[LazyTensor],
+           dtype: torch.dtype = torch.float8_e4m3fn) -> list[tuple[LazyTensor, LazyTensor]]:
     """(data, scale []) of tensors that share one scale, which brings the largest value to the largest of fp8."""
     largest = torch.finfo(dtype).max
     scale = SharedScale(entries, largest)

@@ -24,9 +24,8 @@ def open_index(path: Path, mapped: bool) -> Checkpoint:
     return open_shards(folder, shards, mapped, weight_map, texts)
 
 
-def open_shards(
-    folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str], metadata: Mapping[str, str]
-) -> Checkpoint:
+def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str],
+                metadata: Mapping[str, str]) -> Checkpoint:
     """All tensors of all shards. The index need not name every key (some tools add scales without it).
 
     weight_map: key -> name of its file, from an index, or empty. metadata: texts that win over those in the shards.

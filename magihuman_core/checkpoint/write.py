@@ -23,13 +23,8 @@ PIECE = 1 << 20  # elements read, cast and written at a time
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
-def write_checkpoint(
-    path: str | Path,
-    entries: Mapping[str, LazyTensor],
-    metadata: Mapping[str, str] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Path:
+def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None, *,
+                     progress: Progress | None = None) -> Path:
     """Write entries as one safetensors file, reading each in pieces while it is written.
 
     The file appears under its name only when it is whole: before, it has a temporary name in the same folder,

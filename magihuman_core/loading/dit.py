@@ -23,17 +23,9 @@ from ..weights.recognize import explain_shape_errors
 log = logging.getLogger(__name__)
 
 
-def load_dit(
-    source: str | Path | Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations: Operations = nn,
-    compute_dtype: torch.dtype | None = None,
-    resident_blocks: int | None = None,
-    stream_from: str | None = None,
-    **overrides,
-) -> MagiHumanDiT:
+def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+             device: torch.device | str = "cpu", operations: Operations = nn, compute_dtype: torch.dtype | None = None,
+             resident_blocks: int | None = None, stream_from: str | None = None, **overrides) -> MagiHumanDiT:
     """Build the network that a checkpoint holds, at whatever size, and fill it.
 
     source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and

@@ -23,15 +23,9 @@ from ..weights.recognize import explain_shape_errors
 from ..weights.text_encoder_keys import encoder_keys
 
 
-def load_text_encoder(
-    source: str | Path | Mapping[str, Tensor],
-    tokenizer=None,
-    config: Mapping | TextEncoderConfig | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations: Operations = nn,
-) -> TextEncoder:
+def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
+                      config: Mapping | TextEncoderConfig | None = None, *, dtype: torch.dtype | None = None,
+                      device: torch.device | str = "cpu", operations: Operations = nn) -> TextEncoder:
     """Load T5Gemma's encoder of any size, with its tokenizer.
 
     source: file, folder, index file, or mapping of tensors, with or without the decoder.

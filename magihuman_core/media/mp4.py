@@ -41,15 +41,8 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def write_mp4(
-    path: str | Path,
-    frames: Iterable[Tensor],
-    audio: Tensor | None,
-    *,
-    fps: float | Fraction = FPS,
-    sample_rate: int = OUTPUT_RATE,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, *, fps: float | Fraction = FPS,
+              sample_rate: int = OUTPUT_RATE, metadata: Mapping[str, str] | None = None) -> None:
     """Write an H.264 (yuv420p, BT.709) and AAC mp4.
 
     frames: uint8 [h, w, 3] one by one, h and w even: a tensor [F, h, w, 3], or an iterator, which is read

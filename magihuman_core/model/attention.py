@@ -23,9 +23,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared).transpose(1, 2)
 
 
-def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int, attention: AttentionFunction
-) -> Tensor:
+def local_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int,
+                    attention: AttentionFunction) -> Tensor:
     """A video token sees the latent frames within `radius` of its own and all audio and text, in one softmax.
 
     The keys of each frame are one contiguous slice of the video plus the tail of the sequence, so

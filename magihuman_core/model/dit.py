@@ -179,15 +179,8 @@ class MagiHumanDiT(nn.Module):
     operations: where layers come from; `torch.nn`, or a namespace like ComfyUI's.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        *,
-        operations: Operations = nn,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-    ):
+    def __init__(self, config: DiTConfig, *, operations: Operations = nn, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str | None = None, compute_dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype or dtype
@@ -214,15 +207,8 @@ class MagiHumanDiT(nn.Module):
             self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands, piece)
         return self._layouts[key]
 
-    def forward(
-        self,
-        video: Tensor,
-        audio: Tensor,
-        text: Tensor,
-        *,
-        run_block: RunBlock | None = None,
-        attention: AttentionFunction = sdpa,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, run_block: RunBlock | None = None,
+                attention: AttentionFunction = sdpa) -> tuple[Tensor, Tensor]:
         """Flow velocities (noise - clean) of both streams.
 
         video: [B, C, T, H, W] normalized latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
@@ -231,13 +217,8 @@ class MagiHumanDiT(nn.Module):
         """
         return self.forward_many([(video, audio, text)], run_block=run_block, attention=attention)[0]
 
-    def forward_many(
-        self,
-        inputs: list[tuple[Tensor, Tensor, Tensor]],
-        *,
-        run_block: RunBlock | None = None,
-        attention: AttentionFunction = sdpa,
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward_many(self, inputs: list[tuple[Tensor, Tensor, Tensor]], *, run_block: RunBlock | None = None,
+                     attention: AttentionFunction = sdpa) -> list[tuple[Tensor, Tensor]]:
         """`forward` of several inputs, block by block, so that streamed weights are fetched once for all."""
         run_block = run_block or call_block
         states = []

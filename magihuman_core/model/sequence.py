@@ -66,9 +66,8 @@ class Layout:
             yield (slice(frame * per_frame, (frame + 1) * per_frame), slice(first * per_frame, last * per_frame))
 
 
-def make_layout(
-    latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor, piece: int
-) -> Layout:
+def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor,
+                piece: int) -> Layout:
     """latent: (T, H, W) of the video latent; audio, text: tokens; bands: [B] on the device to compute on."""
     T, H, W = latent
     grid = (T, H // PATCH, W // PATCH)

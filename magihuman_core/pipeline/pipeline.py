@@ -62,24 +62,11 @@ class MagiHumanPipeline:
         return cls(find_models(path, parts), **options)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompt: str,
-        *,
-        negative: str | None = None,
-        image: str | Path | Image.Image | None = None,
-        audio: str | Path | tuple[Tensor, int] | None = None,
-        seconds: float | None = None,
-        width: int = BASE.width,
-        height: int = BASE.height,
-        seed: int = 0,
-        steps: int | None = None,
-        mode: str | None = None,
-        upscale: str | Size | None = None,
-        sr_steps: int = SR_540P.steps,
-        guidance: Guidance | None = None,
-        progress: Progress | None = None,
-    ) -> Clip:
+    def generate(self, prompt: str, *, negative: str | None = None, image: str | Path | Image.Image | None = None,
+                 audio: str | Path | tuple[Tensor, int] | None = None, seconds: float | None = None,
+                 width: int = BASE.width, height: int = BASE.height, seed: int = 0, steps: int | None = None,
+                 mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
+                 guidance: Guidance | None = None, progress: Progress | None = None) -> Clip:
         """Make one clip.
 
         image: the first frame, cropped to the clip's aspect.

@@ -75,22 +75,9 @@ class Request:
                 "image": self.image is not None, "driven_by_sound": self.audio is not None}
 
 
-def make_request(
-    parts: Parts,
-    prompt: str,
-    *,
-    negative: str | None,
-    image: str | Path | Image.Image | None,
-    audio: str | Path | Waveform | None,
-    seconds: float | None,
-    size: Size,
-    seed: int,
-    steps: int | None,
-    mode: str | None,
-    upscale: str | Size | None,
-    sr_steps: int,
-    guidance: Guidance | None,
-) -> Request:
+def make_request(parts: Parts, prompt: str, *, negative: str | None, image: str | Path | Image.Image | None,
+                 audio: str | Path | Waveform | None, seconds: float | None, size: Size, seed: int, steps: int | None,
+                 mode: str | None, upscale: str | Size | None, sr_steps: int, guidance: Guidance | None) -> Request:
     """Check and read the input of MagiHumanPipeline.generate, which says what each of them is.
 
     Raises InputError for what no clip can be made from, CheckpointError where a part of the model is missing or is

@@ -12,13 +12,8 @@ from ..text.encoder import TextEncoder
 from ..weights.precision import may_quantize
 
 
-def build_dit(
-    config: DiTConfig,
-    dtype: torch.dtype,
-    *,
-    compute_dtype: torch.dtype | None = None,
-    operations: Operations = nn,
-) -> MagiHumanDiT:
+def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dtype | None = None,
+              operations: Operations = nn) -> MagiHumanDiT:
     """The network, its blocks' weights in dtype, which may be one of 8 bits; compute_dtype: by default the same, or
     bf16 where that is of 8 bits."""
     stored = compute_dtype_of(dtype)
@@ -31,12 +26,8 @@ def build_dit(
     return dit.requires_grad_(False)
 
 
-def build_text_encoder(
-    config: TextEncoderConfig,
-    dtype: torch.dtype | None,
-    *,
-    operations: Operations = nn,
-) -> TextEncoder:
+def build_text_encoder(config: TextEncoderConfig, dtype: torch.dtype | None, *,
+                       operations: Operations = nn) -> TextEncoder:
     """The text encoder, without tokenizer, its linear layers' weights in dtype; None: torch's default."""
     computed = None if dtype is None else compute_dtype_of(dtype)
     with torch.device("meta"):

@@ -67,20 +67,10 @@ def size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.{0 if count >= 1e7 else 1}f} MB"
 
 
-def estimate(
-    config: Config,
-    *,
-    width: int = BASE.width,
-    height: int = BASE.height,
-    seconds: float = 4,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str | torch.device = "cuda",
-    resident_blocks: int | None = None,
-    guided: bool = False,
-    text_tokens: int = TEXT_TOKENS,
-    tile: int | None = None,
-    tokens: int | None = None,
-) -> Estimate:
+def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.height, seconds: float = 4,
+             dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cuda",
+             resident_blocks: int | None = None, guided: bool = False, text_tokens: int = TEXT_TOKENS,
+             tile: int | None = None, tokens: int | None = None) -> Estimate:
     """The memory that a part of the model needs for a clip.
 
     config: of a network, a Turbo VAE, video VAE or audio VAE (for decoding) or a text encoder.
@@ -133,10 +123,8 @@ def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = F
         log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
 
 
-def decoding_activations(
-    config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int], dtype: torch.dtype,
-    device: str | torch.device,
-) -> int:
+def decoding_activations(config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int],
+                         dtype: torch.dtype, device: str | torch.device) -> int:
     """The most bytes of activations while a latent [B, C, T, H, W] or [B, C, n] is decoded, its frames not held."""
     device = torch.device(device).type
     if not isinstance(config, AudioVAEConfig):
@@ -148,9 +136,8 @@ def decoding_activations(
 
 
 @lru_cache(maxsize=32)
-def encoding_activations(
-    config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype, device: str
-) -> int:
+def encoding_activations(config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype,
+                         device: str) -> int:
     """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
     encode: Callable[[Tensor], Tensor]
     with torch.inference_mode(False):
@@ -209,9 +196,8 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None,
 
 
 @lru_cache(maxsize=32)
-def network_activations(
-    config: DiTConfig, cells: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype, device: str, guided: bool
-) -> int:
+def network_activations(config: DiTConfig, cells: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype,
+                        device: str, guided: bool) -> int:
     """The most bytes of activations in a forward pass. cells: (T, H, W) of the latent; audio, text: tokens."""
     kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
     for i in range(config.layers):

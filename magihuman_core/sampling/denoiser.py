@@ -27,17 +27,9 @@ class JointDenoiser:
     forward: keyword arguments handed to the network at each call (run_block, attention).
     """
 
-    def __init__(
-        self,
-        dit: MagiHumanDiT,
-        shapes: Shapes,
-        text: Tensor,
-        negative: Tensor | None = None,
-        guidance: Guidance | None = None,
-        frozen_video: Frozen | None = None,
-        frozen_audio: Frozen | None = None,
-        **forward: Any,
-    ):
+    def __init__(self, dit: MagiHumanDiT, shapes: Shapes, text: Tensor, negative: Tensor | None = None,
+                 guidance: Guidance | None = None, frozen_video: Frozen | None = None,
+                 frozen_audio: Frozen | None = None, **forward: Any):
         self.dit, self.shapes, self.text, self.negative = dit, shapes, text, negative
         self.guidance = guidance or Guidance()
         self.frozen_video, self.frozen_audio = frozen_video, frozen_audio

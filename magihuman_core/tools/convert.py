@@ -40,15 +40,8 @@ QUANTIZED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's nam
 log = logging.getLogger(__name__)
 
 
-def convert(
-    source: str | Path | Mapping[str, Tensor],
-    target: str | Path,
-    *,
-    dtype: str | None = None,
-    layout: str | None = None,
-    role: str | None = None,
-    progress: Progress | None = None,
-) -> Path:
+def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dtype: str | None = None,
+            layout: str | None = None, role: str | None = None, progress: Progress | None = None) -> Path:
     """Write source, in any layout, as one safetensors file.
 
     source may be a LoRA as well, with names in any spelling: it comes out under those that ComfyUI's own loader
@@ -160,9 +153,8 @@ def _split(checkpoint: Checkpoint, table: Mapping[str, list[Part]]) -> Checkpoin
     return checkpoint.with_entries(entries)
 
 
-def _quantize(
-    entries: Mapping[str, LazyTensor], dtype: str, together: Mapping[str, str]
-) -> tuple[dict[str, LazyTensor], str]:
+def _quantize(entries: Mapping[str, LazyTensor], dtype: str,
+              together: Mapping[str, str]) -> tuple[dict[str, LazyTensor], str]:
     """Entries with the large linears quantized, and ComfyUI's table of them.
 
     together: key -> name of the group whose members share a scale; a key that is not in it has its own.

@@ -24,14 +24,8 @@ SUBFOLDERS = {
 MODEL_FOLDERS = ("base", "distill", "540p_sr", "1080p_sr", "sr_540p", "sr_1080p")
 
 
-def open_checkpoint(
-    source: str | Path | Mapping[str, Tensor],
-    kind: str | None = None,
-    *,
-    mapped: bool = False,
-    raw: bool = False,
-    allow_pickle_checkpoint: bool = False,
-) -> Checkpoint:
+def open_checkpoint(source: str | Path | Mapping[str, Tensor], kind: str | None = None, *, mapped: bool = False,
+                    raw: bool = False, allow_pickle_checkpoint: bool = False) -> Checkpoint:
     """Open weights for reading; only headers are read here. Quantized weights are decoded as they are read.
 
     source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either (or shards without
