@@ -1,11 +1,9 @@
 """The public names of `magihuman_core`, where they come from."""
 
 from .errors import CheckpointError, InputError
-from .loading.audio_vae import load_audio_vae
 from .loading.dit import load_dit
 from .loading.text_encoder import load_text_encoder
-from .loading.turbo_vae import load_turbo_vae
-from .loading.video_vae import load_video_vae
+from .loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from .model.config import DiTConfig
 from .model.dit import MagiHumanDiT
 from .pipeline.clip import Clip

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .lazy_tensor import LazyTensor
+from .lazy_tensor import LazyTensor, row_ranges
 from .quantized import EIGHT_BITS, as_quantized, row_scales
-from .write import row_ranges
 
 INT8_MAX = 127
 
@@ -49,7 +48,8 @@ class SharedScale(LazyTensor):
     @cached_property
     def value(self) -> float:
         """Found when it is first needed."""
-        peaks = [entry.read(torch.float32, rows).abs().max() for entry in self.entries for rows in row_ranges(entry)]
+        peaks = [entry.read(torch.float32, rows).abs().max()
+                 for entry in self.entries for rows in row_ranges(entry.height, entry.width)]
         return float(torch.stack(peaks).max()) / self.largest or 1.0  # NaN stays NaN, and is then reported
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
@@ -67,7 +67,7 @@ class ComputedRows(LazyTensor):
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         part = self.source.rows(begin, end)
         result = None
-        for top, bottom in row_ranges(part):
+        for top, bottom in row_ranges(part.height, part.width):
             piece = self.function(part.read(torch.float32, (top, bottom)))
             if result is None:
                 result = piece.new_empty((end - begin, self.shape[1]), dtype=dtype)

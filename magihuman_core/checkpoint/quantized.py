@@ -15,7 +15,6 @@ change of layout has cut or joined rows.
 
 import json
 from collections.abc import Mapping
-from math import prod
 
 import torch
 from torch import Tensor
@@ -24,11 +23,10 @@ from ..errors import CheckpointError
 from ..nn.quantized_linear import EIGHT_BITS
 from .checkpoint import Checkpoint
 from .header import quoted
-from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, concatenated
+from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, concatenated, row_ranges
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
-PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
 COMPANIONS = (".input_scale", ".scale_input", ".output_scale", ".comfy_quant")
 COMFY_TABLE = "_quantization_metadata"
@@ -47,11 +45,10 @@ class Quantized(LazyTensor):
         values = self.data.read(rows=(begin, end))
         result = torch.empty(values.shape, dtype=dtype, device=values.device)
         scale = self.scale.read(torch.float32, (begin, end) if self.scale.shape else None).to(values.device)
-        step = max(1, PIECE // max(1, prod(values.shape[1:])))
-        for top in range(0, values.shape[0], step):
-            piece = values[top : top + step].to(torch.float32)
-            piece *= scale[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.dim() else scale
-            result[top : top + step] = piece
+        for top, bottom in row_ranges(end - begin, self.width):
+            piece = values[top:bottom].to(torch.float32)
+            piece *= scale[top:bottom].reshape(-1, *[1] * (piece.dim() - 1)) if scale.dim() else scale
+            result[top:bottom] = piece
         return result
 
     def _rows(self, begin: int, end: int) -> "Quantized":

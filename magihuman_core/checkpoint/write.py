@@ -6,7 +6,6 @@ import os
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from math import prod
 from pathlib import Path
 
 import torch
@@ -16,9 +15,7 @@ from ..atomic import whole_file
 from ..errors import CheckpointError
 from .assign import is_finite
 from .header import DTYPE_NAMES, quoted
-from .lazy_tensor import LazyTensor
-
-PIECE = 1 << 20  # elements read, cast and written at a time
+from .lazy_tensor import LazyTensor, row_ranges
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
@@ -44,8 +41,7 @@ def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metada
     text += b" " * (-len(text) % 8)
     total = 8 + len(text) + end
     try:
-        free = shutil.disk_usage(path.parent).free
-        if free < total:
+        if shutil.disk_usage(path.parent).free < total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with whole_file(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
@@ -66,14 +62,7 @@ def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metada
     return path
 
 
-def row_ranges(entry: LazyTensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that hold about PIECE elements each."""
-    step = max(1, PIECE // max(1, prod(entry.shape[1:])))
-    for top in range(0, entry.height, step):
-        yield top, min(top + step, entry.height)
-
-
 def _pieces(entry: LazyTensor) -> Iterator[Tensor]:
     if entry.numel:
-        for rows in row_ranges(entry):
+        for rows in row_ranges(entry.height, entry.width):
             yield entry.read(rows=rows)

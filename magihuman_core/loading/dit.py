@@ -47,15 +47,8 @@ def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
         official = split_official(checkpoint, config)
         tensors = quantized_layers(official, dtype, may_quantize)
     streamed = choose_streamed(dit.blocks, resident_blocks)
-    assign_weights(
-        dit,
-        tensors,
-        dtype=dit.compute_dtype,
-        device=device,
-        name=checkpoint.name,
-        keep_fp32=keep_fp32,
-        skip=lambda key: is_streamed(key, streamed),
-    )
+    assign_weights(dit, tensors, dtype=dit.compute_dtype, device=device, keep_fp32=keep_fp32,
+                   skip=lambda key: is_streamed(key, streamed))
     if streamed:
         streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
         rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantize) != dtype

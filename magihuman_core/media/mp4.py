@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_output(path: str | Path) -> Path:
-    """Make sure, before long work starts, that an mp4 can be written there; its folder is made.
-
-    Raises InputError.
-    """
+    """Make sure, before long work starts, that an mp4 can be written there; its folder is made. Raises InputError."""
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise InputError(f"{path}: the clip is written as mp4. Give a name that ends in .mp4.")

@@ -35,7 +35,6 @@ def local_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int
     tail = slice(layout.video, None)
     parts = [
         attention(q[:, tokens], torch.cat([k[:, window], k[:, tail]], 1), torch.cat([v[:, window], v[:, tail]], 1))
-        for tokens, window in layout.local_windows(radius)
-    ]
+        for tokens, window in layout.local_windows(radius)]
     parts.append(attention(q[:, tail], k, v))
     return torch.cat(parts, 1)

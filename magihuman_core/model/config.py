@@ -63,9 +63,8 @@ class DiTConfig:
 
         def shape(key: str) -> tuple[int, ...]:
             if key not in sd:
-                raise CheckpointError(
-                    f"{getattr(sd, 'name', 'The checkpoint')} has no tensor {key}: it is not a MagiHuman network."
-                )
+                name = getattr(sd, "name", "The checkpoint")
+                raise CheckpointError(f"{name} has no tensor {key}: it is not a MagiHuman network.")
             return tuple(shape_of(key))
 
         hidden, video_in = shape("adapter.video_embedder.weight")
@@ -81,10 +80,8 @@ class DiTConfig:
             if copies == 3:
                 sandwich.append(i)
             elif copies != 1:
-                raise CheckpointError(
-                    f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x, or 3 x (one for each "
-                    "modality)."
-                )
+                raise CheckpointError(f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x, or "
+                                      "3 x (one for each modality).")
             width = shape(p + "mlp.down_proj.weight")[1]
             is_gelu = shape(p + "mlp.up_gate_proj.weight")[0] // copies == width
             widths[is_gelu] = width
@@ -98,20 +95,10 @@ class DiTConfig:
         heads = shape(first + "linear_proj.weight")[1] // head_dim
         kv_heads = (shape(first + "linear_qkv.weight")[0] // copies - heads * (head_dim + 1)) // (2 * head_dim)
         sizes = {
-            "layers": layers,
-            "hidden": hidden,
-            "head_dim": head_dim,
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "video_channels": video_in // PATCH**2,
-            "audio_channels": audio_in,
-            "text_channels": text_in,
-            "gelu_width": widths[True],
-            "swiglu_width": widths[False],
-            "sandwich_layers": tuple(sandwich),
-            "gelu_layers": tuple(gelu),
-            "post_norm_layers": tuple(post_norm),
-        }
+            "layers": layers, "hidden": hidden, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads,
+            "video_channels": video_in // PATCH**2, "audio_channels": audio_in, "text_channels": text_in,
+            "gelu_width": widths[True], "swiglu_width": widths[False], "sandwich_layers": tuple(sandwich),
+            "gelu_layers": tuple(gelu), "post_norm_layers": tuple(post_norm)}
         return cls(**{**sizes, **overrides})
 
 

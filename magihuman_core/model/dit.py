@@ -44,9 +44,8 @@ class GatedAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(c.hidden, device=device)
-        self.linear_qkv = operations.Linear(
-            c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device
-        )
+        width = (c.heads + 2 * c.kv_heads) * c.head_dim
+        self.linear_qkv = operations.Linear(c.hidden, width, bias=False, dtype=dtype, device=device)
         # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 is not a
         # multiple of 16, which fp8 matrix units want, and because it is worth its precision.
         self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
@@ -73,15 +72,14 @@ class MLP(nn.Module):
     """norm -> up -> GELU7 or SwiGLU7 -> down."""
 
     def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations: Operations,
-                 dtype, device):  # fmt: skip
+                 dtype, device):
         super().__init__()
         width = config.gelu_width if gelu else config.swiglu_width
         self.activation = gelu7 if gelu else swiglu7
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(config.hidden, device=device)
-        self.up_gate_proj = operations.Linear(
-            config.hidden, width if gelu else 2 * width, bias=False, dtype=dtype, device=device
-        )
+        up = width if gelu else 2 * width
+        self.up_gate_proj = operations.Linear(config.hidden, up, bias=False, dtype=dtype, device=device)
         self.down_proj = operations.Linear(width, config.hidden, bias=False, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -241,22 +239,16 @@ class MagiHumanDiT(nn.Module):
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:
         c = self.config
-        for name, tensor, dims, channels, axis in (
-            ("video", video, 5, c.video_channels, 1),
-            ("audio", audio, 3, c.audio_channels, 1),
-            ("text", text, 3, c.text_channels, 2),
-        ):
+        for name, tensor, dims, channels, axis in (("video", video, 5, c.video_channels, 1),
+                                                   ("audio", audio, 3, c.audio_channels, 1),
+                                                   ("text", text, 3, c.text_channels, 2)):
             if tensor.ndim != dims or tensor.shape[axis] != channels:
-                raise InputError(
-                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} "
-                    f"channels on axis {axis}; check that latent and text come from MagiHuman's own VAE and "
-                    "text encoder."
-                )
+                raise InputError(f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with "
+                                 f"{channels} channels on axis {axis}; check that latent and text come from "
+                                 "MagiHuman's own VAE and text encoder.")
         if video.shape[3] % PATCH or video.shape[4] % PATCH:
-            raise InputError(
-                f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
-                "choose an image size in multiples of 32 pixels."
-            )
+            raise InputError(f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
+                             "choose an image size in multiples of 32 pixels.")
         if text.shape[1] < (2 if c.positions == "v1" else 1):
             raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
         if c.positions == "v1" and audio.shape[2] == 1 and video.shape[2] > 1:

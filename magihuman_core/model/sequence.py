@@ -63,7 +63,7 @@ class Layout:
         per_frame = self.video // self.frames
         for frame in range(self.frames):
             first, last = max(0, frame - radius), min(self.frames, frame + radius + 1)
-            yield (slice(frame * per_frame, (frame + 1) * per_frame), slice(first * per_frame, last * per_frame))
+            yield slice(frame * per_frame, (frame + 1) * per_frame), slice(first * per_frame, last * per_frame)
 
 
 def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor,

@@ -19,11 +19,10 @@ from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
 from ..media.waveform import OUTPUT_RATE, resample
 from ..recipes import BASE, SR_540P, Guidance
-from ..runtime.device import choose_device
 from ..sizes import FPS, decoded_frames
 from . import stages
 from .clip import Clip
-from .parts import Parts
+from .parts import Parts, choose_device
 from .request import Pass, Progress, Request, Size, make_request
 
 if TYPE_CHECKING:
@@ -56,8 +55,7 @@ class MagiHumanPipeline:
         in, but float32 for small models on a CPU.
         resident_blocks: how many of the network's blocks stay in memory, None: all (see runtime/streaming.py).
         tile: side of the squares the Turbo VAE decodes, in latent pixels (16 pixels each); None: whole frames.
-        loras: (file, strength) of each LoRA for the base or distilled network.
-        Raises InputError and CheckpointError.
+        loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 

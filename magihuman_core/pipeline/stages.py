@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..loading.audio_vae import load_audio_vae
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
-from ..loading.turbo_vae import load_turbo_vae
-from ..loading.video_vae import load_video_vae
+from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import is_finite
+from ..checkpoint.assign import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
@@ -89,11 +89,8 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
 
 def _read(tensors: Mapping[str, Tensor], key: str, name: str) -> Tensor:
     tensor = tensors[key]
-    if not tensor.is_floating_point():
-        tensor = tensor.float()
-    if not is_finite(tensor):
-        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite. "
-                              "The file is damaged.")
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    check_finite(tensor, key, name)
     return tensor
 
 

@@ -27,10 +27,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import is_finite
+from ..checkpoint.assign import check_finite
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.header import quoted
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..weights.precision import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
@@ -218,8 +217,6 @@ class BlockStreamer:
 
     def fetch(self, index: int) -> None:
         """Put the weights of a block in place, and begin to bring in those of the next streamed one."""
-        if index not in self.plans:
-            return
         if not self.slots:
             raise InputError("The streaming of weights was closed. Load the network again.")
         slot = next((s for s in self.slots if s.index == index), None) or self._begin(index)
@@ -268,10 +265,8 @@ class BlockStreamer:
     def _bind(self, plan: Plan, buffer: Tensor | None) -> None:
         """Make parameters of the parts of a buffer; without one, of the meta device."""
         for place in plan.places:
-            if buffer is None:
-                weight = torch.empty(place.shape, dtype=place.dtype, device="meta")
-            else:
-                weight = place.view(buffer)
+            empty = buffer is None
+            weight = torch.empty(place.shape, dtype=place.dtype, device="meta") if empty else place.view(buffer)
             place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
 
 
@@ -313,10 +308,7 @@ class Reader:
                 bottom = min(top + rows, weight.shape[0])
                 weight[top:bottom] = entry.read(place.dtype, (top, bottom))
             if place.key not in self.checked:
-                if not is_finite(weight):
-                    raise CheckpointError(
-                        f"{self.tensors.name}: {quoted(place.key)} holds values that are not numbers or are infinite "
-                        f"as {str(place.dtype)[6:]}. The file is damaged, or was cast too far.")
+                check_finite(weight, place.key, self.tensors.name)
                 self.checked.add(place.key)
 
 

@@ -204,5 +204,3 @@ class TextEncoder(nn.Module):
             log.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
                         n, MAX_TOKENS, words)
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
-
-

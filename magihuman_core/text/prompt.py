@@ -90,8 +90,7 @@ def build_prompt(body: str, dialogue: Sequence[tuple[str, str, str]] = (), backg
 def check_prompt(text: str) -> list[str]:
     """What in a prompt departs from the form the model was trained on: one sentence each, [] if all is well.
 
-    Length in tokens is not looked at here: the text encoder warns of that.
-    Raises InputError when text is empty.
+    Length in tokens is not looked at here: the text encoder warns of that. Raises InputError when text is empty.
     """
     if not isinstance(text, str) or not text.strip():
         raise InputError("the prompt is empty; write what is to be seen and heard.")

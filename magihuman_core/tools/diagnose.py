@@ -15,11 +15,9 @@ from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
-from ..loading.audio_vae import load_audio_vae
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
-from ..loading.turbo_vae import load_turbo_vae
-from ..loading.video_vae import load_video_vae
+from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..model.config import RELEASED
 from ..model.dit import MagiHumanDiT
 from ..recipes import DISTILLED, RECIPES

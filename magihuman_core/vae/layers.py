@@ -1,6 +1,6 @@
 """Operations without weights that both video autoencoders share. Tensors are [B, C, T, H, W]."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -54,25 +54,6 @@ def per_frame(layer: PixelFunction, x: Tensor) -> Tensor:
         return rearrange(y, "(b t) c h w -> b c t h w", b=piece.shape[0])
 
     return over_time(on_frames, x)
-
-
-def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
-    """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.
-
-    Against torch.cat the pieces need not all exist beside the result.
-    """
-    frames, position = torch.empty(0), 0
-    for piece in pieces:
-        if position == 0:
-            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
-        frames[:, :, position : position + piece.shape[2]] = piece
-        position += piece.shape[2]
-    return frames
-
-
-def upsample_space(x: Tensor) -> Tensor:
-    """Every pixel twice along both axes: [n, C, H, W] -> [n, C, 2H, 2W]."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def interleave_time(x: Tensor) -> Tensor:

@@ -74,8 +74,6 @@ def _audio_name(key: str, checkpoint: Mapping[str, Tensor]) -> str:
     if match is None:
         return key
     side, rest = match["side"], match["rest"]
-    rest = rest.replace("parametrizations.weight.original0", "weight_g").replace(
-        "parametrizations.weight.original1", "weight_v")  # fmt: skip
     if match["end"]:
         blocks = 0
         while f"{side}.block.{blocks}.snake1.alpha" in checkpoint:
