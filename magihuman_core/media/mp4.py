@@ -33,8 +33,7 @@ def check_output(path: str | Path) -> Path:
         temporary.touch(exist_ok=False)
         temporary.unlink()
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: cannot be written ({reason}). Choose another folder.") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Choose another folder.") from None
     return path
 
 

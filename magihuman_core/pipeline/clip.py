@@ -27,9 +27,6 @@ class Clip:
         return self.frames.shape[0] / self.fps
 
     def save(self, path: str | Path) -> None:
-        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman".
-
-        The file appears only when it is complete. Raises InputError where it cannot be written.
-        """
+        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman"; see media.mp4.write_mp4."""
         metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
         write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class MagiHumanPipeline:
     """Makes clips with the models of a folder.
 
-    Each part is loaded when its turn comes and released after it, so that memory never holds two.
+    Each part is loaded when it is needed and released after it, so that memory never holds two.
     """
 
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto", **options: Any) -> None:
@@ -97,16 +97,16 @@ class MagiHumanPipeline:
         images: dict[Size, Tensor] = {}
         if request.image is not None:
             images = self._stage("reference picture", stages.encode_image, request.image,
-                                 [turn.size for turn in request.passes])
+                                 [pass_.size for pass_ in request.passes])
         audio, length = None, request.audio_length
         if request.audio is not None:
             audio = self._stage("driving sound", stages.encode_audio, request.audio)
             length = audio.shape[2]
         return stages.Conditions(text, negative, images, audio, length)
 
-    def _sample(self, turn: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
+    def _sample(self, pass_: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
                 progress: Progress) -> tuple[Tensor, Tensor]:
-        return self._stage(f"{turn.name}, {turn.steps} steps", stages.sample, turn, conditions, seed, base, progress)
+        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, seed, base, progress)
 
     def _decode(self, request: Request, video: Tensor, audio: Tensor, progress: Progress, started: float) -> Clip:
         """Frames and waveform of equal length; the waveform is the user's own where one was given."""

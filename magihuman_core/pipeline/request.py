@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pass:
-    """One network's turn at a clip: it is made from noise, or a finished one gets super-resolution."""
+    """One network's work at a clip: it is made from noise, or a finished one gets super-resolution."""
 
     recipe: Recipe
     size: Size
@@ -148,8 +148,8 @@ def _check_steps(**steps: int) -> None:
 
 def _check_parts(parts: Parts, request: Request) -> None:
     """Raise CheckpointError unless all parts that the request needs are there."""
-    for turn in request.passes:
-        network_config(parts.open(turn.recipe.role))  # reads the header only, and so finds what is not a network
+    for pass_ in request.passes:
+        network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     parts.models.require("text_encoder", "reading the prompt")
     parts.models.require("audio_vae", "sound")
     if request.image is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
@@ -90,7 +90,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
 
 def _check_options(target: Path, dtype: str | None, layout: str | None, role: str | None) -> None:
     for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTIZED)), ("layout", layout, ("official", "split")),
-                               ("role", role, RECIPES)):  # fmt: skip
+                               ("role", role, RECIPES)):
         if value is not None and value not in known:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
     if dtype in QUANTIZED and layout == "official":
@@ -122,10 +122,7 @@ def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
         return official_keys(checkpoint)
-    if kind == "turbo_vae":
-        own = {key: e for key, e in checkpoint.entries.items() if "aligned" not in key}
-        return checkpoint.with_entries(own)
-    return checkpoint
+    return renamed(checkpoint, lambda key: None if kind == "turbo_vae" and "aligned" in key else key)
 
 
 def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, str]:

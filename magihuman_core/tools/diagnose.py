@@ -31,12 +31,8 @@ from ..weights.recognize import Recognized
 from ..weights.text_encoder_keys import encoder_keys
 
 LOADERS: Mapping[str, Callable[..., nn.Module]] = {
-    "network": load_dit,
-    "text_encoder": load_text_encoder,
-    "turbo_vae": load_turbo_vae,
-    "video_vae": load_video_vae,
-    "audio_vae": load_audio_vae,
-}
+    "network": load_dit, "text_encoder": load_text_encoder, "turbo_vae": load_turbo_vae, "video_vae": load_video_vae,
+    "audio_vae": load_audio_vae}
 READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
@@ -139,9 +135,8 @@ def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
 
 def _dry(entry: LazyTensor) -> LazyTensor:
     """A tensor that reads as an empty one on the meta device, unless it is small."""
-    if entry.numel <= READ_SMALL:
-        return entry
-    return InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+    small = entry.numel <= READ_SMALL
+    return entry if small else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
 
 
 def without_path(error: CheckpointError, path: str | Path) -> str:
