@@ -178,8 +178,7 @@ def _decode(path: Path, kind: int, data: Tensor) -> Tensor:
 class BlockTensor(LazyTensor):
     """A tensor in a block format. data: [rows, bytes]; row: elements of such a row; shape: of the result."""
 
-    def __init__(self, data: LazyTensor, row: int, shape: tuple[int, ...],
-                 decode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, data: LazyTensor, row: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(shape, DECODED)
         self.data, self.row, self.decode = data, row, decode
 

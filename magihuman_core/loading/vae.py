@@ -76,9 +76,8 @@ def load_audio_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dt
     Raises CheckpointError when source holds no complete audio VAE.
     """
     checkpoint = open_checkpoint(source, "audio_vae")
-    return _load(
-        lambda shapes: AudioVAE(AudioVAEConfig.from_shapes(shapes, checkpoint.name), operations=operations),
-        checkpoint, folded(official_keys(checkpoint)), "audio_vae", dtype, device)
+    return _load(lambda shapes: AudioVAE(AudioVAEConfig.from_shapes(shapes, checkpoint.name), operations=operations),
+                 checkpoint, folded(official_keys(checkpoint)), "audio_vae", dtype, device)
 
 
 def _load(build: Callable[[Shapes], VAE], checkpoint: Checkpoint, weights: Checkpoint, kind: str,

@@ -94,16 +94,13 @@ class DiTConfig:
         head_dim = shape(first + "q_norm.weight")[0] // copies
         heads = shape(first + "linear_proj.weight")[1] // head_dim
         kv_heads = (shape(first + "linear_qkv.weight")[0] // copies - heads * (head_dim + 1)) // (2 * head_dim)
-        sizes = {
-            "layers": layers, "hidden": hidden, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads,
-            "video_channels": video_in // PATCH**2, "audio_channels": audio_in, "text_channels": text_in,
-            "gelu_width": widths[True], "swiglu_width": widths[False], "sandwich_layers": tuple(sandwich),
-            "gelu_layers": tuple(gelu), "post_norm_layers": tuple(post_norm)}
+        sizes = {"layers": layers, "hidden": hidden, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads,
+                 "video_channels": video_in // PATCH**2, "audio_channels": audio_in, "text_channels": text_in,
+                 "gelu_width": widths[True], "swiglu_width": widths[False], "sandwich_layers": tuple(sandwich),
+                 "gelu_layers": tuple(gelu), "post_norm_layers": tuple(post_norm)}
         return cls(**{**sizes, **overrides})
 
 
-RELEASED = DiTConfig(
-    layers=40, hidden=5120, head_dim=128, heads=40, kv_heads=8, video_channels=48, audio_channels=64,
-    text_channels=3584, gelu_width=20480, swiglu_width=13652, sandwich_layers=(0, 1, 2, 3, 36, 37, 38, 39),
-    gelu_layers=(0, 1, 2, 3),
-)  # fmt: skip
+RELEASED = DiTConfig(layers=40, hidden=5120, head_dim=128, heads=40, kv_heads=8, video_channels=48, audio_channels=64,
+                     text_channels=3584, gelu_width=20480, swiglu_width=13652,
+                     sandwich_layers=(0, 1, 2, 3, 36, 37, 38, 39), gelu_layers=(0, 1, 2, 3))

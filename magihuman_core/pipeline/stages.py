@@ -84,9 +84,8 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, seed: int, base: t
                           parts.device)
     video, audio = (noise.to(parts.device) for noise in start_noise((latent.video.shape, latent.audio.shape), seed))
     if base is not None:
-        video, audio = prepare_super_resolution(
-            *base, *latent.video.shape[3:], video_noise=video, audio_noise=audio, noise_level=recipe.noise_level,
-            audio_noise_scale=recipe.audio_noise)
+        video, audio = prepare_super_resolution(*base, *latent.video.shape[3:], video_noise=video, audio_noise=audio,
+                                                noise_level=recipe.noise_level, audio_noise_scale=recipe.audio_noise)
         latent = keep_audio(latent, audio)
     elif conditions.audio is not None:
         latent = keep_audio(latent, conditions.audio)

@@ -83,7 +83,7 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     tokens = audio_length(seconds) if tokens is None else tokens
     if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
         raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
-    latent = (latent_frames(tokens), *(side // PIXELS_PER_TOKEN * PATCH for side in (height, width)))
+    latent = latent_frames(tokens), height // PIXELS_PER_TOKEN * PATCH, width // PIXELS_PER_TOKEN * PATCH
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
         dit = _on_meta(config, dtype)

@@ -266,8 +266,8 @@ class BlockStreamer:
     def _bind(self, plan: Plan, buffer: Tensor | None) -> None:
         """Make parameters of the parts of a buffer; without one, of the meta device."""
         for place in plan.places:
-            empty = buffer is None
-            weight = torch.empty(place.shape, dtype=place.dtype, device="meta") if empty else place.view(buffer)
+            weight = (torch.empty(place.shape, dtype=place.dtype, device="meta") if buffer is None
+                      else place.view(buffer))
             place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
 
 

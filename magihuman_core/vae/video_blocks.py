@@ -53,12 +53,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
         # Numbered as in the checkpoint, where SiLU and dropout have numbers too.
-        self.residual = nn.ModuleDict({
-            "0": RMSNorm(inputs, 3, **factory),
-            "2": conv3d(inputs, outputs, operations=operations, **factory),
-            "3": RMSNorm(outputs, 3, **factory),
-            "6": conv3d(outputs, outputs, operations=operations, **factory),
-        })
+        self.residual = nn.ModuleDict({"0": RMSNorm(inputs, 3, **factory),
+                                       "2": conv3d(inputs, outputs, operations=operations, **factory),
+                                       "3": RMSNorm(outputs, 3, **factory),
+                                       "6": conv3d(outputs, outputs, operations=operations, **factory)})
         self.shortcut = operations.Conv3d(inputs, outputs, 1, **factory) if inputs != outputs else None
 
     def forward(self, x: Tensor, state: State) -> Tensor:
