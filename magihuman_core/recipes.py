@@ -28,10 +28,6 @@ class Guidance:
     first_frames: int = 0
     first_frames_scale: float = 2.0
 
-    def video_scale(self, sigma: float) -> float:
-        """The video's scale at a noise level, without regard to the first frames."""
-        return self.video if int(1000 * sigma) > 500 else self.video_late
-
 
 FULL_GUIDANCE = Guidance()
 SR_GUIDANCE = Guidance(3.5, 3.5, first_frames=13)

@@ -24,11 +24,8 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
     content = content if isinstance(content, dict) else {}
     nested = (content.get(name) for name in ("ema_state_dict", "state_dict"))
     content = next((table for table in nested if isinstance(table, dict)), content)
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+               and value.layout is torch.strided and not value.is_meta}
     if not tensors:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
     return replace(strip_prefix(as_checkpoint(tensors, str(path)), ("module.",)), path=path)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta

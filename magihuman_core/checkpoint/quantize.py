@@ -99,9 +99,6 @@ def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
 
 def stored_dtype(tensors: Checkpoint, chosen: Callable[[str], bool]) -> torch.dtype | None:
     """The 8-bit dtype that all chosen weights are stored in; None where they are not."""
-    found = set()
-    for key, entry in tensors.entries.items():
-        if chosen(key):
-            stored = as_quantized(entry)
-            found.add(None if stored is None else stored.data.dtype)
+    stored = [as_quantized(entry) for key, entry in tensors.entries.items() if chosen(key)]
+    found = {None if entry is None else entry.data.dtype for entry in stored}
     return found.pop() if len(found) == 1 else None

@@ -5,11 +5,10 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..atomic import whole_file
 from ..errors import CheckpointError
@@ -46,7 +45,9 @@ def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metada
         with whole_file(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
-                for piece in _pieces(entries[name]):
+                entry = entries[name]
+                for rows in row_ranges(entry.height, entry.width) if entry.numel else ():
+                    piece = entry.read(rows=rows)
                     if not is_finite(piece):
                         raise CheckpointError(f"{quoted(name)} holds values that are not numbers or are "
                                               f"infinite as {str(piece.dtype)[6:]}, so {path} is not written. "
@@ -60,9 +61,3 @@ def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metada
             remedy = f"{total / 2**30:.1f} GiB are needed: make room, or choose another folder."
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). {remedy}") from None
     return path
-
-
-def _pieces(entry: LazyTensor) -> Iterator[Tensor]:
-    if entry.numel:
-        for rows in row_ranges(entry.height, entry.width):
-            yield entry.read(rows=rows)

@@ -47,10 +47,6 @@ class DiTConfig:
             raise InputError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly.")
         object.__setattr__(self, "local_layers", tuple(self.local_layers))
 
-    @property
-    def rope_bands(self) -> int:
-        return self.head_dim // 8
-
     @classmethod
     def from_state_dict(cls, sd: Mapping[str, Any], **overrides) -> DiTConfig:
         """Read every size from official keys and shapes.

@@ -90,9 +90,6 @@ class MLP(nn.Module):
 class Expert(nn.Module):
     """Every weight one token meets in a block."""
 
-    attn_post_norm: RMSNorm | None
-    mlp_post_norm: RMSNorm | None
-
     def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
         super().__init__()
         self.attention = GatedAttention(config, compute_dtype, **factory)
@@ -163,7 +160,7 @@ class Embedder(nn.Module):
         self.video_embedder = operations.Linear(config.video_channels * PATCH**2, config.hidden, **fp32)
         self.audio_embedder = operations.Linear(config.audio_channels, config.hidden, **fp32)
         self.text_embedder = operations.Linear(config.text_channels, config.hidden, **fp32)
-        self.rope = RotaryBands(config.rope_bands, device=device)
+        self.rope = RotaryBands(config.head_dim // 8, device=device)
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor) -> Tensor:
         """[B, n, channels] of each modality -> [B, N, hidden]."""
@@ -218,7 +215,7 @@ class MagiHumanDiT(nn.Module):
     def forward_many(self, inputs: list[tuple[Tensor, Tensor, Tensor]], *, run_block: RunBlock | None = None,
                      attention: AttentionFunction = sdpa) -> list[tuple[Tensor, Tensor]]:
         """`forward` of several inputs, block by block, so that streamed weights are fetched once for all."""
-        run_block = run_block or call_block
+        run_block = run_block or (lambda index, block, x, layout, attention: block(x, layout, attention))
         states = []
         for video, audio, text in inputs:
             self._check(video, audio, text)
@@ -253,8 +250,3 @@ class MagiHumanDiT(nn.Module):
             raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
         if c.positions == "v1" and audio.shape[2] == 1 and video.shape[2] > 1:
             raise InputError(f"audio has 1 token for {video.shape[2]} latent frames, too few: give the whole audio.")
-
-
-def call_block(index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
-    """The plain way to run a block."""
-    return block(x, layout, attention)

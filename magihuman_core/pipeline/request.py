@@ -80,12 +80,13 @@ def make_request(parts: Parts, prompt: str, *, negative: str | None, image: str 
                  mode: str | None, upscale: str | Size | None, sr_steps: int, guidance: Guidance | None) -> Request:
     """Check and read the input of MagiHumanPipeline.generate, which says what each of them is.
 
-    Raises InputError for what no clip can be made from, CheckpointError where a part of the model is missing or is
-    something else.
+    Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
     """
     recipe = RECIPES[parts.models.network(mode)]
     steps = recipe.steps if steps is None else steps
-    _check_steps(steps=steps, sr_steps=sr_steps)
+    for name, value in (("steps", steps), ("sr_steps", sr_steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
     check_seed(seed)
     for remark in check_prompt(prompt):
         log.warning("Prompt: %s", remark)
@@ -128,22 +129,13 @@ def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
 
 
 def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Recipe:
-    """The super-resolution network for a target, by its name or, for other sizes, by its area.
-
-    Raises CheckpointError where it is missing.
-    """
+    """The super-resolution network for a target: by its name, else by the area. Raises CheckpointError without it."""
     if isinstance(upscale, str):
         return RECIPES[models.require(f"sr_{upscale}", f"upscaling to {upscale}")]
     best = upscaler_for(*size)
     other = SR_540P if best is SR_1080P else SR_1080P
     chosen = other if other.role in models and best.role not in models else best
     return RECIPES[models.require(chosen.role, "upscaling")]
-
-
-def _check_steps(**steps: int) -> None:
-    for name, value in steps.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
 
 
 def _check_parts(parts: Parts, request: Request) -> None:

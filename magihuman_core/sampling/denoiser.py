@@ -13,7 +13,8 @@ from .latents import Shapes, pack_latents, unpack_latents
 
 def video_scales(guidance: Guidance, sigma: float, frames: int, device: torch.device | None = None) -> Tensor:
     """The video's guidance scale of each latent frame at a noise level, fp32 [frames, 1, 1]."""
-    scales = torch.full((frames, 1, 1), float(guidance.video_scale(sigma)), device=device)
+    scale = guidance.video if int(1000 * sigma) > 500 else guidance.video_late
+    scales = torch.full((frames, 1, 1), float(scale), device=device)
     scales[: guidance.first_frames].clamp_(max=guidance.first_frames_scale)
     return scales
 
