@@ -34,9 +34,9 @@ def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
     and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
     overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
     and local_radius.
-    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
-    comes (see runtime/streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept
-    in main memory); None: memory on an accelerator, where there is enough.
+    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when they are needed (see
+    runtime/streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept in main
+    memory); None: memory on an accelerator, where there is enough.
     Raises CheckpointError when the source is not a MagiHuman network or damaged.
     """
     checkpoint = open_checkpoint(source, "network")

@@ -10,13 +10,10 @@ tokens would, loses nothing to the rounding of bf16, works on quantized and on s
 taking it away leaves every weight as it was, bit for bit.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +23,12 @@ from ..checkpoint.assign import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
+from ..model.dit import MagiHumanDiT
 from ..nn.layers import EPS
 from ..nn.quantized_linear import QuantizedLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
-
-if TYPE_CHECKING:
-    from ..model.dit import MagiHumanDiT
 
 ROWS = 2048  # rows of a weight looked at together for DoRA
 

@@ -150,7 +150,7 @@ def encoding_activations(config: VideoVAEConfig | AudioVAEConfig, shape: tuple[i
     else:
         most, encode = 1 + WINDOWS * config.temporal_factor, vae.encode
     first = shape[0], shape[1], min(shape[2], most), *shape[3:]
-    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits for its turn
+    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits to be encoded
     return dry_run(lambda: encode(torch.empty(first, dtype=dtype, device="meta")), device) + rest
 
 
@@ -180,8 +180,8 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None,
     if least and least < 0.9 * weights:
         options = ", ".join(f"{size(_resident(dit, n)[0])} of weights with {n}" for n in fewer)
         blocks = f"fewer resident blocks ({options})"
-    picture = "a smaller picture or a shorter clip"
-    order = (picture, narrower, blocks) if activations > weights else (narrower, blocks, picture)
+    smaller = "a smaller picture or a shorter clip"
+    order = (smaller, narrower, blocks) if activations > weights else (narrower, blocks, smaller)
     return ", then ".join(filter(None, order))
 
 
@@ -230,9 +230,9 @@ def _tiled(config: TurboVAEConfig, latent: tuple[int, ...], dtype: torch.dtype, 
     length, *sides = latent
     inner = [min(side, tile) for side in sides]
     latents = min(length, max(config.first_chunk_size + 1, config.step_size + 2))
-    # Bytes of a window's picture, per latent pixel.
+    # Bytes of a window's frames, per latent pixel.
     frame = 4 * config.out_channels * config.temporal_factor * latents * config.spatial_factor**2
-    # This window's picture and the last one's, and a tile's share of it before it is added.
+    # This window's frames and the last one's, and a tile's share of it before it is added.
     return _video(config, (length, *inner), dtype, device, None) + 2 * frame * prod(sides) + frame * prod(inner)
 
 

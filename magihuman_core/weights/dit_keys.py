@@ -1,9 +1,6 @@
 """The network's tensors: from any layout to official keys, from these to ours, and back."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,11 +11,9 @@ from ..checkpoint.lazy_tensor import LazyTensor, concatenated
 from ..checkpoint.quantized import dequantized
 from ..errors import CheckpointError
 from ..model.config import DiTConfig
+from ..model.dit import MagiHumanDiT
 from .fused import fused_key, fused_order, fused_parts, our_rows
 from .recognize import explain_shape_errors
-
-if TYPE_CHECKING:
-    from ..model.dit import MagiHumanDiT
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
 
@@ -63,7 +58,7 @@ def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
 
 
 def split_official(checkpoint: Checkpoint, config: DiTConfig) -> Checkpoint:
-    """Official keys -> our keys, lazily. Keys that are no part of the network stay, so that loading names them."""
+    """Official keys -> our keys, lazily. Keys from outside the network stay, so that loading names them."""
     table = fused_parts(config)
     entries: dict[str, LazyTensor] = {}
     for key, entry in checkpoint.entries.items():
