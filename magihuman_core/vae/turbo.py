@@ -119,14 +119,16 @@ class UpBlock(nn.Module):
         self.upsamplers = nn.ModuleList()
         if scaling:
             self.upsamplers.append(Upsampler(outputs, spatio_only=spatio_only, **factory))
-        self.resnets = nn.Sequential(*(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers)))
+        self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
     def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
         if self.conv_in is not None:
             x = self.conv_in(x)
         for upsampler in self.upsamplers:
             x = upsampler(x, first_chunk)
-        return self.resnets(x)
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
 
 
 class MidBlock(nn.Module):
