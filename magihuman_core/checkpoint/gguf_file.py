@@ -25,13 +25,13 @@ from .quantized import DECODED
 from .tensor_file import StoredTensor, TensorFile
 
 PLAIN = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
-         28: torch.float64, 30: torch.bfloat16}  # fmt: skip
+         28: torch.float64, 30: torch.bfloat16}
 # type -> (name, elements of a block, bytes of a block)
 BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
           10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
           14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
           19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}  # fmt: skip
+          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_COUNT = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped

@@ -27,7 +27,7 @@ DTYPES = {
     "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+}
 if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7: the block scales of MX formats
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -109,7 +109,7 @@ def explain_format(path: Path, found: str) -> str:
         "compressed": "is compressed. Unpack it first.",
         "json": "is a JSON text, not weights. Give the .safetensors file, or its *.safetensors.index.json.",
         "other": f"is not a safetensors file, or its beginning is damaged. {DOWNLOAD_AGAIN}",
-    }[found]  # fmt: skip
+    }[found]
 
 
 def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:

@@ -23,7 +23,7 @@ def to_fp8(entries: Sequence[LazyTensor],
     scale = SharedScale(entries, largest)
     # The division may round past the largest value, which e4m3 has no infinity for.
     data = [ComputedRows(entry, dtype, lambda values: (values / scale.value).clamp(-largest, largest))
-            for entry in entries]  # fmt: skip
+            for entry in entries]
     return [(entry, scale) for entry in data]
 
 
@@ -35,7 +35,7 @@ def to_int8(entry: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
         return torch.where(found == 0, 1.0, found)
 
     return (ComputedRows(entry, torch.int8, lambda values: (values / scales(values)).round()),
-            ComputedRows(entry, torch.float32, scales, width=1))  # fmt: skip
+            ComputedRows(entry, torch.float32, scales, width=1))
 
 
 class SharedScale(LazyTensor):
@@ -60,7 +60,7 @@ class ComputedRows(LazyTensor):
     """function of a matrix's rows, of a few at a time, in this dtype. width: of the result, 0: the same."""
 
     def __init__(self, source: LazyTensor, dtype: torch.dtype, function: Callable[[Tensor], Tensor],
-                 width: int = 0) -> None:  # fmt: skip
+                 width: int = 0) -> None:
         super().__init__((source.height, width or source.shape[1]), dtype)
         self.source, self.function = source, function
 

@@ -130,7 +130,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     if not entries and not formats:
         return checkpoint
     rest = {key: entry for key, entry in checkpoint.entries.items()
-            if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}  # fmt: skip
+            if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}
     metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
     return Checkpoint(rest | entries, checkpoint.name, metadata, checkpoint.path)
 
@@ -179,7 +179,7 @@ def _comfy_data(checkpoint: Checkpoint, layer: str, entry: LazyTensor, formats: 
         return entry
     if name not in COMFY_FORMATS:
         raise _unknown(checkpoint, layer, f"the format {quoted(name)} is not read here, only "
-                       f"{', '.join(COMFY_FORMATS)}; ComfyUI's own loader may")  # fmt: skip
+                       f"{', '.join(COMFY_FORMATS)}; ComfyUI's own loader may")
     dtype = COMFY_FORMATS[name]
     if entry.dtype == dtype:
         return entry

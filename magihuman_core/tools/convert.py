@@ -84,7 +84,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     elif dtype is not None:
         wanted = FLOATS[dtype]
         entries = {key: entry if keep_fp32(key) and entry.dtype.itemsize >= wanted.itemsize else _cast(entry, wanted)
-                   for key, entry in entries.items()}  # fmt: skip
+                   for key, entry in entries.items()}
     return write_checkpoint(target, entries, metadata, progress=progress)
 
 

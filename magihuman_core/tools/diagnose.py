@@ -45,7 +45,7 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
     if ranks:
         parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
     parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
-              if any(role in keys for keys in layers.values())]  # fmt: skip
+              if any(role in keys for keys in layers.values())]
     yield "changes", ", ".join(parts)
     if layers and not damaged:
         dit = MagiHumanDiT(RELEASED, device="meta")

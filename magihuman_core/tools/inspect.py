@@ -24,7 +24,7 @@ NEEDS = {
     "video_vae": "nothing; it encodes the picture, and decodes more finely than the Turbo VAE",
     "audio_vae": "nothing",
     "lora": "the network it was made for",
-}  # fmt: skip
+}
 COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders", "turbo_vae": "vae",
                    "video_vae": "vae", "audio_vae": "vae", "lora": "loras"}
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")

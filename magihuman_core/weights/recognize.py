@@ -53,7 +53,7 @@ OTHER_MODELS = (
     (r"^text_model\.encoder\.|(^|\.)text_model\.embeddings\.", "a CLIP text encoder"),
     (r"^encoder\.block\.0\.layer\.0\.SelfAttention", "a T5 text encoder; T5Gemma-9B-UL2 is needed"),
     (r"(^|\.)layers\.\d+\.self_attn\.q_proj\.weight$", "another language model; T5Gemma-9B-UL2 is needed"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
