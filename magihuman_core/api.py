@@ -1,11 +1,9 @@
 """The public names of `magihuman_core`, where they come from."""
 
 from .errors import CheckpointError, InputError
-from .loading.audio_vae import load_audio_vae
 from .loading.dit import load_dit
 from .loading.text_encoder import load_text_encoder
-from .loading.turbo_vae import load_turbo_vae
-from .loading.video_vae import load_video_vae
+from .loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from .model.config import DiTConfig
 from .model.dit import MagiHumanDiT
 from .pipeline.clip import Clip
@@ -17,25 +15,7 @@ from .sampling.latents import pack_latents, unpack_latents
 from .sampling.solvers import flow_sigmas, sample_renoise, sample_unipc
 from .sampling.super_resolution import prepare_super_resolution
 
-__all__ = [
-    "CheckpointError",
-    "Clip",
-    "DiTConfig",
-    "Guidance",
-    "InputError",
-    "JointDenoiser",
-    "MagiHumanDiT",
-    "MagiHumanPipeline",
-    "apply_lora",
-    "flow_sigmas",
-    "load_audio_vae",
-    "load_dit",
-    "load_text_encoder",
-    "load_turbo_vae",
-    "load_video_vae",
-    "pack_latents",
-    "prepare_super_resolution",
-    "sample_renoise",
-    "sample_unipc",
-    "unpack_latents",
-]
+__all__ = ["CheckpointError", "Clip", "DiTConfig", "Guidance", "InputError", "JointDenoiser", "MagiHumanDiT",
+           "MagiHumanPipeline", "apply_lora", "flow_sigmas", "load_audio_vae", "load_dit", "load_text_encoder",
+           "load_turbo_vae", "load_video_vae", "pack_latents", "prepare_super_resolution", "sample_renoise",
+           "sample_unipc", "unpack_latents"]

@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """An argument, prompt, picture or sound cannot be used; the message names it and the remedy."""
+    """An argument, prompt, image or audio cannot be used; the message names it and the remedy."""
 
 
 class CheckpointError(ValueError):

@@ -4,8 +4,6 @@ A network's role (base, distilled, sr_540p, sr_1080p) leaves no trace in its wei
 from its Recipe, here and nowhere else.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,10 +27,6 @@ class Guidance:
     audio: float = 5.0
     first_frames: int = 0
     first_frames_scale: float = 2.0
-
-    def video_scale(self, sigma: float) -> float:
-        """The video's scale at a noise level, without regard to the first frames."""
-        return self.video if int(1000 * sigma) > 500 else self.video_late
 
 
 FULL_GUIDANCE = Guidance()
@@ -74,15 +68,10 @@ class Recipe:
 BASE = Recipe("base", "base: 32 steps with guidance", 448, 256, steps=32, solver="unipc", guidance=FULL_GUIDANCE)
 DISTILLED = Recipe("distilled", "distilled: 8 steps without guidance", BASE.width, BASE.height, steps=8,
                    solver="renoise")
-SR_540P = Recipe(
-    "sr_540p", "super-resolution to 540p", 896, 512, steps=5, solver="unipc",
-    optional_guidance=SR_GUIDANCE, positions="v1", super_resolution=True, noise_level=220,
-    audio_noise=0.7,
-)  # fmt: skip
-SR_1080P = replace(
-    SR_540P, role="sr_1080p", description="super-resolution to 1080p, with local attention", width=1920, height=1088,
-    global_layers=(3, 7, 11, 15, 19, 23, 27, 31),
-)  # fmt: skip
+SR_540P = Recipe("sr_540p", "super-resolution to 540p", 896, 512, steps=5, solver="unipc",
+                 optional_guidance=SR_GUIDANCE, positions="v1", super_resolution=True, noise_level=220, audio_noise=0.7)
+SR_1080P = replace(SR_540P, role="sr_1080p", description="super-resolution to 1080p, with local attention", width=1920,
+                   height=1088, global_layers=(3, 7, 11, 15, 19, 23, 27, 31))
 RECIPES: Mapping[str, Recipe] = MappingProxyType({r.role: r for r in (BASE, DISTILLED, SR_540P, SR_1080P)})
 UPSCALERS: Mapping[str, Recipe] = MappingProxyType({"540p": SR_540P, "1080p": SR_1080P})  # by the name of the target
 

@@ -6,53 +6,46 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, from_tensors
+from .checkpoint import Checkpoint, as_checkpoint
 from .header import quoted
 from .quantized import EIGHT_BITS
 
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 
 
-def assign_weights(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    name: str | None = None,
-    keep_fp32: Callable[[str], bool] = lambda key: False,
-    check_finite: bool = True,
-    skip: Callable[[str], bool] = lambda key: False,
-) -> None:
+def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+                   device: torch.device | str = "cpu", keep_fp32: Callable[[str], bool] = lambda key: False,
+                   skip: Callable[[str], bool] = lambda key: False) -> None:
     """Put every tensor in its place in module, which may have been built on the meta device.
 
-    tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype
-    (None: kept as stored) while they are read, those for which keep_fp32(key) holds to float32, and those that
-    the module has in 8 bits to that; the model never exists twice.
-    Those for which skip(key) holds stay as they are, for someone else to fill. A tensor
-    that is in memory already, with the right dtype and device, is taken over and not copied. Buffers that
-    are not in the state dict are left as they are.
-    name stands in messages. Raises CheckpointError when keys are missing or left over, when a shape
-    differs, or (check_finite) when a weight is NaN or infinite.
+    tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype (None: kept
+    as stored) while they are read, those for which keep_fp32(key) holds to float32, and those that the module has in
+    8 bits to that; the model never exists twice. Those for which skip(key) holds stay as they are, for someone else to
+    fill. A tensor that is in memory already, with the right dtype and device, is taken over and not copied.
+    Raises CheckpointError when keys are missing or left over, when a shape differs, or a weight is NaN or infinite.
     """
-    checkpoint = tensors if isinstance(tensors, Checkpoint) else from_tensors(tensors)
-    name = name or checkpoint.name
+    checkpoint = as_checkpoint(tensors)
     places = dict(_places(module))
-    check_tensors(checkpoint, {key: place[0] for key, place in places.items()}, name)
+    check_tensors(checkpoint, {key: place[0] for key, place in places.items()}, checkpoint.name)
     for key, (place, owner, leaf) in places.items():
         if skip(key):
             continue
         own = place.dtype if place.dtype in EIGHT_BITS else dtype
-        wanted = _wanted_dtype(checkpoint.dtype(key), torch.float32 if keep_fp32(key) else own)
-        tensor = checkpoint.read(key, wanted)
-        if check_finite and not is_finite(tensor):
-            raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"
-                                  f" as {str(tensor.dtype)[6:]}. The file is damaged, or was cast too far.")
+        wanted = torch.float32 if keep_fp32(key) else own
+        tensor = checkpoint.read(key, wanted if checkpoint.dtype(key).is_floating_point else None)
+        check_finite(tensor, key, checkpoint.name)
         tensor = tensor.to(device)
         if leaf in owner._parameters:
             owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor
+
+
+def check_finite(tensor: Tensor, key: str, name: str) -> None:
+    """Raise CheckpointError, with the tensor's key and the file's name, unless all values are finite."""
+    if not is_finite(tensor):
+        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"
+                              f" as {str(tensor.dtype)[6:]}. The file is damaged, or was cast too far.")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -69,18 +62,11 @@ def is_finite(tensor: Tensor) -> bool:
         bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(PIECE))
 
 
-def _wanted_dtype(stored: torch.dtype, wanted: torch.dtype | None) -> torch.dtype | None:
-    return wanted if stored.is_floating_point and wanted != stored else None
-
-
 def _places(module: nn.Module):
     """(key, (tensor, owning module, attribute)) for all that a state dict would hold."""
     for prefix, owner in module.named_modules(remove_duplicate=False):
         dot = prefix + "." if prefix else ""
-        for leaf, tensor in owner._parameters.items():
-            if tensor is not None:
-                yield dot + leaf, (tensor, owner, leaf)
-        for leaf, tensor in owner._buffers.items():
+        for leaf, tensor in (owner._parameters | owner._buffers).items():
             if tensor is not None and leaf not in owner._non_persistent_buffers_set:
                 yield dot + leaf, (tensor, owner, leaf)
 

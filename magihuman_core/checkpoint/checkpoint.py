@@ -50,15 +50,16 @@ class Checkpoint(Mapping):
         return Checkpoint(entries, self.name, self.metadata, self.path)
 
 
-def from_tensors(tensors: Mapping[str, Tensor], name: str = "the given tensors") -> Checkpoint:
-    """Wrap tensors that are in memory already. They are handed on as they are, not copied."""
+def as_checkpoint(tensors: Mapping[str, Tensor], name: str = "the given tensors") -> Checkpoint:
+    """Tensors that are in memory already, wrapped and not copied; a checkpoint is given back as it is."""
+    if isinstance(tensors, Checkpoint):
+        return tensors
     return Checkpoint({key: InMemory(tensor) for key, tensor in tensors.items()}, name)
 
 
 def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> Checkpoint:
     """The same tensors under the names rename(key); a key for which it gives None is left out."""
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = from_tensors(checkpoint)
+    checkpoint = as_checkpoint(checkpoint)
     names = ((rename(key), entry) for key, entry in checkpoint.entries.items())
     return checkpoint.with_entries({name: entry for name, entry in names if name is not None})
 

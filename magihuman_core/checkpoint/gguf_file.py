@@ -9,6 +9,7 @@ Q6_K needs the package `gguf`, which is optional.
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,24 +19,23 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
-from .lazy_tensor import LazyTensor
+from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors, quoted
+from .lazy_tensor import LazyTensor, row_ranges
 from .quantized import DECODED
 from .tensor_file import StoredTensor, TensorFile
 
 PLAIN = {0: torch.float32, 1: torch.float16, 24: torch.int8, 25: torch.int16, 26: torch.int32, 27: torch.int64,
-         28: torch.float64, 30: torch.bfloat16}  # fmt: skip
+         28: torch.float64, 30: torch.bfloat16}
 # type -> (name, elements of a block, bytes of a block)
 BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
           10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
           14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
           19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}  # fmt: skip
+          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_COUNT = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped
 MAX_NAME = 1 << 16  # bytes of a name
-PIECE = 1 << 20  # elements decoded at a time
 SHAPE = "comfy.gguf.orig_shape."  # where a tool stored a tensor under another shape
 
 
@@ -45,26 +45,25 @@ class _DamagedError(Exception):
 
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file as a checkpoint; block formats are decoded as they are read. Raises CheckpointError."""
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
+        with explain_read_errors(path), path.open("rb") as file:
+            size = path.stat().st_size
             values, tensors = _read_header(_Reader(file, size))
             begin = file.tell()
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 1 << 20:
             raise _DamagedError("its alignment is absurd")
         begin += -begin % alignment
-        entries, types = {}, set()
+        entries: dict[str, LazyTensor] = {}
+        types = set()
         for name, shape, kind, offset in tensors:
             if name in entries:
                 raise _DamagedError(f"the name {quoted(name)} stands twice in it")
-            shape_told = _told_shape(values.get(SHAPE + name), shape)
-            entries[name] = _entry(path, size, name, shape, shape_told, kind, begin + offset)
+            told = _told_shape(values.get(SHAPE + name), shape)
+            entries[name] = _entry(path, size, name, shape, told, kind, begin + offset)
             types.add(BLOCKS[kind][0] if kind in BLOCKS else str(PLAIN[kind])[6:])
     except _DamagedError as error:
         raise CheckpointError(f"{path}: is damaged or cut off: {error}. {DOWNLOAD_AGAIN}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
     if values.get("split.count", 0) not in (0, 1):
         raise CheckpointError(f"{path}: is one part of a GGUF file that was cut into {values['split.count']}. "
                               "Join the parts first.")
@@ -148,60 +147,49 @@ def _told_shape(told: object, stored: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
-           begin: int) -> LazyTensor:  # fmt: skip
+           begin: int) -> LazyTensor:
+    type_name, block, block_bytes = BLOCKS.get(kind, ("", 1, 1))
     if 0 in stored and max(stored) > size:  # could claim any width, and modules are built by widths
         raise _DamagedError(f"{quoted(name)} has no valid shape")
     if kind in PLAIN:
         info = TensorInfo(PLAIN[kind], shape, begin)
-        _check_end(name, info.nbytes, begin, size)
-        return StoredTensor(TensorFile(path), info)
-    if kind not in BLOCKS:
+    elif kind not in BLOCKS:
         raise _DamagedError(f"{quoted(name)} has the unknown type {kind}")
-    type_name, block, block_bytes = BLOCKS[kind]
-    if not stored or stored[-1] % block:
+    elif not stored or stored[-1] % block:
         raise _DamagedError(f"the rows of {quoted(name)} are not made of whole {type_name} blocks")
-    row_bytes = stored[-1] // block * block_bytes
-    info = TensorInfo(torch.uint8, (prod(stored[:-1]), row_bytes), begin)
-    _check_end(name, info.nbytes, begin, size)
-    return BlockTensor(StoredTensor(TensorFile(path), info), stored[-1], shape, _decoder(path, kind, type_name))
-
-
-def _check_end(name: str, nbytes: int, begin: int, size: int) -> None:
-    if begin + nbytes > size:
+    else:
+        info = TensorInfo(torch.uint8, (prod(stored[:-1]), stored[-1] // block * block_bytes), begin)
+    if begin + info.nbytes > size:
         raise _DamagedError(f"{quoted(name)} lies behind its end")
+    data = StoredTensor(TensorFile(path), info)
+    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, path, kind))
 
 
-def _decoder(path: Path, kind: int, type_name: str) -> Callable[[Tensor], Tensor]:
-    def decode(data: Tensor) -> Tensor:
-        try:
-            from gguf import GGMLQuantizationType
-            from gguf.quants import dequantize
-        except ImportError:
-            raise CheckpointError(f"{path}: its {type_name} weights need the Python package gguf. Run "
-                                  "`pip install gguf`, or use a .safetensors version.") from None
-        return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
-
-    return decode
+def _decode(path: Path, kind: int, data: Tensor) -> Tensor:
+    try:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+    except ImportError:
+        raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need the Python package gguf. Run "
+                              "`pip install gguf`, or use a .safetensors version.") from None
+    return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
 
 
 class BlockTensor(LazyTensor):
-    """A tensor in a block format. data: [rows, bytes]; width: elements of such a row; shape: of the result."""
+    """A tensor in a block format. data: [rows, bytes]; row: elements of such a row; shape: of the result."""
 
-    def __init__(self, data: LazyTensor, width: int, shape: tuple[int, ...],
-                 decode: Callable[[Tensor], Tensor]) -> None:  # fmt: skip
+    def __init__(self, data: LazyTensor, row: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(shape, DECODED)
-        self.data, self.width, self.decode = data, width, decode
+        self.data, self.row, self.decode = data, row, decode
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         result = torch.empty((end - begin, *self.shape[1:]), dtype=dtype)
         if not result.numel():
             return result
-        per_row = prod(self.shape[1:])
-        if per_row % self.width:  # stored under a shape whose rows are not ours: decode all and cut
+        if self.width % self.row:  # stored under a shape whose rows are not ours: decode all and cut
             return self.decode(self.data.read()).view(self.shape)[begin:end]
-        flat = result.view(-1, self.width)
-        first, step = begin * per_row // self.width, max(1, PIECE // self.width)
-        for top in range(0, flat.shape[0], step):
-            bottom = min(top + step, flat.shape[0])
+        flat = result.view(-1, self.row)
+        first = begin * self.width // self.row
+        for top, bottom in row_ranges(flat.shape[0], self.row):
             flat[top:bottom] = self.decode(self.data.read(rows=(first + top, first + bottom)))
         return result

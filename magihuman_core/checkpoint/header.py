@@ -8,7 +8,8 @@ file costs one sentence and no memory: nothing is ever allocated by a size that 
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,7 +27,7 @@ DTYPES = {
     "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+}
 if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7: the block scales of MX formats
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -45,33 +46,28 @@ class TensorInfo:
         return prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """All that a safetensors file says about itself."""
-
-    path: Path
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-
-
 def quoted(key: object) -> str:
     """A name out of an untrusted file, made safe and short enough for a message."""
     text = ascii(key)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def file_format(path: Path) -> str:
-    """What a file is by its first bytes.
-
-    One of safetensors, gguf, pickle, lfs, html, json, compressed, text, empty, other.
-
-    Raises CheckpointError when the file cannot be opened.
-    """
+@contextmanager
+def explain_read_errors(path: Path) -> Iterator[None]:
+    """Around reading a file or folder: what the system refuses becomes a CheckpointError."""
     try:
-        with path.open("rb") as file:
-            start = file.read(512)
+        yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def file_format(path: Path) -> str:
+    """What a file is by its first bytes. Raises CheckpointError when it cannot be opened.
+
+    One of safetensors, gguf, pickle, lfs, html, json, compressed, text, empty, other.
+    """
+    with explain_read_errors(path), path.open("rb") as file:
+        start = file.read(512)
     if not start:
         return "empty"
     # First, because "\x80\x02" may begin a pickle as well as a safetensors file with a 640 byte header.
@@ -113,16 +109,15 @@ def explain_format(path: Path, found: str) -> str:
         "compressed": "is compressed. Unpack it first.",
         "json": "is a JSON text, not weights. Give the .safetensors file, or its *.safetensors.index.json.",
         "other": f"is not a safetensors file, or its beginning is damaged. {DOWNLOAD_AGAIN}",
-    }[found]  # fmt: skip
+    }[found]
 
 
-def read_header(path: str | Path) -> Header:
-    """Read and check the header of one safetensors file.
+def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]]:
+    """The tensors and the metadata of one safetensors file, from its header, which is checked.
 
-    Raises CheckpointError, naming the file, when it is something else, damaged, cut off, or when its
-    tensors overlap, leave holes, lie outside the file or do not fit their dtype and shape.
+    Raises CheckpointError, naming the file, when it is something else, damaged, cut off, or when its tensors overlap,
+    leave holes, lie outside the file or do not fit their dtype and shape.
     """
-    path = Path(path)
     found = file_format(path)
     if found != "safetensors":
         raise CheckpointError(explain_format(path, found))
@@ -144,7 +139,7 @@ def read_header(path: str | Path) -> Header:
         reason = str(error) if type(error) is ValueError else "its header is not valid JSON"
         raise CheckpointError(f"{path}: is damaged: {reason}. {DOWNLOAD_AGAIN}") from None
     _check_layout(path, tensors, 8 + length, size)
-    return Header(path, tensors, metadata)
+    return tensors, metadata
 
 
 def _no_duplicates(pairs: list) -> dict:
@@ -188,5 +183,4 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
     if position > size:
         raise CheckpointError(f"{path}: is cut off: {size:,} of {position:,} bytes are there. {DOWNLOAD_AGAIN}")
     if position < size:
-        extra = size - position
-        raise CheckpointError(f"{path}: is damaged: {extra:,} bytes follow its last tensor. {DOWNLOAD_AGAIN}")
+        raise CheckpointError(f"{path}: is damaged: {size - position:,} bytes follow its last tensor. {DOWNLOAD_AGAIN}")

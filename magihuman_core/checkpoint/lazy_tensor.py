@@ -1,18 +1,24 @@
 """A tensor that has not been read yet: the one contract by which weights are read, cut, joined and cast."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
+PIECE = 1 << 20  # elements read, decoded, cast or written at a time: what is in between stays small
+
+
+def row_ranges(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows, of so many elements each, that hold about PIECE elements."""
+    step = max(1, PIECE // max(1, width))
+    for top in range(0, height, step):
+        yield top, min(top + step, height)
+
 
 class LazyTensor(ABC):
-    """A tensor with known shape and dtype, whose values are had when somebody asks for them.
-
-    A tensor without dimensions counts as one row.
-    """
+    """A tensor whose values are read when somebody asks for them. One without dimensions counts as one row."""
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         self.shape = tuple(shape)
@@ -30,6 +36,11 @@ class LazyTensor(ABC):
     def height(self) -> int:
         """Number of rows."""
         return self.shape[0] if self.shape else 1
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return prod(self.shape[1:])
 
     def read(self, dtype: torch.dtype | None = None, rows: tuple[int, int] | None = None) -> Tensor:
         """The values in this dtype (None: as stored); rows: only [begin, end) of the first dimension.

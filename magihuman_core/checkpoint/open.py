@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, from_tensors
+from .checkpoint import Checkpoint, as_checkpoint
 from .gguf_file import open_gguf
-from .header import file_format, read_header
+from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
@@ -17,14 +17,8 @@ from .weight_files import INDEX, SHARD, list_weight_files
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
 
-def open_stored(
-    source: str | Path | Mapping[str, Tensor],
-    *,
-    subfolders: Sequence[str] = (),
-    models: Sequence[str] = (),
-    mapped: bool = False,
-    allow_pickle: bool = False,
-) -> Checkpoint:
+def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequence[str] = (),
+                models: Sequence[str] = (), mapped: bool = False, allow_pickle: bool = False) -> Checkpoint:
     """Open weights with names and tensors as they are stored; only headers are read.
 
     source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either, or shards without
@@ -32,13 +26,10 @@ def open_stored(
     subfolders: names of folders to look into where the given one holds no weights itself; models: names of folders
     which hold a model each, so that an error can ask to choose.
     mapped: tensors whose dtype is kept are views of the file instead of copies. allow_pickle: also take a training
-    checkpoint, without running code of it.
-    Raises CheckpointError with the file and the remedy.
+    checkpoint, without running code of it. Raises CheckpointError with the file and the remedy.
     """
-    if isinstance(source, Checkpoint):
-        return source
     if isinstance(source, Mapping):
-        return from_tensors(source)
+        return as_checkpoint(source)
     path = Path(source)
     if path.is_dir():
         found = _find_in_folder(path, subfolders, models)
@@ -54,17 +45,15 @@ def open_stored(
         return open_gguf(path)
     if allow_pickle and kind == "pickle":
         return open_training_checkpoint(path)
-    header, file = read_header(path), TensorFile(path, mapped)
-    entries = {key: StoredTensor(file, info) for key, info in header.tensors.items()}
-    return Checkpoint(entries, str(path), header.metadata, path)
+    tensors, metadata = read_header(path)
+    file = TensorFile(path, mapped)
+    return Checkpoint({key: StoredTensor(file, info) for key, info in tensors.items()}, str(path), metadata, path)
 
 
 def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[str]) -> Path | list[Path]:
     """The file that stands for a folder: its index, its only weight file, or the list of its shards."""
-    try:
+    with explain_read_errors(folder):
         found = list_weight_files(folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error}).") from None
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index

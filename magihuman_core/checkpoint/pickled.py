@@ -1,12 +1,13 @@
 """The one pickle that is read: the Turbo VAE's training checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, from_tensors, strip_prefix
+from .checkpoint import Checkpoint, as_checkpoint, strip_prefix
 
 
 def open_training_checkpoint(path: Path) -> Checkpoint:
@@ -20,18 +21,11 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch raises many kinds for damaged or hostile files
         raise CheckpointError(f"{path}: cannot be read safely as a training checkpoint "
                               f"({type(error).__name__}). Use a .safetensors version of it.") from None
-    for name in ("ema_state_dict", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {key: value for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+    content = content if isinstance(content, dict) else {}
+    nested = (content.get(name) for name in ("ema_state_dict", "state_dict"))
+    content = next((table for table in nested if isinstance(table, dict)), content)
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+               and value.layout is torch.strided and not value.is_meta}
     if not tensors:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
-    opened = strip_prefix(from_tensors(tensors, str(path)), ("module.",))
-    return Checkpoint(opened.entries, str(path), {}, path)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
+    return replace(strip_prefix(as_checkpoint(tensors, str(path)), ("module.",)), path=path)

@@ -10,22 +10,20 @@ import torch
 from torch import Tensor
 
 from .checkpoint import Checkpoint
-from .lazy_tensor import LazyTensor
+from .lazy_tensor import LazyTensor, row_ranges
 from .quantized import EIGHT_BITS, as_quantized, row_scales
-from .write import row_ranges
 
 INT8_MAX = 127
 
 
-def to_fp8(
-    entries: Sequence[LazyTensor], dtype: torch.dtype = torch.float8_e4m3fn
-) -> list[tuple[LazyTensor, LazyTensor]]:
+def to_fp8(entries: Sequence[LazyTensor],
+           dtype: torch.dtype = torch.float8_e4m3fn) -> list[tuple[LazyTensor, LazyTensor]]:
     """(data, scale []) of tensors that share one scale, which brings the largest value to the largest of fp8."""
     largest = torch.finfo(dtype).max
     scale = SharedScale(entries, largest)
     # The division may round past the largest value, which e4m3 has no infinity for.
     data = [ComputedRows(entry, dtype, lambda values: (values / scale.value).clamp(-largest, largest))
-            for entry in entries]  # fmt: skip
+            for entry in entries]
     return [(entry, scale) for entry in data]
 
 
@@ -37,7 +35,7 @@ def to_int8(entry: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
         return torch.where(found == 0, 1.0, found)
 
     return (ComputedRows(entry, torch.int8, lambda values: (values / scales(values)).round()),
-            ComputedRows(entry, torch.float32, scales, width=1))  # fmt: skip
+            ComputedRows(entry, torch.float32, scales, width=1))
 
 
 class SharedScale(LazyTensor):
@@ -50,7 +48,8 @@ class SharedScale(LazyTensor):
     @cached_property
     def value(self) -> float:
         """Found when it is first needed."""
-        peaks = [entry.read(torch.float32, rows).abs().max() for entry in self.entries for rows in row_ranges(entry)]
+        peaks = [entry.read(torch.float32, rows).abs().max()
+                 for entry in self.entries for rows in row_ranges(entry.height, entry.width)]
         return float(torch.stack(peaks).max()) / self.largest or 1.0  # NaN stays NaN, and is then reported
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
@@ -61,14 +60,14 @@ class ComputedRows(LazyTensor):
     """function of a matrix's rows, of a few at a time, in this dtype. width: of the result, 0: the same."""
 
     def __init__(self, source: LazyTensor, dtype: torch.dtype, function: Callable[[Tensor], Tensor],
-                 width: int = 0) -> None:  # fmt: skip
+                 width: int = 0) -> None:
         super().__init__((source.height, width or source.shape[1]), dtype)
         self.source, self.function = source, function
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         part = self.source.rows(begin, end)
         result = None
-        for top, bottom in row_ranges(part):
+        for top, bottom in row_ranges(part.height, part.width):
             piece = self.function(part.read(torch.float32, (top, bottom)))
             if result is None:
                 result = piece.new_empty((end - begin, self.shape[1]), dtype=dtype)
@@ -100,9 +99,6 @@ def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
 
 def stored_dtype(tensors: Checkpoint, chosen: Callable[[str], bool]) -> torch.dtype | None:
     """The 8-bit dtype that all chosen weights are stored in; None where they are not."""
-    found = set()
-    for key, entry in tensors.entries.items():
-        if chosen(key):
-            stored = as_quantized(entry)
-            found.add(None if stored is None else stored.data.dtype)
+    stored = [as_quantized(entry) for key, entry in tensors.entries.items() if chosen(key)]
+    found = {None if entry is None else entry.data.dtype for entry in stored}
     return found.pop() if len(found) == 1 else None

@@ -15,7 +15,6 @@ change of layout has cut or joined rows.
 
 import json
 from collections.abc import Mapping
-from math import prod
 
 import torch
 from torch import Tensor
@@ -24,19 +23,14 @@ from ..errors import CheckpointError
 from ..nn.quantized_linear import EIGHT_BITS
 from .checkpoint import Checkpoint
 from .header import quoted
-from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, concatenated
+from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, concatenated, row_ranges
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
-PIECE = 1 << 20  # elements decoded at a time: the fp32 in between stays small
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
 COMPANIONS = (".input_scale", ".scale_input", ".output_scale", ".comfy_quant")
 COMFY_TABLE = "_quantization_metadata"
-COMFY_FORMATS = {
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-    "int8_tensorwise": torch.int8,
-}
+COMFY_FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8_tensorwise": torch.int8}
 MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
 
 
@@ -51,11 +45,10 @@ class Quantized(LazyTensor):
         values = self.data.read(rows=(begin, end))
         result = torch.empty(values.shape, dtype=dtype, device=values.device)
         scale = self.scale.read(torch.float32, (begin, end) if self.scale.shape else None).to(values.device)
-        step = max(1, PIECE // max(1, prod(values.shape[1:])))
-        for top in range(0, values.shape[0], step):
-            piece = values[top : top + step].to(torch.float32)
-            piece *= scale[top : top + step].reshape(-1, *[1] * (piece.dim() - 1)) if scale.dim() else scale
-            result[top : top + step] = piece
+        for top, bottom in row_ranges(end - begin, self.width):
+            piece = values[top:bottom].to(torch.float32)
+            piece *= scale[top:bottom].reshape(-1, *[1] * (piece.dim() - 1)) if scale.dim() else scale
+            result[top:bottom] = piece
         return result
 
     def _rows(self, begin: int, end: int) -> "Quantized":
@@ -137,7 +130,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     if not entries and not formats:
         return checkpoint
     rest = {key: entry for key, entry in checkpoint.entries.items()
-            if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}  # fmt: skip
+            if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}
     metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
     return Checkpoint(rest | entries, checkpoint.name, metadata, checkpoint.path)
 
@@ -186,7 +179,7 @@ def _comfy_data(checkpoint: Checkpoint, layer: str, entry: LazyTensor, formats: 
         return entry
     if name not in COMFY_FORMATS:
         raise _unknown(checkpoint, layer, f"the format {quoted(name)} is not read here, only "
-                       f"{', '.join(COMFY_FORMATS)}; ComfyUI's own loader may")  # fmt: skip
+                       f"{', '.join(COMFY_FORMATS)}; ComfyUI's own loader may")
     dtype = COMFY_FORMATS[name]
     if entry.dtype == dtype:
         return entry

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, file_format, quoted, read_header
+from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, explain_read_errors, file_format, quoted, read_header
 from .json_file import read_json
 from .lazy_tensor import LazyTensor
 from .tensor_file import StoredTensor, TensorFile
@@ -13,20 +13,18 @@ from .tensor_file import StoredTensor, TensorFile
 
 def open_index(path: Path, mapped: bool) -> Checkpoint:
     """Open the shards that an index file names. Raises CheckpointError."""
-    index, folder = _read_index(path), path.parent
-    weight_map = index["weight_map"]
+    index = _read_index(path)
+    weight_map, metadata = index["weight_map"], index.get("metadata")
     shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise missing_files(folder, missing[0], len(missing), len(shards))
-    metadata = index.get("metadata")
+        raise missing_files(path.parent, missing[0], len(missing), len(shards))
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
-    return open_shards(folder, shards, mapped, weight_map, texts)
+    return open_shards(path.parent, shards, mapped, weight_map, texts)
 
 
-def open_shards(
-    folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str], metadata: Mapping[str, str]
-) -> Checkpoint:
+def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str],
+                metadata: Mapping[str, str]) -> Checkpoint:
     """All tensors of all shards. The index need not name every key (some tools add scales without it).
 
     weight_map: key -> name of its file, from an index, or empty. metadata: texts that win over those in the shards.
@@ -36,11 +34,10 @@ def open_shards(
     entries: dict[str, LazyTensor] = {}
     where: dict[str, str] = {}
     for shard in shards:
-        header = read_header(shard)
-        texts = {**header.metadata, **texts}
-        file = TensorFile(shard, mapped)
-        name = shard.relative_to(folder).as_posix()
-        for key, info in header.tensors.items():
+        tensors, metadata = read_header(shard)
+        texts = {**metadata, **texts}
+        file, name = TensorFile(shard, mapped), shard.relative_to(folder).as_posix()
+        for key, info in tensors.items():
             wanted = weight_map.get(key)
             if key in entries and wanted is None:
                 raise CheckpointError(f"{folder}: {quoted(key)} is in {where[key]} and in {name}. "
@@ -70,13 +67,14 @@ def missing_files(folder: Path, first: str, missing: int, count: int) -> Checkpo
 
 def _read_index(path: Path) -> dict:
     try:
-        index = read_json(path, MAX_HEADER)
+        with explain_read_errors(path):
+            index = read_json(path, MAX_HEADER)
         weight_map = index["weight_map"]
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("its weight_map is not a table of file names")
         return index
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except CheckpointError:  # a ValueError too
+        raise
     except (ValueError, TypeError, KeyError, AttributeError):
         found = file_format(path)
         what = explain_format(path, found) if found in ("lfs", "html", "empty") else (

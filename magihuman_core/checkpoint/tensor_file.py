@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .header import DOWNLOAD_AGAIN, TensorInfo
-from .lazy_tensor import LazyTensor
-
-CAST_ELEMENTS = 1 << 20  # a tensor is cast in pieces of this many elements: memory stays flat
+from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors
+from .lazy_tensor import PIECE, LazyTensor
 
 
 class TensorFile:
@@ -37,19 +35,16 @@ class TensorFile:
         if not info.nbytes:
             return result
         flat = result.view(-1)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(info.begin)
-                if dtype == info.dtype:
-                    self._fill(file, flat)
-                    return result
-                buffer = _scratch(min(CAST_ELEMENTS, flat.numel()), info.dtype)
-                for piece in flat.split(CAST_ELEMENTS):
-                    part = buffer[: piece.numel()]
-                    self._fill(file, part)
-                    piece.copy_(part)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror or error}).") from None
+        with explain_read_errors(self.path), self.path.open("rb", buffering=0) as file:
+            file.seek(info.begin)
+            if dtype == info.dtype:
+                self._fill(file, flat)
+                return result
+            buffer = _scratch(min(PIECE, flat.numel()), info.dtype)
+            for piece in flat.split(PIECE):
+                part = buffer[: piece.numel()]
+                self._fill(file, part)
+                piece.copy_(part)
         return result
 
     def _fill(self, file: FileIO, flat: Tensor) -> None:

@@ -5,31 +5,22 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from math import prod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ..atomic import whole_file
 from ..errors import CheckpointError
 from .assign import is_finite
 from .header import DTYPE_NAMES, quoted
-from .lazy_tensor import LazyTensor
-
-PIECE = 1 << 20  # elements read, cast and written at a time
+from .lazy_tensor import LazyTensor, row_ranges
 
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
-def write_checkpoint(
-    path: str | Path,
-    entries: Mapping[str, LazyTensor],
-    metadata: Mapping[str, str] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Path:
+def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metadata: Mapping[str, str] | None = None, *,
+                     progress: Progress | None = None) -> Path:
     """Write entries as one safetensors file, reading each in pieces while it is written.
 
     The file appears under its name only when it is whole: before, it has a temporary name in the same folder,
@@ -49,13 +40,14 @@ def write_checkpoint(
     text += b" " * (-len(text) % 8)
     total = 8 + len(text) + end
     try:
-        free = shutil.disk_usage(path.parent).free
-        if free < total:
+        if shutil.disk_usage(path.parent).free < total:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with whole_file(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in names:
-                for piece in _pieces(entries[name]):
+                entry = entries[name]
+                for rows in row_ranges(entry.height, entry.width) if entry.numel else ():
+                    piece = entry.read(rows=rows)
                     if not is_finite(piece):
                         raise CheckpointError(f"{quoted(name)} holds values that are not numbers or are "
                                               f"infinite as {str(piece.dtype)[6:]}, so {path} is not written. "
@@ -69,16 +61,3 @@ def write_checkpoint(
             remedy = f"{total / 2**30:.1f} GiB are needed: make room, or choose another folder."
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). {remedy}") from None
     return path
-
-
-def row_ranges(entry: LazyTensor) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that hold about PIECE elements each."""
-    step = max(1, PIECE // max(1, prod(entry.shape[1:])))
-    for top in range(0, entry.height, step):
-        yield top, min(top + step, entry.height)
-
-
-def _pieces(entry: LazyTensor) -> Iterator[Tensor]:
-    if entry.numel:
-        for rows in row_ranges(entry):
-            yield entry.read(rows=rows)

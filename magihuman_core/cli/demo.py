@@ -1,7 +1,5 @@
 """`magihuman demo`: a clip from the built-in small model, with nothing to download."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -24,7 +22,7 @@ def add_demo(commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "demo", parents=[common], help="make a clip with the built-in small model",
         description="Make a 2-second clip with the built-in small model: a cartoon person who speaks a made-up "
-        "language. It needs no download; magihuman_core/demo/CARD.md says what it knows.")  # fmt: skip
+        "language. It needs no download; magihuman_core/demo/CARD.md says what it knows.")
     parser.set_defaults(run=demo)
     parser.add_argument("--prompt", metavar="TEXT", default=PROMPT, help="what is seen and heard (default: an example)")
     parser.add_argument("--image", metavar="FILE", help="picture of the person: the first frame")
@@ -46,7 +44,7 @@ def demo(arguments: argparse.Namespace) -> int:
         clip = MagiHumanPipeline.from_folder("demo").generate(
             arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
             seconds=SECONDS, width=SIZE, height=SIZE, upscale=None if arguments.no_upscale else (LARGE, LARGE),
-            progress=progress)  # fmt: skip
+            progress=progress)
     clip.save(out)
     sheet = Path(out).with_suffix(".png")
     contact_sheet(clip.frames).save(sheet)

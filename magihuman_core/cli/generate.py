@@ -1,7 +1,5 @@
 """`magihuman generate`: a clip with the models of a folder."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -28,8 +26,7 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="S", help="length (default 4, or that of --audio)")
     parser.add_argument("--width", type=int, default=BASE.width, metavar="N", help="pixels (default %(default)s)")
     parser.add_argument("--height", type=int, default=BASE.height, metavar="N", help="pixels (default %(default)s)")
-    parser.add_argument("--upscale", type=_target, metavar="SIZE",
-                        help="second pass at 540p, 1080p or WIDTHxHEIGHT")
+    parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip "
                         "(default %(default)s)")
     parser.add_argument("--mode", choices=("distilled", "base"),
@@ -60,11 +57,8 @@ def generate(arguments: argparse.Namespace) -> int:
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
     out = check_output(arguments.out)
-    prompt, negative = arguments.prompt, None
-    if arguments.prompt_file is not None:
-        prompt = read_text(arguments.prompt_file, "prompt")
-    if arguments.negative_file is not None:
-        negative = read_text(arguments.negative_file, "negative prompt")
+    prompt = arguments.prompt if arguments.prompt_file is None else read_text(arguments.prompt_file, "prompt")
+    negative = None if arguments.negative_file is None else read_text(arguments.negative_file, "negative prompt")
 
     import torch
 
@@ -93,8 +87,7 @@ def read_text(path: str, what: str) -> str:
             raise InputError(f"{file}: is too large for a {what}. Give a text file.")
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{file}: the {what} cannot be read ({reason}). Check the name.") from None
+        raise InputError(f"{file}: the {what} cannot be read ({error.strerror or error}). Check the name.") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: the {what} is not UTF-8 text. Save it as UTF-8.") from None
     if not text.strip():
@@ -109,12 +102,10 @@ def _target(text: str) -> str | tuple[int, int]:
 
 def _lora(text: str) -> tuple[str, float]:
     file, colon, strength = text.rpartition(":")
-    if colon:
-        try:
-            return file, float(strength)
-        except ValueError:
-            pass  # the colon belongs to the name, as in C:\\lora.safetensors
-    return text, 1.0
+    try:
+        return (file, float(strength)) if colon else (text, 1.0)
+    except ValueError:  # the colon belongs to the name, as in C:\\lora.safetensors
+        return text, 1.0
 
 
 def _part(text: str) -> tuple[str, str]:

@@ -4,8 +4,6 @@ Answers go to standard output; progress, timings and errors to standard error. E
 or a file cannot be used, said in one sentence; 1 an internal error; 130 interrupted by Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """From a checkpoint of whatever layout and size to the network."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,17 +23,9 @@ from ..weights.recognize import explain_shape_errors
 log = logging.getLogger(__name__)
 
 
-def load_dit(
-    source: str | Path | Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations: Operations = nn,
-    compute_dtype: torch.dtype | None = None,
-    resident_blocks: int | None = None,
-    stream_from: str | None = None,
-    **overrides,
-) -> MagiHumanDiT:
+def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = None,
+             device: torch.device | str = "cpu", operations: Operations = nn, compute_dtype: torch.dtype | None = None,
+             resident_blocks: int | None = None, stream_from: str | None = None, **overrides) -> MagiHumanDiT:
     """Build the network that a checkpoint holds, at whatever size, and fill it.
 
     source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
@@ -44,9 +34,9 @@ def load_dit(
     and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
     overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
     and local_radius.
-    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when their turn
-    comes (see runtime/streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept
-    in main memory); None: memory on an accelerator, where there is enough.
+    resident_blocks: how many blocks stay in memory, None: all. The others are brought in when they are needed (see
+    runtime/streaming.py; for inference only), from stream_from: "file", or "memory" (read once, and kept in main
+    memory); None: memory on an accelerator, where there is enough.
     Raises CheckpointError when the source is not a MagiHuman network or damaged.
     """
     checkpoint = open_checkpoint(source, "network")
@@ -57,15 +47,8 @@ def load_dit(
         official = split_official(checkpoint, config)
         tensors = quantized_layers(official, dtype, may_quantize)
     streamed = choose_streamed(dit.blocks, resident_blocks)
-    assign_weights(
-        dit,
-        tensors,
-        dtype=dit.compute_dtype,
-        device=device,
-        name=checkpoint.name,
-        keep_fp32=keep_fp32,
-        skip=lambda key: is_streamed(key, streamed),
-    )
+    assign_weights(dit, tensors, dtype=dit.compute_dtype, device=device, keep_fp32=keep_fp32,
+                   skip=lambda key: is_streamed(key, streamed))
     if streamed:
         streamer = stream_blocks(dit.blocks, tensors, streamed, device, stream_from)
         rounds = dtype in EIGHT_BITS and stored_dtype(official, may_quantize) != dtype

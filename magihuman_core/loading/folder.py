@@ -11,14 +11,12 @@ no trace in it: that comes from the name of its file or folder, or from its meta
     text_encoder/             T5Gemma-9B-UL2 with tokenizer.json
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..checkpoint.shards import named_files
-from ..checkpoint.weight_files import REFUSED, WeightFiles, walk
+from ..checkpoint.weight_files import REFUSED, walk
 from ..errors import CheckpointError, InputError
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
@@ -41,8 +39,7 @@ PARTS = {
     "tokenizer": "the text encoder's tokenizer.json",
 }
 # What names of unreadable files tell of them.
-HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",),
-         "text_encoder": ("text", "t5")}
+HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",), "text_encoder": ("text", "t5")}
 DEPTH = 3  # folders below the given one that are searched
 
 
@@ -111,7 +108,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")
     found: dict[str, list[Path]] = {part: [] for part in PARTS}
     problems: dict[Path, str] = {}
-    for candidate in _all_candidates(folder, problems):
+    for candidate in _candidates(folder, problems):
         try:
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
             checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=candidate.suffix == ".ckpt")
@@ -146,20 +143,18 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _all_candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
-    """Those of a folder and of the folders below it, by name; what cannot be read is noted in problems."""
+def _candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
+    """What of a folder and those below it may hold weights: files, and a folder where it is one sharded checkpoint.
+
+    What cannot be read is noted in problems.
+    """
     for found in walk(folder, DEPTH):
-        if isinstance(found, WeightFiles):
-            yield from _candidates(found)
-        else:
+        if isinstance(found, OSError):
             problems[Path(found.filename)] = f"{found.filename}: cannot be read ({found.strerror})."
-
-
-def _candidates(found: WeightFiles) -> list[Path]:
-    """What of a folder may hold weights: files, and the folder itself where it is one sharded checkpoint."""
-    sharded = [found.folder] if len(found.sharded) == 1 else found.sharded
-    named = {name for index in found.indexes for name in named_files(index)}
-    return sharded + [path for path in found.single if path.name not in named]
+            continue
+        yield from [found.folder] if len(found.sharded) == 1 else found.sharded
+        named = {name for index in found.indexes for name in named_files(index)}
+        yield from (path for path in found.single if path.name not in named)
 
 
 def _part(path: Path, found: Recognized) -> str | None:

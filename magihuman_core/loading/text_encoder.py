@@ -1,7 +1,7 @@
 """From a file to the text encoder: its tensors, its configuration, its tokenizer."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,15 +23,9 @@ from ..weights.recognize import explain_shape_errors
 from ..weights.text_encoder_keys import encoder_keys
 
 
-def load_text_encoder(
-    source: str | Path | Mapping[str, Tensor],
-    tokenizer=None,
-    config: Mapping | TextEncoderConfig | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    operations: Operations = nn,
-) -> TextEncoder:
+def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
+                      config: Mapping | TextEncoderConfig | None = None, *, dtype: torch.dtype | None = None,
+                      device: torch.device | str = "cpu", operations: Operations = nn) -> TextEncoder:
     """Load T5Gemma's encoder of any size, with its tokenizer.
 
     source: file, folder, index file, or mapping of tensors, with or without the decoder.
@@ -46,8 +40,7 @@ def load_text_encoder(
         encoder = build_text_encoder(sizes, dtype, operations=operations)
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
     computed = None if dtype is None else compute_dtype_of(dtype)
-    assign_weights(encoder, tensors, dtype=computed, device=device, name=checkpoint.name,
-                   keep_fp32=keep_fp32)
+    assign_weights(encoder, tensors, dtype=computed, device=device, keep_fp32=keep_fp32)
     encoder.tokenizer = tokenizer
     return encoder.eval()
 
@@ -93,11 +86,9 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConf
     first = "encoder.layers.0."
 
     def shape(key: str) -> tuple[int, ...]:
-        try:
-            return checkpoint.shape(key)
-        except KeyError:
-            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; "
-                                  "get it anew.") from None
+        if key not in checkpoint:
+            raise CheckpointError(f"{checkpoint.name}: {key} is missing. The file is incomplete; get it anew.")
+        return checkpoint.shape(key)
 
     vocab_size, hidden_size = shape("encoder.embed_tokens.weight")
     inner = shape(first + "self_attn.q_proj.weight")[0]
@@ -108,26 +99,22 @@ def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConf
     layers = 0
     while f"encoder.layers.{layers}.self_attn.q_proj.weight" in checkpoint:
         layers += 1
-    values = {f.name: getattr(given, f.name) for f in fields(given)}
-    values.update(
-        vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
-        num_attention_heads=inner // given.head_dim, num_key_value_heads=kv_inner // given.head_dim,
-        intermediate_size=shape(first + "mlp.gate_proj.weight")[0])
-    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    heads, kv_heads = inner // given.head_dim, kv_inner // given.head_dim
+    intermediate_size = shape(first + "mlp.gate_proj.weight")[0]
     if given.head_dim % 2 or not kv_heads or heads % kv_heads:
         raise CheckpointError(f"{checkpoint.name}: {heads} heads of queries, {kv_heads} of keys, {given.head_dim} "
                               "wide, do not go together. Give the config.json made for these weights.")
     if given.layer_types is not None and len(given.layer_types) != layers:
         raise CheckpointError(f"{checkpoint.name}: has {layers} layers, but the config's layer_types names "
                               f"{len(given.layer_types)}. Give the config.json made for these weights.")
-    return TextEncoderConfig(**values)
+    return replace(given, vocab_size=vocab_size, hidden_size=hidden_size, num_hidden_layers=layers,
+                   num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate_size)
 
 
 def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
     """The config that came with the weights: in the file's metadata, or config.json beside them.
 
-    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot
-    be run.
+    What is not JSON, or belongs to another model, is passed over. Raises CheckpointError for values that cannot be run.
     """
     source = checkpoint.metadata.get("config") or sibling_file(checkpoint.path, "config.json")
     config = read_json_object(source) if source else None
@@ -142,8 +129,7 @@ def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
         raise CheckpointError(f"{place}: {error}") from None
 
 
-def sibling_file(path: Path | None, *names: str) -> Path | None:
-    """The first of these files that lies beside the weights, or in their folder."""
-    folder = None if path is None else (path if path.is_dir() else path.parent)
-    found = [folder / name for name in names if (folder / name).is_file()] if folder else []
-    return found[0] if found else None
+def sibling_file(path: Path | None, name: str) -> Path | None:
+    """The file of this name beside the weights, or in their folder."""
+    file = None if path is None else (path if path.is_dir() else path.parent) / name
+    return file if file is not None and file.is_file() else None

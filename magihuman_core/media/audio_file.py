@@ -38,7 +38,7 @@ def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, 
 
 
 def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
-    """(audio, rate) of a sound WAV or FLAC file; None for any other, and without soundfile."""
+    """(audio, rate) of an intact WAV or FLAC file; None for any other, and without soundfile."""
     try:
         import soundfile
     except (ImportError, OSError):  # OSError: without its library

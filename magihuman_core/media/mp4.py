@@ -21,10 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_output(path: str | Path) -> Path:
-    """Make sure, before long work starts, that an mp4 can be written there; its folder is made.
-
-    Raises InputError.
-    """
+    """Make sure, before long work starts, that an mp4 can be written there; its folder is made. Raises InputError."""
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise InputError(f"{path}: the clip is written as mp4. Give a name that ends in .mp4.")
@@ -36,20 +33,12 @@ def check_output(path: str | Path) -> Path:
         temporary.touch(exist_ok=False)
         temporary.unlink()
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: cannot be written ({reason}). Choose another folder.") from None
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Choose another folder.") from None
     return path
 
 
-def write_mp4(
-    path: str | Path,
-    frames: Iterable[Tensor],
-    audio: Tensor | None,
-    *,
-    fps: float | Fraction = FPS,
-    sample_rate: int = OUTPUT_RATE,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
+def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, *, fps: float | Fraction = FPS,
+              sample_rate: int = OUTPUT_RATE, metadata: Mapping[str, str] | None = None) -> None:
     """Write an H.264 (yuv420p, BT.709) and AAC mp4.
 
     frames: uint8 [h, w, 3] one by one, h and w even: a tensor [F, h, w, 3], or an iterator, which is read

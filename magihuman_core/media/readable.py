@@ -18,8 +18,7 @@ def check_readable(path: Path, what: str) -> None:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such {what} file. Check the name.") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path}: cannot be read ({reason}). Check its permissions.") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
     except ValueError:  # a zero byte in the name
         raise InputError(f"{str(path)!r}: is not a possible name of an {what} file.") from None
     if not head:

@@ -42,7 +42,7 @@ def to_stereo(waveform: Tensor) -> Tensor:
 
     In the usual orders of channels (3.0, 5.1, 7.1) the first three are front left, front right and centre, and
     the centre is where films have speech. It goes to both sides at the level of ITU-R BS.775, -3 dB, and the sum
-    is scaled so that it cannot exceed the loudest input. The rest is left out: effects from behind are no voice.
+    is scaled so that it cannot exceed the loudest input. The rest is left out: effects from behind are not a voice.
     Four channels (quad) have no centre: front left and right are kept. Raises InputError for another shape.
     """
     if waveform.ndim < 2 or waveform.shape[-2] == 0:

@@ -1,7 +1,5 @@
 """Attention over the packed sequence: whole, or local in time for the 1080p model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -25,9 +23,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=shared).transpose(1, 2)
 
 
-def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int, attention: AttentionFunction
-) -> Tensor:
+def local_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, radius: int,
+                    attention: AttentionFunction) -> Tensor:
     """A video token sees the latent frames within `radius` of its own and all audio and text, in one softmax.
 
     The keys of each frame are one contiguous slice of the video plus the tail of the sequence, so
@@ -38,7 +35,6 @@ def local_attention(
     tail = slice(layout.video, None)
     parts = [
         attention(q[:, tokens], torch.cat([k[:, window], k[:, tail]], 1), torch.cat([v[:, window], v[:, tail]], 1))
-        for tokens, window in layout.local_windows(radius)
-    ]
+        for tokens, window in layout.local_windows(radius)]
     parts.append(attention(q[:, tail], k, v))
     return torch.cat(parts, 1)

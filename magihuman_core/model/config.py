@@ -47,10 +47,6 @@ class DiTConfig:
             raise InputError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly.")
         object.__setattr__(self, "local_layers", tuple(self.local_layers))
 
-    @property
-    def rope_bands(self) -> int:
-        return self.head_dim // 8
-
     @classmethod
     def from_state_dict(cls, sd: Mapping[str, Any], **overrides) -> DiTConfig:
         """Read every size from official keys and shapes.
@@ -63,9 +59,8 @@ class DiTConfig:
 
         def shape(key: str) -> tuple[int, ...]:
             if key not in sd:
-                raise CheckpointError(
-                    f"{getattr(sd, 'name', 'The checkpoint')} has no tensor {key}: it is not a MagiHuman network."
-                )
+                name = getattr(sd, "name", "The checkpoint")
+                raise CheckpointError(f"{name} has no tensor {key}: it is not a MagiHuman network.")
             return tuple(shape_of(key))
 
         hidden, video_in = shape("adapter.video_embedder.weight")
@@ -81,10 +76,8 @@ class DiTConfig:
             if copies == 3:
                 sandwich.append(i)
             elif copies != 1:
-                raise CheckpointError(
-                    f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x, or 3 x (one for each "
-                    "modality)."
-                )
+                raise CheckpointError(f"{p}attention.pre_norm.weight has {copies} x {hidden} values, expected 1 x, or "
+                                      "3 x (one for each modality).")
             width = shape(p + "mlp.down_proj.weight")[1]
             is_gelu = shape(p + "mlp.up_gate_proj.weight")[0] // copies == width
             widths[is_gelu] = width
@@ -97,26 +90,13 @@ class DiTConfig:
         head_dim = shape(first + "q_norm.weight")[0] // copies
         heads = shape(first + "linear_proj.weight")[1] // head_dim
         kv_heads = (shape(first + "linear_qkv.weight")[0] // copies - heads * (head_dim + 1)) // (2 * head_dim)
-        sizes = {
-            "layers": layers,
-            "hidden": hidden,
-            "head_dim": head_dim,
-            "heads": heads,
-            "kv_heads": kv_heads,
-            "video_channels": video_in // PATCH**2,
-            "audio_channels": audio_in,
-            "text_channels": text_in,
-            "gelu_width": widths[True],
-            "swiglu_width": widths[False],
-            "sandwich_layers": tuple(sandwich),
-            "gelu_layers": tuple(gelu),
-            "post_norm_layers": tuple(post_norm),
-        }
+        sizes = {"layers": layers, "hidden": hidden, "head_dim": head_dim, "heads": heads, "kv_heads": kv_heads,
+                 "video_channels": video_in // PATCH**2, "audio_channels": audio_in, "text_channels": text_in,
+                 "gelu_width": widths[True], "swiglu_width": widths[False], "sandwich_layers": tuple(sandwich),
+                 "gelu_layers": tuple(gelu), "post_norm_layers": tuple(post_norm)}
         return cls(**{**sizes, **overrides})
 
 
-RELEASED = DiTConfig(
-    layers=40, hidden=5120, head_dim=128, heads=40, kv_heads=8, video_channels=48, audio_channels=64,
-    text_channels=3584, gelu_width=20480, swiglu_width=13652, sandwich_layers=(0, 1, 2, 3, 36, 37, 38, 39),
-    gelu_layers=(0, 1, 2, 3),
-)  # fmt: skip
+RELEASED = DiTConfig(layers=40, hidden=5120, head_dim=128, heads=40, kv_heads=8, video_channels=48, audio_channels=64,
+                     text_channels=3584, gelu_width=20480, swiglu_width=13652,
+                     sandwich_layers=(0, 1, 2, 3, 36, 37, 38, 39), gelu_layers=(0, 1, 2, 3))

@@ -2,17 +2,13 @@
 
     latents, text -> embedders -> 40 blocks -> heads -> velocities of video and audio
 
-Tokens stand in the order video | audio | text. The network is told no timestep. The first and last
-four blocks are a sandwich: there each modality has an expert of its own, that is its own copy of
-every norm and linear layer, while attention still joins all tokens. The blocks between have one
-expert, shared by all.
+Tokens stand in the order video | audio | text. The network is told no timestep. The first and last four blocks are a
+sandwich: there each modality has an expert of its own, that is its own copy of every norm and linear layer, while
+attention still joins all tokens. The blocks between have one expert, shared by all.
 
-The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute
-in `compute_dtype` (bf16 as released); embedders, heads, norms, rotary positions, activations and gates
-compute in fp32.
+The residual stream is fp32 from end to end. Linear layers of the blocks and the attention compute in `compute_dtype`
+(bf16 as released); embedders, heads, norms, rotary positions, activations and gates compute in fp32.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import cast
@@ -48,9 +44,8 @@ class GatedAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(c.hidden, device=device)
-        self.linear_qkv = operations.Linear(
-            c.hidden, (c.heads + 2 * c.kv_heads) * c.head_dim, bias=False, dtype=dtype, device=device
-        )
+        width = (c.heads + 2 * c.kv_heads) * c.head_dim
+        self.linear_qkv = operations.Linear(c.hidden, width, bias=False, dtype=dtype, device=device)
         # The gate is stored as the last rows of linear_qkv; it is a layer of its own because 7208 is not a
         # multiple of 16, which fp8 matrix units want, and because it is worth its precision.
         self.linear_gate = operations.Linear(c.hidden, c.heads, bias=False, dtype=dtype, device=device)
@@ -77,15 +72,14 @@ class MLP(nn.Module):
     """norm -> up -> GELU7 or SwiGLU7 -> down."""
 
     def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations: Operations,
-                 dtype, device):  # fmt: skip
+                 dtype, device):
         super().__init__()
         width = config.gelu_width if gelu else config.swiglu_width
         self.activation = gelu7 if gelu else swiglu7
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(config.hidden, device=device)
-        self.up_gate_proj = operations.Linear(
-            config.hidden, width if gelu else 2 * width, bias=False, dtype=dtype, device=device
-        )
+        up = width if gelu else 2 * width
+        self.up_gate_proj = operations.Linear(config.hidden, up, bias=False, dtype=dtype, device=device)
         self.down_proj = operations.Linear(width, config.hidden, bias=False, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,9 +89,6 @@ class MLP(nn.Module):
 
 class Expert(nn.Module):
     """Every weight one token meets in a block."""
-
-    attn_post_norm: RMSNorm | None
-    mlp_post_norm: RMSNorm | None
 
     def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
         super().__init__()
@@ -169,7 +160,7 @@ class Embedder(nn.Module):
         self.video_embedder = operations.Linear(config.video_channels * PATCH**2, config.hidden, **fp32)
         self.audio_embedder = operations.Linear(config.audio_channels, config.hidden, **fp32)
         self.text_embedder = operations.Linear(config.text_channels, config.hidden, **fp32)
-        self.rope = RotaryBands(config.rope_bands, device=device)
+        self.rope = RotaryBands(config.head_dim // 8, device=device)
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor) -> Tensor:
         """[B, n, channels] of each modality -> [B, N, hidden]."""
@@ -183,15 +174,8 @@ class MagiHumanDiT(nn.Module):
     operations: where layers come from; `torch.nn`, or a namespace like ComfyUI's.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        *,
-        operations: Operations = nn,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        compute_dtype: torch.dtype | None = None,
-    ):
+    def __init__(self, config: DiTConfig, *, operations: Operations = nn, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str | None = None, compute_dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype or dtype
@@ -218,15 +202,8 @@ class MagiHumanDiT(nn.Module):
             self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands, piece)
         return self._layouts[key]
 
-    def forward(
-        self,
-        video: Tensor,
-        audio: Tensor,
-        text: Tensor,
-        *,
-        run_block: RunBlock | None = None,
-        attention: AttentionFunction = sdpa,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, run_block: RunBlock | None = None,
+                attention: AttentionFunction = sdpa) -> tuple[Tensor, Tensor]:
         """Flow velocities (noise - clean) of both streams.
 
         video: [B, C, T, H, W] normalized latent, H and W even; audio: [B, a, A]; text: [B, n, d], not
@@ -235,15 +212,10 @@ class MagiHumanDiT(nn.Module):
         """
         return self.forward_many([(video, audio, text)], run_block=run_block, attention=attention)[0]
 
-    def forward_many(
-        self,
-        inputs: list[tuple[Tensor, Tensor, Tensor]],
-        *,
-        run_block: RunBlock | None = None,
-        attention: AttentionFunction = sdpa,
-    ) -> list[tuple[Tensor, Tensor]]:
+    def forward_many(self, inputs: list[tuple[Tensor, Tensor, Tensor]], *, run_block: RunBlock | None = None,
+                     attention: AttentionFunction = sdpa) -> list[tuple[Tensor, Tensor]]:
         """`forward` of several inputs, block by block, so that streamed weights are fetched once for all."""
-        run_block = run_block or call_block
+        run_block = run_block or (lambda index, block, x, layout, attention: block(x, layout, attention))
         states = []
         for video, audio, text in inputs:
             self._check(video, audio, text)
@@ -264,28 +236,17 @@ class MagiHumanDiT(nn.Module):
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:
         c = self.config
-        for name, tensor, dims, channels, axis in (
-            ("video", video, 5, c.video_channels, 1),
-            ("audio", audio, 3, c.audio_channels, 1),
-            ("text", text, 3, c.text_channels, 2),
-        ):
+        for name, tensor, dims, channels, axis in (("video", video, 5, c.video_channels, 1),
+                                                   ("audio", audio, 3, c.audio_channels, 1),
+                                                   ("text", text, 3, c.text_channels, 2)):
             if tensor.ndim != dims or tensor.shape[axis] != channels:
-                raise InputError(
-                    f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with {channels} "
-                    f"channels on axis {axis}; check that latent and text come from MagiHuman's own VAE and "
-                    "text encoder."
-                )
+                raise InputError(f"{name} has shape {tuple(tensor.shape)}, but this network takes {dims} axes with "
+                                 f"{channels} channels on axis {axis}; check that latent and text come from "
+                                 "MagiHuman's own VAE and text encoder.")
         if video.shape[3] % PATCH or video.shape[4] % PATCH:
-            raise InputError(
-                f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
-                "choose an image size in multiples of 32 pixels."
-            )
+            raise InputError(f"video latent is {video.shape[3]} x {video.shape[4]}, expected even height and width: "
+                             "choose an image size in multiples of 32 pixels.")
         if text.shape[1] < (2 if c.positions == "v1" else 1):
             raise InputError(f"text has {text.shape[1]} tokens, too few: write a longer prompt.")
         if c.positions == "v1" and audio.shape[2] == 1 and video.shape[2] > 1:
             raise InputError(f"audio has 1 token for {video.shape[2]} latent frames, too few: give the whole audio.")
-
-
-def call_block(index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
-    """The plain way to run a block."""
-    return block(x, layout, attention)

@@ -1,7 +1,5 @@
 """Rotary positions over (time, height, width), and how the three modalities share them (docs/model.md)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ def token_coordinates(video: tuple[int, int, int], audio: int, text: int, positi
 
     extent = torch.tensor([T, H, W, T, H, W]).expand(grid.shape[0], 6)
     if positions == "v2":
-        # The sound's clock runs at 25 per second against the picture's 6.25; text stands at one place.
+        # The audio's clock runs at 25 per second against the video's 6.25; text stands at one place.
         rest = [line(audio, 0, (audio - 1) // 4 + 1), line(text, -text, 1)]
     else:
         rest = [line(audio, 0, T), line(text, 0, 2)]

@@ -4,8 +4,6 @@ Tokens stand in the order video, audio, text. Each modality is one contiguous se
 permutation is ever needed and a segment is two plain ints.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,19 +63,13 @@ class Layout:
         per_frame = self.video // self.frames
         for frame in range(self.frames):
             first, last = max(0, frame - radius), min(self.frames, frame + radius + 1)
-            yield (
-                slice(frame * per_frame, (frame + 1) * per_frame),
-                slice(first * per_frame, last * per_frame),
-            )
+            yield slice(frame * per_frame, (frame + 1) * per_frame), slice(first * per_frame, last * per_frame)
 
 
-def make_layout(
-    latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor, piece: int
-) -> Layout:
+def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor,
+                piece: int) -> Layout:
     """latent: (T, H, W) of the video latent; audio, text: tokens; bands: [B] on the device to compute on."""
     T, H, W = latent
     grid = (T, H // PATCH, W // PATCH)
     sin, cos = rope_tables(token_coordinates(grid, audio, text, positions).to(bands.device), bands.float())
-    return Layout(
-        video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, piece=piece, sin=sin, cos=cos
-    )
+    return Layout(video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, piece=piece, sin=sin, cos=cos)

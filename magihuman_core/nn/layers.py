@@ -1,7 +1,5 @@
 """Norm and activations, as the released weights were trained with them."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

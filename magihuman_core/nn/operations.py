@@ -17,18 +17,13 @@ class Operations(Protocol):
 
     @property
     def Linear(self) -> Layer: ...  # noqa: N802 - torch.nn's own names
-
     @property
     def Embedding(self) -> Layer: ...  # noqa: N802
-
     @property
     def Conv1d(self) -> Layer: ...  # noqa: N802
-
     @property
     def ConvTranspose1d(self) -> Layer: ...  # noqa: N802
-
     @property
     def Conv2d(self) -> Layer: ...  # noqa: N802
-
     @property
     def Conv3d(self) -> Layer: ...  # noqa: N802

@@ -36,7 +36,7 @@ def quantize_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize:
 
     may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in 8 bits.
     """
-    if dtype is None or dtype not in EIGHT_BITS:
+    if dtype not in EIGHT_BITS:
         return
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear) and may_quantize(f"{name}.weight"):

@@ -1,7 +1,5 @@
 """A finished clip: frames, audio, and how they were made."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +27,6 @@ class Clip:
         return self.frames.shape[0] / self.fps
 
     def save(self, path: str | Path) -> None:
-        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman".
-
-        The file appears only when it is complete. Raises InputError where it cannot be written.
-        """
+        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman"; see media.mp4.write_mp4."""
         metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
-        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate,
-                  metadata=metadata)
+        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)

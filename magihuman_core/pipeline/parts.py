@@ -1,7 +1,5 @@
 """The models of a folder, and how they are loaded and run."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +12,7 @@ from torch import nn
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
+from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
 from ..weights.open import open_checkpoint
 
@@ -58,3 +57,16 @@ class Parts:
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
         return stored_dtype(tensors, may_quantize) or torch.bfloat16
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device} cannot be used here ({reason}). Use cpu, or auto.") from None
+    return chosen

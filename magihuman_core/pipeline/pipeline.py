@@ -19,11 +19,10 @@ from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
 from ..media.waveform import OUTPUT_RATE, resample
 from ..recipes import BASE, SR_540P, Guidance
-from ..runtime.device import choose_device
 from ..sizes import FPS, decoded_frames
 from . import stages
 from .clip import Clip
-from .parts import Parts
+from .parts import Parts, choose_device
 from .request import Pass, Progress, Request, Size, make_request
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 class MagiHumanPipeline:
     """Makes clips with the models of a folder.
 
-    Each part is loaded when its turn comes and released after it, so that memory never holds two.
+    Each part is loaded when it is needed and released after it, so that memory never holds two.
     """
 
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto", **options: Any) -> None:
@@ -56,30 +55,16 @@ class MagiHumanPipeline:
         in, but float32 for small models on a CPU.
         resident_blocks: how many of the network's blocks stay in memory, None: all (see runtime/streaming.py).
         tile: side of the squares the Turbo VAE decodes, in latent pixels (16 pixels each); None: whole frames.
-        loras: (file, strength) of each LoRA for the base or distilled network.
-        Raises InputError and CheckpointError.
+        loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompt: str,
-        *,
-        negative: str | None = None,
-        image: str | Path | Image.Image | None = None,
-        audio: str | Path | tuple[Tensor, int] | None = None,
-        seconds: float | None = None,
-        width: int = BASE.width,
-        height: int = BASE.height,
-        seed: int = 0,
-        steps: int | None = None,
-        mode: str | None = None,
-        upscale: str | Size | None = None,
-        sr_steps: int = SR_540P.steps,
-        guidance: Guidance | None = None,
-        progress: Progress | None = None,
-    ) -> Clip:
+    def generate(self, prompt: str, *, negative: str | None = None, image: str | Path | Image.Image | None = None,
+                 audio: str | Path | tuple[Tensor, int] | None = None, seconds: float | None = None,
+                 width: int = BASE.width, height: int = BASE.height, seed: int = 0, steps: int | None = None,
+                 mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
+                 guidance: Guidance | None = None, progress: Progress | None = None) -> Clip:
         """Make one clip.
 
         image: the first frame, cropped to the clip's aspect.
@@ -112,16 +97,16 @@ class MagiHumanPipeline:
         images: dict[Size, Tensor] = {}
         if request.image is not None:
             images = self._stage("reference picture", stages.encode_image, request.image,
-                                 [turn.size for turn in request.passes])
+                                 [pass_.size for pass_ in request.passes])
         audio, length = None, request.audio_length
         if request.audio is not None:
             audio = self._stage("driving sound", stages.encode_audio, request.audio)
             length = audio.shape[2]
         return stages.Conditions(text, negative, images, audio, length)
 
-    def _sample(self, turn: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
+    def _sample(self, pass_: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
                 progress: Progress) -> tuple[Tensor, Tensor]:
-        return self._stage(f"{turn.name}, {turn.steps} steps", stages.sample, turn, conditions, seed, base, progress)
+        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, seed, base, progress)
 
     def _decode(self, request: Request, video: Tensor, audio: Tensor, progress: Progress, started: float) -> Clip:
         """Frames and waveform of equal length; the waveform is the user's own where one was given."""

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pass:
-    """One network's turn at a clip: it is made from noise, or a finished one gets super-resolution."""
+    """One network's work at a clip: it is made from noise, or a finished one gets super-resolution."""
 
     recipe: Recipe
     size: Size
@@ -75,30 +75,18 @@ class Request:
                 "image": self.image is not None, "driven_by_sound": self.audio is not None}
 
 
-def make_request(
-    parts: Parts,
-    prompt: str,
-    *,
-    negative: str | None,
-    image: str | Path | Image.Image | None,
-    audio: str | Path | Waveform | None,
-    seconds: float | None,
-    size: Size,
-    seed: int,
-    steps: int | None,
-    mode: str | None,
-    upscale: str | Size | None,
-    sr_steps: int,
-    guidance: Guidance | None,
-) -> Request:
+def make_request(parts: Parts, prompt: str, *, negative: str | None, image: str | Path | Image.Image | None,
+                 audio: str | Path | Waveform | None, seconds: float | None, size: Size, seed: int, steps: int | None,
+                 mode: str | None, upscale: str | Size | None, sr_steps: int, guidance: Guidance | None) -> Request:
     """Check and read the input of MagiHumanPipeline.generate, which says what each of them is.
 
-    Raises InputError for what no clip can be made from, CheckpointError where a part of the model is missing or is
-    something else.
+    Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
     """
     recipe = RECIPES[parts.models.network(mode)]
     steps = recipe.steps if steps is None else steps
-    _check_steps(steps=steps, sr_steps=sr_steps)
+    for name, value in (("steps", steps), ("sr_steps", sr_steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
     check_seed(seed)
     for remark in check_prompt(prompt):
         log.warning("Prompt: %s", remark)
@@ -141,10 +129,7 @@ def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
 
 
 def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Recipe:
-    """The super-resolution network for a target, by its name or, for other sizes, by its area.
-
-    Raises CheckpointError where it is missing.
-    """
+    """The super-resolution network for a target: by its name, else by the area. Raises CheckpointError without it."""
     if isinstance(upscale, str):
         return RECIPES[models.require(f"sr_{upscale}", f"upscaling to {upscale}")]
     best = upscaler_for(*size)
@@ -153,16 +138,10 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
     return RECIPES[models.require(chosen.role, "upscaling")]
 
 
-def _check_steps(**steps: int) -> None:
-    for name, value in steps.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
-
-
 def _check_parts(parts: Parts, request: Request) -> None:
     """Raise CheckpointError unless all parts that the request needs are there."""
-    for turn in request.passes:
-        network_config(parts.open(turn.recipe.role))  # reads the header only, and so finds what is not a network
+    for pass_ in request.passes:
+        network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     parts.models.require("text_encoder", "reading the prompt")
     parts.models.require("audio_vae", "sound")
     if request.image is not None:

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..loading.audio_vae import load_audio_vae
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
-from ..loading.turbo_vae import load_turbo_vae
-from ..loading.video_vae import load_video_vae
+from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
@@ -73,40 +71,39 @@ def encode_audio(parts: Parts, audio: Waveform) -> Tensor:
     return vae.encode_long(waveform[None].to(parts.device))
 
 
-def sample(parts: Parts, turn: Pass, conditions: Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
+def sample(parts: Parts, pass_: Pass, conditions: Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
            progress: Progress) -> tuple[Tensor, Tensor]:
     """Both latents of a clip: from noise, or by super-resolution from the latents of a finished clip, the base.
 
     Super-resolution hears the base's audio, with some noise, and returns it as it was.
     Raises CheckpointError for parts that do not fit each other, and where the network computes what is not finite.
     """
-    recipe = turn.recipe
+    recipe = pass_.recipe
     config = network_config(parts.open(recipe.role))
-    latent = empty_latent(*turn.size, conditions.audio_length, (config.video_channels, config.audio_channels),
+    latent = empty_latent(*pass_.size, conditions.audio_length, (config.video_channels, config.audio_channels),
                           parts.device)
     video, audio = (noise.to(parts.device) for noise in start_noise((latent.video.shape, latent.audio.shape), seed))
     if base is not None:
-        video, audio = prepare_super_resolution(
-            *base, *latent.video.shape[3:], video_noise=video, audio_noise=audio, noise_level=recipe.noise_level,
-            audio_noise_scale=recipe.audio_noise)
+        video, audio = prepare_super_resolution(*base, *latent.video.shape[3:], video_noise=video, audio_noise=audio,
+                                                noise_level=recipe.noise_level, audio_noise_scale=recipe.audio_noise)
         latent = keep_audio(latent, audio)
     elif conditions.audio is not None:
         latent = keep_audio(latent, conditions.audio)
     if conditions.images:
-        image = conditions.images[turn.size]
+        image = conditions.images[pass_.size]
         if image.shape[1] != config.video_channels:
             raise CheckpointError(f"{parts.models['video_vae']}: encodes to {image.shape[1]} channels, the network "
                                   f"takes {config.video_channels}. Use the VAE that belongs to this network.")
         latent = keep_image(latent, image)
 
-    negative = None if turn.guidance is None else conditions.negative
+    negative = None if pass_.guidance is None else conditions.negative
     x, shapes = pack_latents(video, audio)
-    dit = _load_network(parts, turn, conditions)
-    model = JointDenoiser(dit, shapes, conditions.text, negative, turn.guidance, latent.frozen_video,
+    dit = _load_network(parts, pass_, conditions)
+    model = JointDenoiser(dit, shapes, conditions.text, negative, pass_.guidance, latent.frozen_video,
                           latent.frozen_audio)
-    progress(turn.name, 0, turn.steps)
-    x = SOLVERS[recipe.solver](model, x, flow_sigmas(turn.steps), {"seed": seed}, disable=True,
-                               callback=lambda state: progress(turn.name, state["i"] + 1, turn.steps))
+    progress(pass_.name, 0, pass_.steps)
+    x = SOLVERS[recipe.solver](model, x, flow_sigmas(pass_.steps), {"seed": seed}, disable=True,
+                               callback=lambda state: progress(pass_.name, state["i"] + 1, pass_.steps))
     if not bool(torch.isfinite(x).all()):
         raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
                               "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
@@ -137,8 +134,7 @@ def decode_video(parts: Parts, latent: Tensor, count: int, progress: Progress) -
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     log_estimate(vae.config, device=parts.device, loaded=True, width=width, height=height,
                  tokens=decoded_frames(latent.shape[2]), dtype=dtype, **options)
-    frames = torch.empty((count, height, width, 3), dtype=torch.uint8)
-    done = 0
+    frames, done = torch.empty((count, height, width, 3), dtype=torch.uint8), 0
     for window in vae.decode_windows(latent, **options):
         part = frames_to_uint8(window)[: count - done].cpu()
         frames[done : done + len(part)] = part
@@ -149,19 +145,19 @@ def decode_video(parts: Parts, latent: Tensor, count: int, progress: Progress) -
     return frames
 
 
-def _load_network(parts: Parts, turn: Pass, conditions: Conditions) -> MagiHumanDiT:
+def _load_network(parts: Parts, pass_: Pass, conditions: Conditions) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need for a clip of this size."""
-    checkpoint = parts.open(turn.recipe.role)
+    checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
-    overrides = turn.recipe.overrides(config.layers)
+    overrides = pass_.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
-    guided = turn.guidance is not None
-    texts = [conditions.text, conditions.negative] if guided else [conditions.text]
-    log_estimate(replace(config, **overrides), device=parts.device, width=turn.size[0], height=turn.size[1],
+    guided = pass_.guidance is not None
+    texts = [conditions.text, conditions.negative if guided else None]
+    log_estimate(replace(config, **overrides), device=parts.device, width=pass_.size[0], height=pass_.size[1],
                  tokens=conditions.audio_length, text_tokens=max(text.shape[1] for text in texts if text is not None),
                  guided=guided, dtype=dtype, resident_blocks=parts.resident_blocks)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
-    if not turn.recipe.super_resolution:
+    if not pass_.recipe.super_resolution:
         for file, strength in parts.loras:
             apply_lora(dit, file, strength)
     return dit

@@ -1,7 +1,5 @@
 """Modules on the meta device, with layers for the dtype that their weights are to be kept in."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -14,34 +12,22 @@ from ..text.encoder import TextEncoder
 from ..weights.precision import may_quantize
 
 
-def build_dit(
-    config: DiTConfig,
-    dtype: torch.dtype,
-    *,
-    compute_dtype: torch.dtype | None = None,
-    operations: Operations = nn,
-) -> MagiHumanDiT:
+def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dtype | None = None,
+              operations: Operations = nn) -> MagiHumanDiT:
     """The network, its blocks' weights in dtype, which may be one of 8 bits; compute_dtype: by default the same, or
     bf16 where that is of 8 bits."""
     stored = compute_dtype_of(dtype)
-    dit = MagiHumanDiT(
-        config, operations=operations, dtype=stored, compute_dtype=compute_dtype or stored, device="meta"
-    )
+    dit = MagiHumanDiT(config, operations=operations, dtype=stored, compute_dtype=compute_dtype, device="meta")
     quantize_linears(dit, dtype, may_quantize)
     if dtype in EIGHT_BITS:
         dit.piece = PIECE  # on a CPU too: weights are brought to the compute dtype once for each piece
     return dit.requires_grad_(False)
 
 
-def build_text_encoder(
-    config: TextEncoderConfig,
-    dtype: torch.dtype | None,
-    *,
-    operations: Operations = nn,
-) -> TextEncoder:
+def build_text_encoder(config: TextEncoderConfig, dtype: torch.dtype | None, *,
+                       operations: Operations = nn) -> TextEncoder:
     """The text encoder, without tokenizer, its linear layers' weights in dtype; None: torch's default."""
     computed = None if dtype is None else compute_dtype_of(dtype)
-    with torch.device("meta"):
-        encoder = TextEncoder(config, operations=operations, dtype=computed)
+    encoder = TextEncoder(config, operations=operations, dtype=computed, device="meta")
     quantize_linears(encoder, dtype, may_quantize)
     return encoder.requires_grad_(False)

@@ -4,8 +4,6 @@ On the meta device tensors have shapes but no storage. While the code runs there
 are counted, so that an estimate follows the code in all it does: pieces, windows, tiles, work in place.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable
 from math import prod

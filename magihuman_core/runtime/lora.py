@@ -10,30 +10,25 @@ tokens would, loses nothing to the rounding of bf16, works on quantized and on s
 taking it away leaves every weight as it was, bit for bit.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import is_finite
+from ..checkpoint.assign import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
+from ..model.dit import MagiHumanDiT
 from ..nn.layers import EPS
 from ..nn.quantized_linear import QuantizedLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
-
-if TYPE_CHECKING:
-    from ..model.dit import MagiHumanDiT
 
 ROWS = 2048  # rows of a weight looked at together for DoRA
 
@@ -89,11 +84,8 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
 
 def _read(tensors: Mapping[str, Tensor], key: str, name: str) -> Tensor:
     tensor = tensors[key]
-    if not tensor.is_floating_point():
-        tensor = tensor.float()
-    if not is_finite(tensor):
-        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite. "
-                              "The file is damaged.")
+    tensor = tensor if tensor.is_floating_point() else tensor.float()
+    check_finite(tensor, key, name)
     return tensor
 
 

@@ -9,8 +9,6 @@ Not counted: what Python and PyTorch themselves take (on CUDA about half a GB), 
 kernels, and the caches and fragments of memory allocators.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +18,13 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
 from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
 from ..recipes import BASE
-from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
+from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
 from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
 from ..vae.turbo import TurboVAE, TurboVAEConfig
@@ -40,6 +38,8 @@ WINDOWS = 3  # of a decoder: with the third, memory no longer grows
 log = logging.getLogger(__name__)
 
 Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
+VAES: dict[type, Callable[..., nn.Module]] = {
+    AudioVAEConfig: AudioVAE, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Estimate:
     """What one part needs on the device it computes on, in bytes."""
 
     part: str
-    job: str  # what it was estimated for, in words
+    clip: str  # what it was estimated for, in words
     weights: int  # resident, with the buffers where blocks are streamed
     activations: int  # at their peak
     streamed: int = 0  # brought in at each pass
@@ -60,7 +60,7 @@ class Estimate:
     def __str__(self) -> str:
         through = f", {size(self.streamed)} more come in at each step" if self.streamed else ""
         advice = f" To need less: {self.advice}." if self.advice else ""
-        return (f"{self.part}, {self.job}: {size(self.total)}, of which {size(self.weights)} weights and "
+        return (f"{self.part}, {self.clip}: {size(self.total)}, of which {size(self.weights)} weights and "
                 f"{size(self.activations)} activations{through}.{advice}")
 
 
@@ -69,49 +69,42 @@ def size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.{0 if count >= 1e7 else 1}f} MB"
 
 
-def estimate(
-    config: Config,
-    *,
-    width: int = BASE.width,
-    height: int = BASE.height,
-    seconds: float = 4,
-    dtype: torch.dtype = torch.bfloat16,
-    device: str | torch.device = "cuda",
-    resident_blocks: int | None = None,
-    guided: bool = False,
-    text_tokens: int = TEXT_TOKENS,
-    tile: int | None = None,
-    tokens: int | None = None,
-) -> Estimate:
+def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.height, seconds: float = 4,
+             dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cuda",
+             resident_blocks: int | None = None, guided: bool = False, text_tokens: int = TEXT_TOKENS,
+             tile: int | None = None, tokens: int | None = None) -> Estimate:
     """The memory that a part of the model needs for a clip.
 
-    config: of a network, a Turbo VAE, video VAE or audio VAE (for decoding) or a text encoder.
-    width, height: pixels; tokens: audio latents, instead of seconds.
-    dtype: of the weights (and of computing); device: "cpu" or another, for which work is cut into larger pieces.
-    resident_blocks: as for load_dit; guided: with a negative prompt; text_tokens: of each of them.
-    tile: as for the Turbo VAE's decode.
-    Raises InputError for sizes that no clip can have.
+    config: of a network, a Turbo VAE, video VAE or audio VAE (for decoding) or a text encoder. width, height: pixels;
+    tokens: audio latents, instead of seconds. dtype: of the weights (and of computing); device: "cpu" or another, for
+    which work is cut into larger pieces. resident_blocks: as for load_dit; guided: with a negative prompt; text_tokens:
+    of each of them. tile: as for the Turbo VAE's decode. Raises InputError for sizes that no clip can have.
     """
     tokens = audio_length(seconds) if tokens is None else tokens
     if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
         raise InputError(f"There is no clip of {width}x{height} pixels, {tokens} audio and {text_tokens} text tokens.")
-    cells = (latent_frames(tokens), *(side // PIXELS_PER_TOKEN * PATCH for side in (height, width)))
+    latent = latent_frames(tokens), height // PIXELS_PER_TOKEN * PATCH, width // PIXELS_PER_TOKEN * PATCH
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
-        return _network(config, cells, tokens, text_tokens, dtype, device, resident_blocks, guided)
-    clip = f"{width}x{height}, {(tokens - 1) / 25:.3g} s"
+        dit = _on_meta(config, dtype)
+        weights, streamed = _resident(dit, resident_blocks)
+        activations = network_activations(config, latent, tokens, text_tokens, dtype, device, guided)
+        advice = _network_advice(dit, dtype, resident_blocks, weights, activations)
+        return Estimate("network", clip_in_words(latent, tokens, text_tokens), weights, activations, streamed, advice)
+    weights, length = _weights(config, dtype), f"{(tokens - 1) / FPS:.3g} s"
     if isinstance(config, TextEncoderConfig):
-        return Estimate("text encoder", f"{text_tokens} tokens", _weights(config, dtype),
-                        _text(config, text_tokens, dtype, device), advice="a file in 8 bits, or more main memory")
+        activations = _text(config, text_tokens, dtype, device)
+        advice = "a file in 8 bits, or more main memory"
+        return Estimate("text encoder", f"{text_tokens} tokens", weights, activations, advice=advice)
     if isinstance(config, AudioVAEConfig):
-        return Estimate("audio VAE", f"{(tokens - 1) / 25:.3g} s", _weights(config, dtype),
-                        _audio(config, tokens, dtype, device), advice="a shorter clip")
+        activations = _audio(config, tokens, dtype, device)
+        return Estimate("audio VAE", length, weights, activations, advice="a shorter clip")
+    activations = _video(config, latent, dtype, device, tile)
+    part, advice = "video VAE", "the Turbo VAE, or a smaller picture"
     if isinstance(config, TurboVAEConfig):
-        smaller = f"tiles of {min(cells[1:]) // 2} latent cells, or a smaller picture" if min(cells[1:]) > 8 else ""
-        return Estimate("Turbo VAE", clip, _weights(config, dtype),
-                        _video(config, cells, dtype, device, tile), advice=smaller)
-    return Estimate("video VAE", clip, _weights(config, dtype), _video(config, cells, dtype, device, None),
-                    advice="the Turbo VAE, or a smaller picture")
+        part, short = "Turbo VAE", min(latent[1:])
+        advice = f"tiles of {short // 2} latent pixels, or a smaller picture" if short > 8 else ""
+    return Estimate(part, f"{width}x{height}, {length}", weights, activations, advice=advice)
 
 
 def available(device: str | torch.device) -> int | None:
@@ -135,10 +128,8 @@ def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = F
         log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
 
 
-def decoding_activations(
-    config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int], dtype: torch.dtype,
-    device: str | torch.device,
-) -> int:
+def decoding_activations(config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfig, shape: Sequence[int],
+                         dtype: torch.dtype, device: str | torch.device) -> int:
     """The most bytes of activations while a latent [B, C, T, H, W] or [B, C, n] is decoded, its frames not held."""
     device = torch.device(device).type
     if not isinstance(config, AudioVAEConfig):
@@ -150,40 +141,24 @@ def decoding_activations(
 
 
 @lru_cache(maxsize=32)
-def encoding_activations(
-    config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype, device: str
-) -> int:
+def encoding_activations(config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype,
+                         device: str) -> int:
     """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
-    encode: Callable[[Tensor], Tensor]
-    with torch.inference_mode(False):
-        if isinstance(config, AudioVAEConfig):
-            most = LONG_WINDOW_SECONDS * SAMPLE_RATE
-            encode = AudioVAE(config, dtype=dtype, device="meta").encode_long
-        else:
-            most = 1 + WINDOWS * config.temporal_factor
-            encode = VideoVAE(config, dtype=dtype, device="meta").encode
+    vae = _on_meta(config, dtype)
+    if isinstance(config, AudioVAEConfig):
+        most, encode = LONG_WINDOW_SECONDS * SAMPLE_RATE, vae.encode_long
+    else:
+        most, encode = 1 + WINDOWS * config.temporal_factor, vae.encode
     first = shape[0], shape[1], min(shape[2], most), *shape[3:]
-    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits for its turn
+    rest = (prod(shape) - prod(first)) * dtype.itemsize  # it only waits to be encoded
     return dry_run(lambda: encode(torch.empty(first, dtype=dtype, device="meta")), device) + rest
 
 
-# The parts
-
-
-def _network(config: DiTConfig, cells, audio: int, text: int, dtype, device: str, resident: int | None,
-             guided: bool) -> Estimate:
-    dit = _on_meta(config, dtype)
-    weights, streamed = _resident(dit, resident)
-    activations = network_activations(config, cells, audio, text, dtype, device, guided)
-    return Estimate("network", clip_in_words(cells, audio, text), weights, activations, streamed,
-                    _network_advice(dit, dtype, resident, weights, activations))
-
-
-def clip_in_words(cells: tuple[int, int, int], audio: int, text: int) -> str:
-    """A clip's size, length and tokens. cells: (T, H, W) of the latent; audio, text: tokens."""
-    video = cells[0] * cells[1] * cells[2] // PATCH**2
-    width, height = (side * PIXELS_PER_LATENT for side in cells[:0:-1])
-    return (f"{width}x{height}, {(audio - 1) / 25:.3g} s, {video + audio + text:,} tokens "
+def clip_in_words(latent: tuple[int, int, int], audio: int, text: int) -> str:
+    """A clip's size, length and tokens. latent: (T, H, W); audio, text: tokens."""
+    video = prod(latent) // PATCH**2
+    width, height = (side * PIXELS_PER_LATENT for side in latent[:0:-1])
+    return (f"{width}x{height}, {(audio - 1) / FPS:.3g} s, {video + audio + text:,} tokens "
             f"({video:,} video, {audio:,} audio, {text:,} text)")
 
 
@@ -193,8 +168,7 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
     return sum(t.nbytes for t in dit.state_dict().values()) - streamed + buffers, streamed
 
 
-def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int,
-                    activations: int) -> str:
+def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int, activations: int) -> str:
     """What makes most difference."""
     narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
@@ -206,16 +180,15 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None,
     if least and least < 0.9 * weights:
         options = ", ".join(f"{size(_resident(dit, n)[0])} of weights with {n}" for n in fewer)
         blocks = f"fewer resident blocks ({options})"
-    picture = "a smaller picture or a shorter clip"
-    order = (picture, narrower, blocks) if activations > weights else (narrower, blocks, picture)
+    smaller = "a smaller picture or a shorter clip"
+    order = (smaller, narrower, blocks) if activations > weights else (narrower, blocks, smaller)
     return ", then ".join(filter(None, order))
 
 
 @lru_cache(maxsize=32)
-def network_activations(
-    config: DiTConfig, cells: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype, device: str, guided: bool
-) -> int:
-    """The most bytes of activations in a forward pass. cells: (T, H, W) of the latent; audio, text: tokens."""
+def network_activations(config: DiTConfig, latent: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype,
+                        device: str, guided: bool) -> int:
+    """The most bytes of activations in a forward pass. latent: (T, H, W); audio, text: tokens."""
     kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
     for i in range(config.layers):
         kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers,
@@ -227,47 +200,50 @@ def network_activations(
     dit = _on_meta(small, dtype)
     if dit.piece is None:
         dit.piece = CPU_PIECE if device == "cpu" else PIECE
-    sizes = (1, config.video_channels, *cells), (1, config.audio_channels, audio), (1, text, config.text_channels)
+    shapes = (1, config.video_channels, *latent), (1, config.audio_channels, audio), (1, text, config.text_channels)
 
     def run() -> None:
-        inputs = [torch.empty(shape, device="meta") for shape in sizes]
+        inputs = [torch.empty(shape, device="meta") for shape in shapes]
         dit.forward_many([inputs] * (2 if guided else 1), attention=lambda q, k, v: torch.empty_like(q))
 
     return dry_run(run, device)
 
 
 @lru_cache(maxsize=32)
-def _video(config: TurboVAEConfig | VideoVAEConfig, cells, dtype, device: str, tile: int | None) -> int:
-    if isinstance(config, TurboVAEConfig) and tile is not None and max(cells[1:]) > tile:
-        return _tiled(config, cells, dtype, device, tile)
+def _video(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, ...], dtype: torch.dtype, device: str,
+           tile: int | None) -> int:
+    """Activations of a video decoder. latent: (T, H, W)."""
+    if isinstance(config, TurboVAEConfig) and tile is not None and max(latent[1:]) > tile:
+        return _tiled(config, latent, dtype, device, tile)
     vae = _on_meta(config, dtype)
 
     def run() -> None:
-        z = torch.empty(1, config.latent_channels, *cells, device="meta")
+        z = torch.empty(1, config.latent_channels, *latent, device="meta")  # which the caller holds meanwhile
         for _ in islice(vae.decode_windows(z), WINDOWS):
             pass
 
     return dry_run(run, device)
 
 
-def _tiled(config: TurboVAEConfig, cells, dtype, device: str, tile: int) -> int:
+def _tiled(config: TurboVAEConfig, latent: tuple[int, ...], dtype: torch.dtype, device: str, tile: int) -> int:
     """One tile's work, and beside it what the tiles are put together in; running all tiles would take long."""
-    length, *sides = cells
-    inner = _video(config, (length, *(min(side, tile) for side in sides)), dtype, device, None)
+    length, *sides = latent
+    inner = [min(side, tile) for side in sides]
     latents = min(length, max(config.first_chunk_size + 1, config.step_size + 2))
-    frame = 4 * config.out_channels * config.temporal_factor * latents * config.spatial_factor**2  # bytes, per cell
-    # This window's picture and the last one's, and a tile's share of it before it is added.
-    return inner + 2 * frame * prod(sides) + frame * prod(min(side, tile) for side in sides)
+    # Bytes of a window's frames, per latent pixel.
+    frame = 4 * config.out_channels * config.temporal_factor * latents * config.spatial_factor**2
+    # This window's frames and the last one's, and a tile's share of it before it is added.
+    return _video(config, (length, *inner), dtype, device, None) + 2 * frame * prod(sides) + frame * prod(inner)
 
 
 @lru_cache(maxsize=32)
-def _audio(config: AudioVAEConfig, tokens: int, dtype, device: str) -> int:
+def _audio(config: AudioVAEConfig, tokens: int, dtype: torch.dtype, device: str) -> int:
     vae = _on_meta(config, dtype)
     return dry_run(lambda: vae.decode(torch.empty(1, config.latent_channels, tokens, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
-def _text(config: TextEncoderConfig, tokens: int, dtype, device: str) -> int:
+def _text(config: TextEncoderConfig, tokens: int, dtype: torch.dtype, device: str) -> int:
     encoder = _on_meta(replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
     return dry_run(lambda: encoder(torch.empty(1, tokens, dtype=torch.long, device="meta")), device)
 
@@ -284,10 +260,6 @@ def _on_meta(config: Config, dtype: torch.dtype) -> Any:
             part: nn.Module = build_dit(config, dtype)
         elif isinstance(config, TextEncoderConfig):
             part = build_text_encoder(config, dtype)
-        elif isinstance(config, AudioVAEConfig):
-            part = AudioVAE(config, dtype=dtype, device="meta")
-        elif isinstance(config, TurboVAEConfig):
-            part = TurboVAE(config, dtype=dtype, device="meta")
         else:
-            part = VideoVAE(config, dtype=dtype, device="meta")
+            part = VAES[type(config)](config, dtype=dtype, device="meta")
         return part.eval().requires_grad_(False)

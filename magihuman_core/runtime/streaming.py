@@ -1,18 +1,17 @@
 """Running a network whose blocks do not all fit into memory: weights come in while they are needed.
 
-Some blocks are resident. The others share two buffers on the compute device: while one block computes
-from one buffer, a worker thread fills the other with the block that comes next. It reads from the
-file, and casts, decodes or rounds on the way; or copies from main memory, where the blocks were read once.
+Some blocks are resident. The others share two buffers on the compute device: while one block computes from one buffer,
+a worker thread fills the other with the block that comes next. It reads from the file, and casts, decodes or rounds on
+the way; or copies from main memory, where the blocks were read once.
 
-    file or main memory -> [pinned memory, where the device is no CPU] -> buffer -> the block's parameters
+    file or main memory -> [pinned memory, unless the device is the CPU] -> buffer -> the block's parameters
 
-Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident.
-The network knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the
-numbers are the same as when it is resident, bit for bit. Conditional and unconditional pass share each
-fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
+Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident. The network
+knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the numbers are the same as
+when it is resident, bit for bit. Conditional and unconditional pass share each fetch, since MagiHumanDiT.forward_many
+goes through the blocks once for both.
 
-The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not
-been measured.
+The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not been measured.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import is_finite
+from ..checkpoint.assign import check_finite
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.header import quoted
-from ..errors import CheckpointError, InputError
+from ..checkpoint.lazy_tensor import InMemory, LazyTensor
+from ..errors import InputError
 from ..weights.precision import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
@@ -103,21 +102,20 @@ class Place:
     key: str
     owner: nn.Module
     leaf: str
-    shape: tuple[int, ...]
+    shape: torch.Size
     dtype: torch.dtype
     begin: int  # byte in the buffer
 
     def view(self, buffer: Tensor) -> Tensor:
         """Its part of a flat buffer of bytes, in its own shape."""
-        count = torch.Size(self.shape).numel()
-        return buffer[self.begin : self.begin + count * self.dtype.itemsize].view(self.dtype).view(self.shape)
+        end = self.begin + self.shape.numel() * self.dtype.itemsize
+        return buffer[self.begin : end].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A block's weights, one after another in a buffer."""
 
-    index: int
     places: Sequence[Place]
     nbytes: int
 
@@ -129,11 +127,10 @@ def plan_block(index: int, block: nn.Module) -> Plan:
         if keep_fp32(name):
             continue
         owner, _, leaf = name.rpartition(".")
-        place = Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, tuple(parameter.shape),
-                      parameter.dtype, begin)
-        places.append(place)
+        places.append(Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, parameter.shape,
+                            parameter.dtype, begin))
         begin += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
-    return Plan(index, places, begin)
+    return Plan(places, begin)
 
 
 class Slot:
@@ -194,12 +191,14 @@ class BlockStreamer:
         self.device, self.in_memory = torch.device(device), in_memory
         self.plans = {index: plan_block(index, blocks[index]) for index in streamed}
         self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
-        self.reader: Reader | Copier = Reader(tensors)
+        self.reader = Reader(tensors)
         if in_memory:
-            kept = {index: torch.empty(plan.nbytes, dtype=torch.uint8) for index, plan in self.plans.items()}
-            for index, plan in self.plans.items():
-                self.reader.read(plan, kept[index])
-            self.reader = Copier(kept)
+            kept: dict[str, LazyTensor] = {}
+            for plan in self.plans.values():
+                buffer = torch.empty(plan.nbytes, dtype=torch.uint8)
+                self.reader.read(plan, buffer)
+                kept |= {place.key: InMemory(place.view(buffer)) for place in plan.places}
+            self.reader.tensors = tensors.with_entries(kept)
         largest = max(plan.nbytes for plan in self.plans.values())
         self.slots = [Slot(largest, self.device) for _ in range(min(2, len(self.plans)))]
         self.current: Slot | None = None
@@ -219,8 +218,6 @@ class BlockStreamer:
 
     def fetch(self, index: int) -> None:
         """Put the weights of a block in place, and begin to bring in those of the next streamed one."""
-        if index not in self.plans:
-            return
         if not self.slots:
             raise InputError("The streaming of weights was closed. Load the network again.")
         slot = next((s for s in self.slots if s.index == index), None) or self._begin(index)
@@ -269,10 +266,8 @@ class BlockStreamer:
     def _bind(self, plan: Plan, buffer: Tensor | None) -> None:
         """Make parameters of the parts of a buffer; without one, of the meta device."""
         for place in plan.places:
-            if buffer is None:
-                weight = torch.empty(place.shape, dtype=place.dtype, device="meta")
-            else:
-                weight = place.view(buffer)
+            weight = (torch.empty(place.shape, dtype=place.dtype, device="meta") if buffer is None
+                      else place.view(buffer))
             place.owner._parameters[place.leaf] = nn.Parameter(weight, requires_grad=False)
 
 
@@ -287,7 +282,7 @@ class Fetch:
         self.streamer.fetch(self.index)
 
 
-def fill(slot: Slot, plan: Plan, reader: Reader | Copier) -> None:
+def fill(slot: Slot, plan: Plan, reader: Reader) -> None:
     """What the worker does. It knows nothing of the streamer, so that it does not keep it alive."""
     with torch.inference_mode():  # which each thread has for itself
         reader.read(plan, slot.begin_host())
@@ -314,22 +309,8 @@ class Reader:
                 bottom = min(top + rows, weight.shape[0])
                 weight[top:bottom] = entry.read(place.dtype, (top, bottom))
             if place.key not in self.checked:
-                if not is_finite(weight):
-                    raise CheckpointError(
-                        f"{self.tensors.name}: {quoted(place.key)} holds values that are not numbers or are infinite "
-                        f"as {str(place.dtype)[6:]}. The file is damaged, or was cast too far.")
+                check_finite(weight, place.key, self.tensors.name)
                 self.checked.add(place.key)
-
-
-class Copier:
-    """Copies blocks that are in main memory."""
-
-    def __init__(self, kept: Mapping[int, Tensor]):
-        self.kept = kept
-        self.stop = threading.Event()
-
-    def read(self, plan: Plan, buffer: Tensor) -> None:
-        buffer[: plan.nbytes].copy_(self.kept[plan.index])
 
 
 def free_memory() -> int | None:

@@ -1,7 +1,5 @@
 """From the network to a solver's model: guidance of both streams, and content that stays as it is."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -15,7 +13,8 @@ from .latents import Shapes, pack_latents, unpack_latents
 
 def video_scales(guidance: Guidance, sigma: float, frames: int, device: torch.device | None = None) -> Tensor:
     """The video's guidance scale of each latent frame at a noise level, fp32 [frames, 1, 1]."""
-    scales = torch.full((frames, 1, 1), float(guidance.video_scale(sigma)), device=device)
+    scale = guidance.video if int(1000 * sigma) > 500 else guidance.video_late
+    scales = torch.full((frames, 1, 1), float(scale), device=device)
     scales[: guidance.first_frames].clamp_(max=guidance.first_frames_scale)
     return scales
 
@@ -29,17 +28,9 @@ class JointDenoiser:
     forward: keyword arguments handed to the network at each call (run_block, attention).
     """
 
-    def __init__(
-        self,
-        dit: MagiHumanDiT,
-        shapes: Shapes,
-        text: Tensor,
-        negative: Tensor | None = None,
-        guidance: Guidance | None = None,
-        frozen_video: Frozen | None = None,
-        frozen_audio: Frozen | None = None,
-        **forward: Any,
-    ):
+    def __init__(self, dit: MagiHumanDiT, shapes: Shapes, text: Tensor, negative: Tensor | None = None,
+                 guidance: Guidance | None = None, frozen_video: Frozen | None = None,
+                 frozen_audio: Frozen | None = None, **forward: Any):
         self.dit, self.shapes, self.text, self.negative = dit, shapes, text, negative
         self.guidance = guidance or Guidance()
         self.frozen_video, self.frozen_audio = frozen_video, frozen_audio

@@ -4,8 +4,6 @@ All of them are one mechanism: clean latents, and a mask that says what of them 
 reference image is latent frame 0; driving audio is the whole audio; to extend a clip, its last latents come first.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,13 +47,8 @@ def apply_frozen(stream: Tensor, frozen: Frozen | None) -> Tensor:
     return torch.where(mask == 0, values, torch.lerp(values.expand_as(stream), stream, mask.expand_as(stream)))
 
 
-def empty_latent(
-    width: int,
-    height: int,
-    audio_length: int,
-    channels: tuple[int, int],
-    device: torch.device | str | None = None,
-) -> JointLatent:
+def empty_latent(width: int, height: int, audio_length: int, channels: tuple[int, int],
+                 device: torch.device | str | None = None) -> JointLatent:
     """Zeros, all to be generated. width, height: pixels, multiples of 32; channels: of video and audio latents."""
     size = (latent_frames(audio_length), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     return all_generated(torch.zeros(1, channels[0], *size, device=device),

@@ -1,7 +1,5 @@
 """Video and audio as one flat vector, so that every solver solves both jointly."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

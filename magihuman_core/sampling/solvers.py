@@ -4,8 +4,6 @@ A solver integrates one flat vector that holds video and audio; `model(x, sigma,
 the estimate of the clean vector. Every step is element-wise, so both streams are solved jointly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -40,14 +38,8 @@ def _levels(sigmas: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def sample_unipc(
-    model: Model,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-) -> Tensor:
+def sample_unipc(model: Model, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
+                 callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None) -> Tensor:
     """UniPC of order 2, B(h) variant 2, in x0 prediction, first order at both ends (arXiv 2302.04867).
 
     The model is evaluated once a step, on the vector before correction; the estimate serves the
@@ -115,15 +107,9 @@ def _correct(x: Tensor, x0: Tensor, sigma: float, last: Estimate, before: Estima
 
 
 @torch.no_grad()
-def sample_renoise(
-    model: Model,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    noise_sampler: NoiseSampler | None = None,
-) -> Tensor:
+def sample_renoise(model: Model, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
+                   callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None,
+                   noise_sampler: NoiseSampler | None = None) -> Tensor:
     """The distilled model's sampler: estimate the clean vector, then add fresh noise of the next level.
 
     noise_sampler(sigma, sigma_next) gives noise of x's shape; by default that of the seed (noise.py).

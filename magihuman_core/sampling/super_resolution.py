@@ -1,7 +1,5 @@
 """What the super-resolution network starts from (docs/model.md)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,17 +25,9 @@ def upsample(video: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(video.float(), (video.shape[2], height, width), mode="trilinear", align_corners=True)
 
 
-def prepare_super_resolution(
-    video: Tensor,
-    audio: Tensor,
-    height: int,
-    width: int,
-    *,
-    video_noise: Tensor | None,
-    audio_noise: Tensor,
-    noise_level: int = SR_540P.noise_level,
-    audio_noise_scale: float = SR_540P.audio_noise,
-) -> tuple[Tensor, Tensor]:
+def prepare_super_resolution(video: Tensor, audio: Tensor, height: int, width: int, *, video_noise: Tensor | None,
+                             audio_noise: Tensor, noise_level: int = SR_540P.noise_level,
+                             audio_noise_scale: float = SR_540P.audio_noise) -> tuple[Tensor, Tensor]:
     """Base latents -> (video to start from, audio as context).
 
     video: [B, C, T, h, w] normalized; audio: [B, a, A]; height, width: of the target, in latent pixels;

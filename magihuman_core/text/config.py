@@ -64,27 +64,19 @@ class TextEncoderConfig:
 def _typed(value, name: str, default):
     """A config's value of the kind that belongs to its name (lists become tuples). Raises InputError."""
     if name == "layer_types":
-        if value is None:
-            return None
-        if isinstance(value, (list, tuple)) and value and all(
-                isinstance(item, str) and item in ("sliding_attention", "full_attention") for item in value):
-            return tuple(value)
         expected = "a list of sliding_attention and full_attention"
+        fits = value is None or (isinstance(value, (list, tuple)) and value and all(
+            isinstance(item, str) and item in ("sliding_attention", "full_attention") for item in value))
     elif isinstance(default, bool):
-        if isinstance(value, bool):
-            return value
-        expected = "true or false"
+        expected, fits = "true or false", isinstance(value, bool)
     elif isinstance(default, float) or name == "query_pre_attn_scalar":
-        if value is None and name == "attn_logit_softcapping":
-            return None
         # Of a whole number without end even the conversion to float would fail.
-        if (isinstance(value, float) and math.isfinite(value) and value > 0) or _is_size(value):
-            return value
-        expected = "a positive number"
+        fits = (isinstance(value, float) and math.isfinite(value) and value > 0) or _is_size(value)
+        expected, fits = "a positive number", fits or (value is None and name == "attn_logit_softcapping")
     else:
-        if _is_size(value):
-            return value
-        expected = "a positive whole number"
+        expected, fits = "a positive whole number", _is_size(value)
+    if fits:
+        return tuple(value) if isinstance(value, list) else value
     raise InputError(f"text encoder config: {name} is {str(value)[:80]!r}, expected {expected}. "
                      "Use the config.json that belongs to the weights.")
 

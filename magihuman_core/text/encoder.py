@@ -129,8 +129,7 @@ class T5GemmaEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig, *, operations: Operations = nn, dtype=None, device=None):
         super().__init__()
         self.config = config
-        self.embed_tokens = operations.Embedding(
-            config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(
             EncoderLayer(config, operations, dtype, device) for _ in range(config.num_hidden_layers))
         self.norm = Norm(config, dtype, device)
@@ -205,5 +204,3 @@ class TextEncoder(nn.Module):
             log.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
                         n, MAX_TOKENS, words)
         return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
-
-

@@ -24,25 +24,23 @@ FEWEST_WORDS = 100         # a body should have 150 to 200; below this the loss 
 # Three blocks: picture, sound, delivery of speech. The base model was tuned with all three, and leaving
 # one out is visible or audible.
 DEFAULT_NEGATIVE_PROMPT = (
-    "overly bright colors, blown-out highlights, overexposed, motionless picture, smeared details, "
-    "blurry, out of focus, subtitles, captions, watermark, drawing, painting, illustration look, cartoon,"
-    " still image, dull grey cast, bad quality, low resolution, JPEG blocks, compression artifacts, ugly,"
-    " unfinished, incomplete, badly drawn hands, extra fingers, missing or fused fingers, badly drawn "
-    "face, disfigured features, deformed limbs, mutilated body, frozen frame, cluttered messy background,"
-    " crowd of people behind, three legs, extra legs, walking backwards, "
-    "background noise, static, hiss, mains hum, buzzing, crackling, popping, codec artifacts, digital "
-    "glitches, clipping, distortion, muffled, muddy, unclear sound, echo, too much reverb, hollow, boxy, "
-    "distant microphone, harsh, shrill, piercing, sibilant, tinny, thin, boomy, lifeless flat mix, over-"
-    "compressed dynamics, uneven loudness, abrupt cuts, dropouts, sudden silence, looping sound, "
-    "background music, sirens, traffic, crowd chatter, unrelated sound effects, cheap recording, amateur "
-    "audio, "
-    "emotionless voice, flat intonation, robotic, monotone, reading from a script, synthetic text-to-"
-    "speech voice, artificial, insincere, overacted, theatrical, hesitant, unsure, timid, weak voice, "
-    "stuttering, stammering, filler words, mumbling, slurred words, mispronounced words, wrong accent, "
-    "lisp, vocal fry, creaky voice, lip smacks, mouth clicks, loud breathing, gasps, plosive pops, "
-    "coughing, throat clearing, speaking too fast, speaking too slowly, rushed, dragging, unnatural "
-    "pauses, choppy rhythm, lips out of sync, several people talking at once, overlapping voices, voices "
-    "in the background, off-key, out of tune"
+    "overly bright colors, blown-out highlights, overexposed, motionless picture, smeared details, blurry, out of "
+    "focus, subtitles, captions, watermark, drawing, painting, illustration look, cartoon, still image, dull grey "
+    "cast, bad quality, low resolution, JPEG blocks, compression artifacts, ugly, unfinished, incomplete, badly drawn "
+    "hands, extra fingers, missing or fused fingers, badly drawn face, disfigured features, deformed limbs, mutilated "
+    "body, frozen frame, cluttered messy background, crowd of people behind, three legs, extra legs, walking "
+    "backwards, "
+    "background noise, static, hiss, mains hum, buzzing, crackling, popping, codec artifacts, digital glitches, "
+    "clipping, distortion, muffled, muddy, unclear sound, echo, too much reverb, hollow, boxy, distant microphone, "
+    "harsh, shrill, piercing, sibilant, tinny, thin, boomy, lifeless flat mix, over-compressed dynamics, uneven "
+    "loudness, abrupt cuts, dropouts, sudden silence, looping sound, background music, sirens, traffic, crowd chatter, "
+    "unrelated sound effects, cheap recording, amateur audio, "
+    "emotionless voice, flat intonation, robotic, monotone, reading from a script, synthetic text-to-speech voice, "
+    "artificial, insincere, overacted, theatrical, hesitant, unsure, timid, weak voice, stuttering, stammering, filler "
+    "words, mumbling, slurred words, mispronounced words, wrong accent, lisp, vocal fry, creaky voice, lip smacks, "
+    "mouth clicks, loud breathing, gasps, plosive pops, coughing, throat clearing, speaking too fast, speaking too "
+    "slowly, rushed, dragging, unnatural pauses, choppy rhythm, lips out of sync, several people talking at once, "
+    "overlapping voices, voices in the background, off-key, out of tune"
 )
 
 # Han, kana, bopomofo and Hangul. CJK punctuation is not in it: no space stands before a comma.
@@ -63,19 +61,14 @@ def space_cjk(text: str) -> str:
     return _BETWEEN_CJK.sub(" ", unicodedata.normalize("NFC", text))
 
 
-def build_prompt(
-    body: str,
-    dialogue: Sequence[tuple[str, str, str]] = (),
-    background_sound: str | None = None,
-) -> str:
+def build_prompt(body: str, dialogue: Sequence[tuple[str, str, str]] = (), background_sound: str | None = None) -> str:
     """The complete prompt from its parts.
 
     body: the description, in English, 150 to 200 words, with every line quoted where it is said.
     dialogue: (speaker in about five words, language, line) each; the language one of LANGUAGES, in any case.
-    background_sound: the most prominent one; None or empty: there is none. Without dialogue that part is
-    left out.
-    Raises InputError for empty parts, an unknown language, or parts that stand in the body already.
-    check_prompt(...) of the result tells what could be better.
+    background_sound: the most prominent one; None or empty: there is none. Without dialogue that part is left out.
+    Raises InputError for empty parts, an unknown language, or parts that stand in the body already. check_prompt(...)
+    of the result tells what could be better.
     """
     body = _one_line(body)
     if not body:
@@ -85,8 +78,8 @@ def build_prompt(
                          "out of the body and give them as dialogue and background sound.")
     parts = [body]
     if dialogue:
-        parts.append("\n".join(["Dialogue:", *(_dialogue_line(number, *entry)
-                                               for number, entry in enumerate(dialogue, 1))]))
+        lines = (_dialogue_line(number, *entry) for number, entry in enumerate(dialogue, 1))
+        parts.append("\n".join(["Dialogue:", *lines]))
     sound = _one_line(background_sound or "").strip("<> ") or NO_BACKGROUND_SOUND
     parts.append(f"Background Sound:\n<{sound}>")
     return space_cjk("\n\n".join(parts))
@@ -95,14 +88,14 @@ def build_prompt(
 def check_prompt(text: str) -> list[str]:
     """What in a prompt departs from the form the model was trained on: one sentence each, [] if all is well.
 
-    Length in tokens is not looked at here: the text encoder warns of that.
-    Raises InputError when text is empty.
+    Length in tokens is not looked at here: the text encoder warns of that. Raises InputError when text is empty.
     """
     if not isinstance(text, str) or not text.strip():
         raise InputError("the prompt is empty; write what is to be seen and heard.")
     body, parts = _split(text)
     warnings = []
-    words = len(re.findall(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*", _unspaced(body)))
+    together = _BETWEEN_CJK.sub("", unicodedata.normalize("NFC", body))  # or a spaced-out line counts as many words
+    words = len(re.findall(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*", together))
     if words < FEWEST_WORDS:
         warnings.append(f"The body has {words} words; 150 to 200 are best, fewer visibly cost quality.")
     if "dialogue" not in parts:
@@ -146,8 +139,7 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
     if not headings:
         return text, {}
     ends = [heading.start() for heading in headings[1:]] + [len(text)]
-    parts = {heading[1].lower(): text[heading.end():end].strip()
-             for heading, end in zip(headings, ends, strict=True)}
+    parts = {heading[1].lower(): text[heading.end():end].strip() for heading, end in zip(headings, ends, strict=True)}
     return text[:headings[0].start()], parts
 
 
@@ -172,11 +164,6 @@ def _one_line(text: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"a part of the prompt is {type(text).__name__}, expected text.")
     return " ".join(text.split())
-
-
-def _unspaced(text: str) -> str:
-    """CJK characters drawn together again, so that a spaced-out line does not count as many words."""
-    return _BETWEEN_CJK.sub("", unicodedata.normalize("NFC", text))
 
 
 def _comparable(text: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
@@ -40,15 +40,8 @@ QUANTIZED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's nam
 log = logging.getLogger(__name__)
 
 
-def convert(
-    source: str | Path | Mapping[str, Tensor],
-    target: str | Path,
-    *,
-    dtype: str | None = None,
-    layout: str | None = None,
-    role: str | None = None,
-    progress: Progress | None = None,
-) -> Path:
+def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dtype: str | None = None,
+            layout: str | None = None, role: str | None = None, progress: Progress | None = None) -> Path:
     """Write source, in any layout, as one safetensors file.
 
     source may be a LoRA as well, with names in any spelling: it comes out under those that ComfyUI's own loader
@@ -91,13 +84,13 @@ def convert(
     elif dtype is not None:
         wanted = FLOATS[dtype]
         entries = {key: entry if keep_fp32(key) and entry.dtype.itemsize >= wanted.itemsize else _cast(entry, wanted)
-                   for key, entry in entries.items()}  # fmt: skip
+                   for key, entry in entries.items()}
     return write_checkpoint(target, entries, metadata, progress=progress)
 
 
 def _check_options(target: Path, dtype: str | None, layout: str | None, role: str | None) -> None:
     for name, value, known in (("dtype", dtype, (*FLOATS, *QUANTIZED)), ("layout", layout, ("official", "split")),
-                               ("role", role, RECIPES)):  # fmt: skip
+                               ("role", role, RECIPES)):
         if value is not None and value not in known:
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(known)}.")
     if dtype in QUANTIZED and layout == "official":
@@ -129,10 +122,7 @@ def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
         return official_keys(checkpoint)
-    if kind == "turbo_vae":
-        own = {key: e for key, e in checkpoint.entries.items() if "aligned" not in key}
-        return checkpoint.with_entries(own)
-    return checkpoint
+    return renamed(checkpoint, lambda key: None if kind == "turbo_vae" and "aligned" in key else key)
 
 
 def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, str]:
@@ -160,9 +150,8 @@ def _split(checkpoint: Checkpoint, table: Mapping[str, list[Part]]) -> Checkpoin
     return checkpoint.with_entries(entries)
 
 
-def _quantize(
-    entries: Mapping[str, LazyTensor], dtype: str, together: Mapping[str, str]
-) -> tuple[dict[str, LazyTensor], str]:
+def _quantize(entries: Mapping[str, LazyTensor], dtype: str,
+              together: Mapping[str, str]) -> tuple[dict[str, LazyTensor], str]:
     """Entries with the large linears quantized, and ComfyUI's table of them.
 
     together: key -> name of the group whose members share a scale; a key that is not in it has its own.

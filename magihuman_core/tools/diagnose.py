@@ -15,11 +15,9 @@ from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..checkpoint.quantize import stored_dtype
 from ..errors import CheckpointError, InputError
-from ..loading.audio_vae import load_audio_vae
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
-from ..loading.turbo_vae import load_turbo_vae
-from ..loading.video_vae import load_video_vae
+from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..model.config import RELEASED
 from ..model.dit import MagiHumanDiT
 from ..recipes import DISTILLED, RECIPES
@@ -33,12 +31,8 @@ from ..weights.recognize import Recognized
 from ..weights.text_encoder_keys import encoder_keys
 
 LOADERS: Mapping[str, Callable[..., nn.Module]] = {
-    "network": load_dit,
-    "text_encoder": load_text_encoder,
-    "turbo_vae": load_turbo_vae,
-    "video_vae": load_video_vae,
-    "audio_vae": load_audio_vae,
-}
+    "network": load_dit, "text_encoder": load_text_encoder, "turbo_vae": load_turbo_vae, "video_vae": load_video_vae,
+    "audio_vae": load_audio_vae}
 READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
@@ -51,7 +45,7 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
     if ranks:
         parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}")
     parts += [name for role, name in (("magnitude", "DoRA"), ("diff", "whole differences"))
-              if any(role in keys for keys in layers.values())]  # fmt: skip
+              if any(role in keys for keys in layers.values())]
     yield "changes", ", ".join(parts)
     if layers and not damaged:
         dit = MagiHumanDiT(RELEASED, device="meta")
@@ -141,9 +135,8 @@ def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
 
 def _dry(entry: LazyTensor) -> LazyTensor:
     """A tensor that reads as an empty one on the meta device, unless it is small."""
-    if entry.numel <= READ_SMALL:
-        return entry
-    return InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+    small = entry.numel <= READ_SMALL
+    return entry if small else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
 
 
 def without_path(error: CheckpointError, path: str | Path) -> str:

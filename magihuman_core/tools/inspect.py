@@ -24,15 +24,9 @@ NEEDS = {
     "video_vae": "nothing; it encodes the picture, and decodes more finely than the Turbo VAE",
     "audio_vae": "nothing",
     "lora": "the network it was made for",
-}  # fmt: skip
-COMFYUI_FOLDERS = {
-    "network": "diffusion_models",
-    "text_encoder": "text_encoders",
-    "turbo_vae": "vae",
-    "video_vae": "vae",
-    "audio_vae": "vae",
-    "lora": "loras",
 }
+COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders", "turbo_vae": "vae",
+                   "video_vae": "vae", "audio_vae": "vae", "lora": "loras"}
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")
 
 
@@ -101,8 +95,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
     except CheckpointError as error:
         return f"{path}\n  problem    {without_path(error, path)}"
     found = recognize(checkpoint)
-    lines = [("is", found.what + _role(found))]
-    lines.append(("holds", _contents(checkpoint)))
+    lines = [("is", found.what + _role(found)), ("holds", _contents(checkpoint))]
     if found.kind == "network" or found.layout not in PLAIN_LAYOUTS:
         lines.append(("layout", ", ".join(filter(None, (found.layout, found.quantization)))))
     elif found.quantization:
@@ -111,9 +104,8 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         lines.append(("names", names + (", ..." if len(checkpoint) > 3 else "")))
     else:
-        lines.append(("use it", KINDS[found.kind].use))
-        lines.append(("needs", NEEDS[found.kind]))
-        lines.append(("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}"))
+        lines += [("use it", KINDS[found.kind].use), ("needs", NEEDS[found.kind]),
+                  ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
     problems = list(find_problems(checkpoint, found, read_all))
     if found.kind == "lora":
@@ -148,10 +140,9 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-def size_text(size: float) -> str:
+def size_text(size: int) -> str:
     """Bytes in the unit that reads best."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:,} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**exponent:
+            return f"{size / 1024**exponent:.1f} {unit}"
+    return f"{size:,} bytes"

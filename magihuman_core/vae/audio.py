@@ -21,8 +21,8 @@ from ..nn.operations import Operations
 from .audio_windows import encode_in_windows
 
 SAMPLE_RATE = 51200
-TILE = 125                     # latents (5 s) that go through the network at a time: bounds memory
-LONG_WINDOW_SECONDS = 29       # longer audio is encoded in windows of it, half overlapping
+TILE = 125  # latents (5 s) that go through the network at a time: bounds memory
+LONG_WINDOW_SECONDS = 29  # longer audio is encoded in windows of it, half overlapping
 DILATIONS = (1, 3, 9)
 
 
@@ -77,10 +77,9 @@ class AudioVAEConfig:
             decoder_widths=(*(s[1] for s in up), coarsest[0]),
         )
         if count == 0 or last[0] != 2 * config.latent_channels:
-            raise CheckpointError(
-                f"{name}: the encoder ends in {last[0]} channels and the decoder starts from "
-                f"{config.latent_channels}; an audio VAE's encoder has twice as many, for mean and scale. "
-                "Choose another file.")
+            raise CheckpointError(f"{name}: the encoder ends in {last[0]} channels and the decoder starts from "
+                                  f"{config.latent_channels}; an audio VAE's encoder has twice as many, for mean and "
+                                  "scale. Choose another file.")
         return config
 
 
@@ -101,12 +100,22 @@ class Snake(nn.Module):
         return torch.mul(x, a).sin_().square_().mul_(scale).add_(x)
 
 
-class ResidualUnit(nn.Module):
+class Layers(nn.Module):
+    """Modules that follow one another, under the name they have in the official file."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class ResidualUnit(Layers):
     """Snake, dilated convolution, snake, pointwise convolution, plus the input. [B, C, n] -> same."""
 
     def __init__(self, channels: int, dilation: int, *, operations: Operations, **factory: Any):
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             Snake(channels, **factory),
             operations.Conv1d(channels, channels, 7, padding=3 * dilation, dilation=dilation, **factory),
             Snake(channels, **factory),
@@ -117,45 +126,36 @@ class ResidualUnit(nn.Module):
         return x + self.layers(x)
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Layers):
     """Three residual units, then a strided convolution. [B, C, n] -> [B, C', n / stride]."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, **factory: Any):
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             *(ResidualUnit(in_channels, dilation, operations=operations, **factory) for dilation in DILATIONS),
             Snake(in_channels, **factory),
             operations.Conv1d(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2),
                               **factory),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
-
-class DecoderBlock(nn.Module):
+class DecoderBlock(Layers):
     """A transposed convolution, then three residual units. [B, C, n] -> [B, C', n * stride]."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, *, operations: Operations, **factory: Any):
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             Snake(in_channels, **factory),
             operations.ConvTranspose1d(in_channels, out_channels, 2 * stride, stride=stride, padding=ceil(stride / 2),
                                        **factory),
             *(ResidualUnit(out_channels, dilation, operations=operations, **factory) for dilation in DILATIONS),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
-
-class OobleckEncoder(nn.Module):
+class OobleckEncoder(Layers):
     """Waveform [B, audio_channels, L] -> mean and raw scale, [B, 2 * latent_channels, L // hop]."""
 
     def __init__(self, config: AudioVAEConfig, *, operations: Operations, **factory: Any):
-        super().__init__()
         widths = config.widths
-        self.layers = nn.Sequential(
+        super().__init__(
             operations.Conv1d(config.audio_channels, widths[0], 7, padding=3, **factory),
             *(EncoderBlock(widths[i], widths[i + 1], stride, operations=operations, **factory)
               for i, stride in enumerate(config.strides)),
@@ -163,26 +163,19 @@ class OobleckEncoder(nn.Module):
             operations.Conv1d(widths[-1], 2 * config.latent_channels, 3, padding=1, **factory),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
 
-
-class OobleckDecoder(nn.Module):
+class OobleckDecoder(Layers):
     """Latent [B, latent_channels, n] -> waveform [B, audio_channels, n * hop], not clamped."""
 
     def __init__(self, config: AudioVAEConfig, *, operations: Operations, **factory: Any):
-        super().__init__()
         widths = config.decoder_widths or config.widths
-        self.layers = nn.Sequential(
+        super().__init__(
             operations.Conv1d(config.latent_channels, widths[-1], 7, padding=3, **factory),
             *(DecoderBlock(widths[i + 1], widths[i], config.strides[i], operations=operations, **factory)
               for i in reversed(range(len(config.strides)))),
             Snake(widths[0], **factory),
             operations.Conv1d(widths[0], config.audio_channels, 7, padding=3, bias=False, **factory),
         )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
 
 
 class AudioVAE(nn.Module):

@@ -46,9 +46,8 @@ def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
 def encode_in_windows(encode: Callable[[Tensor], Tensor], waveform: Tensor, hop: int, window: int) -> Tensor:
     """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
 
-    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call.
-    Longer audio is cut into windows that start half a window apart, the last one padded with zeros, and
-    their latents are cross-faded.
+    encode: one window [B, channels, n] -> [B, c, n // hop]. At most `window` samples go in one call. Longer audio is
+    cut into windows that start half a window apart, the last one padded with zeros, and their latents are cross-faded.
     """
     length = waveform.shape[-1]
     if length <= window:

@@ -1,6 +1,6 @@
 """Operations without weights that both video autoencoders share. Tensors are [B, C, T, H, W]."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,12 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
-def over_time(layer: PixelFunction, x: Tensor, context: int = 0,
-              prepare: PixelFunction | None = None) -> Tensor:
+def over_time(layer: PixelFunction, x: Tensor, context: int = 0, prepare: PixelFunction | None = None) -> Tensor:
     """layer(prepare(x)) for a layer that eats `context` frames on either side; the end frames are repeated.
 
-    layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. prepare works on each pixel by itself.
-    Without gradients a long or large x goes through in pieces of time. The numbers are those of one piece,
-    but neither the padded nor the prepared x is ever whole in memory, and no call reaches the 2^31
-    elements at which many kernels stop.
+    layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. prepare works on each pixel by itself. Without gradients a
+    long or large x goes through in pieces of time. The numbers are those of one piece, but neither the padded nor the
+    prepared x is ever whole in memory, and no call reaches the 2^31 elements at which many kernels stop.
     """
     length = x.shape[2]
     count = max(PIECE_ELEMENTS // max(x[:, :, 0].numel(), 1), 1)
@@ -56,25 +54,6 @@ def per_frame(layer: PixelFunction, x: Tensor) -> Tensor:
         return rearrange(y, "(b t) c h w -> b c t h w", b=piece.shape[0])
 
     return over_time(on_frames, x)
-
-
-def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
-    """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.
-
-    Against torch.cat the pieces need not all exist beside the result.
-    """
-    frames, position = torch.empty(0), 0
-    for piece in pieces:
-        if position == 0:
-            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
-        frames[:, :, position : position + piece.shape[2]] = piece
-        position += piece.shape[2]
-    return frames
-
-
-def upsample_space(x: Tensor) -> Tensor:
-    """Every pixel twice along both axes: [n, C, H, W] -> [n, C, 2H, 2W]."""
-    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def interleave_time(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Decoding a large image in overlapping spatial tiles whose seams are blended."""
+"""Putting together what is decoded in parts: windows of time, and overlapping spatial tiles whose seams are blended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -8,8 +8,21 @@ from torch import Tensor
 from ..errors import InputError
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int,
-                    scale: int) -> Tensor:
+def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
+    """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.
+
+    Against torch.cat the pieces need not all exist beside the result.
+    """
+    frames, position = torch.empty(0), 0
+    for piece in pieces:
+        if position == 0:
+            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+        frames[:, :, position : position + piece.shape[2]] = piece
+        position += piece.shape[2]
+    return frames
+
+
+def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, scale: int) -> Tensor:
     """Decode z tile by tile, and average neighbours with weights that fall linearly across their overlap.
 
     decode: [B, C, T, h, w] -> [B, c, F, scale*h, scale*w]. tile and overlap are in latent pixels, along

@@ -15,18 +15,8 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import (
-    PixelFunction,
-    channel_norm,
-    channels_to_pixels,
-    interleave_time,
-    joined_frames,
-    over_time,
-    per_frame,
-    silu,
-    upsample_space,
-)
-from .tiling import decode_in_tiles
+from .layers import PixelFunction, channel_norm, channels_to_pixels, interleave_time, over_time, per_frame, silu
+from .tiling import decode_in_tiles, joined_frames
 from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
@@ -67,32 +57,25 @@ class SeparableConv(nn.Module):
         super().__init__()
         self.context = kernel // 2
         padding = (0, kernel // 2, kernel // 2)
-        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs,
-                                                **factory)
+        self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
     def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        def convolve(piece: Tensor) -> Tensor:
-            return self.pointwise_conv(self.depthwise_conv(piece))
-
-        return over_time(convolve, x, self.context, prepare)
+        return over_time(lambda piece: self.pointwise_conv(self.depthwise_conv(piece)), x, self.context, prepare)
 
 
 class ResNet(nn.Module):
     """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
 
     def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
-                 operations: Operations, **factory: Any) -> None:
+                 **factory: Any) -> None:
         super().__init__()
-        self.relu = relu
-        self.eps = eps
+        self.relu, self.eps = relu, eps
 
         def conv(inputs: int, outputs: int, shortcut: bool = False) -> nn.Module:
             if depthwise_kernel:
-                return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel,
-                                     operations=operations, **factory)
-            kernel = (1, 1, 1) if shortcut else (3, 3, 3)
-            return Conv(inputs, outputs, kernel, operations=operations, **factory)
+                return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel, **factory)
+            return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), **factory)
 
         self.conv1 = conv(inputs, outputs)
         self.conv2 = conv(outputs, outputs)
@@ -114,29 +97,28 @@ class Upsampler(nn.Module):
         self.time_conv = None
         if not spatio_only:
             self.time_conv = Conv(channels, 2 * channels, (3, 1, 1), operations=operations, **factory)
-        # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
-        self.resample = nn.Sequential(nn.Identity(),
-                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+        conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2), conv)
 
     def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
         if self.time_conv is not None:
             x = interleave_time(self.time_conv(x))  # [B, C, 2T, H, W]
             if first_chunk:
                 x = x[:, :, 1:]
-        return per_frame(lambda frames: self.resample(upsample_space(frames)), x)
+        return per_frame(self.resample, x)
 
 
 class UpBlock(nn.Module):
     """A change of width (if any), an upsampling (if any), then resnets."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, *, scaling: bool, spatio_only: bool,
-                 depthwise_kernel: int, eps: float, operations: Operations, **factory: Any) -> None:
+                 depthwise_kernel: int, eps: float, **factory: Any) -> None:
         super().__init__()
-        common: dict[str, Any] = dict(depthwise_kernel=depthwise_kernel, eps=eps, operations=operations, **factory)
+        common: dict[str, Any] = dict(depthwise_kernel=depthwise_kernel, eps=eps, **factory)
         self.conv_in = ResNet(inputs, outputs, relu=False, **common) if inputs != outputs else None
-        self.upsamplers = nn.ModuleList(
-            [Upsampler(outputs, spatio_only=spatio_only, operations=operations, **factory)]
-            if scaling else [])
+        self.upsamplers = nn.ModuleList()
+        if scaling:
+            self.upsamplers.append(Upsampler(outputs, spatio_only=spatio_only, **factory))
         self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
     def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
@@ -154,12 +136,10 @@ class MidBlock(nn.Module):
 
     def __init__(self, channels: int, layers: int, **common: Any) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResNet(channels, channels, relu=False, **common) for _ in range(layers))
+        self.resnets = nn.Sequential(*(ResNet(channels, channels, relu=False, **common) for _ in range(layers)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x
+        return self.resnets(x)
 
 
 class PixelShuffleConv(nn.Module):
@@ -224,8 +204,7 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-               overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).

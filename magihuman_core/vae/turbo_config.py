@@ -41,14 +41,12 @@ class TurboVAEConfig:
         return 2 ** sum(scaling and not spatio_only for scaling, spatio_only in doubled)
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any],
-                     name: str = "the Turbo VAE configuration") -> "TurboVAEConfig":
+    def from_mapping(cls, mapping: Mapping[str, Any], name: str = "the Turbo VAE configuration") -> "TurboVAEConfig":
         """Read the official JSON's content. Fields that only concern training are ignored.
 
         Raises CheckpointError, with `name`, when a field has the wrong type or the lists do not fit.
         """
-        values = {f.name: _typed(mapping[f.name], f.default, f.name, name)
-                  for f in fields(cls) if f.name in mapping}
+        values = {f.name: _typed(mapping[f.name], f.default, f.name, name) for f in fields(cls) if f.name in mapping}
         config = cls(**values)
         blocks = len(config.decoder_block_out_channels)
         lengths = {"decoder_layers_per_block": blocks + 1, "decoder_spatio_temporal_scaling": blocks,

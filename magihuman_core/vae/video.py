@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import channels_to_pixels, joined_frames, pixels_to_channels, silu
-from .tiling import decode_in_tiles
+from .layers import channels_to_pixels, pixels_to_channels, silu
+from .tiling import decode_in_tiles, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
 
@@ -75,9 +75,8 @@ class VideoVAEConfig:
 class Encoder(nn.Module):
     """Patches of pixels [B, 12, F, h/2, w/2] -> twice the latent's channels (mean and log variance)."""
 
-    def __init__(self, config: VideoVAEConfig, *, operations: Operations = nn, dtype=None, device=None) -> None:
+    def __init__(self, config: VideoVAEConfig, **factory: Any) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = [config.encoder_dim * m for m in config.multipliers]
         stages = zip([config.encoder_dim, *widths], widths, [*config.temporal, False], strict=False)
         self.conv1 = conv3d(3 * config.patch**2, config.encoder_dim, **factory)
@@ -97,16 +96,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Raw latents (after conv2) -> patches of pixels [B, 12, F, h/2, w/2]."""
 
-    def __init__(self, config: VideoVAEConfig, *, operations: Operations = nn, dtype=None, device=None) -> None:
+    def __init__(self, config: VideoVAEConfig, **factory: Any) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         widths = [config.decoder_dim * m for m in reversed(config.multipliers)]
         stages = zip([widths[0], *widths], widths, [*reversed(config.temporal), False], strict=False)
         self.conv1 = conv3d(config.latent_channels, widths[0], **factory)
         self.middle = _middle(widths[0], **factory)
         self.upsamples = nn.ModuleList(
-            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal,
-                    **factory)
+            UpStage(inputs, outputs, config.blocks + 1, last=i == len(widths) - 1, temporal=temporal, **factory)
             for i, (inputs, outputs, temporal) in enumerate(stages))
         self.head = _head(widths[-1], 3 * config.patch**2, **factory)
 
@@ -141,8 +138,7 @@ class VideoVAE(nn.Module):
         With state None the frames are a whole clip of 1 + 4n frames, as for training.
         """
         patches = pixels_to_channels(video, self.config.patch)
-        mean, log_variance = self.conv1(self.encoder(patches, state)).chunk(2, dim=1)
-        return mean, log_variance
+        return self.conv1(self.encoder(patches, state)).chunk(2, dim=1)
 
     def frames(self, z: Tensor, state: State = None) -> Tensor:
         """Raw latents in one piece -> frames, not clamped. State None: a whole clip, as for training."""
@@ -153,8 +149,7 @@ class VideoVAE(nn.Module):
 
         Nothing is sampled. Frames beyond the last whole group of four are dropped, as ComfyUI does.
         normalized: give normalized latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
-        Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not
-        divide.
+        Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not divide.
         """
         group, factor = self.config.temporal_factor, self.config.spatial_factor
         shape = list(video.shape)
@@ -172,8 +167,7 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-               overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger
@@ -213,7 +207,7 @@ def _middle(channels: int, **factory: Any) -> nn.ModuleList:
                           ResidualBlock(channels, channels, **factory)])
 
 
-def _head(inputs: int, outputs: int, *, operations: Operations, dtype=None, device=None) -> nn.ModuleDict:
+def _head(inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> nn.ModuleDict:
     """norm, SiLU (number 1 in the checkpoint, without weights), conv."""
-    return nn.ModuleDict({"0": RMSNorm(inputs, 3, dtype=dtype, device=device),
-                          "2": conv3d(inputs, outputs, operations=operations, dtype=dtype, device=device)})
+    return nn.ModuleDict({"0": RMSNorm(inputs, 3, **factory),
+                          "2": conv3d(inputs, outputs, operations=operations, **factory)})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn.operations import Operations
-from .layers import channel_norm, interleave_time, per_frame, silu, upsample_space
+from .layers import channel_norm, interleave_time, per_frame, silu
 
 State = dict[nn.Module, Tensor] | None
 
@@ -50,16 +50,13 @@ def conv3d(inputs: int, outputs: int, *, operations: Operations, **factory: Any)
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
 
-    def __init__(self, inputs: int, outputs: int, *, operations: Operations, dtype=None, device=None) -> None:
+    def __init__(self, inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         # Numbered as in the checkpoint, where SiLU and dropout have numbers too.
-        self.residual = nn.ModuleDict({
-            "0": RMSNorm(inputs, 3, **factory),
-            "2": conv3d(inputs, outputs, operations=operations, **factory),
-            "3": RMSNorm(outputs, 3, **factory),
-            "6": conv3d(outputs, outputs, operations=operations, **factory),
-        })
+        self.residual = nn.ModuleDict({"0": RMSNorm(inputs, 3, **factory),
+                                       "2": conv3d(inputs, outputs, operations=operations, **factory),
+                                       "3": RMSNorm(outputs, 3, **factory),
+                                       "6": conv3d(outputs, outputs, operations=operations, **factory)})
         self.shortcut = operations.Conv3d(inputs, outputs, 1, **factory) if inputs != outputs else None
 
     def forward(self, x: Tensor, state: State) -> Tensor:
@@ -72,11 +69,11 @@ class ResidualBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Attention with one head among the pixels of each frame."""
 
-    def __init__(self, channels: int, *, operations: Operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        self.norm = RMSNorm(channels, 2, dtype=dtype, device=device)
-        self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, dtype=dtype, device=device)
-        self.proj = operations.Conv2d(channels, channels, 1, dtype=dtype, device=device)
+        self.norm = RMSNorm(channels, 2, **factory)
+        self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, **factory)
+        self.proj = operations.Conv2d(channels, channels, 1, **factory)
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         return x + per_frame(self._attend, x)
@@ -92,12 +89,11 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Half the height and width, and with `temporal` half the frames: 1 + 2n become 1 + n."""
 
-    def __init__(self, channels: int, temporal: bool, *, operations: Operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, temporal: bool, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
         # Padded right and below only, as the network was trained.
-        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)),
-                                      operations.Conv2d(channels, channels, 3, stride=2, **factory))
+        conv = operations.Conv2d(channels, channels, 3, stride=2, **factory)
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv)
         self.time_conv = None
         if temporal:
             self.time_conv = operations.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1), **factory)
@@ -118,12 +114,10 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Twice the height and width, and with `temporal` twice the frames: 1 + n become 1 + 2n."""
 
-    def __init__(self, channels: int, temporal: bool, *, operations: Operations, dtype=None, device=None) -> None:
+    def __init__(self, channels: int, temporal: bool, *, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
-        # The checkpoint's key is resample.1: the first entry is the enlargement, which has no weights.
-        self.resample = nn.Sequential(nn.Identity(),
-                                      operations.Conv2d(channels, channels, 3, padding=1, **factory))
+        conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
+        self.resample = nn.Sequential(nn.Upsample(scale_factor=2), conv)
         self.time_conv = None
         if temporal:
             self.time_conv = operations.Conv3d(channels, 2 * channels, (3, 1, 1), **factory)
@@ -135,7 +129,7 @@ class Upsample(nn.Module):
             if x.shape[2]:
                 x = interleave_time(causal(self.time_conv, x, state))
             x = x if kept is None else torch.cat([kept, x], dim=2)
-        return per_frame(lambda frames: self.resample(upsample_space(frames)), x)
+        return per_frame(self.resample, x)
 
 
 def down_shortcut(x: Tensor, outputs: int, time: int, space: int) -> Tensor:
@@ -162,13 +156,11 @@ def up_shortcut(x: Tensor, outputs: int, time: int, space: int, first: bool) -> 
 class DownStage(nn.Module):
     """Residual blocks and a downsampling (but in the last stage), beside a shortcut without weights."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations: Operations,
-                 dtype=None, device=None) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, **factory: Any) -> None:
         super().__init__()
         self.outputs = outputs
         self.factors = (1, 1) if last else (1 + temporal, 2)
         _check_divides(outputs, inputs * self.factors[0] * self.factors[1] ** 2)
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         self.downsamples = nn.ModuleList(
             ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
         if not last:
@@ -184,12 +176,10 @@ class DownStage(nn.Module):
 class UpStage(nn.Module):
     """Residual blocks, then (but in the last stage) an upsampling, beside a shortcut without weights."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, operations: Operations,
-                 dtype=None, device=None) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, *, last: bool, temporal: bool, **factory: Any) -> None:
         super().__init__()
         self.outputs = outputs
         self.factors = None if last else (1 + temporal, 2)
-        factory: dict[str, Any] = {"operations": operations, "dtype": dtype, "device": device}
         self.upsamples = nn.ModuleList(
             ResidualBlock(outputs if i else inputs, outputs, **factory) for i in range(blocks))
         if self.factors is not None:

@@ -15,11 +15,6 @@ def row_norms(weight: Tensor) -> Tensor:
     return weight.flatten(1).norm(dim=1)[:, None, None]
 
 
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The one weight that a weight-normed layer computes with: g [n, 1, 1], v [n, ...] -> [n, ...]."""
-    return v * (g / row_norms(v))
-
-
 def official_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
     """The VAE's tensors of a file, under official keys and without prefix.
 
@@ -74,14 +69,16 @@ def folded(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class FoldedWeight(LazyTensor):
-    """The weight that g [n, 1, 1] and v [n, ...] stand for. The norm is taken per row, so rows can be folded alone."""
+    """The one weight that a weight-normed layer computes with, v times g over the norm of its rows.
+
+    g [n, 1, 1], v [n, ...] -> [n, ...]; a norm is that of one row, so rows can be folded alone.
+    """
 
     def __init__(self, g: LazyTensor, v: LazyTensor) -> None:
         super().__init__(v.shape, v.dtype)
         self.g, self.v = g, v
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
-        rows = (begin, end)
-        directions = self.v.read(torch.float32, rows)
-        lengths = self.g.read(torch.float32, rows).to(directions.device)  # a dry run has large tensors elsewhere
-        return fold_weight_norm(lengths, directions)
+        v = self.v.read(torch.float32, (begin, end))
+        g = self.g.read(torch.float32, (begin, end)).to(v.device)  # a dry run has large tensors elsewhere
+        return v * (g / row_norms(v))

@@ -14,12 +14,9 @@ from ..checkpoint.lazy_tensor import LazyTensor, Reshaped
 from ..errors import CheckpointError
 
 # A key that only the VAE under diffusers' names has.
-MARKS = {
-    "video_vae": "encoder.down_blocks.0.resnets.0.norm1.gamma",
-    "audio_vae": "decoder.block.0.snake1.alpha",
-}
+MARKS = {"video_vae": "encoder.down_blocks.0.resnets.0.norm1.gamma", "audio_vae": "decoder.block.0.snake1.alpha"}
 RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6",
-            "conv_shortcut": "shortcut"}  # fmt: skip
+            "conv_shortcut": "shortcut"}
 VIDEO_ENDS = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
 VIDEO_MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 VIDEO = re.compile(
@@ -44,7 +41,7 @@ def original_names(checkpoint: Checkpoint, kind: str | None) -> Checkpoint:
     opened = renamed(checkpoint, lambda key: _audio_name(key, checkpoint))
     # diffusers keeps alpha and beta of a snake as [1, C, 1].
     entries = {key: _flat(entry) if key.endswith((".alpha", ".beta")) else entry
-               for key, entry in opened.entries.items()}  # fmt: skip
+               for key, entry in opened.entries.items()}
     return opened.with_entries(entries)
 
 
@@ -77,8 +74,6 @@ def _audio_name(key: str, checkpoint: Mapping[str, Tensor]) -> str:
     if match is None:
         return key
     side, rest = match["side"], match["rest"]
-    rest = rest.replace("parametrizations.weight.original0", "weight_g").replace(
-        "parametrizations.weight.original1", "weight_v")  # fmt: skip
     if match["end"]:
         blocks = 0
         while f"{side}.block.{blocks}.snake1.alpha" in checkpoint:

@@ -1,21 +1,54 @@
-"""The network's tensors from official keys to ours and back."""
-
-from __future__ import annotations
+"""The network's tensors: from any layout to official keys, from these to ours, and back."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.lazy_tensor import LazyTensor
+from ..checkpoint.checkpoint import Checkpoint, as_checkpoint, strip_prefix
+from ..checkpoint.header import quoted
+from ..checkpoint.lazy_tensor import LazyTensor, concatenated
+from ..checkpoint.quantized import dequantized
+from ..errors import CheckpointError
 from ..model.config import DiTConfig
-from .fused import fused_parts, our_rows
+from ..model.dit import MagiHumanDiT
+from .fused import fused_key, fused_order, fused_parts, our_rows
 from .recognize import explain_shape_errors
 
-if TYPE_CHECKING:
-    from ..model.dit import MagiHumanDiT
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.")
+
+
+def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
+    """Any layout of the network -> official keys and shapes, decoded and joined while they are read.
+
+    Raises CheckpointError when one part of a split tensor is missing.
+    """
+    checkpoint = dequantized(as_checkpoint(checkpoint))
+    if any(".block.layers." in key for key in checkpoint):
+        checkpoint = strip_prefix(checkpoint, PREFIXES)
+    groups: dict[str, dict[tuple[str, str], LazyTensor]] = {}
+    entries: dict[str, LazyTensor] = {}
+    for key, entry in checkpoint.entries.items():
+        fused = fused_key(key) if entry.shape else None
+        if fused is None:
+            entries[key] = entry
+        else:
+            target, part = fused
+            groups.setdefault(target, {})[part] = entry
+    for target, parts in groups.items():
+        order = fused_order(parts)
+        missing = [part for part in order if part not in parts]
+        fault = ""
+        if missing:
+            fault = f"the part {' '.join(filter(None, missing[0]))} is missing. The file is incomplete"
+        elif target in entries:
+            fault = "it is there both split and joined. The file is incomplete"
+        elif len({part.shape[1:] for part in parts.values()}) != 1:
+            fault = "its parts have different widths. The file is damaged"
+        if fault:
+            raise CheckpointError(f"{checkpoint.name}: {quoted(target)} cannot be joined: {fault}: download it again.")
+        entries[target] = concatenated([parts[part] for part in order])
+    return checkpoint.with_entries(entries)
 
 
 def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
@@ -25,7 +58,7 @@ def network_config(checkpoint: Checkpoint, **overrides) -> DiTConfig:
 
 
 def split_official(checkpoint: Checkpoint, config: DiTConfig) -> Checkpoint:
-    """Official keys -> our keys, lazily. Keys that are no part of the network stay, so that loading names them."""
+    """Official keys -> our keys, lazily. Keys from outside the network stay, so that loading names them."""
     table = fused_parts(config)
     entries: dict[str, LazyTensor] = {}
     for key, entry in checkpoint.entries.items():

@@ -21,23 +21,15 @@ from ..model.sequence import MODALITIES
 
 PROJECTIONS = ("q", "k", "v", "g")  # g: the gate
 QKV, GATE = "attention.linear_qkv", "attention.linear_gate"
-LINEARS = ("attention.linear_proj", "mlp.up_gate_proj", "mlp.down_proj")  # split by modality only
+SPLIT_LAYERS = (QKV, "attention.linear_proj", "mlp.up_gate_proj", "mlp.down_proj")
 SPLIT = re.compile(
     r"(?P<head>.*\.attention\.linear_)(?P<projection>[qkvg])(_(?P<a>video|audio|text))?\.weight"
     r"|(?P<name>.*\.(linear_proj|up_gate_proj|down_proj))_(?P<b>video|audio|text)\.weight"
 )
 OUTSIDE = (  # of the layers, where official names are ours
-    "adapter.video_embedder.weight",
-    "adapter.video_embedder.bias",
-    "adapter.text_embedder.weight",
-    "adapter.text_embedder.bias",
-    "adapter.audio_embedder.weight",
-    "adapter.audio_embedder.bias",
-    "adapter.rope.bands",
-    "final_norm_video.weight",
-    "final_norm_audio.weight",
-    "final_linear_video.weight",
-    "final_linear_audio.weight",
+    "adapter.video_embedder.weight", "adapter.video_embedder.bias", "adapter.text_embedder.weight",
+    "adapter.text_embedder.bias", "adapter.audio_embedder.weight", "adapter.audio_embedder.bias", "adapter.rope.bands",
+    "final_norm_video.weight", "final_norm_audio.weight", "final_linear_video.weight", "final_linear_audio.weight",
 )
 
 
@@ -62,7 +54,7 @@ def fused_parts(config: DiTConfig) -> dict[str, list[Part]]:
             for expert, (projection, height) in product(experts, heights.items()):
                 key = f"blocks.{layer}.experts.{expert}.{GATE if projection == 'g' else name}.weight"
                 top, low = parts[-1].rows.stop if parts else 0, filled.get(key, 0)
-                split = _split_key(f"block.layers.{layer}.{name}", projection, expert) if _is_split(name) else ""
+                split = _split_key(layer, name, projection, expert)
                 parts.append(Part(key, slice(top, top + height), slice(low, low + height), split))
                 filled[key] = low + height
             table[f"block.layers.{layer}.{name}.weight"] = parts
@@ -115,10 +107,8 @@ def _heights(config: DiTConfig, layer: int) -> dict[str, dict[str, int]]:
     return {name: height if isinstance(height, dict) else {"": height} for name, height in heights.items()}
 
 
-def _is_split(name: str) -> bool:
-    return name == QKV or name in LINEARS
-
-
-def _split_key(name: str, projection: str, expert: str) -> str:
-    stem = name.removesuffix("qkv") + projection if projection else name
+def _split_key(layer: int, name: str, projection: str, expert: str) -> str:
+    if name not in SPLIT_LAYERS:
+        return ""
+    stem = f"block.layers.{layer}.{name.removesuffix('qkv') + projection if projection else name}"
     return f"{stem}_{expert}.weight" if expert in MODALITIES else f"{stem}.weight"

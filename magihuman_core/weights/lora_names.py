@@ -15,7 +15,7 @@ from ..model.config import RELEASED, DiTConfig
 from .fused import Part, fused_parts, our_rows
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
-            "lora_unet_", "lora_transformer_", "lycoris_")  # fmt: skip
+            "lora_unet_", "lora_transformer_", "lycoris_")
 SPELLINGS = {
     "down": (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A"),
     "up": (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B"),
@@ -24,7 +24,7 @@ SPELLINGS = {
                   ".lora_magnitude_vector.default.weight"),
     "diff": (".diff",),
     "diff_b": (".diff_b",),
-}  # fmt: skip
+}
 ENDINGS = {ending: role for role, endings in SPELLINGS.items() for ending in endings}
 SHOWN = 10  # names in a warning; all of them are in `unmatched`
 

@@ -1,48 +1,44 @@
 """What a checkpoint is, told from its names, shapes and metadata alone. No tensor is read."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from ..checkpoint.checkpoint import Checkpoint, from_tensors
+from ..checkpoint.checkpoint import Checkpoint, as_checkpoint
 from ..checkpoint.quantized import COMFY_TABLE, SCALES
 from ..errors import CheckpointError, InputError
 from .diffusers_names import MARKS
 from .roles import find_role
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of weights: a key pattern that only it has, its name in a sentence, and what to choose it as."""
 
-    pattern: re.Pattern
+    pattern: str
     what: str
     use: str
 
 
-def _kind(pattern: str, what: str, use: str) -> Kind:
-    return Kind(re.compile(pattern), what, use)
-
-
 # The order matters: a LoRA's keys contain those of the layers it changes.
 KINDS = {
-    "lora": _kind(r"[._]lora_(A|B|up|down)\b|\.dora_scale$", "a LoRA", "as a LoRA, on top of a network"),
-    "network": _kind(r"(^|\.)block\.layers\.\d+\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
-                     "a MagiHuman network", "as the network (diffusion model)"),
-    "text_encoder": _kind(r"(^|\.)layers\.\d+\.pre_self_attn_layernorm\.weight$",
-                          "a T5Gemma text encoder", "as the text encoder"),
-    "turbo_vae": _kind(r"(^|\.)decoder\.mid_block\.resnets\.0\.conv1\.(conv|pointwise_conv)\.weight$",
-                       "a Turbo VAE (fast video decoder)", "as the Turbo VAE"),
-    "video_vae": _kind(r"^(decoder\.upsamples\.0\.upsamples\.0\.residual\.2\.weight"
-                       r"|encoder\.down_blocks\.0\.resnets\.0\.norm1\.gamma)$",
-                       "a Wan2.2 video VAE", "as the video VAE"),
-    "audio_vae": _kind(r"(^|\.)encoder\.layers\.0\.(weight_v|parametrizations\.weight\.original1)$"
-                       r"|^decoder\.block\.0\.snake1\.alpha$",
-                       "an Oobleck audio VAE (Stable Audio Open)", "as the audio VAE"),
-}  # fmt: skip
+    "lora": Kind(r"[._]lora_(A|B|up|down)\b|\.dora_scale$", "a LoRA", "as a LoRA, on top of a network"),
+    "network": Kind(r"(^|\.)block\.layers\.\d+\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
+                    "a MagiHuman network", "as the network (diffusion model)"),
+    "text_encoder": Kind(r"(^|\.)layers\.\d+\.pre_self_attn_layernorm\.weight$", "a T5Gemma text encoder",
+                         "as the text encoder"),
+    "turbo_vae": Kind(r"(^|\.)decoder\.mid_block\.resnets\.0\.conv1\.(conv|pointwise_conv)\.weight$",
+                      "a Turbo VAE (fast video decoder)", "as the Turbo VAE"),
+    "video_vae": Kind(r"^(decoder\.upsamples\.0\.upsamples\.0\.residual\.2\.weight"
+                      r"|encoder\.down_blocks\.0\.resnets\.0\.norm1\.gamma)$",
+                      "a Wan2.2 video VAE", "as the video VAE"),
+    "audio_vae": Kind(r"(^|\.)encoder\.layers\.0\.(weight_v|parametrizations\.weight\.original1)$"
+                      r"|^decoder\.block\.0\.snake1\.alpha$",
+                      "an Oobleck audio VAE (Stable Audio Open)", "as the audio VAE"),
+}
 
 # Files that people do try, and that belong to something else.
 OTHER_MODELS = (
@@ -57,7 +53,7 @@ OTHER_MODELS = (
     (r"^text_model\.encoder\.|(^|\.)text_model\.embeddings\.", "a CLIP text encoder"),
     (r"^encoder\.block\.0\.layer\.0\.SelfAttention", "a T5 text encoder; T5Gemma-9B-UL2 is needed"),
     (r"(^|\.)layers\.\d+\.self_attn\.q_proj\.weight$", "another language model; T5Gemma-9B-UL2 is needed"),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +70,31 @@ class Recognized:
 
 def recognize(checkpoint: Mapping) -> Recognized:
     """Tell what the tensors are, by names and shapes."""
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = from_tensors(checkpoint)
-    kind = next((name for name in KINDS if any(map(KINDS[name].pattern.search, checkpoint))), "unknown")
+    checkpoint = as_checkpoint(checkpoint)
+    kind = next((name for name in KINDS if _has_key(checkpoint, KINDS[name].pattern)), "unknown")
     if kind == "unknown":
-        what = next((what for pattern, what in OTHER_MODELS if any(map(re.compile(pattern).search, checkpoint))),
+        what = next((what for pattern, what in OTHER_MODELS if _has_key(checkpoint, pattern)),
                     "nothing that MagiHuman uses")
         return Recognized(kind, what, "unknown", quantization(checkpoint), None)
     role = find_role(checkpoint.path, checkpoint.metadata) if kind == "network" else None
     return Recognized(kind, KINDS[kind].what, _layout(kind, checkpoint), quantization(checkpoint), role)
 
 
-def require_kind(checkpoint: Mapping, kind: str, *, strict: bool = False) -> None:
-    """Refuse a checkpoint of another kind: the message says what it is and where it belongs.
+def _has_key(keys: Iterable[str], pattern: str) -> bool:
+    return any(map(re.compile(pattern).search, keys))
 
-    What is not recognized at all passes, unless strict: the loader then names the tensors it misses.
-    Raises CheckpointError.
+
+def require_kind(checkpoint: Mapping, kind: str) -> None:
+    """Raise CheckpointError for a checkpoint of another kind: the message says what it is and where it belongs.
+
+    What is not recognized at all passes: the loader then names the tensors it misses.
     """
+    checkpoint = as_checkpoint(checkpoint)
     found = recognize(checkpoint)
-    if found.kind == kind or (found.kind == "unknown" and found.what.startswith("nothing") and not strict):
+    if found.kind == kind or (found.kind == "unknown" and found.what.startswith("nothing")):
         return
-    name = getattr(checkpoint, "name", "the given tensors")
-    wanted = KINDS[kind].what
-    if found.kind == "unknown":
-        raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose another file.")
-    raise CheckpointError(f"{name}: is {found.what}, where {wanted} is expected. Choose this file "
-                          f"{KINDS[found.kind].use}, and another one here.")
+    remedy = "another file" if found.kind == "unknown" else f"this file {KINDS[found.kind].use}, and another one here"
+    raise CheckpointError(f"{checkpoint.name}: is {found.what}, where {KINDS[kind].what} is expected. Choose {remedy}.")
 
 
 @contextmanager
@@ -136,8 +131,7 @@ def quantization(checkpoint: Checkpoint) -> str | None:
 
 def _layout(kind: str, checkpoint: Checkpoint) -> str:
     if kind == "network":
-        split = re.compile(r"\.linear_q(_video)?\.weight")
-        return "split experts" if any(map(split.search, checkpoint)) else "official"
+        return "split experts" if _has_key(checkpoint, r"\.linear_q(_video)?\.weight") else "official"
     if MARKS.get(kind) in checkpoint:
         return "diffusers' names"
     if kind == "audio_vae":

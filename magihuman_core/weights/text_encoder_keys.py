@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.checkpoint import Checkpoint, as_checkpoint, renamed
 from ..errors import CheckpointError
 
 PREFIXES = ("model.encoder.", "encoder.", "")
@@ -15,11 +15,9 @@ def encoder_keys(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
 
     Accepts Hugging Face's `model.encoder.*`, `encoder.*`, and bare keys. Raises CheckpointError otherwise.
     """
-    checkpoint = renamed(checkpoint, lambda key: key)
-    for prefix in PREFIXES:
-        if prefix + "layers.0.pre_self_attn_layernorm.weight" in checkpoint:
-            break
-    else:
+    checkpoint = as_checkpoint(checkpoint)
+    prefix = next((p for p in PREFIXES if p + "layers.0.pre_self_attn_layernorm.weight" in checkpoint), None)
+    if prefix is None:
         raise CheckpointError(f"{checkpoint.name}: no T5Gemma encoder inside (no encoder.layers.0."
                               "pre_self_attn_layernorm.weight). Choose the weights of T5Gemma-9B-UL2.")
     parts = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))

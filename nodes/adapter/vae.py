@@ -11,9 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.loading.audio_vae import load_audio_vae
-from ...magihuman_core.loading.turbo_vae import load_turbo_vae
-from ...magihuman_core.loading.video_vae import load_video_vae
+from ...magihuman_core.loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
 from ...magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from ...magihuman_core.sizes import FPS

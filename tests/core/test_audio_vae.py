@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.loading.audio_vae import load_audio_vae
+from magihuman_core.loading.vae import load_audio_vae
 from magihuman_core.vae import audio as audio_vae
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.vae.audio_windows import encode_in_windows, merge_overlap

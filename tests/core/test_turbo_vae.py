@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.loading.turbo_vae import load_turbo_vae
+from magihuman_core.loading.vae import load_turbo_vae
 from magihuman_core.vae import layers as video_layers
 from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEDecoder

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.errors import CheckpointError, InputError
-from magihuman_core.loading.video_vae import load_video_vae
+from magihuman_core.loading.vae import load_video_vae
 from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_core.vae.layers import channels_to_pixels, pixels_to_channels
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from magihuman_core.loading.turbo_vae import load_turbo_vae
-from magihuman_core.loading.video_vae import load_video_vae
+from magihuman_core.loading.vae import load_turbo_vae, load_video_vae
 from magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from magihuman_core.vae import layers as video_layers
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig

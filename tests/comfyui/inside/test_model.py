@@ -86,7 +86,7 @@ def test_the_estimate_names_the_clip_and_what_to_lower(model):
     found = guider.memory()
     assert found.weights == model.model_size()
     assert found.activations > 4 * 64 * 18 * 2  # 18 video tokens, and the residual stream twice
-    assert "96x64" in found.job and "narrower weight_dtype" in found.advice
+    assert "96x64" in found.clip and "narrower weight_dtype" in found.advice
 
 
 def test_the_model_takes_little_more_memory_than_its_file(model, official):
