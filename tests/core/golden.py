@@ -127,10 +127,10 @@ def full_disk(limit: int) -> Iterator[None]:
 
 def in_fresh_process(function, *arguments, **environment: str):
     """What a function of a test module gives, as JSON has it, in a process whose memory is its own alone."""
-    module, name = f"tests.core.{Path(function.__code__.co_filename).stem}", function.__name__
-    program = (f"import base64, json, pickle, sys; from {module} import {name}; "
-               f"print(json.dumps({name}(*pickle.loads(base64.b64decode(sys.argv[1])))))")
-    command = [sys.executable, "-c", program, base64.b64encode(pickle.dumps(arguments)).decode()]
+    program = ("import base64, json, pickle, sys; function, arguments = pickle.loads(base64.b64decode(sys.argv[1])); "
+               "print(json.dumps(function(*arguments)))")
+    order = base64.b64encode(pickle.dumps((function, arguments))).decode()
+    command = [sys.executable, "-c", program, order]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
