@@ -5,6 +5,7 @@ import json
 import lzma
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,14 +83,20 @@ def random_clip(config, T=3, H=4, W=4, audio=9, text=7, batch=1, seed=0) -> list
 
 
 @torch.inference_mode()
-def outputs(dit: nn.Module, clip: list[Tensor]) -> Tensor:
+def outputs(dit: nn.Module, clip: list[Tensor] | None = None) -> Tensor:
     """What a network makes of a clip, as one vector."""
-    return torch.cat([part.flatten() for part in dit(*clip)])
+    return torch.cat([part.flatten() for part in dit(*(clip or random_clip(dit.config)))])
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """The relative error."""
     return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def safetensors_bytes(header: object, data: bytes) -> bytes:
+    """A file, whatever stands in its header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
 def names(folder: Path) -> list[str]:

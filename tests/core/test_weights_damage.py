@@ -14,6 +14,8 @@ from magihuman_core.checkpoint.assign import assign_weights
 from magihuman_core.errors import CheckpointError
 from magihuman_core.weights.open import open_checkpoint
 
+from .golden import safetensors_bytes
+
 GOOD = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
         "b": {"dtype": "BF16", "shape": [3], "data_offsets": [16, 22]}}  # fmt: skip
 
@@ -21,8 +23,7 @@ A = json.dumps(GOOD["a"]).encode()
 
 
 def file_bytes(header: object, data: int = 22) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(data)
+    return safetensors_bytes(header, bytes(data))
 
 
 def changed(key: str = "b", **fields: object) -> dict:
