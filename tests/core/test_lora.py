@@ -73,17 +73,21 @@ def assert_equals_merge(dit, clip, merged_weights, bound=1e-5):
     assert relative(outputs(dit, clip), outputs(target, clip)) < bound
 
 
+def assert_file_equals_merge(file, weights, clip, merged_weights, strength=1.0):
+    dit = load_dit(weights, dtype=torch.float32)
+    assert not apply_lora(dit, file, strength).unmatched
+    assert_equals_merge(dit, clip, merged_weights)
+
+
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("ends", [("lora_B.weight", "lora_A.weight"), ("lora_up.weight", "lora_down.weight"),
                                   ("lora_B.default.weight", "lora_A.default.weight")])  # fmt: skip
 def test_fused_names_equal_a_merge(prefix, ends, weights, clip):
-    dit = load_dit(weights, dtype=torch.float32)
-    plain = outputs(dit, clip)
     lora = pairs(weights)
-    applied = apply_lora(dit, fused(lora, ends, prefix))
-    assert not applied.unmatched
-    assert relative(outputs(dit, clip), plain) > 1e-2  # it does something
-    assert_equals_merge(dit, clip, merged(weights, products(lora)))
+    changed = merged(weights, products(lora))
+    assert_file_equals_merge(fused(lora, ends, prefix), weights, clip, changed)
+    plain, target = (outputs(load_dit(each, dtype=torch.float32), clip) for each in (weights, changed))
+    assert relative(target, plain) > 1e-2  # it does something
 
 
 def split_parts(name, up, config):
@@ -101,7 +105,6 @@ def split_parts(name, up, config):
 
 
 def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, config):
-    dit = load_dit(weights, dtype=torch.float32)
     generator = torch.Generator().manual_seed(2)
     lora, changes = {}, {}
     for name, (up, down) in pairs(weights).items():
@@ -114,41 +117,32 @@ def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, c
     assert "block.layers.0.attention.linear_g_text.lora_up.weight" in lora
     assert "block.layers.2.attention.linear_q.lora_up.weight" in lora
     assert "block.layers.5.mlp.down_proj_audio.lora_up.weight" in lora
-    applied = apply_lora(dit, lora)
-    assert not applied.unmatched
-    assert_equals_merge(dit, clip, merged(weights, changes))
+    assert_file_equals_merge(lora, weights, clip, merged(weights, changes))
 
 
-def test_kohya_and_own_names(weights, clip):
+def test_kohya_and_own_names(weights, clip, config):
     lora = pairs(weights, LAYERS[3:4])
+    (up, down), gate = lora[LAYERS[3]], config.heads
     flat = {f"lora_unet_{name.replace('.', '_')}": pair for name, pair in lora.items()}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(flat, ("lora_up.weight", "lora_down.weight")))
-    assert_equals_merge(dit, clip, merged(weights, products(lora)))
-    (up, down), gate = lora[LAYERS[3]], dit.config.heads
     own = {"blocks.2.experts.shared.attention.linear_qkv": (up[:-gate], down),
            "blocks.2.experts.shared.attention.linear_gate": (up[-gate:], down)}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(own))
-    assert_equals_merge(dit, clip, merged(weights, products(lora)))
+    for file in (fused(flat, ("lora_up.weight", "lora_down.weight")), fused(own)):
+        assert_file_equals_merge(file, weights, clip, merged(weights, products(lora)))
 
 
 def test_every_layer_of_the_network_can_be_changed(weights, clip):
     names = [key.removesuffix(".weight") for key, value in weights.items() if value.dim() == 2]
     assert len(names) == 4 * 6 + 5
     lora = pairs(weights, names)
-    dit = load_dit(weights, dtype=torch.float32)
-    assert not apply_lora(dit, fused(lora)).unmatched
-    assert_equals_merge(dit, clip, merged(weights, products(lora)))
+    assert_file_equals_merge(fused(lora), weights, clip, merged(weights, products(lora)))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
 def test_alpha_and_strength(strength, weights, clip):
     lora = pairs(weights)
     file = fused(lora) | {f"{name}.alpha": torch.tensor(2.0) for name in lora}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, file, strength)
-    assert_equals_merge(dit, clip, merged(weights, products(lora, strength * 2.0 / RANK)))
+    expected = merged(weights, products(lora, strength * 2.0 / RANK))
+    assert_file_equals_merge(file, weights, clip, expected, strength)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -163,9 +157,7 @@ def test_dora(column, strength, weights, clip):
         magnitude = weight.norm(dim=1, keepdim=True) * (1 + 0.2 * torch.rand(len(weight), 1, generator=generator))
         file[f"{name}.dora_scale"] = magnitude if column else magnitude[:, 0].contiguous()
         changes[name] = strength * (magnitude * changed / changed.norm(dim=1, keepdim=True) - weight)
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, file, strength)
-    assert_equals_merge(dit, clip, merged(weights, changes))
+    assert_file_equals_merge(file, weights, clip, merged(weights, changes), strength)
 
 
 def test_plain_differences_of_weights_norms_and_biases(weights, clip):
@@ -174,9 +166,8 @@ def test_plain_differences_of_weights_norms_and_biases(weights, clip):
             "final_norm_audio.weight", "adapter.text_embedder.bias"]  # fmt: skip
     changes = {key: 0.1 * torch.randn(weights[key].shape, generator=generator) for key in keys}
     file = {key.replace(".weight", ".diff").replace(".bias", ".diff_b"): change for key, change in changes.items()}
-    dit = load_dit(weights, dtype=torch.float32)
-    assert not apply_lora(dit, file, 2.0).unmatched
-    assert_equals_merge(dit, clip, weights | {key: weights[key] + 2 * change for key, change in changes.items()})
+    expected = weights | {key: weights[key] + 2 * change for key, change in changes.items()}
+    assert_file_equals_merge(file, weights, clip, expected, 2.0)
 
 
 def test_taking_them_out_in_any_order_leaves_every_bit(weights, clip):

@@ -173,9 +173,9 @@ def test_damaged_values_are_found_when_they_come_in(weights, file):
 
 def test_missing_and_misshapen_weights_are_found_at_loading(weights):
     name = "block.layers.3.mlp.down_proj.weight"
-    for broken in (weights | {name: weights[name][:-1]}, weights | {"surplus": weights[name]}):
-        with pytest.raises(CheckpointError):
-            load_dit(broken, resident_blocks=0)
+    for change, message in (({name: weights[name][:-1]}, "shape"), ({"surplus": weights[name]}, "surplus")):
+        with pytest.raises(CheckpointError, match=message):
+            load_dit(weights | change, resident_blocks=0)
 
 
 def test_arguments(file):
