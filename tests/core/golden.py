@@ -99,6 +99,12 @@ def safetensors_bytes(header: object, data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
+def write_index(folder: Path, weight_map: object, name: str = "model") -> Path:
+    path = folder / f"{name}.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {"role": "base"}, "weight_map": weight_map}))
+    return path
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

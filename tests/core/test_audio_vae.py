@@ -158,13 +158,6 @@ def test_merge_overlap_vectors():
         assert torch.allclose(merged, expected, atol=1e-5, rtol=0)
 
 
-def test_merge_overlap_by_hand():
-    old, new = torch.zeros(1, 6), torch.ones(1, 6)
-    expected = torch.tensor([[0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1]])
-    assert torch.allclose(merge_overlap([old, new], 0.5), expected)
-    assert torch.equal(merge_overlap([old, new], 0), torch.cat((old, new), -1))
-
-
 @pytest.mark.parametrize(("widths", "overlap"), [((), 0.5), ((4, 5), 0.5), ((4,), 1.0)])
 def test_merge_overlap_refuses(widths, overlap):
     with pytest.raises(InputError, match=r"overlap|windows"):

@@ -152,9 +152,7 @@ def test_driving_audio_shapes_the_picture():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    seed=st.integers(0, 10**6), solver=st.sampled_from([sample_unipc, sample_renoise]), steps=st.integers(1, 4),
-)
+@given(seed=st.integers(0, 10**6), solver=st.sampled_from([sample_unipc, sample_renoise]), steps=st.integers(1, 4))
 def test_a_frozen_region_comes_back_bit_equal(seed, solver, steps):
     generator = torch.Generator().manual_seed(seed)
     dit = load_small("network", dtype=torch.float32)

@@ -40,8 +40,7 @@ def z():
     return torch.randn(1, 48, 9, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
-CASES = [(net, case) for net in NETS
-         for case in json.loads((DATA / f"{net}_decode.json").read_text())["cases"]]
+CASES = [(net, case) for net in NETS for case in json.loads((DATA / f"{net}_decode.json").read_text())["cases"]]
 
 
 @pytest.mark.parametrize(("net", "case"), CASES)

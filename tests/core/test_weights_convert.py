@@ -61,8 +61,13 @@ def test_embedders_heads_and_norms_keep_their_width(dtype, official, tmp_path):
 def test_quantized_files_compute_nearly_the_same(dtype, allowed, official, tmp_path):
     path = convert(official, tmp_path / "distill.safetensors", dtype=dtype)
     assert 1e-5 < relative(computed(path), computed(official)) <= allowed
-    stored = load_file(path)
+    stored, layers = load_file(path), json.loads(metadata(path)["_quantization_metadata"])["layers"]
     narrow = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}[dtype]
+    assert {stored[layer + ".weight"].dtype for layer in layers} == {narrow}
+    for layer, note in layers.items():  # ComfyUI's own table
+        assert note == {"format": {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}[dtype]}
+        height = stored[layer + ".weight"].shape[0]
+        assert stored[layer + ".weight_scale"].shape == ((height, 1) if dtype == "int8" else ())
     for key, tensor in stored.items():
         if is_linear(key) and not key.endswith("_scale"):
             assert tensor.dtype == (torch.bfloat16 if ".linear_g" in key else narrow)
@@ -91,17 +96,6 @@ def test_each_linear_of_each_modality_has_a_scale_and_qkv_share_one(official, tm
         assert relative(read.read(key, rows=rows), official[key][slice(*rows)]) <= 0.04
     joined = as_quantized(read.entries[key].rows(0, height - 2))
     assert joined.scale.read().unique().numel() == 1
-
-
-def test_the_quantized_table_is_comfyuis(official, tmp_path):
-    path = convert(official, tmp_path / "x.safetensors", dtype="int8")
-    table = json.loads(metadata(path)["_quantization_metadata"])
-    stored = load_file(path)
-    assert table["layers"]
-    for layer, note in table["layers"].items():
-        assert note == {"format": "int8_tensorwise"}
-        assert stored[layer + ".weight"].dtype == torch.int8
-        assert stored[layer + ".weight_scale"].shape == (stored[layer + ".weight"].shape[0], 1)
 
 
 def test_quantized_files_become_plain_again(official, tmp_path):
