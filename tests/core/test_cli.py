@@ -27,17 +27,30 @@ PROMPT = "A woman in a dark jacket looks calmly into the camera and says good mo
 SMALL = ["--width", "64", "--height", "32", "--seconds", "0.4", "--steps", "1", "--device", "cpu"]
 
 
-def test_a_clip_from_a_photograph_and_a_voice(random_models, photograph, voice, tmp_path, capsys):
+@pytest.fixture
+def generate(random_models, capsys):
+    """generate(out, *arguments): exit code, standard output, error output. Of an option given twice the last wins."""
+    def run(out: Path, *arguments: str, models: Path = random_models) -> tuple[int, str, str]:
+        prompt = [] if "--prompt-file" in arguments else ["--prompt", PROMPT]
+        code = main(["generate", "--models", str(models), "--out", str(out), *prompt, *SMALL, *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with av.open(str(path)) as film:
+        return film.streams.video[0].width, film.streams.video[0].height
+
+
+def test_a_clip_from_a_photograph_and_a_voice(generate, photograph, voice, tmp_path):
     (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
     out = tmp_path / "clips" / "clip.mp4"
-    code = main(["generate", "--models", str(random_models), "--prompt-file", str(tmp_path / "prompt.txt"),
-                 "--image", str(photograph), "--audio", str(voice), "--out", str(out), "--device", "cpu",
-                 "--width", "160", "--height", "96"])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert "random weights" in said.err
-    assert "reference picture: " in said.err and "driving sound: " in said.err
-    assert said.out.startswith(f"{out}: 3.") and said.out.endswith("frames with sound\n")
+    code, answer, said = generate(out, "--prompt-file", str(tmp_path / "prompt.txt"), "--image", str(photograph),
+                                  "--audio", str(voice), "--seconds", "10", "--width", "160", "--height", "96")
+    assert code == 0, said
+    assert "random weights" in said and "reference picture: " in said and "driving sound: " in said
+    assert answer.startswith(f"{out}: 3.") and answer.endswith("frames with sound\n")
     assert names(out.parent) == ["clip.mp4"]
 
     spoken, rate = load_audio(voice)
@@ -55,21 +68,43 @@ def test_a_clip_from_a_photograph_and_a_voice(random_models, photograph, voice, 
         assert np.corrcoef(heard[channel, : count * 1764], expected[channel])[0, 1] > 0.98
 
 
-def test_super_resolution_and_base_mode(random_models, photograph, tmp_path, capsys):
-    code = main(["generate", "--models", str(random_models), "--prompt", PROMPT, "--image", str(photograph),
-                 "--mode", "base", "--upscale", "96x64", "--sr-steps", "1", "--out", str(tmp_path / "a.mp4"), *SMALL])
-    said = capsys.readouterr()
-    assert code == 0, said.err
-    assert "sr_540p network, 1 steps" in said.err
-    with av.open(str(tmp_path / "a.mp4")) as film:
-        assert (film.streams.video[0].width, film.streams.video[0].height) == (96, 64)
+def test_super_resolution_and_base_mode(generate, photograph, tmp_path):
+    code, _, said = generate(tmp_path / "a.mp4", "--image", str(photograph), "--mode", "base", "--upscale", "96x64",
+                             "--sr-steps", "1")
+    assert code == 0, said
+    assert "sr_540p network, 1 steps" in said
+    assert size_of(tmp_path / "a.mp4") == (96, 64)
 
 
-def test_inspect_of_a_damaged_file_is_an_answer(random_models, tmp_path, capsys):
+def test_sizes_are_snapped_and_said(generate, tmp_path):
+    code, _, said = generate(tmp_path / "a.mp4", "--width", "100", "--height", "50")
+    assert code == 0, said
+    assert "warning: The size 100x50 is not in multiples of 32; 96x32 is made." in said
+    assert size_of(tmp_path / "a.mp4") == (96, 32)
+
+
+@pytest.mark.parametrize("upscale", [True, False])
+def test_the_built_in_demo(tmp_path, capsys, upscale):
+    out = tmp_path / "demo.mp4"
+    assert main(["demo", "--out", str(out), "--seed", "1", *([] if upscale else ["--no-upscale"])]) == 0
+    assert "with sound" in capsys.readouterr().out
+    size = 256 if upscale else 128
+    assert size_of(out) == (size, size)
+    with av.open(str(out)) as film:
+        audio = film.streams.audio[0]
+        assert film.streams.video[0].frames == 49
+        assert float(audio.duration * audio.time_base) == pytest.approx(49 / 25, abs=0.03)
+    with Image.open(out.with_suffix(".png")) as sheet:
+        assert sheet.size == (6 * size, 2 * size)
+
+
+def test_inspect_of_a_damaged_file_is_an_answer(tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("<!DOCTYPE html><html></html>")
     assert main(["inspect", str(tmp_path / "a.safetensors")]) == 0
     assert "web page" in capsys.readouterr().out
-    assert main(["inspect", str(tmp_path / "none")]) == 2
+    assert main(["inspect", "/none", "-v"]) == 2
+    said = capsys.readouterr().err  # verbose: also where
+    assert "Traceback" in said and said.splitlines()[-1].startswith("magihuman: /none: ")
 
 
 # Bad input: each row prepares a folder and gives arguments, and words that the one sentence must have.
@@ -121,24 +156,17 @@ SPOILT = {  # part, what is done to its folder, words: one of each kind of fault
 
 
 @pytest.mark.parametrize("name", SPOILT)
-def test_spoilt_models(name, random_models, tmp_path, capsys):
+def test_spoilt_models(name, generate, random_models, tmp_path):
     part, spoil, words = SPOILT[name]
     spoil(models_with(tmp_path, random_models, part))
     out = tmp_path / "out"
-    code = main(["generate", "--models", str(tmp_path / "models"), "--prompt", PROMPT,
-                 "--out", str(out / "a.mp4"), *SMALL])
-    said = capsys.readouterr().err
+    code, _, said = generate(out / "a.mp4", models=tmp_path / "models")
     if name == "hostile turbo vae":  # the slower video VAE steps in, and a warning says why
-        assert code == 0
-        assert names(out) == ["a.mp4"]
+        assert code == 0 and names(out) == ["a.mp4"]
     else:
-        assert code == 2, said
-        assert names(out) == []
-        assert said.splitlines()[-1].startswith("magihuman: ")
-        said = said.splitlines()[-1]
-    assert "Traceback" not in said
-    for word in words:
-        assert word in said
+        assert code == 2 and names(out) == [], said
+        assert (last := said.splitlines()[-1]).startswith("magihuman: ") and all(word in last for word in words)
+    assert "Traceback" not in said and all(word in said for word in words)
 
 
 def text_file(name: str, content: bytes):
@@ -204,22 +232,15 @@ BAD = {  # arguments (functions get a folder to write into), words of the senten
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input(name, random_models, tmp_path, capsys, monkeypatch):
+def test_bad_input(name, generate, random_models, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "audio").symlink_to(random_models / "audio_vae" / "model.safetensors")
     (tmp_path / "out").mkdir()
     given, words = BAD[name]
     given = [value(tmp_path) if callable(value) else value for value in given]
-    usual = {"--models": str(random_models), "--prompt": PROMPT, "--out": str(tmp_path / "out" / "a.mp4")}
-    if "--prompt-file" in given:
-        del usual["--prompt"]
-    arguments = [text for option, value in usual.items() if option not in given for text in (option, value)]
-    small = [text for i in range(0, len(SMALL), 2) if SMALL[i] not in given for text in SMALL[i : i + 2]]
     before = names(tmp_path)
-    code = main(["generate", *arguments, *small, *given])
-    said = capsys.readouterr().err
-    assert code == 2, said
-    assert "Traceback" not in said
+    code, _, said = generate(tmp_path / "out" / "a.mp4", *given)
+    assert code == 2 and "Traceback" not in said, said
     last = said.splitlines()[-1]
     assert last.startswith("magihuman: ")
     assert last.count(". ") <= 1, "one sentence, and one with the remedy"
@@ -227,16 +248,6 @@ def test_bad_input(name, random_models, tmp_path, capsys, monkeypatch):
         assert word in last
     assert names(tmp_path / "out") == []
     assert names(tmp_path) == before
-
-
-def test_sizes_are_snapped_and_said(random_models, tmp_path, capsys):
-    code = main(["generate", "--models", str(random_models), "--prompt", PROMPT, "--out", str(tmp_path / "a.mp4"),
-                 "--width", "100", "--height", "50", *SMALL[4:]])
-    said = capsys.readouterr().err
-    assert code == 0, said
-    assert "warning: The size 100x50 is not in multiples of 32; 96x32 is made." in said
-    with av.open(str(tmp_path / "a.mp4")) as film:
-        assert (film.streams.video[0].width, film.streams.video[0].height) == (96, 32)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -249,12 +260,6 @@ def test_wrong_arguments(arguments, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: magihuman" in capsys.readouterr().err
-
-
-def test_verbose_shows_where(random_models, capsys):
-    assert main(["inspect", "/none", "-v"]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" in said and said.splitlines()[-1].startswith("magihuman: /none: ")
 
 
 # In a process of its own: signals, limits, imports
@@ -286,14 +291,13 @@ def test_interrupted_in_the_middle(random_models, tmp_path, number, code):
         assert said.splitlines()[-1] == "magihuman: interrupted; nothing was written."
 
 
-def test_full_disk(random_models, tmp_path, capsys):
-    arguments = ["generate", "--models", str(random_models), "--prompt", PROMPT, "--out", str(tmp_path / "a.mp4")]
+def test_full_disk(generate, tmp_path):
     with full_disk(3000):
-        assert main([*arguments, *SMALL]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == (
+        code, _, said = generate(tmp_path / "a.mp4")
+    assert code == 2 and names(tmp_path) == []
+    assert said.splitlines()[-1] == (
         f"magihuman: {tmp_path / 'a.mp4'}: cannot be written (File too large); nothing is left there. "
         "Free some space or choose another folder.")
-    assert names(tmp_path) == []
 
 
 def test_help_does_not_wait_for_torch():
