@@ -9,6 +9,8 @@ import pytest
 import soundfile
 import torch
 
+from .golden import small_model
+
 TESTS = Path(__file__).resolve().parents[1]
 SENTENCE = "Good morning. This is a small test of a voice that drives a clip."
 
@@ -29,6 +31,12 @@ def make_models():
 def random_models(make_models, tmp_path_factory) -> Path:
     """All parts, in the layout of the official downloads. Not to be written into."""
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def official() -> dict[str, torch.Tensor]:
+    """A small network under the official names. Each test has its own, to change as it likes."""
+    return small_model("network")
 
 
 @pytest.fixture(scope="session")

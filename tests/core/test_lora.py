@@ -1,14 +1,12 @@
 """LoRA against networks into whose official weights the same change was merged by hand."""
 
 import logging
-import lzma
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.model.config import RELEASED
@@ -18,19 +16,20 @@ from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.lora_names import lora_targets
 from magihuman_core.weights.open import open_checkpoint
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import outputs, random_clip, recorded_network, relative
+
 RANK = 4
 # A stacked layer of the sandwich, and shared ones, of every kind.
 LAYERS = [
     "block.layers.0.attention.linear_qkv", "block.layers.0.attention.linear_proj", "block.layers.1.mlp.up_gate_proj",
     "block.layers.2.attention.linear_qkv", "block.layers.3.mlp.down_proj", "block.layers.5.mlp.down_proj",
 ]  # fmt: skip
+PREFIXES = ("", "diffusion_model.", "transformer.", "model.", "base_model.model.")
 
 
 @pytest.fixture(scope="module")
 def weights():
-    official = load(lzma.decompress((DATA / "dit" / "weights_main.safetensors.xz").read_bytes()))
-    return {key: value.float() for key, value in official.items()}
+    return {key: value.float() for key, value in recorded_network().items()}
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +39,7 @@ def config(weights):
 
 @pytest.fixture(scope="module")
 def clip(config):
-    generator = torch.Generator().manual_seed(0)
-    shapes = (1, config.video_channels, 3, 4, 4), (1, config.audio_channels, 9), (1, 7, config.text_channels)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
-
-
-def run(dit, clip):
-    with torch.inference_mode():
-        return torch.cat([out.flatten() for out in dit(*clip)])
-
-
-def relative(a, b):
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    return random_clip(config)
 
 
 def pairs(weights, layers=LAYERS, seed=1):
@@ -80,22 +68,26 @@ def products(pairs, scale=1.0):
     return {name: scale * (up @ down) for name, (up, down) in pairs.items()}
 
 
-def expect(dit, clip, merged_weights, bound=1e-5):
+def assert_equals_merge(dit, clip, merged_weights, bound=1e-5):
     target = load_dit(merged_weights, dtype=torch.float32)
-    assert relative(run(dit, clip), run(target, clip)) < bound
+    assert relative(outputs(dit, clip), outputs(target, clip)) < bound
 
 
-@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "transformer.", "model.", "base_model.model."])
+def assert_file_equals_merge(file, weights, clip, merged_weights, strength=1.0):
+    dit = load_dit(weights, dtype=torch.float32)
+    assert not apply_lora(dit, file, strength).unmatched
+    assert_equals_merge(dit, clip, merged_weights)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("ends", [("lora_B.weight", "lora_A.weight"), ("lora_up.weight", "lora_down.weight"),
                                   ("lora_B.default.weight", "lora_A.default.weight")])  # fmt: skip
 def test_fused_names_equal_a_merge(prefix, ends, weights, clip):
-    dit = load_dit(weights, dtype=torch.float32)
-    plain = run(dit, clip)
     lora = pairs(weights)
-    applied = apply_lora(dit, fused(lora, ends, prefix))
-    assert not applied.unmatched
-    assert relative(run(dit, clip), plain) > 1e-2  # it does something
-    expect(dit, clip, merged(weights, products(lora)))
+    changed = merged(weights, products(lora))
+    assert_file_equals_merge(fused(lora, ends, prefix), weights, clip, changed)
+    plain, target = (outputs(load_dit(each, dtype=torch.float32), clip) for each in (weights, changed))
+    assert relative(target, plain) > 1e-2  # it does something
 
 
 def split_parts(name, up, config):
@@ -113,7 +105,6 @@ def split_parts(name, up, config):
 
 
 def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, config):
-    dit = load_dit(weights, dtype=torch.float32)
     generator = torch.Generator().manual_seed(2)
     lora, changes = {}, {}
     for name, (up, down) in pairs(weights).items():
@@ -126,41 +117,32 @@ def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, c
     assert "block.layers.0.attention.linear_g_text.lora_up.weight" in lora
     assert "block.layers.2.attention.linear_q.lora_up.weight" in lora
     assert "block.layers.5.mlp.down_proj_audio.lora_up.weight" in lora
-    applied = apply_lora(dit, lora)
-    assert not applied.unmatched
-    expect(dit, clip, merged(weights, changes))
+    assert_file_equals_merge(lora, weights, clip, merged(weights, changes))
 
 
-def test_kohya_and_own_names(weights, clip):
+def test_kohya_and_own_names(weights, clip, config):
     lora = pairs(weights, LAYERS[3:4])
+    (up, down), gate = lora[LAYERS[3]], config.heads
     flat = {f"lora_unet_{name.replace('.', '_')}": pair for name, pair in lora.items()}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(flat, ("lora_up.weight", "lora_down.weight")))
-    expect(dit, clip, merged(weights, products(lora)))
-    (up, down), gate = lora[LAYERS[3]], dit.config.heads
     own = {"blocks.2.experts.shared.attention.linear_qkv": (up[:-gate], down),
            "blocks.2.experts.shared.attention.linear_gate": (up[-gate:], down)}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(own))
-    expect(dit, clip, merged(weights, products(lora)))
+    for file in (fused(flat, ("lora_up.weight", "lora_down.weight")), fused(own)):
+        assert_file_equals_merge(file, weights, clip, merged(weights, products(lora)))
 
 
 def test_every_layer_of_the_network_can_be_changed(weights, clip):
     names = [key.removesuffix(".weight") for key, value in weights.items() if value.dim() == 2]
     assert len(names) == 4 * 6 + 5
     lora = pairs(weights, names)
-    dit = load_dit(weights, dtype=torch.float32)
-    assert not apply_lora(dit, fused(lora)).unmatched
-    expect(dit, clip, merged(weights, products(lora)))
+    assert_file_equals_merge(fused(lora), weights, clip, merged(weights, products(lora)))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5, -1.0])
 def test_alpha_and_strength(strength, weights, clip):
     lora = pairs(weights)
     file = fused(lora) | {f"{name}.alpha": torch.tensor(2.0) for name in lora}
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, file, strength)
-    expect(dit, clip, merged(weights, products(lora, strength * 2.0 / RANK)))
+    expected = merged(weights, products(lora, strength * 2.0 / RANK))
+    assert_file_equals_merge(file, weights, clip, expected, strength)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -175,9 +157,7 @@ def test_dora(column, strength, weights, clip):
         magnitude = weight.norm(dim=1, keepdim=True) * (1 + 0.2 * torch.rand(len(weight), 1, generator=generator))
         file[f"{name}.dora_scale"] = magnitude if column else magnitude[:, 0].contiguous()
         changes[name] = strength * (magnitude * changed / changed.norm(dim=1, keepdim=True) - weight)
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, file, strength)
-    expect(dit, clip, merged(weights, changes))
+    assert_file_equals_merge(file, weights, clip, merged(weights, changes), strength)
 
 
 def test_plain_differences_of_weights_norms_and_biases(weights, clip):
@@ -186,31 +166,30 @@ def test_plain_differences_of_weights_norms_and_biases(weights, clip):
             "final_norm_audio.weight", "adapter.text_embedder.bias"]  # fmt: skip
     changes = {key: 0.1 * torch.randn(weights[key].shape, generator=generator) for key in keys}
     file = {key.replace(".weight", ".diff").replace(".bias", ".diff_b"): change for key, change in changes.items()}
-    dit = load_dit(weights, dtype=torch.float32)
-    assert not apply_lora(dit, file, 2.0).unmatched
-    expect(dit, clip, weights | {key: weights[key] + 2 * change for key, change in changes.items()})
+    expected = weights | {key: weights[key] + 2 * change for key, change in changes.items()}
+    assert_file_equals_merge(file, weights, clip, expected, 2.0)
 
 
 def test_taking_them_out_in_any_order_leaves_every_bit(weights, clip):
     dit = load_dit(weights, dtype=torch.bfloat16)
-    before, plain = {k: v.clone() for k, v in dit.state_dict().items()}, run(dit, clip)
+    before, plain = {k: v.clone() for k, v in dit.state_dict().items()}, outputs(dit, clip)
     first, second = (apply_lora(dit, fused(pairs(weights, seed=seed))) for seed in (1, 2))
-    both = run(dit, clip)
+    both = outputs(dit, clip)
     first.remove()
-    only_second = run(dit, clip)
+    only_second = outputs(dit, clip)
     second.remove()
     second.remove()  # twice does no harm
-    assert torch.equal(run(dit, clip), plain)
+    assert torch.equal(outputs(dit, clip), plain)
     assert all(torch.equal(value, before[key]) for key, value in dit.state_dict().items())
     apply_lora(dit, fused(pairs(weights, seed=2)))
-    assert torch.equal(run(dit, clip), only_second) and not torch.equal(both, only_second)
+    assert torch.equal(outputs(dit, clip), only_second) and not torch.equal(both, only_second)
 
 
 def test_bf16_is_near_the_exact_network(weights, clip):
     lora = pairs(weights)
     dit = load_dit(weights, dtype=torch.bfloat16)
     apply_lora(dit, fused(lora))
-    expect(dit, clip, merged(weights, products(lora)), 3e-2)
+    assert_equals_merge(dit, clip, merged(weights, products(lora)), 3e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -220,13 +199,13 @@ def test_streamed_blocks_give_the_same_bits(dtype, weights, clip, tmp_path):
     file |= {f"{name}.dora_scale": weights[name + ".weight"].norm(dim=1) for name in LAYERS[:2]}
     resident = load_dit(weights, dtype=dtype)
     streamed = load_dit(tmp_path / "network.safetensors", dtype=dtype, resident_blocks=2)
-    plain = run(streamed, clip)
+    plain = outputs(streamed, clip)
     apply_lora(resident, file)
     applied = apply_lora(streamed, file)
     for _ in range(2):
-        assert torch.equal(run(streamed, clip), run(resident, clip))
+        assert torch.equal(outputs(streamed, clip), outputs(resident, clip))
     applied.remove()
-    assert torch.equal(run(streamed, clip), plain)
+    assert torch.equal(outputs(streamed, clip), plain)
 
 
 def test_gradients_flow_through(weights, clip):
@@ -237,25 +216,31 @@ def test_gradients_flow_through(weights, clip):
     assert video.grad.abs().sum() > 0
 
 
-def test_what_fits_nothing_is_listed(weights, clip, caplog):
+def test_what_fits_nothing_is_listed_with_the_reason_and_changes_nothing(weights, clip, caplog):
     name = LAYERS[0]
     up, down = pairs(weights)[name]
-    file = fused({name: (up, down)}) | {
-        "block.layers.99.mlp.down_proj.lora_A.weight": down,
-        "block.layers.1.mlp.down_proj.lora_A.weight": down,  # without its B
-        "block.layers.2.mlp.down_proj.lora_mid.weight": down,
-        "block.layers.3.mlp.down_proj.diff_b": down[0].clone(),
-        "block.layers.0.attention.linear_proj.lora_A.weight": down,
-        "block.layers.0.attention.linear_proj.lora_B.weight": torch.ones(weights[LAYERS[1] + ".weight"].shape[0], RANK),
-        "block.layers.0.attention.linear_proj.dora_scale": torch.ones(1, down.shape[1]),  # per column
+    proj = "block.layers.0.attention.linear_proj"
+    left = {  # key: (tensor, words of the reason)
+        "block.layers.99.mlp.down_proj.lora_A.weight": (down, "no such layer"),
+        "block.layers.1.mlp.down_proj.lora_A.weight": (down, "the other one of up and down is missing"),
+        "block.layers.2.mlp.down_proj.lora_mid.weight": (down, "not a kind of tensor that is known"),
+        "block.layers.3.mlp.down_proj.diff_b": (down[0].clone(), ""),
+        f"{proj}.lora_A.weight": (down, "one magnitude per row"),
+        f"{proj}.lora_B.weight": (torch.ones(weights[f"{proj}.weight"].shape[0], RANK), "one magnitude per row"),
+        f"{proj}.dora_scale": (torch.ones(1, down.shape[1]), "one magnitude per row"),  # per column
+        "block.layers.2.attention.linear_proj.lora_A.weight": (torch.zeros(0, 128), "do not fit"),
+        "block.layers.2.attention.linear_proj.lora_B.weight": (torch.zeros(128, 0), "do not fit"),
+        "block.layers.3.attention.linear_proj.diff": (torch.tensor(1.0), "shape of its weight"),
+        "block.layers.4.attention.linear_proj.alpha": (torch.ones(2), "no up and down"),
+        f"{name}.alpha": (torch.ones(2), ""),  # not a number: as if it were absent
     }
     dit = load_dit(weights, dtype=torch.float32)
     with caplog.at_level(logging.WARNING):
-        applied = apply_lora(dit, file)
-    left = {key for key in file if not key.startswith(name)}
-    assert set(applied.unmatched) == left and len(applied.matched) == 6
-    assert all(key in caplog.text for key in left)
-    expect(dit, clip, merged(weights, {name: up @ down}))
+        applied = apply_lora(dit, fused({name: (up, down)}) | {key: tensor for key, (tensor, _) in left.items()})
+    assert set(applied.unmatched) == set(left) and len(applied.matched) == 6
+    assert all(reason in applied.unmatched[key] for key, (_, reason) in left.items())
+    assert sum(key in caplog.text for key in left) == 10 and "and 2 more" in caplog.text
+    assert_equals_merge(dit, clip, merged(weights, {name: up @ down}))
 
 
 def test_refusals(weights, tmp_path):
@@ -298,35 +283,6 @@ def test_targets_cover_each_row_once(config, weights):
             assert spans[-1][1] in (None, heights[key]), key
 
 
-@pytest.mark.parametrize(
-    "tensors,why",
-    [
-        ({"lora_A.weight": torch.zeros(0, 128), "lora_B.weight": torch.zeros(128, 0)}, "do not fit"),
-        ({"diff": torch.tensor(1.0)}, "shape of its weight"),
-        ({"alpha": torch.ones(2)}, "no up and down"),
-    ],
-)
-def test_odd_tensors_are_listed_and_break_nothing(weights, clip, tensors, why):
-    layer = "block.layers.2.attention.linear_proj"
-    good = dict(zip(("block.layers.3.mlp.down_proj.lora_B.weight", "block.layers.3.mlp.down_proj.lora_A.weight"),
-                    pairs(weights)["block.layers.3.mlp.down_proj"], strict=True))  # fmt: skip
-    dit = load_dit(weights, dtype=torch.float32)
-    applied = apply_lora(dit, good | {f"{layer}.{name}": tensor for name, tensor in tensors.items()})
-    assert len(applied.matched) == 1
-    assert all(why in reason for reason in applied.unmatched.values()) and len(applied.unmatched) == len(tensors)
-
-
-def test_an_alpha_that_is_no_number_counts_as_absent(weights, clip):
-    up, down = pairs(weights)["block.layers.3.mlp.down_proj"]
-    layer = "block.layers.3.mlp.down_proj"
-    file = {f"{layer}.lora_B.weight": up, f"{layer}.lora_A.weight": down}
-    plain, odd = (load_dit(weights, dtype=torch.float32) for _ in range(2))
-    apply_lora(plain, file)
-    applied = apply_lora(odd, file | {f"{layer}.alpha": torch.ones(2)})
-    assert set(applied.unmatched) == {f"{layer}.alpha"}
-    assert torch.equal(run(plain, clip), run(odd, clip))
-
-
 def test_inspect_says_what_a_lora_changes(tmp_path):
     stem = "diffusion_model.block.layers.20.mlp.down_proj"
     query = "lora_unet_block_layers_0_attention_linear_q_video"
@@ -345,10 +301,7 @@ def test_inspect_says_what_a_lora_changes(tmp_path):
     assert "problem    without a place (1)" in describe(tmp_path / "other.safetensors")
 
 
-PREFIXES = ("", "transformer.", "model.", "diffusion_model.", "base_model.model.", "lora_unet_")
-
-
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("prefix", [*PREFIXES, "lora_unet_"])
 def test_convert_gives_a_lora_the_names_of_comfyuis_loader(prefix, tmp_path, caplog):
     layers = ("block.layers.20.mlp.down_proj", "block.layers.5.attention.linear_q_video", "adapter.video_embedder")
     lora = {"text_model.lora_A.weight": torch.ones(2, 8)}

@@ -1,12 +1,10 @@
 """Estimates of memory against what processes really took, and what they say."""
 
-import json
 import logging
-import os
-import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,75 +13,21 @@ import torch
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, MagiHumanPipeline, load_dit
 from magihuman_core.pipeline import stages
 from magihuman_core.recipes import SR_1080P
+from magihuman_core.runtime.build import build_dit, build_text_encoder
 from magihuman_core.runtime.dry_run import dry_run
 from magihuman_core.runtime.memory import available, estimate, log_estimate, size
 from magihuman_core.runtime.streaming import streamer_of
-from magihuman_core.text.config import TextEncoderConfig
-from magihuman_core.tools.inspect import describe
-from magihuman_core.vae.audio import AudioVAEConfig
-from magihuman_core.vae.turbo import TurboVAEConfig
-from magihuman_core.vae.video import VideoVAEConfig
-from magihuman_core.weights.dit_keys import official_state_dict
-
-ROOT = Path(__file__).parents[2]
-DATA = ROOT / "tests" / "data"
-
-# Each case runs twice in a process whose allocator gives memory back at once: the first time so that the
-# libraries have what they keep, the second time measured, from before its weights are made.
-PROGRAM = """
-import json, sys, torch
-from pathlib import Path
-from magihuman_core import DiTConfig
-from magihuman_core.runtime.build import build_dit, build_text_encoder
-from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
-from magihuman_core.runtime.memory import estimate
 from magihuman_core.sizes import audio_length, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
+from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
+from magihuman_core.weights.dit_keys import official_state_dict
 
-def memory(kind):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(kind + ":"))
+from .golden import in_fresh_process, memory_of_process, real_model
 
-def run(config, options):
-    width, height, seconds, dtype = (options[name] for name in ("width", "height", "seconds", "dtype"))
-    tokens = audio_length(seconds)
-    cells = latent_frames(tokens), height // 16, width // 16
-    kinds = {DiTConfig: build_dit, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE, AudioVAEConfig: AudioVAE,
-             TextEncoderConfig: build_text_encoder}
-    on_meta = {} if isinstance(config, (DiTConfig, TextEncoderConfig)) else {"device": "meta"}
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    module = kinds[type(config)](config, dtype=dtype, **on_meta).to_empty(device="cpu").eval()
-    for tensor in module.state_dict().values():
-        torch.nn.init.constant_(tensor, 0.01)
-    loaded = memory("VmHWM") - before
-    if isinstance(config, DiTConfig):
-        clip = (torch.zeros(1, config.video_channels, *cells), torch.zeros(1, config.audio_channels, tokens),
-                torch.zeros(1, options["text_tokens"], config.text_channels))
-        module.forward_many([clip] * (1 + options.get("guided", False)))
-    elif isinstance(config, TextEncoderConfig):
-        module(torch.zeros(1, options["text_tokens"], dtype=torch.long))
-    elif isinstance(config, AudioVAEConfig):
-        module.decode(torch.zeros(1, config.latent_channels, tokens))
-    else:
-        z = torch.zeros(1, config.latent_channels, *cells)
-        for _ in module.decode_windows(z, **({"tile": options["tile"]} if "tile" in options else {})):
-            pass
-    return loaded, memory("VmHWM") - before - loaded
-
-for name, config, options in eval(sys.argv[1]):
-    # Two threads as anybody has them, where it makes a difference: alone, some convolutions take other ways.
-    torch.set_num_threads(2 if isinstance(config, (TurboVAEConfig, VideoVAEConfig, AudioVAEConfig)) else 1)
-    first = options
-    if isinstance(config, (TurboVAEConfig, VideoVAEConfig)) and options["dtype"] == torch.float32:
-        first = options | {"width": 64, "height": 64, "seconds": 0.2}  # what is kept depends little on the size
-    with torch.inference_mode():
-        run(config, first)
-        weights, activations = run(config, options)
-    found = estimate(config, device="cpu", **options)
-    print(json.dumps([name, weights, activations, found.weights, found.activations]), flush=True)
-"""
+KINDS = {DiTConfig: build_dit, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE, AudioVAEConfig: AudioVAE,
+         TextEncoderConfig: build_text_encoder}
 NETWORK = DiTConfig(
     layers=4, hidden=512, head_dim=64, heads=8, kv_heads=2, video_channels=48, audio_channels=64, text_channels=256,
     gelu_width=2048, swiglu_width=512 * 8 // 3 // 4 * 4, sandwich_layers=(0, 3), gelu_layers=(0,),
@@ -97,59 +41,97 @@ TEXT = TextEncoderConfig(hidden_size=512, num_hidden_layers=4, num_attention_hea
 SMALL = {"width": 128, "height": 128, "seconds": 1, "dtype": torch.float32, "text_tokens": 64}
 MEDIUM = {"width": 256, "height": 256, "seconds": 2, "dtype": torch.float32, "text_tokens": 640}
 BF16, INT8 = {"dtype": torch.bfloat16}, {"dtype": torch.int8}
-CASES = [
-    ("network, small", NETWORK, SMALL), ("network, medium", NETWORK, MEDIUM),
-    ("network, bf16", NETWORK, MEDIUM | BF16), ("network, guided", NETWORK, MEDIUM | {"guided": True}),
-    ("network, local", LOCAL, MEDIUM),
-    ("turbo, small", TURBO, SMALL), ("turbo, medium", TURBO, MEDIUM), ("turbo, bf16", TURBO, SMALL | BF16),
-    ("turbo, tiled", TURBO, SMALL | {"width": 192, "height": 192, "tile": 10}),
-    ("video, small", VIDEO, SMALL), ("video, medium", VIDEO, MEDIUM | {"seconds": 0.5}),
-    ("audio, small", AUDIO, SMALL), ("audio, medium", AUDIO, MEDIUM | {"seconds": 8}),
-    ("text, small", TEXT, SMALL), ("text, medium", TEXT, MEDIUM), ("text, bf16", TEXT, MEDIUM | BF16),
-    ("network, int8", NETWORK, MEDIUM | INT8), ("text, int8", TEXT, MEDIUM | INT8),
-]  # fmt: skip
+FAMILIES = {
+    "network": {
+        "small": (NETWORK, SMALL), "medium": (NETWORK, MEDIUM), "bf16": (NETWORK, MEDIUM | BF16),
+        "guided": (NETWORK, MEDIUM | {"guided": True}), "local": (LOCAL, MEDIUM), "int8": (NETWORK, MEDIUM | INT8),
+    },
+    "turbo": {
+        "small": (TURBO, SMALL), "medium": (TURBO, MEDIUM), "bf16": (TURBO, SMALL | BF16),
+        "tiled": (TURBO, SMALL | {"width": 192, "height": 192, "tile": 10}),
+    },
+    "video": {"small": (VIDEO, SMALL), "medium": (VIDEO, MEDIUM | {"seconds": 0.5})},
+    "audio": {"small": (AUDIO, SMALL), "medium": (AUDIO, MEDIUM | {"seconds": 8})},
+    "text": {"small": (TEXT, SMALL), "medium": (TEXT, MEDIUM), "bf16": (TEXT, MEDIUM | BF16),
+             "int8": (TEXT, MEDIUM | INT8)},
+}
 # Without bf16 in the processor its convolutions take minutes, and five times the memory for copies in fp32.
-NOT_HERE = () if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("turbo, bf16",)
+if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    del FAMILIES["turbo"]["bf16"]
 
 
-@pytest.fixture(scope="module")
-def measured():
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_WAIT_POLICY": "passive"}
-    cases = [case for case in CASES if case[0] not in NOT_HERE]
-    command = [sys.executable, "-c", PROGRAM, repr(cases)]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=True, env=environment)
-    return {name: figures for name, *figures in map(json.loads, done.stdout.splitlines())}
+def run(config, width, height, seconds, dtype, **options):
+    """Bytes of weights and of activations that one run takes, from before its weights are made."""
+    length = audio_length(seconds)
+    grid = latent_frames(length), height // 16, width // 16
+    on_meta = {} if isinstance(config, (DiTConfig, TextEncoderConfig)) else {"device": "meta"}
+    before = memory_of_process("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    module = KINDS[type(config)](config, dtype=dtype, **on_meta).to_empty(device="cpu").eval()
+    for tensor in module.state_dict().values():
+        torch.nn.init.constant_(tensor, 0.01)
+    loaded = memory_of_process("VmHWM") - before
+    if isinstance(config, DiTConfig):
+        clip = (torch.zeros(1, config.video_channels, *grid), torch.zeros(1, config.audio_channels, length),
+                torch.zeros(1, options["text_tokens"], config.text_channels))
+        module.forward_many([clip] * (1 + options.get("guided", False)))
+    elif isinstance(config, TextEncoderConfig):
+        module(torch.zeros(1, options["text_tokens"], dtype=torch.long))
+    elif isinstance(config, AudioVAEConfig):
+        module.decode(torch.zeros(1, config.latent_channels, length))
+    else:
+        tile = {"tile": options["tile"]} if "tile" in options else {}
+        for _ in module.decode_windows(torch.zeros(1, config.latent_channels, *grid), **tile):
+            pass
+    return loaded, memory_of_process("VmHWM") - before - loaded
+
+
+@torch.inference_mode()
+def measure(family):
+    """{case: figures} of one family, in a process whose allocator gives memory back at once.
+
+    Each case runs twice: the first time so that the libraries have what they keep, the second time measured.
+    """
+    found = {}
+    # Two threads as anybody has them, where it makes a difference: alone, some convolutions take other ways.
+    torch.set_num_threads(1 if family in ("network", "text") else 2)
+    for name, (config, options) in FAMILIES[family].items():
+        brief = {"width": 64, "height": 64, "seconds": 0.2}  # what is kept depends little on the size
+        first = options | brief if family in ("turbo", "video") and options["dtype"] == torch.float32 else options
+        run(config, **first)
+        expected = estimate(config, device="cpu", **options)
+        found[name] = *run(config, **options), expected.weights, expected.activations
+    return found
+
+
+@cache
+def measured(family):
+    return in_fresh_process(measure, family, MALLOC_MMAP_THRESHOLD_="65536", OMP_WAIT_POLICY="passive")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("name", [case[0] for case in CASES])
-def test_estimates_are_within_15_percent_of_what_a_process_takes(name, measured):
-    if name in NOT_HERE:
-        pytest.skip("this processor has no bf16: its convolutions there are no measure of the estimate")
-    weights, activations, expected_weights, expected_activations = measured[name]
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family in FAMILIES for name in FAMILIES[family]])
+def test_estimates_are_within_15_percent_of_what_a_process_takes(family, name):
+    weights, activations, expected_weights, expected_activations = measured(family)[name]
     total, expected = weights + activations, expected_weights + expected_activations
     assert 0.85 * total < expected < 1.15 * total
     # Activations alone, but for a megabyte or two that belong to nobody.
     assert 0.85 * activations - 2e6 < expected_activations < 1.15 * activations + 2e6
 
 
-def real_config():
-    keys = json.loads((DATA / "real_config" / "dit_keys.json").read_text())["keys"]
-    return DiTConfig.from_state_dict({key: torch.empty(spec["shape"], device="meta") for key, spec in keys.items()})
-
-
 def test_the_released_network():
-    found = estimate(real_config())
+    real = DiTConfig.from_state_dict(real_model("network"))
+    found = estimate(real)
     assert 30.5e9 < found.weights < 30.8e9 and found.streamed == 0
     assert "3,653 tokens (2,912 video, 101 audio, 640 text)" in str(found)
     assert "To need less: weights in 8 bits (15.4 GB), then fewer resident blocks" in str(found)
-    eight = estimate(real_config(), dtype=torch.float8_e4m3fn)
+    eight = estimate(real, dtype=torch.float8_e4m3fn)
     assert 15.3e9 < eight.weights < 15.6e9 and "8 bits" not in eight.advice
     assert found.activations <= eight.activations < 1.2 * found.activations + 3e8  # one decoded matrix
-    few = estimate(real_config(), resident_blocks=0)
+    few = estimate(real, resident_blocks=0)
     assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
     assert "30.6 GB more come in at each step" in str(few)
-    upscaler = replace(real_config(), **SR_1080P.overrides(40))
+    upscaler = replace(real, **SR_1080P.overrides(40))
     large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
     assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB
     assert str(large).endswith("To need less: a smaller picture or a shorter clip, then weights in 8 bits (1.7 GB).")
@@ -221,15 +203,6 @@ def test_errors_and_words():
         estimate(NETWORK, resident_blocks=-1)
     assert [size(n) for n in (0, 6e6, 64e6, 1.25e9)] == ["0.1 MB", "6.0 MB", "64 MB", "1.2 GB"]
     assert available("cpu") > 1e8 and available("meta") is None
-
-
-def test_inspect_says_what_a_file_needs(random_models):
-    text = describe(random_models)
-    lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
-    parts = [line.split(",")[0] for line in lines]
-    assert sorted(parts) == ["Turbo VAE", "audio VAE", *4 * ["network"], "text encoder", "video VAE"]
-    assert sum("448x256, 4 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1
-    assert all("weights and" in line and "activations" in line for line in lines)
 
 
 def test_the_log_says_it_before_a_part_is_loaded(caplog):

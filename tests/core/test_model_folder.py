@@ -1,13 +1,12 @@
 """Which files of a folder count as which part."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from magihuman_core.loading.folder import find_models
 
-from .golden import small_model
+from .golden import small_model, write_index
 
 
 def split_network(folder: Path, names: tuple[str, str]) -> None:
@@ -16,8 +15,7 @@ def split_network(folder: Path, names: tuple[str, str]) -> None:
     halves = dict(zip(names, (keys[::2], keys[1::2]), strict=True))
     for name, half in halves.items():
         save_file({key: tensors[key] for key in half}, folder / name)
-    table = {key: name for name, half in halves.items() for key in half}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+    write_index(folder, {key: name for name, half in halves.items() for key in half})
 
 
 def test_a_loose_file_beside_a_sharded_network_is_found(tmp_path):

@@ -8,7 +8,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import magihuman_core as mh
@@ -96,13 +95,6 @@ def test_base_mode_guides_away_from_the_negative_prompt(pipeline):
     assert default.metadata["model"] == "base"
 
 
-def test_a_seed_is_a_clip(pipeline):
-    first, second, other = (pipeline.generate(PROMPT, steps=2, seed=seed, **SMALL) for seed in (1, 1, 2))
-    assert torch.equal(first.frames, second.frames)
-    assert torch.equal(first.audio, second.audio)
-    assert not torch.equal(first.frames, other.frames)
-
-
 @pytest.mark.parametrize("mode", ["distilled", "base"])
 def test_a_driven_clip_has_the_given_sound(pipeline, voice, mode):
     clip = pipeline.generate(PROMPT, audio=voice, mode=mode, steps=2, width=64, height=32)
@@ -137,42 +129,26 @@ def test_the_driving_audio_is_kept_at_every_step(pipeline, random_models, voice)
     assert (clip.frames.int() - frames[:12].int()).abs().max() <= 1
 
 
-def test_the_sound_changes_the_picture(pipeline, voice):
-    """The driving sound reaches the network; it is not only laid under the film."""
-    kwargs = {"steps": 2, "width": 64, "height": 32}
-    spoken, rate = load_audio(voice, seconds=0.5)
-    silent = torch.zeros_like(spoken)
-    clips = [pipeline.generate(PROMPT, audio=(sound, rate), **kwargs) for sound in (spoken, silent)]
-    assert clips[0].frames.shape == clips[1].frames.shape
-    assert (clips[0].frames.float() - clips[1].frames.float()).abs().mean() > 0.5
-
-
-def test_seconds_cut_the_sound(pipeline, voice):
-    clip = pipeline.generate(PROMPT, audio=voice, seconds=0.52, steps=1, width=64, height=32)
-    assert clip.frames.shape[0] == 13
-    assert clip.audio.shape[1] == 13 * 1764
-
-
-@pytest.mark.parametrize(("seconds", "frames"), [(1, 25), (2, 49)])
-def test_picture_and_sound_end_together(pipeline, seconds, frames):
-    """2 s have 51 audio latents but 49 frames: the clip is cut to the shorter."""
-    clip = pipeline.generate(PROMPT, steps=1, **{**SMALL, "seconds": seconds})
+@pytest.mark.parametrize(("seconds", "driven", "frames"), [(1, False, 25), (2, False, 49), (0.52, True, 13)])
+def test_picture_and_sound_end_together(pipeline, voice, seconds, driven, frames):
+    """2 s have 51 audio latents but 49 frames: the clip is cut to the shorter, and so is a driving recording."""
+    clip = pipeline.generate(PROMPT, steps=1, audio=voice if driven else None, **{**SMALL, "seconds": seconds})
     assert clip.frames.shape[0] == frames
     assert clip.audio.shape == (2, frames * 1764)
 
 
-def test_progress_counts_to_the_end(pipeline):
+def test_progress_counts_to_the_end_and_each_stage_logs_its_time(pipeline, caplog):
     calls = []
-    pipeline.generate(PROMPT, steps=3, progress=lambda *call: calls.append(call), **SMALL)
+    with caplog.at_level(logging.INFO, logger="magihuman_core"):
+        first = pipeline.generate(PROMPT, negative="a dog", steps=3, progress=lambda *call: calls.append(call), **SMALL)
     assert calls[:4] == [("distilled network", n, 3) for n in range(4)]
     assert calls[-1] == ("picture decoder", 9, 9)
-
-
-def test_each_stage_logs_its_time(pipeline, caplog):
-    with caplog.at_level(logging.INFO, logger="magihuman_core"):
-        pipeline.generate(PROMPT, steps=1, **SMALL)
-    for stage in ("text encoder", "distilled network, 1 steps", "sound decoder", "picture decoder"):
+    assert "negative prompt is not read" in caplog.text
+    for stage in ("text encoder", "distilled network, 3 steps", "sound decoder", "picture decoder"):
         assert any(r.message.startswith(stage + ": ") and " s" in r.message for r in caplog.records), stage
+    again, other = (pipeline.generate(PROMPT, steps=3, seed=seed, **SMALL) for seed in (0, 1))  # a seed is a clip
+    assert torch.equal(first.frames, again.frames) and torch.equal(first.audio, again.audio)
+    assert not torch.equal(first.frames, other.frames)
 
 
 def test_saved_clip_says_how_it_was_made(pipeline, tmp_path):
@@ -217,16 +193,6 @@ def test_without_turbo_vae_the_other_one_decodes(random_models, pipeline, tmp_pa
     assert torch.equal(clip.audio, turbo.audio)
 
 
-def test_bf16_network(random_models):
-    """The dtype that is released; a picture close to that of fp32, but not the same."""
-    made = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        pipeline = MagiHumanPipeline.from_folder(random_models, device="cpu", dtype=dtype)
-        made[dtype] = pipeline.generate(PROMPT, steps=1, **SMALL).frames.float()
-    difference = (made[torch.float32] - made[torch.bfloat16]).abs().mean()
-    assert 0 < difference < 10
-
-
 # Folders of models
 
 
@@ -236,13 +202,13 @@ def test_parts_are_found_whatever_their_names(random_models, tmp_path):
     for shard in sorted((random_models / "distill").glob("*.safetensors")):
         tensors.update(load_file(shard))
     save_file(tensors, tmp_path / "my_distilled_fp32.safetensors")
-    deep = tmp_path / "deep" / "down"
-    deep.mkdir(parents=True)
-    shutil.copy(random_models / "audio_vae" / "model.safetensors", deep / "a.safetensors")
-    shutil.copy(random_models / "vae" / "wan2.2_vae.safetensors", tmp_path / "b.safetensors")
-    shutil.copy(random_models / "text_encoder" / "model.safetensors", tmp_path / "c.safetensors")
-    shutil.copy(random_models / "text_encoder" / "tokenizer.json", tmp_path / "tokenizer.json")
-    shutil.copy(random_models / "text_encoder" / "config.json", tmp_path / "config.json")
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    for source, target in (("audio_vae/model.safetensors", "deep/down/a.safetensors"),
+                           ("vae/wan2.2_vae.safetensors", "b.safetensors"),
+                           ("text_encoder/model.safetensors", "c.safetensors"),
+                           ("text_encoder/tokenizer.json", "tokenizer.json"),
+                           ("text_encoder/config.json", "config.json")):
+        shutil.copy(random_models / source, tmp_path / target)
     models = find_models(tmp_path)
     assert {part: path.name for part, path in models.items()} == {
         "distilled": "my_distilled_fp32.safetensors", "audio_vae": "a.safetensors",
@@ -255,8 +221,6 @@ def test_a_named_part_wins(random_models, tmp_path):
     shutil.copytree(random_models / "distill", tmp_path / "unnamed")
     models = find_models(random_models, {"distilled": tmp_path / "unnamed", "turbo_vae": random_models / "turbo_vae"})
     assert models["distilled"] == tmp_path / "unnamed"
-    clip = MagiHumanPipeline(models, device="cpu").generate(PROMPT, steps=1, **SMALL)
-    assert clip.frames.shape[0] == 9
 
 
 @pytest.mark.parametrize(("prepare", "word"), [
@@ -265,8 +229,6 @@ def test_a_named_part_wins(random_models, tmp_path):
     (lambda new, old: [shutil.copytree(old / "distill", new / name) for name in ("distill", "distill2")],
      "is there 2 times"),
     (lambda new, old: (new / "base.safetensors").write_text("<!DOCTYPE html><html>"), "web page"),
-    (lambda new, old: ((new / "distill").mkdir(), (new / "distill" / "model.safetensors").write_text(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")), "Git-LFS"),
 ])  # fmt: skip
 def test_folders_that_cannot_make_a_clip(random_models, tmp_path, prepare, word):
     prepare(tmp_path, random_models)
@@ -292,7 +254,7 @@ def test_wrong_files_for_a_part(random_models, tmp_path):
 ])  # fmt: skip
 def test_impossible_arguments_are_refused_at_once(pipeline, kwargs):
     calls = []
-    with pytest.raises(mh.InputError, match="expected"):
+    with pytest.raises(mh.InputError, match=rf"{next(iter(kwargs))} .*expected"):
         pipeline.generate(PROMPT, progress=lambda *call: calls.append(call), **{**SMALL, **kwargs})
     assert not calls
 
@@ -304,23 +266,16 @@ def test_empty_prompt_and_device_that_is_not_there(pipeline, random_models):
         MagiHumanPipeline.from_folder(random_models, device="warp")
 
 
-def test_picture_may_be_in_memory(pipeline, photograph):
-    clips = [pipeline.generate(PROMPT, image=image, steps=1, **SMALL)
-             for image in (photograph, Image.open(photograph))]
-    assert torch.equal(clips[0].frames, clips[1].frames)
-
-
-def test_any_layout_of_the_network_makes_the_same_clip(pipeline, random_models, tmp_path):
-    """A converted network, split or fp8, goes through the whole pipeline, and streamed blocks change nothing."""
-    kwargs = {"steps": 2, "seed": 3, **SMALL}
-    whole = pipeline.generate(PROMPT, **kwargs)
-    for layout, dtype, limit in (("split", None, 0), ("split", "fp8", 60)):
-        file = tmp_path / f"distill_{layout}.safetensors"
-        convert(random_models / "distill", file, dtype=dtype, layout=layout)
-        other = MagiHumanPipeline.from_folder(random_models, parts={"distilled": file}, device="cpu", resident_blocks=2)
-        clip = other.generate(PROMPT, **kwargs)
-        difference = (clip.frames.float() - whole.frames.float()).abs().mean()
-        assert difference <= limit, layout
+@pytest.mark.parametrize(("stored", "dtype", "limit"), [
+    (None, None, 0), ("fp8", None, 8), ("bf16", torch.bfloat16, 1)])  # fp8: 4.5 measured, bf16: 0.4
+def test_any_layout_of_the_network_makes_the_same_clip(pipeline, random_models, tmp_path, stored, dtype, limit):
+    """A converted network, split, fp8 or bf16, goes through the whole pipeline; streamed blocks change nothing."""
+    convert(random_models / "distill", tmp_path / "distill.safetensors", dtype=stored, layout="split")
+    other = MagiHumanPipeline.from_folder(random_models, parts={"distilled": tmp_path / "distill.safetensors"},
+                                          device="cpu", dtype=dtype, resident_blocks=2)
+    whole, clip = (each.generate(PROMPT, steps=2, seed=3, **SMALL).frames.float() for each in (pipeline, other))
+    difference = (clip - whole).abs().mean()
+    assert difference <= limit and bool(difference) == bool(limit)
 
 
 def test_what_is_no_network_is_found_before_anything_is_computed(random_models, monkeypatch):
@@ -328,10 +283,5 @@ def test_what_is_no_network_is_found_before_anything_is_computed(random_models, 
     models.found["distilled"] = [random_models / "audio_vae"]
     pipeline = MagiHumanPipeline(models, device="cpu")
     monkeypatch.setattr(stages, "encode_text", lambda *_: pytest.fail("came to the text encoder"))
-    with pytest.raises(mh.CheckpointError):
+    with pytest.raises(mh.CheckpointError, match="audio VAE"):
         pipeline.generate(PROMPT, **SMALL)
-
-
-def test_the_distilled_network_says_that_it_reads_no_negative_prompt(pipeline, caplog):
-    pipeline.generate(PROMPT, negative="a dog", steps=1, **SMALL)
-    assert "negative prompt is not read" in caplog.text

@@ -26,6 +26,9 @@ def test_three_parts():
     assert dialogue == f'Dialogue:\n<Woman in grey pullover, English>: "{LINE}"'
     assert sound == "Background Sound:\n<Rain on a window>"
     assert check_prompt(text) == []
+    assert "angle brackets" in check_prompt(text.replace("<Rain", "Rain").replace("window>", "window"))[-1]
+    quoted = build_prompt(BODY, [("Man", "English", 'She said "no" to me.')])  # which does not end the line
+    assert "<Man, English>: \"She said 'no' to me.\"" in quoted
 
 
 @pytest.mark.parametrize("silence", [
@@ -33,10 +36,7 @@ def test_three_parts():
 def test_no_background_sound_is_written_literally(silence):
     assert build_prompt(BODY, background_sound=silence).endswith(
         "\n\nBackground Sound:\n<No prominent background sound>")
-
-
-def test_without_dialogue_there_is_no_dialogue_part():
-    assert "Dialogue" not in build_prompt(BODY)
+    assert "Dialogue" not in build_prompt(BODY, background_sound=silence)
 
 
 def test_languages_are_known_by_their_names():
@@ -74,12 +74,6 @@ def test_a_spaced_cjk_line_does_not_make_a_short_body_long():
     assert any("words" in warning for warning in check_prompt(build_prompt(body)))
 
 
-def test_quotation_marks_inside_a_line_do_not_end_it():
-    line = 'She said "no" to me.'
-    text = build_prompt(BODY, [("Man", "English", line)])
-    assert "<Man, English>: \"She said 'no' to me.\"" in text
-
-
 def test_check_names_what_is_missing():
     warnings = check_prompt("A man speaks.")
     assert len(warnings) == 3
@@ -98,26 +92,18 @@ def test_check_looks_at_dialogue_lines(dialogue, said):
     assert len(warnings) == 1 and said in warnings[0]
 
 
-def test_check_looks_at_background_sound():
-    assert "angle brackets" in check_prompt(build_prompt(BODY).replace("<", "").replace(">", ""))[-1]
-
-
-@pytest.mark.parametrize("arguments", [
-    {"body": ""}, {"body": " \n"}, {"body": None},
-    {"body": BODY, "dialogue": [("", "English", LINE)]},
-    {"body": BODY, "dialogue": [("Woman", "English", " ")]},
-    {"body": BODY, "dialogue": [("a > b", "English", LINE)]},
-    {"body": build_prompt(BODY, [("Woman", "English", LINE)])},
+@pytest.mark.parametrize(("body", "dialogue", "words"), [
+    ("", (), "body is empty"), (" \n", (), "body is empty"), (None, (), "expected text"),
+    (BODY, [("", "English", LINE)], "line 1"), (BODY, [("Woman", "English", " ")], "line 1"),
+    (BODY, [("a > b", "English", LINE)], "line 1"),
+    (build_prompt(BODY, [("Woman", "English", LINE)]), (), "Dialogue"),
 ])
-def test_unusable_parts_are_refused(arguments):
-    with pytest.raises(InputError):
-        build_prompt(**arguments)
-
-
-@pytest.mark.parametrize("text", ["", "  \n", None])
-def test_empty_prompt_is_refused(text):
-    with pytest.raises(InputError, match="empty"):
-        check_prompt(text)
+def test_unusable_parts_are_refused(body, dialogue, words):
+    with pytest.raises(InputError, match=words):
+        build_prompt(body, dialogue)
+    if not (body or "").strip():
+        with pytest.raises(InputError, match="empty"):
+            check_prompt(body)
 
 
 def test_negative_prompt_has_all_three_blocks():

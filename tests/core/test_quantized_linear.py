@@ -1,11 +1,9 @@
 """Weights that stay in 8 bits: the numbers are those of the decoded weights, the memory is half."""
 
-import json
-
 import pytest
 import torch
 
-from magihuman_core import apply_lora, load_dit, load_text_encoder
+from magihuman_core import apply_lora, load_dit
 from magihuman_core.checkpoint.quantize import quantized_layers, stored_dtype
 from magihuman_core.errors import CheckpointError
 from magihuman_core.nn.quantized_linear import QuantizedLinear, dequantized_rows
@@ -15,29 +13,14 @@ from magihuman_core.weights.dit_keys import split_official
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.precision import may_quantize
 
-from .golden import DATA, small_model
-from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+from .golden import load_small, outputs, relative
+from .test_weights_layouts import fp8, fp8_split, quanto
 
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
 # dtype -> a file that has it, and the largest error of a rounded weight against its row's or tensor's largest
 FILES = {INT8: quanto, E4M3: fp8_split, E5M2: lambda sd: fp8(sd, "{stem}.weight_scale", E5M2)}
 UNSCALED = {E4M3: lambda sd: fp8(sd, None), E5M2: lambda sd: fp8(sd, None, E5M2)}
 STEPS = {INT8: 0.5 / 127, E4M3: 2**-4, E5M2: 2**-3}
-
-
-def clip():
-    generator = torch.Generator().manual_seed(1)
-    return (torch.randn(1, 8, 2, 4, 4, generator=generator), torch.randn(1, 64, 5, generator=generator),
-            torch.randn(1, 3, 24, generator=generator))
-
-
-@torch.inference_mode()
-def outputs(dit) -> torch.Tensor:
-    return torch.cat([part.flatten() for part in dit(*clip())])
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 def fp32(source, dtype, **options):
@@ -59,7 +42,7 @@ def test_the_layer_is_that_of_the_decoded_weight(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "write"), [*FILES.items(), *UNSCALED.items()])
-def test_a_quantized_file_stays_as_it_is_and_computes_as_decoded(dtype, write, official):  # noqa: F811
+def test_a_quantized_file_stays_as_it_is_and_computes_as_decoded(dtype, write, official):
     source = write(official)
     dit = fp32(source, dtype)
     checkpoint = open_checkpoint(source, "network")
@@ -72,13 +55,13 @@ def test_a_quantized_file_stays_as_it_is_and_computes_as_decoded(dtype, write, o
         exact = tensors.read(f"{name}.weight", torch.float32)
         assert torch.equal(dequantized_rows(layer, slice(None)), exact)  # not rounded a second time
     plain = load_dit(source, dtype=torch.float32)
-    assert distance(outputs(dit), outputs(plain)) < 1e-5
+    assert relative(outputs(dit), outputs(plain)) < 1e-5
     blocks = sum(p.nbytes for p in dit.blocks.parameters()) / sum(p.nbytes for p in plain.blocks.parameters())
     assert blocks < 0.4  # a quarter of fp32, and norms, gates and scales
 
 
 @pytest.mark.parametrize("dtype", FILES)
-def test_other_files_are_rounded_when_they_are_loaded(dtype, official):  # noqa: F811
+def test_other_files_are_rounded_when_they_are_loaded(dtype, official):
     dit = fp32(official, dtype)
     exact = load_dit(official, dtype=torch.float32)
     for name, layer in dit.named_modules():
@@ -88,24 +71,24 @@ def test_other_files_are_rounded_when_they_are_loaded(dtype, official):  # noqa:
             assert bool(((dequantized_rows(layer, slice(None)) - weight).abs() <= most * STEPS[dtype] * 1.001).all())
     assert torch.equal(dit.blocks[0].experts["audio"].attention.linear_gate.weight,
                        exact.blocks[0].experts["audio"].attention.linear_gate.weight)
-    assert 1e-4 < distance(outputs(dit), outputs(exact)) < 0.2
+    assert 1e-4 < relative(outputs(dit), outputs(exact)) < 0.2
 
 
-def test_a_file_in_another_8_bit_dtype_is_rounded_anew(official):  # noqa: F811
-    assert distance(outputs(fp32(quanto(official), E4M3)), outputs(fp32(quanto(official), INT8))) > 1e-4
+def test_a_file_in_another_8_bit_dtype_is_rounded_anew(official):
+    assert relative(outputs(fp32(quanto(official), E4M3)), outputs(fp32(quanto(official), INT8))) > 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "int8"])
-def test_what_convert_writes_is_what_loading_would_round_to(dtype, official, tmp_path):  # noqa: F811
+def test_what_convert_writes_is_what_loading_would_round_to(dtype, official, tmp_path):
     kept = {"fp8": E4M3, "int8": INT8}[dtype]
     path = convert(official, tmp_path / "net.safetensors", dtype=dtype, role="base")
     assert stored_dtype(split_official(open_checkpoint(path, "network"), fp32(path, kept).config), may_quantize) == kept
-    assert distance(outputs(fp32(path, kept)), outputs(fp32(official, kept))) < (1e-6 if dtype == "int8" else 0.05)
+    assert relative(outputs(fp32(path, kept)), outputs(fp32(official, kept))) < (1e-6 if dtype == "int8" else 0.05)
 
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 @pytest.mark.parametrize("stream_from", ["file", "memory"])
-def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from, official):  # noqa: F811
+def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from, official):
     source = FILES[dtype](official)
     whole = load_dit(source, dtype=dtype)
     streamed = load_dit(source, dtype=dtype, resident_blocks=1, stream_from=stream_from)
@@ -118,7 +101,7 @@ def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from
 
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
-def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, caplog):  # noqa: F811
+def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, caplog):
     whole = outputs(load_dit(official, dtype=dtype))
     for stream_from in ("file", "memory"):
         caplog.clear()
@@ -128,7 +111,7 @@ def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, ca
         streamer_of(streamed.blocks).close()
 
 
-def test_a_lora_beside_quantized_weights(official):  # noqa: F811
+def test_a_lora_beside_quantized_weights(official):
     generator = torch.Generator().manual_seed(3)
     key, rows, width = "block.layers.1.mlp.down_proj", 64, official["block.layers.1.mlp.down_proj.weight"].shape[1]
     lora = {f"{key}.lora_A.weight": torch.randn(4, width, generator=generator) * 0.1,
@@ -137,28 +120,24 @@ def test_a_lora_beside_quantized_weights(official):  # noqa: F811
     quantized, plain = fp32(quanto(official), INT8), load_dit(quanto(official), dtype=torch.float32)
     before = outputs(quantized)
     applied = [apply_lora(dit, lora) for dit in (quantized, plain)]
-    assert distance(outputs(quantized), outputs(plain)) < 1e-2  # up and down are in bf16 beside 8-bit weights
-    assert distance(outputs(quantized), before) > 0.05
+    assert relative(outputs(quantized), outputs(plain)) < 1e-2  # up and down are in bf16 beside 8-bit weights
+    assert relative(outputs(quantized), before) > 0.05
     applied[0].remove()
     assert torch.equal(outputs(quantized), before)
 
 
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 def test_the_text_encoder_in_8_bits(dtype):
-    weights = small_model("text_encoder")
-    config = json.loads((DATA / "t5gemma" / "tiny.json").read_text())
-    config = config.get("config", config)
-    small = load_text_encoder(weights, config=config, dtype=dtype)
-    plain = load_text_encoder(weights, config=config, dtype=torch.bfloat16)
+    small, plain = (load_small("text_encoder", dtype=each) for each in (dtype, torch.bfloat16))
     layers = [m for m in small.modules() if isinstance(m, QuantizedLinear)]
     assert len(layers) == 7 * small.config.num_hidden_layers
     assert small.encoder.embed_tokens.weight.dtype == torch.bfloat16
     ids = torch.arange(1, 8)[None]
     with torch.inference_mode():
-        assert distance(small(ids).float(), plain(ids).float()) < 0.15
+        assert relative(small(ids), plain(ids)) < 0.15
 
 
-def test_damage_is_found_in_8_bits_too(official):  # noqa: F811
+def test_damage_is_found_in_8_bits_too(official):
     source = fp8_split(official)
     key = next(key for key in source if key.endswith("down_proj.weight"))
     source[key] = source[key].clone()
@@ -172,7 +151,7 @@ def test_damage_is_found_in_8_bits_too(official):  # noqa: F811
             load_dit(broken, dtype=dtype)
 
 
-def test_nothing_changes_where_no_8_bits_are_asked_for(official):  # noqa: F811
+def test_nothing_changes_where_no_8_bits_are_asked_for(official):
     tensors = open_checkpoint(official, "network")
     assert quantized_layers(tensors, torch.bfloat16, may_quantize) is tensors
     assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantize) is None

@@ -2,21 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from magihuman_core import (
-    Guidance,
-    InputError,
-    flow_sigmas,
-    pack_latents,
-    sample_renoise,
-    sample_unipc,
-    unpack_latents,
-)
+from magihuman_core import Guidance, InputError, flow_sigmas, pack_latents, sample_renoise, sample_unipc, unpack_latents
 from magihuman_core.sampling.denoiser import video_scales
 from magihuman_core.sampling.frozen import (
     apply_frozen,
@@ -30,7 +21,8 @@ from magihuman_core.sampling.frozen import (
 from magihuman_core.sampling.noise import start_noise, step_noise
 from magihuman_core.sampling.super_resolution import prepare_super_resolution, zero_snr_table
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import DATA
+
 UNIPC = sorted(p.stem for p in (DATA / "scheduler").glob("unipc_*.safetensors"))
 RENOISE = sorted(p.stem for p in (DATA / "scheduler").glob("ddim_*.safetensors"))
 
@@ -119,12 +111,9 @@ def test_unipc_takes_pure_noise_and_partial_schedules():
 
 
 @pytest.mark.parametrize("sigmas", [[1.0], [0.5, 0.5, 0.0], [0.2, 0.9], [2.0, 1.0]])
-def test_bad_sigmas(sigmas):
+def test_bad_sigmas_and_steps(sigmas):
     with pytest.raises(InputError, match="sigmas"):
         sample_unipc(lambda x, s: x, torch.zeros(1, 1, 4), torch.tensor(sigmas), disable=True)
-
-
-def test_bad_steps():
     with pytest.raises(InputError, match="steps is 0"):
         flow_sigmas(0)
 
@@ -191,21 +180,18 @@ def test_zero_snr_table():
 
 
 @pytest.mark.parametrize(
-    "change,message",
-    [
-        ({"noise_level": -1}, "noise_level"),
-        ({"noise_level": 1000}, "noise_level"),
-        ({"video_noise": None}, "video_noise has shape"),
-        ({"video_noise": torch.zeros(1, 2, 1, 4, 3)}, "video_noise has shape"),
-    ],
-)
+    ("change", "message"),
+    [({"noise_level": -1}, "noise_level"), ({"noise_level": 1000}, "noise_level"),
+     ({"video_noise": None}, "video_noise has shape"),
+     ({"video_noise": torch.zeros(1, 2, 1, 4, 3)}, "video_noise has shape")],
+)  # fmt: skip
 def test_bad_super_resolution_input(change, message):
     noises = {"video_noise": torch.zeros(1, 2, 1, 4, 4), "audio_noise": torch.zeros(1, 2, 3)} | change
     with pytest.raises(InputError, match=message):
         prepare_super_resolution(torch.zeros(1, 2, 1, 2, 2), torch.zeros(1, 2, 3), 4, 4, **noises)
 
 
-def test_scheduler_records_are_the_public_ones():
+def test_there_are_records_for_the_trajectories():
     """The copies must hold what the trajectories need, so that the tests above cannot pass on nothing."""
     assert len(UNIPC) >= 5 and len(RENOISE) == 2
     for case in UNIPC + RENOISE:

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.loading.vae import load_turbo_vae
 from magihuman_core.vae import layers as video_layers
 from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
-from magihuman_core.vae.turbo import TurboVAE, TurboVAEDecoder
+from magihuman_core.vae.turbo import TurboVAE
 from magihuman_core.vae.turbo_config import TurboVAEConfig
 
 DATA = Path(__file__).parents[1] / "data" / "turbo_vaed"
@@ -41,8 +40,7 @@ def z():
     return torch.randn(1, 48, 9, 2, 3, generator=torch.Generator().manual_seed(0))
 
 
-CASES = [(net, case) for net in NETS
-         for case in json.loads((DATA / f"{net}_decode.json").read_text())["cases"]]
+CASES = [(net, case) for net in NETS for case in json.loads((DATA / f"{net}_decode.json").read_text())["cases"]]
 
 
 @pytest.mark.parametrize(("net", "case"), CASES)
@@ -73,12 +71,6 @@ def test_every_block_of_the_network_gives_the_recorded_values(net, grad):
         later = decoder(recorded["z"], first_chunk=False)
     torch.testing.assert_close(later, recorded["later.out"], atol=1e-4, rtol=0)
     assert len(seen) == 7
-
-
-def test_latent_statistics_are_the_recorded_ones():
-    recorded = load_file(DATA / "tiny_weights.safetensors")
-    torch.testing.assert_close(torch.tensor(LATENT_MEAN), recorded["__mean"], atol=0, rtol=0)
-    torch.testing.assert_close(torch.tensor(LATENT_STD), recorded["__std"], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("frames", range(1, 17))
@@ -142,14 +134,6 @@ def test_impossible_tiles_are_refused(tiny, z, tile, overlap):
         tiny.decode(z, tile=tile, overlap=overlap)
 
 
-@torch.inference_mode()
-def test_bf16_network_stays_close_and_keeps_the_dtype_of_the_latent(z):
-    exact, rounded = load("tiny").decode(z), load("tiny", dtype=torch.bfloat16).decode(z)
-    assert rounded.dtype == torch.float32
-    assert (rounded - exact).norm() / exact.norm() < 0.03
-    assert load("tiny").decode(z.bfloat16()).dtype == torch.bfloat16
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_gradients_reach_the_latent_and_every_weight(net, z):
     decoder = load(net).decoder.requires_grad_(True)
@@ -160,16 +144,6 @@ def test_gradients_reach_the_latent_and_every_weight(net, z):
                for p in decoder.parameters())
 
 
-def test_real_network_has_exactly_the_real_keys_and_shapes():
-    real = json.loads((DATA / "real_keys.json").read_text())
-    expected = {key: tuple(entry["shape"]) for key, entry in real["keys"].items()}
-    for config in (TurboVAEConfig.from_mapping(real["config"]), TurboVAEConfig()):
-        with torch.device("meta"):
-            vae = TurboVAE(config)
-        assert {key: tuple(value.shape) for key, value in vae.state_dict().items()} == expected
-        assert sum(p.numel() for p in vae.parameters()) == real["num_params"]
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_sizes_are_inferred_from_shapes(net):
     inferred = load_turbo_vae(weights_of(net)).config
@@ -178,12 +152,6 @@ def test_sizes_are_inferred_from_shapes(net):
         if field not in ("first_chunk_size", "step_size"):  # shapes do not tell
             assert getattr(inferred, field) == getattr(given, field), field
     assert (inferred.first_chunk_size, inferred.step_size) == (7, 7)
-
-
-def test_real_sizes_are_inferred_from_shapes():
-    keys = json.loads((DATA / "real_keys.json").read_text())["keys"]
-    shapes = {key: tuple(entry["shape"]) for key, entry in keys.items()}
-    assert TurboVAEConfig.from_shapes(shapes, "real") == TurboVAEConfig()
 
 
 def test_other_latent_widths_have_mean_0_and_std_1_unless_the_file_says_otherwise():
@@ -224,55 +192,12 @@ def test_training_checkpoint_beside_its_json(tmp_path, z):
 
 def test_safetensors_file_without_json(tmp_path, tiny):
     save_file(weights_of("tiny"), tmp_path / "turbo.safetensors")
-    vae = load_turbo_vae(tmp_path / "turbo.safetensors", dtype=torch.bfloat16)
-    assert vae.config == tiny.config
-    assert {p.dtype for p in vae.parameters()} == {torch.bfloat16}
-
-
-def test_weights_are_made_by_the_injected_operations():
-    made = []
-
-    def counted(layer):
-        return lambda *args, **kwargs: made.append(layer) or layer(*args, **kwargs)
-
-    operations = SimpleNamespace(Conv2d=counted(torch.nn.Conv2d), Conv3d=counted(torch.nn.Conv3d))
-    for net in NETS:
-        made.clear()
-        load(net, operations=operations)
-        assert len(made) == sum(key.endswith(".weight") for key in weights_of(net))
-    config = TurboVAEConfig.from_mapping(config_of("tiny"))
-    decoder = TurboVAEDecoder(config, dtype=torch.bfloat16, device="meta")
-    assert {(p.dtype, p.device.type) for p in decoder.parameters()} == {(torch.bfloat16, "meta")}
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 2, 2, 2), (48, 2, 2, 2), (1, 48, 0, 2, 2), (1, 48, 2, 2)])
-def test_latents_of_another_kind_are_refused(tiny, shape):
-    with pytest.raises(InputError, match=r"\[B, 48, T, H, W\]"):
-        tiny.decode(torch.zeros(shape))
-
-
-@pytest.mark.parametrize("tensors", [
-    {"decoder.conv_in.weight": torch.ones(2)},
-    {"encoder.conv1.weight": torch.ones(4, 12, 3, 3, 3)},
-    {},
-])
-def test_another_models_file_is_refused(tensors):
-    with pytest.raises(CheckpointError, match="not a Turbo VAE"):
-        load_turbo_vae(tensors)
-
-
-def test_incomplete_and_unfitting_weights_are_refused():
-    tensors = weights_of("tiny")
-    del tensors["decoder.up_blocks.1.resnets.1.conv2.conv.bias"]
-    with pytest.raises(CheckpointError, match=r"resnets\.1\.conv2\.conv\.bias"):
-        load_turbo_vae(tensors)
-    with pytest.raises(CheckpointError):
-        load_turbo_vae(weights_of("tiny"), config=config_of("dw_split"))
-    with pytest.raises(CheckpointError, match="unexpected"):
-        load_turbo_vae(weights_of("tiny"), config={**config_of("tiny"), "decoder_layers_per_block": [1] * 5})
+    assert load_turbo_vae(tmp_path / "turbo.safetensors").config == tiny.config
 
 
 @pytest.mark.parametrize(("change", "field"), [
+    (config_of("dw_split"), "do not fit"),
+    ({"decoder_layers_per_block": [1] * 5}, "unexpected"),
     ({"decoder_layers_per_block": [1, 1]}, "decoder_layers_per_block"),
     ({"decoder_block_out_channels": "wide"}, "decoder_block_out_channels"),
     ({"decoder_spatio_only": [0, 1, 0, 0]}, "decoder_spatio_only"),

@@ -2,20 +2,17 @@
 
 import json
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from magihuman_core.loading.vae import load_turbo_vae, load_video_vae
 from magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from magihuman_core.vae import layers as video_layers
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 
-DATA = Path(__file__).parents[1] / "data"
+from .golden import DATA, load_small
 
 
 class LiveMemory(TorchDispatchMode):
@@ -55,32 +52,27 @@ def latents(length):
 
 @pytest.fixture(scope="module")
 def turbo():
-    tensors = load_file(DATA / "turbo_vaed" / "tiny_weights.safetensors")
     config = json.loads((DATA / "turbo_vaed" / "tiny_weights.json").read_text())["config"]
-    return load_turbo_vae(tensors, config=config)
+    return load_small("turbo_vae", config=config)
 
 
 @pytest.fixture(scope="module")
 def wan():
-    t = load_file(DATA / "wan22_vae" / "tiny.safetensors")
-    return load_video_vae({k[8:]: v.float() for k, v in t.items() if k.startswith("weights.")})
+    return load_small("video_vae", dtype=torch.float32)
 
 
-def test_turbo_decode_is_flat(turbo):
-    short, long = (peak_of(turbo.decode_windows, latents(n)) for n in (21, 70))
+@pytest.mark.parametrize(("kind", "lengths"), [("turbo", (21, 70)), ("wan", (4, 12))])
+def test_decoding_is_flat(kind, lengths, request):
+    vae = request.getfixturevalue(kind)
+    short, long = (peak_of(vae.decode_windows, latents(n)) for n in lengths)
     # Allowed to grow: the latents themselves, denormalized and padded.
-    assert long < 1.02 * short + 3 * latents(70 - 21).nbytes
+    assert long < 1.02 * short + 3 * latents(lengths[1] - lengths[0]).nbytes
 
 
 def test_turbo_layers_in_pieces_need_less(turbo, monkeypatch):
     whole = peak_of(turbo.decode_windows, latents(7))
     monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 4 * 8 * 16 * 16)
     assert peak_of(turbo.decode_windows, latents(7)) < 0.8 * whole
-
-
-def test_wan_decode_is_flat(wan):
-    short, long = (peak_of(wan.decode_windows, latents(n)) for n in (4, 12))
-    assert long < 1.02 * short + 3 * latents(12 - 4).nbytes
 
 
 def test_wan_encode_is_flat(wan):

@@ -1,6 +1,5 @@
 """Opening checkpoints from every kind of source, and filling modules with them."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,8 @@ from magihuman_core.checkpoint.assign import assign_weights
 from magihuman_core.checkpoint.checkpoint import as_checkpoint, renamed, strip_prefix
 from magihuman_core.errors import CheckpointError
 from magihuman_core.weights.open import open_checkpoint
+
+from .golden import write_index
 
 
 def network() -> nn.Sequential:
@@ -40,33 +41,14 @@ def shards(weights: dict, folder: Path, prefix: str = "model") -> dict[str, str]
     return where
 
 
-def write_index(folder: Path, weight_map: object, name: str = "model") -> Path:
-    path = folder / f"{name}.safetensors.index.json"
-    path.write_text(json.dumps({"metadata": {"role": "base"}, "weight_map": weight_map}))
-    return path
-
-
 def one_file(weights, tmp_path):
     save_file(weights, tmp_path / "net.safetensors", metadata={"role": "distilled"})
     return tmp_path / "net.safetensors"
 
 
-def folder_with_one_file(weights, tmp_path):
-    return one_file(weights, tmp_path).parent
-
-
 def folder_with_index(weights, tmp_path):
     write_index(tmp_path / "base", shards(weights, tmp_path / "base"))
     return tmp_path / "base"
-
-
-def index_file(weights, tmp_path):
-    return write_index(tmp_path, shards(weights, tmp_path))
-
-
-def folder_without_index(weights, tmp_path):
-    shards(weights, tmp_path)
-    return str(tmp_path)
 
 
 def diffusers_folder(weights, tmp_path):
@@ -88,14 +70,21 @@ def hub_cache(weights, tmp_path):
     return snapshot
 
 
-SOURCES = [one_file, folder_with_one_file, folder_with_index, index_file, folder_without_index,
-           diffusers_folder, hub_cache]  # fmt: skip
+SOURCES = {
+    "one file": one_file,
+    "folder with one file": lambda weights, folder: one_file(weights, folder).parent,
+    "folder with index": folder_with_index,
+    "index file": lambda weights, folder: write_index(folder, shards(weights, folder)),
+    "folder without index": lambda weights, folder: shards(weights, folder) and str(folder),
+    "diffusers' folder": diffusers_folder,
+    "Hugging Face's cache": hub_cache,
+}
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
-@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
-def test_every_source_gives_the_same_tensors(make, mapped, weights, tmp_path):
-    checkpoint = open_checkpoint(make(weights, tmp_path), mapped=mapped)
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_gives_the_same_tensors(source, mapped, weights, tmp_path):
+    checkpoint = open_checkpoint(SOURCES[source](weights, tmp_path), mapped=mapped)
     assert set(checkpoint) == set(weights)
     for key, value in weights.items():
         assert checkpoint.shape(key) == tuple(value.shape)
@@ -134,7 +123,7 @@ def test_a_module_on_the_meta_device_is_filled(dtype, weights, tmp_path):
     assert isinstance(net[0].weight, nn.Parameter)
 
 
-def test_precious_tensors_are_widened_again(weights, tmp_path):
+def test_tensors_to_keep_in_fp32_are_widened_again(weights, tmp_path):
     with torch.device("meta"):
         net = network()
     path = one_file({k: v.bfloat16() if v.is_floating_point() else v for k, v in weights.items()}, tmp_path)

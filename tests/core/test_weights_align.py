@@ -14,14 +14,14 @@ from magihuman_core.weights.align import aligned
 from magihuman_core.weights.dit_keys import network_config, official_state_dict, split_official
 from magihuman_core.weights.open import open_checkpoint
 
-from .test_quantized_linear import outputs
-from .test_weights_layouts import fp8, fp8_split, official, quanto  # noqa: F401  (official is a fixture)
+from .golden import outputs, small_model
+from .test_weights_layouts import fp8, fp8_split, quanto
 
 
 @pytest.fixture(scope="module")
-def odd(official) -> dict:  # noqa: F811
-    """A network whose inner widths are no multiples of 16."""
-    config = replace(network_config(open_checkpoint(official, "network")), gelu_width=20, swiglu_width=52)
+def odd() -> dict:
+    """A network whose inner widths are not multiples of 16."""
+    config = replace(network_config(open_checkpoint(small_model("network"), "network")), gelu_width=20, swiglu_width=52)
     torch.manual_seed(0)
     dit = MagiHumanDiT(config)
     for parameter in dit.parameters():

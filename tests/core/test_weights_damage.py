@@ -14,6 +14,8 @@ from magihuman_core.checkpoint.assign import assign_weights
 from magihuman_core.errors import CheckpointError
 from magihuman_core.weights.open import open_checkpoint
 
+from .golden import safetensors_bytes, write_index
+
 GOOD = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
         "b": {"dtype": "BF16", "shape": [3], "data_offsets": [16, 22]}}  # fmt: skip
 
@@ -21,8 +23,7 @@ A = json.dumps(GOOD["a"]).encode()
 
 
 def file_bytes(header: object, data: int = 22) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(data)
+    return safetensors_bytes(header, bytes(data))
 
 
 def changed(key: str = "b", **fields: object) -> dict:
@@ -124,12 +125,6 @@ def test_folders_with_several_models_ask_which(tmp_path):
         save_file({"a": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(CheckpointError, match=r"several weight files: one\.safetensors, two\.safetensors"):
         open_checkpoint(tmp_path)
-
-
-def write_index(folder: Path, weight_map: object) -> Path:
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": weight_map}))
-    return path
 
 
 OUTSIDE = ["../out.safetensors", "sub/../../out.safetensors", "/etc/passwd", "C:\\x.safetensors",

@@ -5,6 +5,7 @@ import torch
 
 from magihuman_core import load_audio_vae, load_video_vae
 from magihuman_core.tools.inspect import describe
+from magihuman_core.vae.audio import AudioVAEConfig
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
@@ -30,10 +31,10 @@ def test_the_video_vae(blocks, tmp_path):
     ))  # fmt: skip
     wan.save_pretrained(tmp_path / "model" / "vae")
     vae = load_video_vae(tmp_path / "model")
-    video = torch.rand(1, 3, 5, 32, 48) * 2 - 1
+    video = torch.rand(1, 3, 9, 32, 48) * 2 - 1
     expected = wan.encode(video).latent_dist.mean
     torch.testing.assert_close(vae.encode(video), expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
-    z = torch.randn(1, 7, 2, 2, 3)
+    z = torch.randn(1, 7, 4, 2, 3)
     torch.testing.assert_close(vae.decode(z), wan.decode(z).sample, atol=1e-3, rtol=1e-3)
     found = recognize(open_checkpoint(tmp_path / "model" / "vae", raw=True))
     assert (found.kind, found.layout) == ("video_vae", "diffusers' names")
@@ -49,9 +50,12 @@ def test_the_audio_vae(strides, tmp_path):
     ))  # fmt: skip
     oobleck.save_pretrained(tmp_path)
     vae = load_audio_vae(tmp_path)
-    sound = torch.randn(1, 2, 32 * 7)
-    torch.testing.assert_close(vae.encode(sound), oobleck.encode(sound).latent_dist.mean, atol=1e-4, rtol=1e-4)
-    latent = torch.randn(1, 5, 9)
+    n = len(strides) + 1
+    assert vae.config == AudioVAEConfig((10, 10, 20, 30)[:n], tuple(strides), 5, 2, (6, 6, 12, 18)[:n])
+    sound, latent = torch.randn(2, 2, 32 * 7 + 5), torch.randn(2, 5, 9)
+    expected = oobleck.encode(sound).latent_dist
+    for ours, theirs in zip(vae.posterior(sound), (expected.mean, expected.std), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(vae.decode(latent), oobleck.decode(latent).sample, atol=1e-4, rtol=1e-4)
     found = recognize(open_checkpoint(tmp_path, raw=True))
     assert (found.kind, found.layout) == ("audio_vae", "diffusers' names")

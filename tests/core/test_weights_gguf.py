@@ -18,7 +18,7 @@ from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
-from .golden import small_model
+from .golden import relative, small_model
 
 gguf = pytest.importorskip("gguf")
 quants = pytest.importorskip("gguf.quants")
@@ -43,6 +43,10 @@ def write(path: Path, tensors: dict[str, torch.Tensor], quantize: Type | None = 
             writer.add_tensor(name, data, raw_dtype=Type.BF16)
         else:
             writer.add_tensor(name, tensor.numpy())
+    return finished(writer, path)
+
+
+def finished(writer: gguf.GGUFWriter, path: Path) -> Path:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -50,37 +54,28 @@ def write(path: Path, tensors: dict[str, torch.Tensor], quantize: Type | None = 
     return path
 
 
-@pytest.fixture(scope="module")
-def network() -> dict[str, torch.Tensor]:
-    return small_model("network")
-
-
-@pytest.fixture(scope="module")
-def encoder() -> dict[str, torch.Tensor]:
-    return small_model("text_encoder")
-
-
-def test_plain_tensors_are_exact(network, tmp_path):
-    checkpoint = open_checkpoint(write(tmp_path / "net.gguf", network), "network")
-    assert set(checkpoint) == set(network)
-    for key, tensor in network.items():
+def test_plain_tensors_are_exact(official, tmp_path):
+    checkpoint = open_checkpoint(write(tmp_path / "net.gguf", official), "network")
+    assert set(checkpoint) == set(official)
+    for key, tensor in official.items():
         assert checkpoint.dtype(key) == tensor.dtype
         assert torch.equal(checkpoint[key], tensor)
     load_dit(tmp_path / "net.gguf")
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [(Type.Q8_0, 1e-2), (Type.Q5_1, 5e-2), (Type.Q4_0, 0.15)])
-def test_quantized_networks_and_encoders_are_decoded(kind, allowed, network, encoder, tmp_path):
-    for name, tensors in (("network", network), ("text_encoder", encoder)):
+def test_quantized_networks_and_encoders_are_decoded(kind, allowed, tmp_path):
+    for name in ("network", "text_encoder"):
+        tensors = small_model(name)
         path = write(tmp_path / f"{name}.gguf", tensors, kind)
         checkpoint = open_checkpoint(path, name)
         assert set(checkpoint) == set(tensors)
         changed = 0
         for key, tensor in tensors.items():
             assert checkpoint.shape(key) == tuple(tensor.shape)
-            error = (checkpoint.read(key, torch.float32) - tensor.float()).norm() / tensor.float().norm()
+            error = relative(checkpoint.read(key, torch.float32), tensor)
             assert error <= allowed
-            changed += bool(error > 1e-4)
+            changed += error > 1e-4
         assert changed >= 4
         found = recognize(open_checkpoint(path, raw=True))
         assert found.kind == name
@@ -98,12 +93,8 @@ def test_decoding_by_pieces_equals_decoding_at_once(kind, tmp_path):
     data = np.random.default_rng(0).integers(0, 60, (rows, width // block * size), dtype=np.uint8)
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
     writer.add_tensor("a", data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    checkpoint = open_checkpoint(finished(writer, tmp_path / "x.gguf"))
     expected = torch.from_numpy(quants.dequantize(data, kind))
-    checkpoint = open_checkpoint(tmp_path / "x.gguf")
     assert checkpoint.shape("a") == (rows, width)
     assert torch.equal(checkpoint.read("a", torch.float32), expected)
     assert torch.equal(checkpoint.read("a", torch.float32, rows=(1234, 2900)), expected[1234:2900])
@@ -115,20 +106,16 @@ def test_a_stored_shape_is_restored(tmp_path):
     writer.add_array("comfy.gguf.orig_shape.a", [6, 4, 8])
     values = torch.randn(3, 64)
     writer.add_tensor("a", quants.quantize(values.numpy(), Type.Q8_0), raw_dtype=Type.Q8_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    checkpoint = open_checkpoint(tmp_path / "x.gguf")
+    checkpoint = open_checkpoint(finished(writer, tmp_path / "x.gguf"))
     assert checkpoint.shape("a") == (6, 4, 8)
     assert (checkpoint["a"].float() - values.view(6, 4, 8)).abs().max() < 0.05
     assert torch.equal(checkpoint.read("a", rows=(1, 3)), checkpoint["a"][1:3])
 
 
-def test_a_gguf_file_is_converted(network, tmp_path):
-    path = convert(write(tmp_path / "distill.gguf", network, Type.Q8_0), tmp_path / "x.safetensors")
+def test_a_gguf_file_is_converted(official, tmp_path):
+    path = convert(write(tmp_path / "distill.gguf", official, Type.Q8_0), tmp_path / "x.safetensors")
     stored = load_file(path)
-    assert set(stored) == set(network)
+    assert set(stored) == set(official)
     assert recognize(open_checkpoint(path)).role == "distilled"
 
 
@@ -137,8 +124,8 @@ def test_names_of_llama_cpp_are_explained(tmp_path):
     assert "under llama.cpp's names" in describe(path)
 
 
-def test_without_the_package_the_remedy_is_named(network, tmp_path, monkeypatch):
-    path = write(tmp_path / "net.gguf", network, Type.Q8_0)
+def test_without_the_package_the_remedy_is_named(official, tmp_path, monkeypatch):
+    path = write(tmp_path / "net.gguf", official, Type.Q8_0)
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     checkpoint = open_checkpoint(path)
     assert checkpoint["adapter.rope.bands"].shape == (4,)
@@ -150,26 +137,29 @@ def text(value: bytes) -> bytes:
     return struct.pack("<Q", len(value)) + value
 
 
-HEAD = struct.pack("<4sIQQ", b"GGUF", 3, 1, 0)
+def head(tensors: int, values: int, version: int = 3) -> bytes:
+    return struct.pack("<4sIQQ", b"GGUF", version, tensors, values)
+
+
 DAMAGED = {
-    "version": struct.pack("<4sIQQ", b"GGUF", 9, 0, 0),
+    "version": head(0, 0, version=9),
     "only magic": b"GGUF",
-    "absurd tensor count": struct.pack("<4sIQQ", b"GGUF", 3, 2**60, 0),
-    "absurd value count": struct.pack("<4sIQQ", b"GGUF", 3, 0, 2**60),
-    "cut in its values": struct.pack("<4sIQQ", b"GGUF", 3, 0, 5) + text(b"a"),
-    "absurd string": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<Q", 2**62),
-    "absurd list": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"a") + struct.pack("<IIQ", 9, 4, 2**61),
-    "absurd list of strings": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"a") + struct.pack("<IIQ", 9, 8, 2**61),
-    "deep lists": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"a") + struct.pack("<I", 9)
+    "absurd tensor count": head(2**60, 0),
+    "absurd value count": head(0, 2**60),
+    "cut in its values": head(0, 5) + text(b"a"),
+    "absurd string": head(0, 1) + struct.pack("<Q", 2**62),
+    "absurd list": head(0, 1) + text(b"a") + struct.pack("<IIQ", 9, 4, 2**61),
+    "absurd list of strings": head(0, 1) + text(b"a") + struct.pack("<IIQ", 9, 8, 2**61),
+    "deep lists": head(0, 1) + text(b"a") + struct.pack("<I", 9)
     + struct.pack("<IQ", 9, 1) * 2000,
-    "unknown value": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"a") + struct.pack("<I", 77) + bytes(20),
-    "alignment 0": struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 0),
-    "many dimensions": HEAD + text(b"a") + struct.pack("<I", 2**31) + bytes(100),
-    "unknown type": HEAD + text(b"a") + struct.pack("<IQIQ", 1, 4, 99, 0) + bytes(100),
-    "behind the end": HEAD + text(b"a") + struct.pack("<IQIQ", 1, 4, 0, 2**62) + bytes(100),
-    "too large": HEAD + text(b"a") + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0) + bytes(100),
-    "half a block": HEAD + text(b"a") + struct.pack("<IQIQ", 1, 31, 8, 0) + bytes(100),
-    "twice": struct.pack("<4sIQQ", b"GGUF", 3, 2, 0)
+    "unknown value": head(0, 1) + text(b"a") + struct.pack("<I", 77) + bytes(20),
+    "alignment 0": head(0, 1) + text(b"general.alignment") + struct.pack("<II", 4, 0),
+    "many dimensions": head(1, 0) + text(b"a") + struct.pack("<I", 2**31) + bytes(100),
+    "unknown type": head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 4, 99, 0) + bytes(100),
+    "behind the end": head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 4, 0, 2**62) + bytes(100),
+    "too large": head(1, 0) + text(b"a") + struct.pack("<IQQIQ", 2, 2**62, 2**62, 0, 0) + bytes(100),
+    "half a block": head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 31, 8, 0) + bytes(100),
+    "twice": head(2, 0)
     + (text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 0)) * 2 + bytes(100),
 }  # fmt: skip
 
@@ -184,7 +174,7 @@ def test_damaged_files_are_named(case, tmp_path):
 
 def test_parts_of_a_cut_file_are_named(tmp_path):
     path = tmp_path / "x.gguf"
-    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text(b"split.count") + struct.pack("<IH", 2, 3))
+    path.write_bytes(head(0, 1) + text(b"split.count") + struct.pack("<IH", 2, 3))
     with pytest.raises(CheckpointError, match="cut into 3"):
         open_checkpoint(path)
 

@@ -1,14 +1,12 @@
 """What a checkpoint is and what to do with it, told from real key lists and from small real weights."""
 
-import json
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-import magihuman_core
 from magihuman_core.checkpoint.checkpoint import Checkpoint
 from magihuman_core.checkpoint.lazy_tensor import InMemory
 from magihuman_core.errors import CheckpointError
@@ -17,31 +15,19 @@ from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize, require_kind
 from magihuman_core.weights.roles import find_role
 
-from .golden import DATA, small_model
-
-REAL = {
-    "network": "real_config/dit_keys.json",
-    "text_encoder": "real_config/t5gemma_encoder_keys.json",
-    "video_vae": "real_config/wan22_vae_keys.json",
-    "audio_vae": "real_config/sa_audio_keys.json",
-    "turbo_vae": "turbo_vaed/real_keys.json",
-}
+from .golden import LOADERS, load_small, real_model, small_model
 
 
 def real_checkpoint(kind: str, prefix: str = "") -> Checkpoint:
-    """The real model's names, shapes and dtypes, without storage."""
-    keys = json.loads((DATA / REAL[kind]).read_text())["keys"]
-    table = {prefix + k: InMemory(torch.empty(v["shape"], dtype=getattr(torch, v["dtype"][6:]), device="meta"))
-             for k, v in keys.items()}  # fmt: skip
-    return Checkpoint(table, f"the real {kind}")
+    return Checkpoint({prefix + key: InMemory(tensor) for key, tensor in real_model(kind).items()}, f"the real {kind}")
 
 
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("kind", LOADERS)
 def test_the_real_models_are_recognized_and_told_apart(kind):
     checkpoint = real_checkpoint(kind)
     assert recognize(checkpoint).kind == kind
     assert recognize(checkpoint).quantization is None
-    for wanted in REAL:
+    for wanted in LOADERS:
         if wanted == kind:
             require_kind(checkpoint, wanted)
         else:
@@ -86,26 +72,12 @@ def test_a_wrong_file_is_refused_where_it_is_opened(tmp_path):
     assert open_checkpoint(tmp_path / "turbo.safetensors", "turbo_vae")
 
 
-LOADERS = {
-    "network": magihuman_core.load_dit,
-    "text_encoder": magihuman_core.load_text_encoder,
-    "video_vae": magihuman_core.load_video_vae,
-    "audio_vae": magihuman_core.load_audio_vae,
-    "turbo_vae": magihuman_core.load_turbo_vae,
-}
-
-
 @pytest.mark.parametrize("given", LOADERS)
-@pytest.mark.parametrize("wanted", LOADERS)
-def test_every_loader_refuses_the_files_of_other_parts_by_name(wanted, given):
-    options = {}
-    if wanted == "text_encoder":
-        options = {"config": json.loads((DATA / "t5gemma" / "tiny.json").read_text())["config"]}
-    if wanted == given:
-        LOADERS[wanted](small_model(given), **options)
-    else:
-        with pytest.raises(CheckpointError, match=r"is an? .*, where an? .* is expected\. Choose this file as"):
-            LOADERS[wanted](small_model(given), **options)
+def test_every_loader_refuses_the_files_of_other_parts_by_name(given):
+    for wanted in LOADERS:
+        expected = pytest.raises(CheckpointError, match=r"is an? .*, where an? .* is expected\. Choose this file as")
+        with nullcontext() if wanted == given else expected:
+            load_small(wanted, small_model(given))
 
 
 ROLES = {
@@ -146,53 +118,51 @@ def test_metadata_decides_over_names_and_first_stages_are_not_super_resolution(t
     assert find_role(folder / "sr", {}) == "sr_1080p"
 
 
-@pytest.fixture
-def model_folder(tmp_path) -> Path:
-    """A small folder as a user would have it, with some of everything."""
-    for name in ("audio", "t5gemma", "wan", "turbo_vae"):
-        (tmp_path / name).mkdir()
-    audio = {"pretransform.model." + k: v for k, v in small_model("audio_vae").items()}
-    audio["model.model.to_cond.weight"] = torch.zeros(2)
-    save_file(audio, tmp_path / "audio" / "model.safetensors")
-    save_file(small_model("video_vae"), tmp_path / "wan" / "Wan2.2_VAE.safetensors")
-    turbo = small_model("turbo_vae")
-    averaged = {"module." + k: v for k, v in turbo.items() if not k.startswith("__")}
-    torch.save({"ema_state_dict": averaged}, tmp_path / "turbo_vae" / "checkpoint-340000.ckpt")
-    config = json.loads((DATA / "turbo_vaed" / "tiny_weights.json").read_text())["config"]
-    (tmp_path / "turbo_vae" / "TurboV3.json").write_text(json.dumps(config))
-    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid")
-    (tmp_path / "README.md").write_text("# Model")
-    (tmp_path / "t5gemma" / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": []}')
-    return tmp_path
-
-
 def section(text: str, name: str) -> str:
     return next(part for part in text.split("\n\n") if part.splitlines()[0].endswith(name))
 
 
-def test_inspect_explains_every_file_of_a_folder(model_folder):
-    text = describe(model_folder, read_all=True)
-    for file in model_folder.rglob("*"):
-        if file.is_file():
-            assert str(file) in text
-    audio = section(text, "audio/model.safetensors")
-    assert "Oobleck audio VAE" in audio
-    assert "models/vae" in audio
-    assert "only the VAE inside this file is read" in audio
-    assert "Wan2.2 video VAE" in section(text, "Wan2.2_VAE.safetensors")
-    assert "Turbo VAE (fast video decoder)" in section(text, "checkpoint-340000.ckpt")
-    assert "configuration of the Turbo VAE" in section(text, "TurboV3.json")
-    assert "tokenizer of 1 entries" in section(text, "tokenizer.json")
+EXPLAINED = {  # file, words about it
+    "distill/model.safetensors.index.json": ["distilled", "8 steps"],
+    "base/model.safetensors.index.json": ["32 steps"],
+    "540p_sr/model.safetensors.index.json": ["540p"],
+    "1080p_sr/model.safetensors.index.json": ["1080p"],
+    "turbo_vae/checkpoint-340000.ckpt": ["Turbo VAE (fast video decoder)"],
+    "turbo_vae/TurboV3-Wan22-TinyShallow_7_7.json": ["configuration of the Turbo VAE"],
+    "vae/wan2.2_vae.safetensors": ["Wan2.2 video VAE"],
+    "audio_vae/model.safetensors": ["Oobleck audio VAE", "models/vae", "only the VAE inside this file is read"],
+    "text_encoder/model.safetensors": ["T5Gemma"],
+    "text_encoder/tokenizer.json": ["a tokenizer of", "entries, for the text encoder"],
+    "text_encoder/config.json": ["a configuration"],
+}
+
+
+def test_inspect_explains_every_file_of_a_folder(random_models, tmp_path):
+    text = describe(random_models, read_all=True)
+    sections = {str(Path(part.splitlines()[0]).relative_to(random_models)): part for part in text.split("\n\n")}
+    files = [path.relative_to(random_models) for path in random_models.rglob("*") if path.is_file()]
+    # Shards stand together under their index.
+    assert sorted(sections) == sorted(EXPLAINED) == sorted(str(path) for path in files if "-of-" not in path.name)
+    for name, words in EXPLAINED.items():
+        assert all(word in sections[name] for word in words), name
+    assert "problem" not in text
+    lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
+    parts = [line.split(",")[0] for line in lines]
+    assert sorted(parts) == ["Turbo VAE", "audio VAE", *4 * ["network"], "text encoder", "video VAE"]
+    assert sum("448x256, 4 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1
+    assert all("weights and" in line and "activations" in line for line in lines)
+
+    (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid")
+    (tmp_path / "README.md").write_text("# Model")
+    text = describe(tmp_path)
     assert "not a weight file" in section(text, "README.md")
-    assert text.count("problem") == 1
-    assert "Git-LFS pointer" in section(text, "pointer.safetensors")
+    assert text.count("problem") == 1 and "Git-LFS pointer" in section(text, "pointer.safetensors")
 
 
-def test_inspect_finds_what_loading_would_find(model_folder):
-    path = model_folder / "wan" / "Wan2.2_VAE.safetensors"
-    whole = load_file(path)
+def test_inspect_finds_what_loading_would_find(tmp_path):
+    path, whole = tmp_path / "vae.safetensors", small_model("video_vae")
     save_file({k: v for k, v in whole.items() if k != "decoder.head.2.bias"}, path)
-    assert "decoder.head.2.bias" in section(describe(path), "Wan2.2_VAE.safetensors").split("problem")[1]
+    assert "decoder.head.2.bias" in describe(path).split("problem")[1]
     save_file({**whole, "conv1.weight": torch.full_like(whole["conv1.weight"], torch.nan)}, path)
     assert "not numbers" in describe(path, read_all=True).split("problem")[1]
 
@@ -206,6 +176,5 @@ def test_inspect_counts_and_names(tmp_path):
     assert "'decoder.upsamples.0.residual.2.weight'" in text
     with pytest.raises(CheckpointError, match="no such file"):
         describe(tmp_path / "nowhere")
-    shutil.rmtree(tmp_path)
-    tmp_path.mkdir()
-    assert "an empty folder" in describe(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert "an empty folder" in describe(tmp_path / "empty")
