@@ -11,7 +11,7 @@ from ..magihuman_core.recipes import RECIPES
 from ..magihuman_core.weights.open import open_checkpoint
 from ..magihuman_core.weights.roles import find_role
 from .adapter.clip import load_clip
-from .adapter.model import load_model
+from .adapter.load_model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
 from .files import DEMO, choices, resolve, resolve_tokenizer, tokenizers
 

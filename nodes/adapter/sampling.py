@@ -12,22 +12,30 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...magihuman_core.errors import InputError
 from ...magihuman_core.recipes import SR_540P, Guidance
 from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
 from ...magihuman_core.sampling.denoiser import video_scales
 from ...magihuman_core.sampling.solvers import sample_renoise, sample_unipc
 from ...magihuman_core.sizes import TEXT_TOKENS
-from .model import START, MagiHumanModel, start_state
+from .flow import START, start_state
+from .model import MagiHumanModel
 from .streams import check_shapes
 
 log = logging.getLogger(__name__)
 
 
-class MagiHumanGuider(comfy.samplers.CFGGuider):
-    """Guidance with a scale for each stream, noise level and latent frame; without a negative, none at all."""
+class StreamGuider(comfy.samplers.CFGGuider):
+    """A GUIDER with a scale for each stream, noise level and latent frame.
 
-    def set_guidance(self, guidance: Guidance | None, positive, negative=None) -> None:
-        """guidance: None to use the positive alone."""
+    guidance: None to use the positive alone; otherwise a negative is needed. Raises InputError without.
+    """
+
+    def __init__(self, model, guidance: Guidance | None, positive, negative=None):
+        super().__init__(model)
+        if guidance is not None and negative is None:
+            raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text "
+                             "Encode.")
         self.guidance = guidance
         conds = {"positive": positive} if guidance is None else {"positive": positive, "negative": negative}
         self.inner_set_conds(conds)
@@ -106,14 +114,7 @@ def make_sampler(name: str, **options: Any) -> comfy.samplers.KSAMPLER:
     return comfy.samplers.KSAMPLER({"unipc": unipc, "renoise": renoise}[name], extra_options=options)
 
 
-def make_guider(model, guidance: Guidance | None, positive, negative=None) -> MagiHumanGuider:
-    """A GUIDER; without guidance the negative is not looked at."""
-    guider = MagiHumanGuider(model)
-    guider.set_guidance(guidance, positive, negative)
-    return guider
-
-
-def run(guider: MagiHumanGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
+def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
     """What SamplerCustomAdvanced with RandomNoise does: sample a LATENT and return one, with previews."""
     patcher = guider.model_patcher
     result = dict(latent)

@@ -10,7 +10,7 @@ from magihuman_pack.magihuman_core.media.waveform import resample
 from magihuman_pack.magihuman_core.tools.convert import convert
 from magihuman_pack.magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_pack.nodes.adapter.clip import load_clip
-from magihuman_pack.nodes.adapter.model import LatentFormat
+from magihuman_pack.nodes.adapter.latent_format import LatentFormat
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.adapter.vae import load_audio, load_turbo, load_video
 from small_clip import generator, max_error, random
