@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 from server import front_end_flags
-from test_example_workflows import WORKFLOWS, copy_models, write_media
+from test_example_workflows import WORKFLOWS
 from ui_graph import to_api
 
 HERE = Path(__file__).resolve().parent
@@ -37,7 +37,7 @@ def find_playwright(node: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def browse(server, tmp_path_factory):
+def browse(server):
     """browse(job) -> the answer of browser.cjs."""
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     node = shutil.which("node")
@@ -57,8 +57,6 @@ def browse(server, tmp_path_factory):
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
 
-    copy_models(server.base / "models")
-    write_media(server.base / "input")
     return run
 
 
