@@ -29,7 +29,7 @@ def driving(name: str) -> dict:
 def files(base_directory):
     for name, size in (("narrow.png", (3, 200)), ("point.png", (1, 1))):
         Image.new("RGBA", size, (200, 0, 0, 120)).save(base_directory / "input" / name)
-    for name, rate, shape in (("mono.wav", 8000, (2400,)), ("stereo.wav", 48000, (96000, 2)), ("none.wav", 44100, (0,))):
+    for name, rate, shape in (("mono.wav", 8000, 2400), ("stereo.wav", 48000, (96000, 2)), ("none.wav", 44100, 0)):
         soundfile.write(base_directory / "input" / name, np.zeros(shape), rate)
 
 

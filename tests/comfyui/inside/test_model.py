@@ -8,8 +8,8 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import sampling
-from magihuman_pack.nodes.adapter.lora import is_alias
 from magihuman_pack.nodes.adapter.load_model import load_model
+from magihuman_pack.nodes.adapter.lora import is_alias
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import comfy.nested_tensor
-from magihuman_pack.nodes.adapter.load_model import build_model
 import pytest
 import torch
 from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas
@@ -12,6 +11,7 @@ from magihuman_pack.magihuman_core.sampling.super_resolution import zero_snr_tab
 from magihuman_pack.magihuman_core.weights.dit_keys import split_official
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter.load_model import build_model
 from safetensors.torch import load_file
 from small_clip import max_error
 
