@@ -183,10 +183,5 @@ class MagiHumanAudioVAELoader(io.ComfyNode):
         return io.NodeOutput(load_audio(vae_file(vae, "audio_vae")))
 
 
-NODES = [
-    MagiHumanModelLoader,
-    MagiHumanTextEncoderLoader,
-    MagiHumanVideoVAELoader,
-    MagiHumanTurboVAELoader,
-    MagiHumanAudioVAELoader,
-]
+NODES = [MagiHumanModelLoader, MagiHumanTextEncoderLoader, MagiHumanVideoVAELoader, MagiHumanTurboVAELoader,
+         MagiHumanAudioVAELoader]

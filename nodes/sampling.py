@@ -25,17 +25,13 @@ NOISE_TIP = (
 log = logging.getLogger(__name__)
 
 
-def mode_of(role: str) -> str:
-    """The mode that a network of this role was made for."""
-    return SR if RECIPES[role].super_resolution else FULL if RECIPES[role].guidance else DISTILLED
-
-
 def find_mode(model, mode: str) -> str:
     """The mode to sample in. Raises InputError where it does not go with the model."""
     role = sampling.model_role(model)
     if not role:
         raise InputError("The model is not MagiHuman's: connect Load MagiHuman Model.")
-    fitting = mode_of(role)
+    recipe = RECIPES[role]
+    fitting = SR if recipe.super_resolution else FULL if recipe.guidance else DISTILLED
     if mode in (AUTO, fitting):
         return fitting
     if SR in (mode, fitting):

@@ -85,33 +85,20 @@ class StreamGuider(comfy.samplers.CFGGuider):
         return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), guidance.audio)], dim=-1)
 
 
-def _start(model, x: Tensor, sigmas: Tensor, noise_level: int) -> Tensor:
-    """The state that a schedule from the top begins with.
+def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options: Any) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER: "unipc" or "renoise". noise_level: see start_state; options go to the solver."""
+    solve = {"unipc": sample_unipc, "renoise": sample_renoise}[solver]
 
-    ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from its
-    parts, so that the start is exact, and right with a changed schedule object too.
-    """
-    base = getattr(getattr(model, "inner_model", None), "inner_model", None)
-    if not isinstance(base, MagiHumanModel) or float(sigmas[0]) < START:
-        return x
-    return start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+        base = getattr(getattr(model, "inner_model", None), "inner_model", None)
+        if isinstance(base, MagiHumanModel) and float(sigmas[0]) >= START:
+            # ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from
+            # its parts, so that the start is exact, and right with a changed schedule object too.
+            x = start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
+        return solve(model, x, sigmas, extra_args, callback, disable, **options)
 
-
-def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level):
-    """`sample_unipc` as a sampler of ComfyUI."""
-    return sample_unipc(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable)
-
-
-def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level,
-            noise_sampler=None):
-    """`sample_renoise` as a sampler of ComfyUI."""
-    x = _start(model, x, sigmas, noise_level)
-    return sample_renoise(model, x, sigmas, extra_args, callback, disable, noise_sampler)
-
-
-def make_sampler(name: str, **options: Any) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER: "unipc" or "renoise"; options go to the function above."""
-    return comfy.samplers.KSAMPLER({"unipc": unipc, "renoise": renoise}[name], extra_options=options)
+    sample.__name__ = solver  # ComfyUI's log names it
+    return comfy.samplers.KSAMPLER(sample, extra_options=options)
 
 
 def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:

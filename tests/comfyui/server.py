@@ -40,11 +40,7 @@ def front_end_flags() -> tuple[str, ...]:
 
 
 class PromptError(Exception):
-    """The server did not take a prompt; `answer` is what it said."""
-
-    def __init__(self, answer: dict):
-        super().__init__(json.dumps(answer)[:2000])
-        self.answer = answer
+    """The server did not take a prompt; the text is what it said."""
 
 
 class ExecutionError(Exception):
@@ -126,7 +122,7 @@ class Server:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 data = answer.read()
         except urllib.error.HTTPError as error:
-            raise PromptError(json.loads(error.read() or b"{}")) from None
+            raise PromptError(error.read().decode()) from None
         return json.loads(data) if data else None
 
     def run(self, graph: dict, cancel_when: str | None = None) -> "Result":
