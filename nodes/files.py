@@ -13,21 +13,28 @@ BESIDE = "beside the weights"
 
 def choices(folder: str) -> list[str]:
     """The demo, then every file of a model folder; the shards of one model as the folder they lie in, with a slash."""
-    names = [_posix(name) for name in folder_paths.get_filename_list(folder)]
-    folders = sorted({f"{PurePosixPath(name).parent}/" for name in names if SHARD.fullmatch(name)})
-    return [DEMO, *folders, *(name for name in names if not SHARD.fullmatch(name))]
+    found = _names(folder)
+    return [DEMO, *sorted(name for name in found if name.endswith("/")),
+            *(name for name in found if not name.endswith("/"))]
 
 
 def resolve(folder: str, choice: str) -> Path:
     """The path of a choice. Raises InputError for anything that is not offered, such as a path with '..'."""
+    name = _names(folder).get(choice)
+    if name is None:
+        raise InputError(f"{choice!r} is not in ComfyUI's {folder} folder. Put the file there, press R to refresh, and "
+                         "choose it again.")
+    path = Path(folder_paths.get_full_path_or_raise(folder, name))
+    return path.parent if choice.endswith("/") else path
+
+
+def _names(folder: str) -> dict[str, str]:
+    """{choice: ComfyUI's name of a file that it stands for}."""
+    found = {}
     for name in folder_paths.get_filename_list(folder):
-        posix = _posix(name)
-        shard = SHARD.fullmatch(posix) and f"{PurePosixPath(posix).parent}/" == choice
-        if posix == choice or shard:
-            path = Path(folder_paths.get_full_path_or_raise(folder, name))
-            return path.parent if shard else path
-    raise InputError(f"{choice!r} is not in ComfyUI's {folder} folder. Put the file there, press R to refresh, and "
-                     "choose it again.")
+        path = PurePosixPath(name.replace("\\", "/"))
+        found[f"{path.parent}/" if SHARD.fullmatch(str(path)) else str(path)] = name
+    return found
 
 
 def tokenizers() -> list[str]:
@@ -50,7 +57,3 @@ def _tokenizer_files() -> dict[str, Path]:
     roots = [Path(root) for root in folder_paths.get_folder_paths("text_encoders")]
     return {path.relative_to(root).as_posix(): path
             for root in roots if root.is_dir() for path in root.rglob("*tokenizer*.json")}
-
-
-def _posix(name: str) -> str:
-    return name.replace("\\", "/")

@@ -7,7 +7,7 @@ from ..magihuman_core.recipes import BASE
 from ..magihuman_core.sampling.frozen import keep_audio, keep_image, keep_start, last_samples, overlap_frames
 from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN, audio_length, floor_size
 from .adapter.media import audio_latent, fit_length, frames_latent, image_latent, stereo
-from .adapter.streams import empty, joined, joint
+from .adapter.streams import empty, joint_latent, with_streams
 
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 60
@@ -62,8 +62,8 @@ class MagiHumanReferenceImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, image, latent) -> io.NodeOutput:
-        start = joint(latent)
-        return io.NodeOutput(joined(latent, keep_image(start, image_latent(vae, image, start.video))))
+        start = joint_latent(latent)
+        return io.NodeOutput(with_streams(latent, keep_image(start, image_latent(vae, image, start.video))))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -92,7 +92,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio_vae, audio, latent, length, max_seconds) -> io.NodeOutput:
-        start = joint(latent)
+        start = joint_latent(latent)
         clip_length = start.audio.shape[2]
         waveform, rate = stereo(audio)
         if length == FROM_AUDIO:
@@ -102,7 +102,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
         driving = audio_latent(audio_vae, waveform, rate, start.audio)
         if length == FROM_LATENT:
             driving = driving[:, :, :clip_length]
-        return io.NodeOutput(joined(latent, keep_audio(start, driving)))
+        return io.NodeOutput(with_streams(latent, keep_audio(start, driving)))
 
 
 class MagiHumanExtend(io.ComfyNode):
@@ -142,10 +142,10 @@ class MagiHumanExtend(io.ComfyNode):
         waveform, rate = stereo(audio)
         kept = overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         latent = empty(width, height, kept + round(seconds * FPS))
-        start = joint(latent)
+        start = joint_latent(latent)
         old = frames_latent(vae, images[-kept:], start.video)
         old_audio = audio_latent(audio_vae, last_samples(waveform, rate, frames, kept), rate, start.audio)
-        return io.NodeOutput(joined(latent, keep_start(start, old, old_audio)), kept)
+        return io.NodeOutput(with_streams(latent, keep_start(start, old, old_audio)), kept)
 
 
 NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanExtend]

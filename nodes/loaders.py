@@ -11,7 +11,7 @@ from ..magihuman_core.recipes import RECIPES
 from ..magihuman_core.weights.open import open_checkpoint
 from ..magihuman_core.weights.roles import find_role
 from .adapter.clip import load_clip
-from .adapter.model import load_model
+from .adapter.load_model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
 from .files import DEMO, choices, resolve, resolve_tokenizer, tokenizers
 
@@ -40,6 +40,12 @@ DEMO_TIP = "'built-in demo' is a small model that comes with the nodes: no downl
 
 def _file(folder: str, name: str, tip: str) -> io.Combo.Input:
     return io.Combo.Input(name, options=choices(folder), default=DEMO, tooltip=f"{tip} {DEMO_TIP}")
+
+
+def demo_file(part: str) -> Path:
+    """The demo's file for a part, such as "turbo_vae". Raises InputError where it has none."""
+    models = find_models("demo")
+    return models[models.require(part, "the demo")]
 
 
 class MagiHumanModelLoader(io.ComfyNode):
@@ -74,9 +80,8 @@ class MagiHumanModelLoader(io.ComfyNode):
     def find(choice: str, role: str) -> tuple[Path, str]:
         """(path, role) of a choice. Raises InputError where the role cannot be told."""
         if choice == DEMO:
-            models = find_models("demo")
-            role = next((r for r in ("distilled", "base") if r in models), "distilled") if role == AUTO else role
-            return models[models.require(role, "the demo")], role
+            role = "distilled" if role == AUTO else role
+            return demo_file(role), role
         path = resolve("diffusion_models", choice)
         found = find_role(path, open_checkpoint(path).metadata) if role == AUTO else role
         if found is None:
@@ -110,29 +115,18 @@ class MagiHumanTextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
         if text_encoder == DEMO:
-            models = find_models("demo")
-            path = models[models.require("text_encoder", "the demo")]
-            return io.NodeOutput(load_clip(path, models.get("tokenizer"), DTYPES[weight_dtype]))
-        path = resolve("text_encoders", text_encoder)
-        return io.NodeOutput(load_clip(path, resolve_tokenizer(tokenizer), DTYPES[weight_dtype]))
+            path, tokenizer_path = demo_file("text_encoder"), find_models("demo").get("tokenizer")
+        else:
+            path, tokenizer_path = resolve("text_encoders", text_encoder), resolve_tokenizer(tokenizer)
+        return io.NodeOutput(load_clip(path, tokenizer_path, DTYPES[weight_dtype]))
 
 
-class _VAELoader(io.ComfyNode):
-    """What the three loaders of VAEs share."""
-
-    PART: str
-
-    @classmethod
-    def path(cls, choice: str) -> Path:
-        if choice == DEMO:
-            models = find_models("demo")
-            return models[models.require(cls.PART, "the demo")]
-        return resolve("vae", choice)
+def vae_file(choice: str, part: str) -> Path:
+    """The path of a choice of a VAE; part: which of the demo's files it is there."""
+    return demo_file(part) if choice == DEMO else resolve("vae", choice)
 
 
-class MagiHumanVideoVAELoader(_VAELoader):
-    PART = "video_vae"
-
+class MagiHumanVideoVAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -148,12 +142,10 @@ class MagiHumanVideoVAELoader(_VAELoader):
 
     @classmethod
     def execute(cls, vae) -> io.NodeOutput:
-        return io.NodeOutput(load_video(cls.path(vae)))
+        return io.NodeOutput(load_video(vae_file(vae, "video_vae")))
 
 
-class MagiHumanTurboVAELoader(_VAELoader):
-    PART = "turbo_vae"
-
+class MagiHumanTurboVAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -169,12 +161,10 @@ class MagiHumanTurboVAELoader(_VAELoader):
 
     @classmethod
     def execute(cls, vae) -> io.NodeOutput:
-        return io.NodeOutput(load_turbo(cls.path(vae)))
+        return io.NodeOutput(load_turbo(vae_file(vae, "turbo_vae")))
 
 
-class MagiHumanAudioVAELoader(_VAELoader):
-    PART = "audio_vae"
-
+class MagiHumanAudioVAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
@@ -190,13 +180,8 @@ class MagiHumanAudioVAELoader(_VAELoader):
 
     @classmethod
     def execute(cls, vae) -> io.NodeOutput:
-        return io.NodeOutput(load_audio(cls.path(vae)))
+        return io.NodeOutput(load_audio(vae_file(vae, "audio_vae")))
 
 
-NODES = [
-    MagiHumanModelLoader,
-    MagiHumanTextEncoderLoader,
-    MagiHumanVideoVAELoader,
-    MagiHumanTurboVAELoader,
-    MagiHumanAudioVAELoader,
-]
+NODES = [MagiHumanModelLoader, MagiHumanTextEncoderLoader, MagiHumanVideoVAELoader, MagiHumanTurboVAELoader,
+         MagiHumanAudioVAELoader]

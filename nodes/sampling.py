@@ -25,17 +25,13 @@ NOISE_TIP = (
 log = logging.getLogger(__name__)
 
 
-def mode_of(role: str) -> str:
-    """The mode that a network of this role was made for."""
-    return SR if RECIPES[role].super_resolution else FULL if RECIPES[role].guidance else DISTILLED
-
-
 def find_mode(model, mode: str) -> str:
     """The mode to sample in. Raises InputError where it does not go with the model."""
     role = sampling.model_role(model)
     if not role:
         raise InputError("The model is not MagiHuman's: connect Load MagiHuman Model.")
-    fitting = mode_of(role)
+    recipe = RECIPES[role]
+    fitting = SR if recipe.super_resolution else FULL if recipe.guidance else DISTILLED
     if mode in (AUTO, fitting):
         return fitting
     if SR in (mode, fitting):
@@ -91,17 +87,10 @@ class MagiHumanSampler(io.ComfyNode):
         mode = find_mode(model, mode)
         check_latent(model, latent_image)
         recipe = MODES[mode]
-        guider = make_guider(model, positive, negative, recipe.guidance)
+        guider = sampling.StreamGuider(model, recipe.guidance, positive, negative)
         sampler = sampling.make_sampler(recipe.solver, noise_level=sr_noise_level)
         sigmas = flow_sigmas(steps or recipe.steps)
         return io.NodeOutput(sampling.run(guider, sampler, sigmas, latent_image, seed))
-
-
-def make_guider(model, positive, negative, guidance: Guidance | None):
-    """A GUIDER; guidance needs a negative."""
-    if guidance is not None and negative is None:
-        raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text Encode.")
-    return sampling.make_guider(model, guidance, positive, negative)
 
 
 class MagiHumanScheduler(io.ComfyNode):
@@ -165,7 +154,7 @@ class MagiHumanGuider(io.ComfyNode):
             FULL: Guidance(video, video_late, audio),
             SR_CFG: replace(SR_GUIDANCE, video=sr_scale, video_late=sr_scale),
         }[guidance]
-        return io.NodeOutput(make_guider(model, positive, negative, chosen))
+        return io.NodeOutput(sampling.StreamGuider(model, chosen, positive, negative))
 
 
 class MagiHumanSamplerSelect(io.ComfyNode):

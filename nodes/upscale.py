@@ -11,7 +11,7 @@ from ..magihuman_core.sampling.frozen import all_generated, keep_image
 from ..magihuman_core.sampling.super_resolution import upsample
 from ..magihuman_core.sizes import PIXELS_PER_LATENT
 from .adapter.media import image_latent
-from .adapter.streams import joined, split
+from .adapter.streams import split, with_streams
 
 UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
 FACTOR = "factor"
@@ -54,7 +54,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
             start = keep_image(start, image_latent(vae, image, large))
-        return io.NodeOutput({**joined(latent, start), UPSCALED: True})
+        return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
 
 
 NODES = [MagiHumanLatentUpscale]

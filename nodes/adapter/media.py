@@ -5,51 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb
 from ...magihuman_core.media.waveform import resample, to_stereo
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
-from .vae import encode_audio, encode_frames
+from .vae import check
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """The first picture of an IMAGE batch; a transparent one on white."""
+    """The first image of an IMAGE batch [B, h, w, c], as RGB; a transparent one on white. Raises InputError."""
     from PIL import Image
 
     if image.ndim != 4 or 0 in image.shape:
-        raise InputError(f"The image has shape {list(image.shape)}, expected a picture. Connect Load Image.")
+        raise InputError(f"The image has shape {list(image.shape)}, expected [B, h, w, c]. Connect Load Image.")
     pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, 1, H, W] of an IMAGE's first picture, cropped to a clip's size.
-
-    like: the clip's video latent. Raises InputError where the VAE makes other latents.
-    """
+    """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames."""
     width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
-    found = encode_frames(vae, fit_image(to_pil(image), width, height))
-    if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
-        raise InputError(
-            f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} cells, but the latent has "
-            f"{like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 VAE."
-        )
-    return found
+    return encode_frames(vae, fit_image(to_pil(image), width, height), like)
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3].
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3]; see encode_frames."""
+    return encode_frames(vae, rearrange(images[..., :3], "f h w c -> 1 c f h w") * 2 - 1, like)
+
+
+def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
+    """Frames [1, 3, F, h, w] in [-1, 1] -> raw latents [1, C, T, H, W], through any video VAE of ComfyUI.
 
     like: the clip's video latent. Raises InputError where the VAE makes other latents.
     """
-    found = encode_frames(vae, images[..., :3].movedim(-1, 0)[None] * 2 - 1)  # [F, h, w, 3] -> [1, 3, F, h, w]
-    if found.shape[1] != like.shape[1]:
-        raise InputError(f"The VAE makes {found.shape[1]} channels, expected {like.shape[1]}: connect the Wan2.2 VAE.")
+    check(vae, "video")
+    found = vae.encode((rearrange(frames, "1 c f h w -> f h w c") + 1) / 2)
+    if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
+        raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
+                         f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
+                         "VAE.")
     return found
 
 
@@ -64,8 +64,13 @@ def stereo(audio: dict) -> tuple[Tensor, int]:
 
 
 def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
-    """The latent [1, c, n] of a waveform. like: the clip's audio latent. Raises InputError."""
-    found = encode_audio(audio_vae, waveform, rate)
+    """The mean latent [1, c, n] of a stereo waveform [2, L] at any rate, through any audio VAE of ComfyUI.
+
+    like: the clip's audio latent. Raises InputError where the VAE makes other latents.
+    """
+    check(audio_vae, "audio")
+    waveform = resample(waveform, rate, audio_vae.audio_sample_rate)
+    found = audio_vae.encode(rearrange(waveform, "c n -> 1 n c"))
     if found.shape[1] != like.shape[1]:
         raise InputError(f"The audio VAE makes {found.shape[1]} channels, but the latent's sound has "
                          f"{like.shape[1]}: connect MagiHuman's audio VAE.")

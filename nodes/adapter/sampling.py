@@ -12,22 +12,30 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...magihuman_core.errors import InputError
 from ...magihuman_core.recipes import SR_540P, Guidance
 from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
 from ...magihuman_core.sampling.denoiser import video_scales
 from ...magihuman_core.sampling.solvers import sample_renoise, sample_unipc
 from ...magihuman_core.sizes import TEXT_TOKENS
-from .model import START, MagiHumanModel, start_state
+from .flow import START, start_state
+from .model import MagiHumanModel
 from .streams import check_shapes
 
 log = logging.getLogger(__name__)
 
 
-class MagiHumanGuider(comfy.samplers.CFGGuider):
-    """Guidance with a scale for each stream, noise level and latent frame; without a negative, none at all."""
+class StreamGuider(comfy.samplers.CFGGuider):
+    """A GUIDER with a scale for each stream, noise level and latent frame.
 
-    def set_guidance(self, guidance: Guidance | None, positive, negative=None) -> None:
-        """guidance: None to use the positive alone."""
+    guidance: None to use the positive alone; otherwise a negative is needed. Raises InputError without.
+    """
+
+    def __init__(self, model, guidance: Guidance | None, positive, negative=None):
+        super().__init__(model)
+        if guidance is not None and negative is None:
+            raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text "
+                             "Encode.")
         self.guidance = guidance
         conds = {"positive": positive} if guidance is None else {"positive": positive, "negative": negative}
         self.inner_set_conds(conds)
@@ -77,43 +85,23 @@ class MagiHumanGuider(comfy.samplers.CFGGuider):
         return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), guidance.audio)], dim=-1)
 
 
-def _start(model, x: Tensor, sigmas: Tensor, noise_level: int) -> Tensor:
-    """The state that a schedule from the top begins with.
+def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options: Any) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER: "unipc" or "renoise". noise_level: see start_state; options go to the solver."""
+    solve = {"unipc": sample_unipc, "renoise": sample_renoise}[solver]
 
-    ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from its
-    parts, so that the start is exact, and right with a changed schedule object too.
-    """
-    base = getattr(getattr(model, "inner_model", None), "inner_model", None)
-    if not isinstance(base, MagiHumanModel) or float(sigmas[0]) < START:
-        return x
-    return start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+        base = getattr(getattr(model, "inner_model", None), "inner_model", None)
+        if isinstance(base, MagiHumanModel) and float(sigmas[0]) >= START:
+            # ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from
+            # its parts, so that the start is exact, and right with a changed schedule object too.
+            x = start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
+        return solve(model, x, sigmas, extra_args, callback, disable, **options)
 
-
-def unipc(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level):
-    """`sample_unipc` as a sampler of ComfyUI."""
-    return sample_unipc(model, _start(model, x, sigmas, noise_level), sigmas, extra_args, callback, disable)
-
-
-def renoise(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_level=SR_540P.noise_level,
-            noise_sampler=None):
-    """`sample_renoise` as a sampler of ComfyUI."""
-    x = _start(model, x, sigmas, noise_level)
-    return sample_renoise(model, x, sigmas, extra_args, callback, disable, noise_sampler)
+    sample.__name__ = solver  # ComfyUI's log names it
+    return comfy.samplers.KSAMPLER(sample, extra_options=options)
 
 
-def make_sampler(name: str, **options: Any) -> comfy.samplers.KSAMPLER:
-    """A SAMPLER: "unipc" or "renoise"; options go to the function above."""
-    return comfy.samplers.KSAMPLER({"unipc": unipc, "renoise": renoise}[name], extra_options=options)
-
-
-def make_guider(model, guidance: Guidance | None, positive, negative=None) -> MagiHumanGuider:
-    """A GUIDER; without guidance the negative is not looked at."""
-    guider = MagiHumanGuider(model)
-    guider.set_guidance(guidance, positive, negative)
-    return guider
-
-
-def run(guider: MagiHumanGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
+def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
     """What SamplerCustomAdvanced with RandomNoise does: sample a LATENT and return one, with previews."""
     patcher = guider.model_patcher
     result = dict(latent)

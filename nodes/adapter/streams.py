@@ -1,4 +1,7 @@
-"""Joint latents: two streams in a NestedTensor, as one packed vector, and what can be wrong with them."""
+"""A LATENT's two streams, video and audio: taken out of it, checked, and put back.
+
+On sockets they are one NestedTensor; while ComfyUI samples they are one packed vector (see MagiHumanModel).
+"""
 
 import comfy.model_management
 import comfy.nested_tensor
@@ -10,13 +13,13 @@ from ...magihuman_core.sampling.frozen import JointLatent, empty_latent
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
 
 
-def nested(video: Tensor, audio: Tensor) -> comfy.nested_tensor.NestedTensor:
-    """Both streams as one value of a LATENT socket."""
-    return comfy.nested_tensor.NestedTensor([video, audio])
+def nested(*streams: Tensor) -> comfy.nested_tensor.NestedTensor:
+    """Video [B, C, T, H, W] and audio [B, c, A] as one value of a LATENT socket."""
+    return comfy.nested_tensor.NestedTensor(streams)
 
 
 def split(latent: dict, channels: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
-    """(video [B, C, T, H, W], audio [B, a, A]) of a LATENT. channels: (C, a) where they are known.
+    """(video [B, C, T, H, W], audio [B, c, A]) of a LATENT. channels: (C, c) where they are known.
 
     Raises InputError, in the words of the nodes, for the latent of another model.
     """
@@ -36,33 +39,29 @@ def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None
         raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. {hint}")
     for name, shape, count in zip(("video", "audio"), shapes, channels or (None, None), strict=True):
         if count is not None and shape[1] != count:
-            raise InputError(
-                f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made by another "
-                f"model's VAE or latent node. {hint}"
-            )
+            raise InputError(f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made "
+                             f"by another model's VAE or latent node. {hint}")
     height, width = shapes[0][3:]
     if height % 2 or width % 2:
-        raise InputError(
-            f"The video latent is {width} x {height} cells of 16 pixels, expected even numbers: choose a width and "
-            "height in multiples of 32 pixels."
-        )
+        raise InputError(f"The video latent is {width} x {height} latent pixels, expected even numbers: choose a width "
+                         "and height in multiples of 32 pixels.")
     if shapes[0][0] != shapes[1][0]:
         raise InputError(f"The latent has {shapes[0][0]} videos but {shapes[1][0]} sounds; both need the "
                          "same batch size.")
 
 
-def joint(latent: dict) -> JointLatent:
+def joint_latent(latent: dict) -> JointLatent:
     """A LATENT's streams and masks; without a mask all is to be generated. Raises InputError as `split` does."""
-    video, audio = split(latent)
+    streams = split(latent)
     found = latent.get("noise_mask")
-    parts = [] if found is None else list(found.unbind()) if found.is_nested else [found]
-    likes = (video[:, :1], audio[:, :1])
-    video_mask, audio_mask = (
-        _shaped(parts[i], like) if i < len(parts) else torch.ones_like(like) for i, like in enumerate(likes))
-    return JointLatent(video, audio, video_mask, audio_mask)
+    given = [] if found is None else list(found.unbind()) if found.is_nested else [found]
+    masks = [torch.ones_like(stream[:, :1]) for stream in streams]
+    for index, mask in enumerate(given[:2]):
+        masks[index] = _fit_mask(mask, masks[index])
+    return JointLatent(*streams, *masks)
 
 
-def _shaped(mask: Tensor, like: Tensor) -> Tensor:
+def _fit_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A mask as ComfyUI may carry it, brought to the stream's own size."""
     if mask.ndim < like.ndim:
         mask = mask.reshape((1,) * (like.ndim - mask.ndim) + tuple(mask.shape))
@@ -72,14 +71,14 @@ def _shaped(mask: Tensor, like: Tensor) -> Tensor:
     return mask.expand(like.shape).clone()
 
 
+def with_streams(latent: dict, streams: JointLatent) -> dict:
+    """A LATENT like another one, with these streams and masks."""
+    return {**latent, "samples": nested(streams.video, streams.audio),
+            "noise_mask": nested(streams.video_mask, streams.audio_mask)}
+
+
 def empty(width: int, height: int, audio_length: int, channels: tuple[int, int] = (48, 64)) -> dict:
     """A LATENT of zeros for a size in pixels and a number of audio latents."""
     latent = empty_latent(width, height, audio_length, channels, comfy.model_management.intermediate_device())
     return {"samples": nested(latent.video, latent.audio), "downscale_ratio_spacial": PIXELS_PER_LATENT,
             "downscale_ratio_temporal": 4}
-
-
-def joined(latent: dict, streams: JointLatent) -> dict:
-    """A LATENT like another one, with these streams and masks."""
-    return {**latent, "samples": nested(streams.video, streams.audio),
-            "noise_mask": nested(streams.video_mask, streams.audio_mask)}

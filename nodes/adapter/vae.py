@@ -7,7 +7,6 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
@@ -176,16 +175,3 @@ def check(vae, kind: str, channels: int | None = None) -> None:
         return
     wanted = {"video": "MagiHuman Turbo VAE or the Wan2.2 VAE", "audio": "MagiHuman Audio VAE"}[kind]
     raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")
-
-
-def encode_frames(vae, frames: Tensor) -> Tensor:
-    """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents, through any video VAE of ComfyUI."""
-    check(vae, "video")
-    return vae.encode((rearrange(frames[0], "c f h w -> f h w c") + 1) / 2)
-
-
-def encode_audio(vae, waveform: Tensor, rate: int) -> Tensor:
-    """A stereo waveform [2, L] at any rate -> the mean latent [1, c, n]."""
-    check(vae, "audio")
-    waveform = resample(waveform, rate, vae.audio_sample_rate)
-    return vae.encode(rearrange(waveform, "c n -> 1 n c"))

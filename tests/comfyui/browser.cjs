@@ -1,9 +1,9 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
-//   { base, chromium, look: {name: workflow file}, pictures: folder or null, run: {pack, name, folder} or null }
+//   { base, chromium, look: {name: workflow file}, screenshots: folder or null, run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
 // run: the workflow is opened from the template dialog (or over the API where that shows nothing) and queued with
-// the button; the answer holds what the history says, and the size and length of the film that the page shows.
+// the button; the answer holds what the history says, and the size and length of the video that the page shows.
 const { readFileSync } = require('node:fs')
 const { chromium } = require(process.env.PLAYWRIGHT_CORE)
 const job = JSON.parse(process.argv[2])
@@ -35,47 +35,41 @@ async function open() {
 // Everything of the graph into view; returns the rectangle it covers on the page.
 const fit = page => page.evaluate(async () => {
   const { graph, canvas } = window.app
-  let [left, top, right, bottom] = [1e9, 1e9, -1e9, -1e9]
-  for (const node of graph.nodes) {
-    left = Math.min(left, node.pos[0]); right = Math.max(right, node.pos[0] + node.size[0])
-    top = Math.min(top, node.pos[1] - 30); bottom = Math.max(bottom, node.pos[1] + node.size[1])
-  }
-  for (const group of graph.groups) {
-    left = Math.min(left, group.pos[0]); right = Math.max(right, group.pos[0] + group.size[0])
-    top = Math.min(top, group.pos[1]); bottom = Math.max(bottom, group.pos[1] + group.size[1])
-  }
-  const [x, y, room, tall] = [90, 110, window.innerWidth - 120, window.innerHeight - 190]
-  const scale = Math.min(1, room / (right - left), tall / (bottom - top))
+  const boxes = [...graph.nodes, ...graph.groups].map(({ pos: [x, y], size: [w, h] }) => [x, y - 30, x + w, y + h])
+  const [left, top] = [0, 1].map(i => Math.min(...boxes.map(box => box[i])))
+  const [width, height] = [Math.max(...boxes.map(box => box[2])) - left, Math.max(...boxes.map(box => box[3])) - top]
+  const [x, y] = [90, 110]
+  const scale = Math.min(1, (window.innerWidth - 120) / width, (window.innerHeight - 190) / height)
   canvas.ds.scale = scale
   canvas.ds.offset = [x / scale - left, y / scale - top]
   graph.setDirtyCanvas(true, true)
   await new Promise(done => setTimeout(done, 1200))
-  return { x: x - 8, y: y - 8, width: (right - left) * scale + 16, height: (bottom - top) * scale + 16 }
+  return { x: x - 8, y: y - 8, width: width * scale + 16, height: height * scale + 16 }
 })
+
+const load = (page, name, workflow) => page.evaluate(
+  ([workflow, name]) => window.app.loadGraphData(workflow, true, true, name), [workflow, name])
 
 const missing = page => page.evaluate(() => window.app.graph.nodes
   .filter(node => !window.LiteGraph.registered_node_types[node.type]).map(node => node.type))
 
-// Rectangles of nodes that lie on one another, titles included.
+// Nodes that lie on one another, titles included.
 const overlaps = page => page.evaluate(() => {
-  const boxes = window.app.graph.nodes.map(n => [n.title, n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]])
-  const found = []
-  boxes.forEach((a, i) => boxes.slice(i + 1).forEach(b => {
-    if (a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4]) found.push([a[0], b[0]])
-  }))
-  return found
+  const { nodes } = window.app.graph
+  const meet = (a, b, i) => a.pos[i] - 30 * i < b.pos[i] + b.size[i] && b.pos[i] - 30 * i < a.pos[i] + a.size[i]
+  return nodes.flatMap((a, n) => nodes.slice(n + 1).filter(b => meet(a, b, 0) && meet(a, b, 1))
+    .map(b => [a.title, b.title]))
 })
 
 async function look(page, name, file) {
-  const workflow = JSON.parse(readFileSync(file, 'utf8'))
-  await page.evaluate(([workflow, name]) => window.app.loadGraphData(workflow, true, true, name), [workflow, name])
+  await load(page, name, JSON.parse(readFileSync(file, 'utf8')))
   await page.waitForTimeout(800)
   const answer = { missing: await missing(page), overlaps: await overlaps(page) }
   answer.links = await page.evaluate(() => window.app.graph.links.size ?? Object.keys(window.app.graph.links).length)
   answer.prompt = await page.evaluate(async () => (await window.app.graphToPrompt()).output)
-  if (job.pictures) {
+  if (job.screenshots) {
     const clip = await fit(page)
-    await page.screenshot({ path: `${job.pictures}/${name}.png`, clip })
+    await page.screenshot({ path: `${job.screenshots}/${name}.png`, clip })
   }
   return answer
 }
@@ -94,8 +88,7 @@ async function run(page, { pack, name, folder }) {
   } else {
     answer.way = 'API, for the template dialog does not show this pack (comfyui-workflow-templates not installed?)'
     await page.keyboard.press('Escape')
-    const workflow = await (await fetch(`${job.base}/api/workflow_templates/${pack}/${name}.json`)).json()
-    await page.evaluate(([workflow, name]) => window.app.loadGraphData(workflow, true, true, name), [workflow, name])
+    await load(page, name, await (await fetch(`${job.base}/api/workflow_templates/${pack}/${name}.json`)).json())
   }
   await page.waitForFunction(() => window.app.graph.nodes.some(node => node.type === 'MagiHumanSampler'))
   await page.waitForTimeout(1000)
@@ -113,10 +106,10 @@ async function run(page, { pack, name, folder }) {
   answer.end = history?.status?.status_str
   answer.outputs = history?.outputs
   await page.waitForFunction(() => [...document.querySelectorAll('video')].some(v => v.readyState >= 2))
-  answer.films = await page.evaluate(() => [...document.querySelectorAll('video')]
+  answer.videos = await page.evaluate(() => [...document.querySelectorAll('video')]
     .map(v => ({ seconds: v.duration, width: v.videoWidth, height: v.videoHeight })))
   await fit(page)
-  // Somewhere in the film, not at its first frame.
+  // Somewhere in the video, not at its first frame.
   await page.evaluate(() => document.querySelectorAll('video').forEach(v => { v.pause(); v.currentTime = v.duration / 2 }))
   await page.waitForTimeout(1500)
   await page.screenshot({ path: `${folder}/run.png` })

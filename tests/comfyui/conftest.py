@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from server import Server, find_comfyui, find_python, front_end_flags  # noqa: E402
+from server import Server, find_comfyui, find_python, front_end_flags, make_base  # noqa: E402
 
 collect_ignore = ["inside"]  # runs in ComfyUI's Python: see test_inside.py
 
@@ -46,31 +46,43 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def base_directory(tmp_path_factory) -> Path:
-    """A folder of ComfyUI's own with the pack as a symbolic link and small models of every kind."""
+    """ComfyUI's folder, with the pack, small models under the names of the large ones, and files to load."""
     from make_random_models import make_models
 
-    base = tmp_path_factory.mktemp("comfyui")
+    base = make_base(tmp_path_factory.mktemp("comfyui"))
     made = make_models(base / "made")
-    for name in ("custom_nodes", "input", "output", "temp", "user/default"):
-        (base / name).mkdir(parents=True)
-    (base / "custom_nodes" / "magihuman").symlink_to(REPOSITORY, target_is_directory=True)
-    (base / "user/default/comfy.settings.json").write_text('{"Comfy.TutorialCompleted": true}', encoding="utf-8")
-    models = base / "models"
-    for part in ("diffusion_models/magihuman", "text_encoders", "vae", "loras"):
-        (models / part).mkdir(parents=True)
-    for network in ("distill", "base", "540p_sr", "1080p_sr"):
-        (made / network).rename(models / "diffusion_models/magihuman" / network)
-    (made / "text_encoder").rename(models / "text_encoders/t5gemma")
-    (made / "turbo_vae").rename(models / "vae/turbo_vae")
-    (made / "vae/wan2.2_vae.safetensors").rename(models / "vae/wan2.2_vae.safetensors")
-    (made / "audio_vae/model.safetensors").rename(models / "vae/stable_audio.safetensors")
+    (made / "text_encoder/model.safetensors").rename(made / "text_encoder/model-00001-of-00001.safetensors")
+    for source, name in {
+        **{network: f"diffusion_models/magihuman/{network}" for network in ("distill", "base", "540p_sr", "1080p_sr")},
+        "text_encoder": "text_encoders/t5gemma-9b-9b-ul2",
+        "turbo_vae": "vae/turbo_vae",
+        "vae/wan2.2_vae.safetensors": "vae/wan2.2_vae.safetensors",
+        "audio_vae": "vae/stable-audio-open-1.0",
+    }.items():
+        target = base / "models" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (made / source).rename(target)
+    write_media(base / "input")
     return base
 
 
+def write_media(folder: Path) -> None:
+    """picture.png of 80x120, voice.wav of 0.6 s, clip.mp4 of 33 frames of 64x96 with audio."""
+    import soundfile
+    import torch
+    from PIL import Image
+
+    from magihuman_core.media.mp4 import write_mp4
+
+    Image.linear_gradient("L").resize((80, 120)).convert("RGB").save(folder / "picture.png")
+    soundfile.write(folder / "voice.wav", (0.3 * torch.sin(torch.arange(9600) * 0.08)).numpy(), 16000)
+    frames = torch.tensor([90, 160, 0], dtype=torch.uint8).repeat(33, 96, 64, 1)
+    frames[..., 2] = 5 * torch.arange(33)[:, None, None]
+    write_mp4(folder / "clip.mp4", frames, 0.2 * torch.sin(torch.arange(58212) * 0.03).repeat(2, 1))
+
+
 @pytest.fixture(scope="session")
-def server(comfyui, base_directory, request):
+def server(comfyui, base_directory):
     """A running server on the CPU."""
-    started = Server(find_python(comfyui), comfyui, base_directory, *front_end_flags())
-    request.addfinalizer(started.stop)
-    started.wait()
-    return started
+    with Server(find_python(comfyui), comfyui, base_directory, *front_end_flags()) as started:
+        yield started

@@ -1,8 +1,6 @@
-"""Graphs in API format, with the small models of conftest.py."""
+"""Graphs in API format, with the models and files of conftest.py."""
 
-MODELS = {"distilled": "magihuman/distill/", "base": "magihuman/base/", "sr_540p": "magihuman/540p_sr/",
-          "sr_1080p": "magihuman/1080p_sr/"}
-TURBO, WAN, SOUND = "turbo_vae/checkpoint-340000.ckpt", "wan2.2_vae.safetensors", "stable_audio.safetensors"
+MODELS = {"distilled": "magihuman/distill/", "base": "magihuman/base/", "sr_540p": "magihuman/540p_sr/"}
 PROMPT = 'A woman in a green coat looks into the camera and says: "Good morning!"'
 
 
@@ -10,38 +8,60 @@ def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
-def loaders(role: str = "distilled") -> dict:
+def sampler(latent: str = "empty", **inputs) -> dict:
+    return node("MagiHumanSampler", **{
+        "model": ["model", 0], "positive": ["text", 0], "negative": ["text", 1], "latent_image": [latent, 0],
+        "seed": 1, "mode": "auto", "steps": 2, "sr_noise_level": 220, **inputs})
+
+
+def core_sampler(latent: str = "empty", denoise: float = 1.0) -> dict:
+    return node("KSampler", model=["model", 0], positive=["text", 0], negative=["text", 1], latent_image=[latent, 0],
+                seed=1, steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=denoise)
+
+
+def clip(role: str = "distilled", *, seconds: float = 0.4, **inputs) -> dict:
+    """Text to a sampled latent, node "sample"; inputs are the sampler's."""
     return {
         "model": node("MagiHumanModelLoader", model=MODELS[role], role="auto", weight_dtype="default"),
-        "clip": node("MagiHumanTextEncoderLoader", text_encoder="t5gemma/model.safetensors",
-                     tokenizer="beside the weights", weight_dtype="default"),
-        "turbo": node("MagiHumanTurboVAELoader", vae=TURBO),
-        "wan": node("MagiHumanVideoVAELoader", vae=WAN),
-        "sound": node("MagiHumanAudioVAELoader", vae=SOUND),
-        "text": node("MagiHumanTextEncode", clip=["clip", 0], prompt=PROMPT, negative="blurry, noise, flat voice"),
-    }
-
-
-def clip(role: str = "distilled", *, seconds: float = 0.4, seed: int = 1, steps: int = 2, **sampler) -> dict:
-    """Text to a sampled latent, node "sample"."""
-    return {
-        **loaders(role),
+        "encoder": node("MagiHumanTextEncoderLoader", text_encoder="t5gemma-9b-9b-ul2/",
+                        tokenizer="beside the weights", weight_dtype="default"),
+        "turbo_vae": node("MagiHumanTurboVAELoader", vae="turbo_vae/checkpoint-340000.ckpt"),
+        "wan_vae": node("MagiHumanVideoVAELoader", vae="wan2.2_vae.safetensors"),
+        "audio_vae": node("MagiHumanAudioVAELoader", vae="stable-audio-open-1.0/model.safetensors"),
+        "text": node("MagiHumanTextEncode", clip=["encoder", 0], prompt=PROMPT, negative="blurry, noise, flat voice"),
         "empty": node("EmptyMagiHumanLatent", width=64, height=96, seconds=seconds),
-        "sample": node("MagiHumanSampler", model=["model", 0], positive=["text", 0], negative=["text", 1],
-                       latent_image=["empty", 0], seed=seed, mode="auto", steps=steps, sr_noise_level=220, **sampler),
+        "sample": sampler(**inputs),
     }
 
 
-def film(graph: dict, latent=("sample", 0), vae: str = "turbo") -> dict:
-    """The same graph with decoding and saving as mp4, node "save"."""
+def with_frames(graph: dict) -> dict:
+    """The same graph with the latent of "sample" decoded, and its frames saved by the node "frames"."""
     return {
         **graph,
-        "decode": node("MagiHumanDecode", vae=[vae, 0], audio_vae=["sound", 0], latent=list(latent),
+        "images": node("VAEDecode", samples=["sample", 0], vae=["turbo_vae", 0]),
+        "frames": node("PreviewImage", images=["images", 0]),
+    }
+
+
+def with_video(graph: dict) -> dict:
+    """The same graph with the latent of "sample" decoded, and saved as mp4 by the node "video"."""
+    return {
+        **graph,
+        "decode": node("MagiHumanDecode", vae=["turbo_vae", 0], audio_vae=["audio_vae", 0], latent=["sample", 0],
                        sample_rate="44100"),
-        "save": save_video(["decode", 2]),
+        "video": save_video(["decode", 2]),
     }
 
 
 def save_video(link: list) -> dict:
     return node("SaveVideo", video=link, filename_prefix="video/magihuman", format="auto",
                 **{"format.codec": "auto"}, codec="auto")
+
+
+def changed(graph: dict, changes: dict[str, dict]) -> dict:
+    """The same graph with other nodes, and other inputs of its nodes; an input of None is taken off."""
+    graph = dict(graph)
+    for key, change in changes.items():
+        found = change if "class_type" in change else {**graph[key], "inputs": {**graph[key]["inputs"], **change}}
+        graph[key] = {**found, "inputs": {name: value for name, value in found["inputs"].items() if value is not None}}
+    return graph

@@ -21,7 +21,7 @@ FILE_INPUTS = {"model", "text_encoder", "tokenizer", "vae", "image", "audio", "f
 
 sys.path[:0] = [str(HERE), str(REPOSITORY)]
 
-from server import Server, find_comfyui, find_python  # noqa: E402
+from server import Server, find_comfyui, find_python, make_base  # noqa: E402
 
 
 def slim(info: dict) -> dict:
@@ -54,32 +54,20 @@ def names_in_use() -> set[str]:
     return {node["type"] for path in workflows for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
 
 
-def write_record(server, extra=()) -> None:
-    """Ask a running server, and write the record."""
-    known = server.get("/object_info")
-    wanted = names_in_use() | set(extra)
-    nodes = {name: slim(info) for name, info in sorted(known.items()) if name.startswith(PREFIX) or name in wanted}
-    version = server.get("/system_stats")["system"]["comfyui_version"]
-    RECORD.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(info)}" for name, info in nodes.items())
-    RECORD.write_text(f'{{"comfyui": {json.dumps(version)}, "nodes": {{\n{lines}\n}}}}\n', encoding="utf-8")
-    print(f"{RECORD}: {len(nodes)} nodes of ComfyUI {version}")
-
-
 def main() -> None:
     comfyui = find_comfyui()
     if comfyui is None:
         sys.exit("NO COMFYUI FOUND. Set COMFYUI_PATH to a checkout.")
-    with tempfile.TemporaryDirectory() as base:
-        for name in ("custom_nodes", "input", "output", "temp", "user"):
-            (Path(base) / name).mkdir()
-        (Path(base) / "custom_nodes/magihuman").symlink_to(REPOSITORY, target_is_directory=True)
-        server = Server(find_python(comfyui), comfyui, Path(base))
-        try:
-            server.wait()
-            write_record(server)
-        finally:
-            server.stop()
+    with (tempfile.TemporaryDirectory() as base,
+          Server(find_python(comfyui), comfyui, make_base(Path(base) / "base")) as server):
+        known = server.get("/object_info")
+        version = server.get("/system_stats")["system"]["comfyui_version"]
+    wanted = names_in_use()
+    nodes = {name: slim(info) for name, info in sorted(known.items()) if name.startswith(PREFIX) or name in wanted}
+    RECORD.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(info)}" for name, info in nodes.items())
+    RECORD.write_text(f'{{"comfyui": {json.dumps(version)}, "nodes": {{\n{lines}\n}}}}\n', encoding="utf-8")
+    print(f"{RECORD}: {len(nodes)} nodes of ComfyUI {version}")
 
 
 if __name__ == "__main__":

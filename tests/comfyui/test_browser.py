@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import pytest
 from server import front_end_flags
-from test_example_workflows import WORKFLOWS, copy_models, write_media
+from test_example_workflows import WORKFLOWS
 from ui_graph import to_api
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +25,7 @@ PACK = "magihuman"  # the folder's name below custom_nodes, as conftest.py links
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def find_playwright(node: str) -> str | None:
+def find_playwright() -> str | None:
     """The folder of playwright-core."""
     places = [Path(os.environ["PLAYWRIGHT_CORE"])] if "PLAYWRIGHT_CORE" in os.environ else []
     npm = shutil.which("npm")
@@ -37,13 +37,11 @@ def find_playwright(node: str) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def browse(server, tmp_path_factory):
+def browse(server):
     """browse(job) -> the answer of browser.cjs."""
     chromium = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
-    node = shutil.which("node")
-    playwright = find_playwright(node) if node else None
-    missing = [name for name, found in (("chromium", chromium), ("node", node), ("playwright-core", playwright))
-               if not found]
+    programs = {"chromium": chromium, "node": shutil.which("node"), "playwright-core": find_playwright()}
+    missing = [name for name, found in programs.items() if not found]
     if missing:
         text = (f"NO BROWSER TEST: {', '.join(missing)} not found, so the front end was not tried. Install what is "
                 "missing (npm install playwright-core), or set CHROMIUM and PLAYWRIGHT_CORE.")
@@ -51,14 +49,13 @@ def browse(server, tmp_path_factory):
         pytest.skip(text)
 
     def run(job: dict) -> dict:
-        job = {"base": server.url, "chromium": chromium, "pictures": None, **job}
-        done = subprocess.run([node, str(HERE / "browser.cjs"), json.dumps(job)], capture_output=True, text=True,
-                              timeout=570, check=False, env={**os.environ, "PLAYWRIGHT_CORE": playwright})
+        job = {"base": server.url, "chromium": chromium, "screenshots": None, **job}
+        done = subprocess.run([programs["node"], str(HERE / "browser.cjs"), json.dumps(job)], capture_output=True,
+                              env={**os.environ, "PLAYWRIGHT_CORE": programs["playwright-core"]}, text=True,
+                              timeout=570, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
 
-    copy_models(server.base / "models")
-    write_media(server.base / "input")
     return run
 
 
@@ -70,7 +67,7 @@ def screenshots(tmp_path_factory) -> Path:
 
 
 def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, browse, screenshots, record_property):
-    looked = browse({"look": {path.stem: str(path) for path in WORKFLOWS}, "pictures": str(screenshots)})
+    looked = browse({"look": {path.stem: str(path) for path in WORKFLOWS}, "screenshots": str(screenshots)})
     assert looked["errors"] == []
     record_property("front end", looked["version"])
     if front_end_flags():
@@ -95,11 +92,11 @@ def test_the_demo_runs_from_the_template_list(server, browse, screenshots):
         warnings.warn(f"The demo was opened over the {run['way']}", stacklevel=1)
     assert answer["errors"] == []
     assert (run["missing"], run["status"], run["end"]) == ([], 200, "success")
-    assert [(film["width"], film["height"]) for film in run["films"]] == [(128, 128)]
-    assert abs(run["films"][0]["seconds"] - 49 / 25) < 0.1
+    assert [(video["width"], video["height"]) for video in run["videos"]] == [(128, 128)]
+    assert abs(run["videos"][0]["seconds"] - 49 / 25) < 0.1
     (saved,) = [entry for output in run["outputs"].values() for entry in output.get("images", ())
                 if entry["filename"].endswith(".mp4")]
-    with av.open(str(server.base / "output" / saved["subfolder"] / saved["filename"])) as film:
-        assert len(film.streams.audio) == 1
-        assert {"prompt", "workflow"} <= set(film.metadata)  # dropped on the page, the film brings its graph
+    with av.open(str(server.base / "output" / saved["subfolder"] / saved["filename"])) as file:
+        assert len(file.streams.audio) == 1
+        assert {"prompt", "workflow"} <= set(file.metadata)  # dropped on the page, the video brings its graph
     assert (screenshots / "run.png").stat().st_size > 20_000

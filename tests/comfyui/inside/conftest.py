@@ -45,7 +45,7 @@ IMPORT_SECONDS = load_pack()  # before the modules of tests, which import from c
 import small_clip  # noqa: E402
 import torch  # noqa: E402
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint  # noqa: E402
-from magihuman_pack.nodes.adapter.model import load_model  # noqa: E402
+from magihuman_pack.nodes.adapter.load_model import load_model  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

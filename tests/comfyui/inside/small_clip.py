@@ -21,7 +21,7 @@ def sample(model, positive=TEXT, negative=None):
     """[video, audio] latents through ComfyUI, after two steps of UniPC."""
     nested = comfy.nested_tensor.NestedTensor
     guidance = None if negative is None else sampling.Guidance()
-    guider = sampling.make_guider(model, guidance, [[positive, {}]], None if negative is None else [[negative, {}]])
+    guider = sampling.StreamGuider(model, guidance, [[positive, {}]], None if negative is None else [[negative, {}]])
     out = guider.sample(nested([VIDEO, AUDIO]), nested([torch.zeros_like(VIDEO), torch.zeros_like(AUDIO)]),
                         sampling.make_sampler("unipc"), flow_sigmas(2), seed=1, disable_pbar=True)
     return out.unbind()

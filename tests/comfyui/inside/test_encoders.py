@@ -10,7 +10,7 @@ from magihuman_pack.magihuman_core.media.waveform import resample
 from magihuman_pack.magihuman_core.tools.convert import convert
 from magihuman_pack.magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_pack.nodes.adapter.clip import load_clip
-from magihuman_pack.nodes.adapter.model import LatentFormat
+from magihuman_pack.nodes.adapter.latent_format import LatentFormat
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.adapter.vae import load_audio, load_turbo, load_video
 from small_clip import generator, max_error, random
@@ -19,7 +19,7 @@ import nodes
 
 TEXT = "A man says (slowly:1.4): good morning."
 TURBO, WAN = "vae/turbo_vae/checkpoint-340000.ckpt", "vae/wan2.2_vae.safetensors"
-AUDIO = "vae/stable_audio.safetensors"
+AUDIO = "vae/stable-audio-open-1.0/model.safetensors"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def inference_mode():
 
 @pytest.fixture(scope="module")
 def encoder_path(models):
-    return models / "text_encoders/t5gemma/model.safetensors"
+    return models / "text_encoders/t5gemma-9b-9b-ul2/model-00001-of-00001.safetensors"
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,10 @@ def every_layer(model, official):
     return lora, change
 
 
-def test_official_names_equal_weights_merged_by_hand(model, plain, every_layer, expected):
+def test_official_names_equal_weights_merged_by_hand(model, plain, every_layer, expected, caplog):
     lora, change = every_layer
     got = sample(with_lora(model, lora))
+    assert "lora key not loaded" not in caplog.text and "NOT LOADED" not in caplog.text
     assert max_error(got, expected(change)) <= 2e-3
     assert max_error(got, plain) > 1e-2
     assert max_error(sample(model), plain) == 0, "the model itself must be unchanged after the LoRA"

@@ -8,8 +8,8 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
-from magihuman_pack.nodes.adapter.model import load_model
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core
 
 
@@ -81,7 +81,7 @@ def test_required_memory_grows_with_the_batch_and_covers_the_residual_stream(mod
 
 
 def test_the_estimate_names_the_clip_and_what_to_lower(model):
-    guider = sampling.make_guider(model, None, [[TEXT, {}]])
+    guider = sampling.StreamGuider(model, None, [[TEXT, {}]])
     guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
     found = guider.memory()
     assert found.weights == model.model_size()

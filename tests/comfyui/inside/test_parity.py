@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import comfy.nested_tensor
-import magihuman_pack.nodes.adapter.model as adapter_model
 import pytest
 import torch
 from magihuman_pack.magihuman_core import DiTConfig, Guidance, flow_sigmas
@@ -12,6 +11,7 @@ from magihuman_pack.magihuman_core.sampling.super_resolution import zero_snr_tab
 from magihuman_pack.magihuman_core.weights.dit_keys import split_official
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter.load_model import build_model
 from safetensors.torch import load_file
 from small_clip import max_error
 
@@ -25,7 +25,7 @@ def model_for(info: dict):
     config = DiTConfig.from_state_dict(checkpoint, positions=info["coords_style"],
                                        local_layers=tuple(net["local_attn_layers"]),
                                        local_radius=info["frame_receptive_field"])
-    return adapter_model.build_model(split_official(checkpoint, config), config, role)
+    return build_model(split_official(checkpoint, config), config, role)
 
 
 @pytest.mark.parametrize("name", ["distill_t2v", "distill_i2v", "base_t2v", "base_i2v", "base_a2v", "sr_cfg1"])
@@ -51,7 +51,7 @@ def test_trajectory_ends_where_the_references_does(name):
     positive = [[tensors["in.context"][:, : info["context_len"]], {}]]
     negative = [[tensors["in.context_null"][:, : info["context_null_len"]], {}]]
     guided = info["cfg_number"] == 2 and not info["use_sr_model"]
-    guider = sampling.make_guider(model, Guidance() if guided else None, positive, negative)
+    guider = sampling.StreamGuider(model, Guidance() if guided else None, positive, negative)
     steps = info["steps"]
     if info["cfg_number"] == 1 and not info["use_sr_model"]:
         drawn = [(tensors[f"noise.{i:03d}"], tensors[f"noise.{i + 1:03d}"].transpose(1, 2))

@@ -9,7 +9,7 @@ from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.magihuman_core.model.dit import MagiHumanDiT
 from magihuman_pack.magihuman_core.weights.dit_keys import network_config, official_state_dict
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint
-from magihuman_pack.nodes.adapter.model import load_model
+from magihuman_pack.nodes.adapter.load_model import load_model
 from small_clip import random, relative_error, sample, with_lora
 
 DOWN_PROJ = "block.layers.2.mlp.down_proj"

@@ -1,0 +1,37 @@
+"""How latents on ComfyUI's sockets differ from those inside of the network, and what previews show of them."""
+
+import comfy.latent_formats
+import torch
+from torch import Tensor
+
+from .streams import nested
+
+
+class LatentFormat(comfy.latent_formats.Wan22):
+    """Raw Wan2.2 latents on sockets, normalized ones in the network; audio latents are the same in both."""
+
+    latents_mean: Tensor
+    latents_std: Tensor
+
+    def __init__(self, video_channels: int = 48, audio_channels: int = 64):
+        super().__init__()
+        self.channels = (video_channels, audio_channels)
+        # The wider stream's: core's step cache slices both streams to this many channels.
+        self.latent_channels = max(self.channels)
+        if video_channels != self.latents_mean.shape[1]:  # a small network of its own: nothing to normalize by
+            self.latents_mean = torch.zeros(1, video_channels, 1, 1, 1)
+            self.latents_std = torch.ones(1, video_channels, 1, 1, 1)
+            self.latent_rgb_factors = None
+        # Instead of core's previews, which always show frame 0: with a reference image that never changes.
+        self.latent_rgb_factors_reshape = middle_frame
+
+    def fix_empty_latent(self, latent: Tensor):
+        """Give an empty video latent [B, C, T, H, W] of another node its audio, so that any such node starts a clip."""
+        video = latent[:, : self.channels[0]].clone()
+        audio = latent.new_zeros(latent.shape[0], self.channels[1], 4 * (video.shape[2] - 1) + 1)
+        return nested(video, audio)
+
+
+def middle_frame(x0: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B, C, 1, H, W], from the middle of the clip."""
+    return x0[:, :, x0.shape[2] // 2 :][:, :, :1] if x0.ndim == 5 else x0
