@@ -304,7 +304,8 @@ def main():
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--folder", type=Path, help="of the weights; default: export/ in the run's folder")
+    parser.add_argument("--folder", type=Path,
+                        help=f"of the weights; default: export/ in the run's folder. The shipped ones: {DEMO}")
     parser.add_argument("--guidance", type=float, nargs=3, default=(5.0, 2.0, 5.0), help="video, late, audio")
     parser.add_argument("--card", action="store_true",
                         help="table into CARD.md in that folder, with earlier rows of the same weights")

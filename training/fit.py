@@ -91,7 +91,8 @@ class Trainer:
         state = checkpoints.load(self.folder)
         if state is None:
             return
-        check_config(self.folder, state["config"], self.config)
+        if state["step"]:  # weights that training begins with may come from anywhere
+            check_config(self.folder, state["config"], self.config)
         self.modules.load_state_dict(state["modules"])
         self.average.load_state_dict(state["average"])
         if state["optimizer"] is not None:  # weights of the demo come without
