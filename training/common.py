@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def add_options(parser, *, steps=None, rate=None, batch=None):
     """The options that all stages have; those of `fit` where steps are given."""
     parser.add_argument("--run", type=lambda name: RUNS / name, default=RUNS / "demo",
                         help="folder of the run: a name below training/runs, or an absolute path (default demo)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all processors")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
     parser.add_argument("--seed", type=int, default=0)
     if steps is None:
         return

@@ -37,7 +37,7 @@ from magihuman_core import (
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training import measure
 from training.clips import FRAMES, make_clip
-from training.common import add_options, set_up
+from training.common import Stop, add_options, set_up
 from training.export import DEMO, refuse_demo
 from training.listen import spectra
 
@@ -81,7 +81,9 @@ class Demo:
 
     def __init__(self, folder, guidance=None):
         def find(part):
-            return next((folder / part).glob("*.safetensors"))
+            for path in (folder / part).glob("*.safetensors"):
+                return path
+            raise Stop(f"{folder} holds no {part}: train it, then run python -m training.export first.")
 
         self.folder, self.guidance = folder, guidance or Guidance()
         self.text_encoder = load_text_encoder(find("text_encoder"), dtype=torch.float32)

@@ -67,7 +67,7 @@ def draw_curves(folder):
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
-        for key, style in ((name, "-"), (f"held-out {name}", "o--")):
+        for key, style in ((name, ".-"), (f"held-out {name}", "o--")):
             points = [(row["step"], row[key]) for row in rows if key in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=key, markersize=3)

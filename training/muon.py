@@ -12,23 +12,21 @@ STEP_SIZE = 0.2  # root mean square of AdamW's steps, in learning rates
 
 
 def orthogonal(x, rounds=5):
-    """About U V^T of x = U S V^T, for one matrix or a stack of them. [..., rows, columns]"""
+    """About U V^T of x = U S V^T. [rows, columns]"""
     a, b, c = NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = (x.T if tall else x) / (x.norm() + 1e-7)
     for _ in range(rounds):
-        square = x @ x.mT
+        square = x @ x.T
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
+    return x.T if tall else x
 
 
 class Muon(torch.optim.Optimizer):
     """One group of matrices and kernels (flattened to [outputs, rest]); AdamW goes beside it for the rest.
 
     torch.optim.Muon has the same mathematics, but refuses kernels (two axes only), computes in bf16 on any processor,
-    one matrix after the other, and is not in the oldest torch that is supported. Here matrices of one shape are
-    stacked: an autoencoder has hundreds of small ones.
+    and is not in the oldest torch that is supported. Stacking matrices of one shape into one product is no faster.
     """
 
     def __init__(self, parameters, lr, weight_decay=0.0):
@@ -37,23 +35,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            by_shape = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    shape = len(parameter), parameter[0].numel()
-                    by_shape.setdefault(shape, []).append(parameter)
-            for shape, parameters in by_shape.items():
-                self.update(parameters, shape, group["lr"], group["weight_decay"])
-
-    def update(self, parameters, shape, lr, weight_decay):
-        """One step of parameters that have this shape when flattened."""
-        gradients = [parameter.grad for parameter in parameters]
-        momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
-        ahead = torch.stack([v.flatten(1) for v in torch._foreach_lerp(gradients, momenta, MOMENTUM)])
-        updates = orthogonal(ahead) * (STEP_SIZE * max(shape) ** 0.5)
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        torch._foreach_add_(parameters, [u.view_as(p) for u, p in zip(updates, parameters, strict=True)], alpha=-lr)
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                ahead = torch.lerp(parameter.grad, momentum, MOMENTUM).flatten(1)
+                update = orthogonal(ahead) * (STEP_SIZE * max(ahead.shape) ** 0.5)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(update.view_as(parameter), alpha=group["lr"])
 
 
 class Together:

@@ -46,7 +46,7 @@ stage data clips256 --count "$LARGE_CLIPS" --size 256 --first-seed 200000
 stage train_video_vae --steps "$VIDEO_STEPS" --projection-windows "$PROJECTION" --save-every "$SAVE_EVERY"
 stage train_audio_vae --steps "$AUDIO_STEPS" --save-every "$SAVE_EVERY"
 
-# 3. Latents; quick start of the text encoder; base network. 8, 2 and 110 minutes.
+# 3. Latents; quick start of the text encoder; base network. 8, 2 and 85 minutes.
 stage latents
 stage train_network text --steps "$TEXT_STEPS"
 stage train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"

@@ -17,6 +17,7 @@ from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.text.encoder import TextEncoder
 from training.captions import PITCH, make_caption
 from training.clips import CHOICES
+from training.common import Stop
 from training.voice import SYLLABLES
 
 START = "begin"  # always the first token: a prompt without any known word still has one
@@ -72,6 +73,8 @@ class Captions:
     def __init__(self, clips, tokenizer, seed):
         self.tokenizer, self.random = tokenizer, np.random.default_rng(seed)
         self.counts = [len(meta["syllables"]) for meta in clips.meta]
+        if max(self.counts) > MOST_SYLLABLES:
+            raise Stop(f"{max(self.counts)} syllables in a clip are more than MOST_SYLLABLES in {__file__}: raise it.")
 
     def draw(self, size):
         """(ids [n, length], attributes [n, number of CHOICES] as places in CHOICES, number of syllables), n <= size."""
@@ -82,8 +85,8 @@ class Captions:
             spoken = [str(s) for s in self.random.choice(SYLLABLES, count)]
             rows.append(caption_ids(self.tokenizer, attributes, spoken, phrasing))
             wanted.append([CHOICES[name].index(attributes[name]) for name in CHOICES])
-        length = max(map(len, rows))
-        keep = [i for i, row in enumerate(rows) if len(row) == length]  # a child's prompt has a word more
+        # A child's prompt has a word more: those as long as the first, so that all people have their turn.
+        keep = [i for i, row in enumerate(rows) if len(row) == len(rows[0])]
         return torch.tensor([rows[i] for i in keep]), torch.tensor([wanted[i] for i in keep]), count
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from training import checkpoints, common, data, evaluate, export, fit, latents, train_network, train_video_vae
 from training.common import RowWriter, Stop, read_rows
 from training.fast_conv import operations as fast
-from training.muon import Optimizers, Together, orthogonal
+from training.muon import Optimizers, Together
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -276,13 +276,6 @@ def test_the_mouth_weighs_more_in_every_shape(height, width):
     assert share == pytest.approx(3 * 4 / 64, rel=0.35)
     rows = torch.nonzero(weight > 1)[:, 0].float()
     assert float(rows.mean()) / height == pytest.approx(5 / 8, abs=0.1)
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (24, 96), (96, 24)])
-def test_matrices_are_made_orthogonal_alike_alone_and_in_a_stack(shape):
-    stack = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    alone = torch.stack([orthogonal(matrix) for matrix in stack])
-    torch.testing.assert_close(orthogonal(stack), alone, rtol=1e-4, atol=1e-5)
 
 
 def test_several_optimizers_act_as_one():
