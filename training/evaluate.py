@@ -2,6 +2,7 @@
 
     python -m training.evaluate --clips 16                   # seeds 0 .. 15, none of which was trained on
     python -m training.evaluate --clips 4 --rows data reconstruction distilled
+    python -m training.evaluate --folder magihuman_core/demo # the shipped weights instead of the run's export/
 
 Every row makes the same prompts from the same noise and measures pictures and sounds alone (measure.py). The last
 rows are made wrongly on purpose: a measure that does not fall there would measure nothing.
@@ -9,9 +10,9 @@ rows are made wrongly on purpose: a measure that does not fall there would measu
 
 import argparse
 import datetime
+import hashlib
 import json
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -36,10 +37,10 @@ from magihuman_core import (
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training import measure
 from training.clips import FRAMES, make_clip
-from training.common import RUNS
+from training.common import Stop, add_options, set_up
+from training.export import DEMO, refuse_demo
 from training.listen import spectra
 
-DEMO = Path(__file__).parent.parent / "magihuman_core" / "demo"
 TOKENS, LATENT = FRAMES + 2, (1, 48, (FRAMES - 1) // 4 + 1, 8, 8)
 ROWS = {
     "data": "the drawn clips themselves",
@@ -80,7 +81,9 @@ class Demo:
 
     def __init__(self, folder, guidance=None):
         def find(part):
-            return next((folder / part).glob("*.safetensors"))
+            for path in (folder / part).glob("*.safetensors"):
+                return path
+            raise Stop(f"{folder} holds no {part}: train it, then run python -m training.export first.")
 
         self.folder, self.guidance = folder, guidance or Guidance()
         self.text_encoder = load_text_encoder(find("text_encoder"), dtype=torch.float32)
@@ -270,18 +273,52 @@ def table(results):
     return "\n".join(lines)
 
 
+def folder_hash(folder):
+    """Twelve hexadecimal digits that tell these files of weights from others."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def with_earlier_rows(path, weights, results):
+    """The rows of this and of earlier runs on the same weights, in order; kept in a file. Others are dropped."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("weights") != weights:
+        kept = {"weights": weights, "rows": {}}
+    rows = {**kept["rows"], **results}
+    kept["rows"] = {name: rows[name] for name in ROWS if name in rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept))
+    return kept["rows"]
+
+
+def write_card(path, stamp, text):
+    """Put a table between the marks of a card; a card of its own where there is none."""
+    marks = "<!-- scores -->", "<!-- end of scores -->"
+    card = path.read_text() if path.exists() else "# Scores\n\n" + "\n".join(marks) + "\n"
+    block = f"{marks[0]}\n{stamp}\n\n{text}\n{marks[1]}"
+    path.write_text(re.sub(f"{marks[0]}.*{marks[1]}", lambda _: block, card, flags=re.DOTALL))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--folder", type=Path, default=DEMO)
+    parser.add_argument("--folder", type=Path,
+                        help=f"of the weights; default: export/ in the run's folder. The shipped ones: {DEMO}")
     parser.add_argument("--guidance", type=float, nargs=3, default=(5.0, 2.0, 5.0), help="video, late, audio")
-    parser.add_argument("--card", action="store_true", help="table into CARD.md, with rows of earlier runs")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--card", action="store_true",
+                        help="table into CARD.md in that folder, with earlier rows of the same weights")
+    parser.add_argument("--overwrite-demo", action="store_true", help="with --card: also the card that is shipped")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    demo = Demo(options.folder, Guidance(*options.guidance))
+    set_up(options)
+    folder = options.folder or options.run / "export"
+    if options.card:
+        refuse_demo(folder, options.overwrite_demo)
+    demo = Demo(folder, Guidance(*options.guidance))
     clips = [make_clip(seed) for seed in range(options.first_seed, options.first_seed + options.clips)]
     results, cache = {}, {}
     for name in options.rows:
@@ -291,23 +328,15 @@ def main():
         if name == "sr":
             results[name].update(super_resolution_gain(demo, clips[:4]))
         numbers = {key: round(value, 3) for key, value in results[name].items()}
-        sys.stdout.write(f"{name} ({time.monotonic() - started:.0f} s): {json.dumps(numbers)}\n")
-        sys.stdout.flush()
+        print(f"{name} ({time.monotonic() - started:.0f} s): {json.dumps(numbers)}", flush=True)
     if options.card:
-        path = RUNS / f"scores_{options.first_seed}_{options.clips}.json"
-        earlier = json.loads(path.read_text()) if path.exists() else {}
-        earlier.update(results)
-        results = {name: earlier[name] for name in ROWS if name in earlier}
-        path.write_text(json.dumps(results))
-    text = table(results)
-    sys.stdout.write(text + "\n")
+        path = options.run / f"scores_{options.first_seed}_{options.clips}.json"
+        results = with_earlier_rows(path, folder_hash(folder), results)
+    print(table(results))
     if options.card:
         last = options.first_seed + options.clips - 1
         stamp = f"Seeds {options.first_seed} to {last}, {datetime.date.today().isoformat()}, `training/evaluate.py`."
-        path = options.folder / "CARD.md"
-        card = path.read_text()
-        block = f"<!-- scores -->\n{stamp}\n\n{text}\n<!-- end of scores -->"
-        path.write_text(re.sub(r"<!-- scores -->.*<!-- end of scores -->", lambda _: block, card, flags=re.DOTALL))
+        write_card(folder / "CARD.md", stamp, table(results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Write the trained weights to magihuman_core/demo/, in the layouts and under the names of the released files.
+"""Write the trained weights in the layouts and under the names of the released files, to the run's folder export/.
 
     python -m training.export                                # whatever has been trained so far
-    python -m training.export --out somewhere
+    python -m training.export --overwrite-demo               # into magihuman_core/demo/, in place of what is there
 
 Networks: the layout with split experts, 8-bit integers with a scale per row (quanto). Text encoder: the same integers.
 Autoencoders: half precision under their official keys.
@@ -9,20 +9,23 @@ Autoencoders: half precision under their official keys.
 
 import argparse
 import json
-import shutil
+import struct
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from magihuman_core.atomic import whole_file
 from magihuman_core.model.sequence import MODALITIES
 from magihuman_core.weights import audio_keys, dit_keys
-from training import train_audio_vae, train_network, train_video_vae
-from training.common import RUNS
+from training import checkpoints, train_network
+from training.common import Stop, add_options, set_up
+from training.latents import Encoders
 from training.text import stored_config
+from training.train_video_vae import TURBO, load_trained
 
-OUT = Path(__file__).parent.parent / "magihuman_core" / "demo"
+DEMO = Path(__file__).parent.parent / "magihuman_core" / "demo"
 VERSION = "1"
 SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
 
@@ -62,69 +65,98 @@ def split_layout(dit):
 
 
 def write(path, tensors, **metadata):
-    """One safetensors file, whole or not at all. Returns its size in bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    """One safetensors file, whole or not at all, of the same bytes every time. Returns its size in bytes.
+
+    Raises Stop where a weight is not finite.
+    """
+    for key, tensor in tensors.items():
+        if not checkpoints.all_finite(tensor):
+            raise Stop(f"{key} of {path.name} is not finite: nothing was written to {path.parent}.")
     tensors = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-    save_file(tensors, part, {"format": "pt", "source": SOURCE, "version": VERSION, **metadata})
-    part.chmod(0o644)
-    part.replace(path)
+    content = save(tensors, {"format": "pt", "source": SOURCE, "version": VERSION, **metadata})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(with_sorted_header(content))
+    path.chmod(0o644)
     return path.stat().st_size
+
+
+def with_sorted_header(content):
+    """A safetensors file's bytes with its header in alphabetical order: the library writes metadata in any order."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + content[end:]
 
 
 def halves(state):
     return {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
 
-def export(out):
-    """Everything that has a checkpoint. Returns {file: bytes}."""
+def export(run, out):
+    """Everything that has a checkpoint. Returns {part: bytes}. Raises Stop where networks and encoders do not fit."""
     sizes = {}
+    encoders = Encoders(run)
+    vae, turbo = load_trained(run)
+    sizes["vae"] = write(out / "vae" / "wan2.2_vae_demo.safetensors", halves(vae.state_dict()), kind="video_vae")
+    path = out / "turbo_vae" / "turbo_vae_demo.safetensors"
+    sizes["turbo_vae"] = write(path, halves(turbo.state_dict()), kind="turbo_vae")
+    path.with_suffix(".json").write_text(json.dumps(asdict(TURBO), indent=1) + "\n")
 
-    def note(name, size):
-        sizes[name] = size
+    audio = halves(audio_keys.official_state_dict(encoders.audio_vae))
+    audio = {f"pretransform.model.{key}": tensor for key, tensor in audio.items()}
+    sizes["audio_vae"] = write(out / "audio_vae" / "model.safetensors", audio, kind="audio_vae")
 
-    if (RUNS / "video_vae.pt").exists():
-        vae, turbo = train_video_vae.load_trained()
-        note("vae", write(out / "vae" / "wan2.2_vae_demo.safetensors", halves(vae.state_dict()), kind="video_vae"))
-        note("turbo_vae", write(out / "turbo_vae" / "turbo_vae_demo.safetensors", halves(turbo.state_dict()),
-                                kind="turbo_vae"))  # fmt: skip
-        config = json.dumps(asdict(train_video_vae.TURBO), indent=1)
-        (out / "turbo_vae" / "turbo_vae_demo.json").write_text(config + "\n")
-    if (RUNS / "audio_vae.pt").exists():
-        audio = audio_keys.official_state_dict(train_audio_vae.load_trained())
-        tensors = {f"pretransform.model.{key}": tensor for key, tensor in halves(audio).items()}
-        note("audio_vae", write(out / "audio_vae" / "model.safetensors", tensors, kind="audio_vae"))
-    if (RUNS / "base.pt").exists():
-        dit, encoder = train_network.load_base()
-        note("base", write(out / "base" / "magihuman_demo_base.safetensors", split_layout(dit), role="base"))
-        folder = out / "text_encoder"
-        config = stored_config(encoder.tokenizer)
-        tensors = {}
-        for key, tensor in encoder.state_dict().items():
-            if key.endswith("_proj.weight"):
-                tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantize(tensor)
-            else:
-                tensors[f"model.{key}"] = tensor.half()
-        note("text", write(folder / "model.safetensors", tensors, kind="text_encoder", config=config))
-        (folder / "config.json").write_text(json.dumps(json.loads(config), indent=1) + "\n")
-        encoder.tokenizer.save(str(folder / "tokenizer.json"))
-    for name, role, folder in (("distilled", "distilled", "distill"), ("super_resolution", "sr_540p", "540p_sr")):
-        if (RUNS / f"{name}.pt").exists():
-            dit = train_network.load_network(name)
-            note(role, write(out / folder / f"magihuman_demo_{role}.safetensors", split_layout(dit), role=role))
+    for name, role, folder in (
+        ("base", "base", "base"), ("distilled", "distilled", "distill"), ("super_resolution", "sr_540p", "540p_sr")
+    ):  # fmt: skip
+        if not checkpoints.checkpoints_in(run / name):
+            continue
+        dit, state = train_network.load_network(run, name)
+        made_with = state["config"].get("latents", encoders.names)
+        if made_with != encoders.names:
+            raise Stop(f"{run / name} was trained on latents of encoders {made_with}, those of the run are now "
+                       f"{encoders.names}: train it again.")  # fmt: skip
+        sizes[role] = write(out / folder / f"magihuman_demo_{role}.safetensors", split_layout(dit), role=role)
+        if name == "base":
+            sizes["text_encoder"] = write_text_encoder(out / "text_encoder", train_network.load_base(run)[1])
     return sizes
+
+
+def write_text_encoder(folder, encoder):
+    """Weights, configuration and tokenizer. Returns the bytes of the weights."""
+    config = stored_config(encoder.tokenizer)
+    tensors = {}
+    for key, tensor in encoder.state_dict().items():
+        if key.endswith("_proj.weight"):
+            tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantize(tensor)
+        else:
+            tensors[f"model.{key}"] = tensor.half()
+    size = write(folder / "model.safetensors", tensors, kind="text_encoder", config=config)
+    (folder / "config.json").write_text(json.dumps(json.loads(config), indent=1) + "\n")
+    encoder.tokenizer.save(str(folder / "tokenizer.json"))
+    return size
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="default: export/ in the run's folder")
+    parser.add_argument("--overwrite-demo", action="store_true", help="write over the weights that are shipped")
+    add_options(parser)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    sizes = export(options.out)
-    shutil.rmtree(options.out / "__pycache__", ignore_errors=True)
-    for name, size in sizes.items():
+    set_up(options)
+    out = DEMO if options.overwrite_demo else options.out or options.run / "export"
+    refuse_demo(out, options.overwrite_demo)
+    sizes = export(options.run, out)
+    for name, size in {**sizes, "total": sum(sizes.values())}.items():
         print(f"{name:12} {size / 1e6:6.2f} MB")
-    print(f"{'total':12} {sum(sizes.values()) / 1e6:6.2f} MB")
+    print(f"written to {out}")
+
+
+def refuse_demo(folder, allowed):
+    """Raises Stop where the shipped weights or their card would be overwritten without being asked."""
+    if folder.resolve() == DEMO.resolve() and not allowed:
+        raise Stop("This would overwrite what the project ships: add --overwrite-demo if that is meant.")
 
 
 if __name__ == "__main__":

@@ -1,79 +1,102 @@
 """Latents of the drawn clips, made once by the trained autoencoders.
 
-    python -m training.latents clips --part 0 --parts 2      # one process a core; may be stopped and started again
+    python -m training.latents                               # may be stopped and started again
 
 Beside video.npy and audio.npy: video_latents.npy float16 [N, 48, T, h, w], audio_latents.npy float16 [N, 64, A],
-and done.npy uint8 [N], 1 where both are there.
+done.npy uint8 [N], 1 where both are there, and encoders.json, which says what weights made them.
 """
 
 import argparse
-import time
+import json
 
 import numpy as np
 import torch
 from einops import rearrange
 
-from training.common import RUNS, autocast, set_up
+from training.common import Progress, Stop, add_options, autocast, set_up, weights_hash
 from training.data import Clips, open_array
 
 
-def encode_clips(folder, part, parts, limit=None):
-    """Encode clips part, part + parts, ... of a folder."""
-    from training import train_audio_vae, train_video_vae
+class Encoders:
+    """Both trained encoders of a run. names: hashes that tell their weights from others."""
 
-    vae, _ = train_video_vae.load_trained()
-    audio_vae = train_audio_vae.load_trained()
-    clips = Clips(folder)
+    def __init__(self, run):
+        # These modules read encoded clips, for training of the decoders alone.
+        from training import train_audio_vae, train_video_vae
+
+        self.vae, _ = train_video_vae.load_trained(run)
+        self.audio_vae = train_audio_vae.load_trained(run)
+        self.names = {"video": train_video_vae.encoder_hash(self.vae), "audio": weights_hash(self.audio_vae.encoder)}
+
+    @torch.inference_mode()
+    def video(self, pixels):
+        """Frames uint8 or float 0..255 [F, H, W, 3] -> latent [48, T, h, w], as a float32 array."""
+        video = rearrange(torch.from_numpy(pixels.astype(np.float32)), "f h w c -> 1 c f h w") / 127.5 - 1
+        with autocast():
+            mean = self.vae.moments(video)[0].float()
+        return self.vae.statistics.normalize(mean)[0].numpy()
+
+    @torch.inference_mode()
+    def audio(self, waveform):
+        """Waveform [n] -> latent [64, A], as a float32 array."""
+        return self.audio_vae.encode(torch.from_numpy(waveform.astype(np.float32)).expand(1, 2, -1))[0].numpy()
+
+
+def claim(folder, names):
+    """Note in a folder which encoders its latents are made with. Raises Stop where they were made with others."""
+    path = folder / "encoders.json"
+    if not path.exists():
+        path.write_text(json.dumps(names) + "\n")
+    elif made_with(folder) != names:
+        raise Stop(f"The latents in {folder} were made with encoders {made_with(folder)}, those of this run are now "
+                   f"{names}: delete *latents.npy, done.npy and encoders.json there, or the whole folder.")  # fmt: skip
+
+
+def made_with(folder):
+    """Hashes {"video", "audio"} of the encoders that a folder's latents were made with."""
+    path = folder / "encoders.json"
+    if not path.exists():
+        raise Stop(f"{folder} holds no latents: the stage that makes them comes first (see training/run_demo.sh).")
+    return json.loads(path.read_text())
+
+
+def encode_clips(run):
+    """Encode all clips of a run."""
+    folder, encoders, clips = run / "clips", Encoders(run), Clips(run / "clips")
+    claim(folder, encoders.names)
     count, frames, size = clips.video.shape[:3]
     T, side, length = (frames - 1) // 4 + 1, size // 16, clips.audio.shape[1] // 2048
     video = open_array(folder / "video_latents.npy", np.float16, (count, 48, T, side, side))
     audio = open_array(folder / "audio_latents.npy", np.float16, (count, 64, length))
     done = open_array(folder / "done.npy", np.uint8, (count,))
-    started, made = time.monotonic(), 0
-    for index in range(part, min(limit or count, len(clips)), parts):
-        if done[index]:
-            continue
-        pixels = rearrange(torch.from_numpy(clips.video[index].astype(np.float32)), "f h w c -> 1 c f h w") / 127.5 - 1
-        waveform = torch.from_numpy(clips.audio[index].astype(np.float32)).expand(1, 2, -1)
-        with torch.inference_mode():
-            with autocast():
-                video[index] = train_video_vae.encode(vae, pixels)[0].float().numpy()
-            audio[index] = audio_vae.encode(waveform)[0].numpy()
+    progress = Progress(f"clips encoded in {folder}", int(done.sum()), count)
+    for index in np.flatnonzero(np.asarray(done) == 0):
+        video[index], audio[index] = encoders.video(clips.video[index]), encoders.audio(clips.audio[index])
         done[index] = 1
-        made += 1
-        if made % 20 == 0:
-            print(f"{made} clips, {(time.monotonic() - started) / made:.2f} s each", flush=True)
+        progress.step()
 
 
 class Latents:
-    """All encoded clips of a folder in memory, growing with `refresh`."""
+    """All encoded clips of a folder."""
 
     def __init__(self, folder):
-        self.folder, self.clips = folder, Clips(folder)
-        self.video_map = open_array(folder / "video_latents.npy")
-        self.audio_map = open_array(folder / "audio_latents.npy")
-        self.index = []
-        self.refresh()
-
-    def refresh(self):
-        """Take in what has been encoded meanwhile; returns how many there are."""
-        done = np.load(self.folder / "done.npy")
-        self.clips.refresh()
-        self.index = [i for i in np.flatnonzero(done) if i < len(self.clips)]
-        return len(self.index)
+        self.made_with, self.clips = made_with(folder), Clips(folder)
+        self.video = open_array(folder / "video_latents.npy")
+        self.audio = open_array(folder / "audio_latents.npy")
+        missing = int((open_array(folder / "done.npy") == 0).sum())
+        if missing:
+            raise Stop(f"{missing} clips of {folder} are not encoded: run python -m training.latents "
+                       f"--run {folder.parent} first.")  # fmt: skip
 
     def get(self, index):
         """(video [48, T, h, w], audio [64, A]) of a clip, fp32."""
-        video, audio = self.video_map[index], self.audio_map[index]
+        video, audio = self.video[index], self.audio[index]
         return torch.from_numpy(video.astype(np.float32)), torch.from_numpy(audio.astype(np.float32))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name")
-    parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--parts", type=int, default=1)
-    parser.add_argument("--limit", type=int)
+    add_options(parser)
     options = parser.parse_args()
-    set_up(1)
-    encode_clips(RUNS / options.name, options.part, options.parts, options.limit)
+    set_up(options)
+    encode_clips(options.run)

@@ -23,7 +23,11 @@ def orthogonal(x, rounds=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """One group of matrices and kernels (flattened to [outputs, rest]); AdamW goes beside it for the rest."""
+    """One group of matrices and kernels (flattened to [outputs, rest]); AdamW goes beside it for the rest.
+
+    torch.optim.Muon has the same mathematics, but refuses kernels (two axes only), computes in bf16 on any processor,
+    and is not in the oldest torch that is supported. Stacking matrices of one shape into one product is no faster.
+    """
 
     def __init__(self, parameters, lr, weight_decay=0.0):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
@@ -42,15 +46,11 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(update.view_as(parameter), alpha=group["lr"])
 
 
-class Optimizers:
-    """Muon for the kernels of `modules`, AdamW for norms, biases and layers with less than 8 outputs."""
+class Together:
+    """Several optimizers of torch that act as one."""
 
-    def __init__(self, modules, lr, weight_decay):
-        kernels, others = [], []
-        for parameter in modules.parameters():
-            matrix = parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) >= 8
-            (kernels if matrix else others).append(parameter)
-        self.parts = (Muon(kernels, lr, weight_decay), torch.optim.AdamW(others, lr, (0.9, 0.99), weight_decay=0.0))
+    def __init__(self, *parts):
+        self.parts = parts
 
     def step(self, lr):
         """One step at this learning rate; gradients are cleared."""
@@ -66,3 +66,14 @@ class Optimizers:
     def load_state_dict(self, states):
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
+
+
+class Optimizers(Together):
+    """Muon for the kernels of `modules`, AdamW for norms, biases and layers with less than 8 outputs."""
+
+    def __init__(self, modules, lr, weight_decay):
+        kernels, others = [], []
+        for parameter in modules.parameters():
+            matrix = parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) >= 8
+            (kernels if matrix else others).append(parameter)
+        super().__init__(Muon(kernels, lr, weight_decay), torch.optim.AdamW(others, lr, (0.9, 0.99), weight_decay=0.0))

@@ -17,7 +17,7 @@ def blocks(video):
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
 
 
-def fit(videos, weights):
+def principal_components(videos, weights):
     """(mean [3072], matrix [3072, 48]) of many clips; weights [n of blocks] say how often a block counts.
 
     Components are scaled to the square root of their share, so that fine ones are not lost in noise, and the

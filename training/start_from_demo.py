@@ -5,47 +5,52 @@
 Weights come back at the precision they were stored in; optimizers start anew.
 """
 
+import argparse
+from dataclasses import asdict
+
 import torch
 from torch import nn
 
 from magihuman_core import load_audio_vae, load_dit, load_text_encoder, load_turbo_vae, load_video_vae
 from magihuman_core.weights.audio_keys import official_state_dict
-from training import train_audio_vae, train_network, train_super_resolution, train_video_vae
-from training.common import RUNS, save_atomically
-from training.export import OUT
+from training import checkpoints, train_audio_vae, train_network, train_super_resolution, train_video_vae
+from training.common import add_options, weights_hash
+from training.export import DEMO
+from training.text import WithReaders
 
 
 def file_of(part):
-    return next((OUT / part).glob("*.safetensors"))
+    return next((DEMO / part).glob("*.safetensors"))
 
 
-def keep(name, modules, **more):
-    """Write training/runs/<name>.pt unless it is there."""
-    path = RUNS / f"{name}.pt"
-    if path.exists():
-        print(f"{path.name} exists and stays")
+def keep(folder, modules, config, **extra):
+    """Write step 0 of a stage unless it has a checkpoint."""
+    if checkpoints.checkpoints_in(folder):
+        print(f"{folder} has a checkpoint, which stays")
         return
     weights = modules.state_dict()
-    save_atomically({"modules": weights, "average": {"steps": 0, "module": weights}, "optimizer": None, "step": 0,
-                     "spent": 0.0, **more}, path)
-    print(f"{path.name} written")
+    checkpoints.save(folder, {"modules": weights, "average": {"steps": 0, "module": weights}, "optimizer": None,
+                              "step": 0, "seconds": 0.0, "config": config, **extra})  # fmt: skip
+    print(f"{folder} begun")
 
 
-def main():
-    vae = load_video_vae(file_of("vae"), dtype=torch.float32)
-    turbo = load_turbo_vae(OUT / "turbo_vae", dtype=torch.float32)
-    own_vae, own_turbo = train_video_vae.build()
-    own_vae.load_state_dict(vae.state_dict())
-    own_turbo.load_state_dict(turbo.state_dict())
-    modules = nn.ModuleList([own_vae.encoder, own_vae.conv1, own_turbo])
-    keep("video_vae", modules, guide={"encoder": modules.state_dict()})
-    keep("wan_decoder", nn.ModuleList([own_vae.decoder, own_vae.conv2]))
+def start(run):
+    """Begin all stages of a run."""
+    vae, turbo = train_video_vae.build()
+    vae.load_state_dict(load_video_vae(file_of("vae"), dtype=torch.float32).state_dict())
+    turbo.load_state_dict(load_turbo_vae(DEMO / "turbo_vae", dtype=torch.float32).state_dict())
+    modules = train_video_vae.trained_together(vae, turbo)
+    keep(run / "video_vae", modules, {}, guide={"encoder": modules.state_dict()})
+    names = {"video": train_video_vae.encoder_hash(vae)}
+    keep(run / "wan_decoder", nn.ModuleList([vae.decoder, vae.conv2]), {"encoder": names["video"]})
 
     audio_vae = train_audio_vae.build()
     audio_vae.load_state_dict(official_state_dict(load_audio_vae(file_of("audio_vae"))))
-    keep("audio_vae", audio_vae)
+    keep(run / "audio_vae", train_audio_vae.with_reader(audio_vae), {})
+    names["audio"] = weights_hash(audio_vae.encoder)
 
     encoder = load_text_encoder(file_of("text_encoder"), dtype=torch.float32)
+    keep(run / "text", WithReaders(encoder), {})
     for name, part, config in (
         ("base", "base", train_network.CONFIG),
         ("distilled", "distill", train_network.CONFIG),
@@ -53,7 +58,14 @@ def main():
     ):
         dit = train_network.build_network(config)
         dit.load_state_dict(load_dit(file_of(part), dtype=torch.float32, positions=config.positions).state_dict())
-        keep(name, nn.ModuleList([dit, encoder] if name == "base" else [dit]), config=config)
+        modules = nn.ModuleList([dit, encoder] if name == "base" else [dit])
+        keep(run / name, modules, {"latents": names}, network=asdict(config))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add_options(parser)
+    start(parser.parse_args().run)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ says what it can. Prompts shrink to some thirty tokens, which is much of the seq
 import json
 import re
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import nn
 
@@ -15,9 +17,11 @@ from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.text.encoder import TextEncoder
 from training.captions import PITCH, make_caption
 from training.clips import CHOICES
+from training.common import Stop
 from training.voice import SYLLABLES
 
 START = "begin"  # always the first token: a prompt without any known word still has one
+MOST_SYLLABLES = 24  # of a clip: three a second, for 8 s
 STRUCTURE = ("hair", "skin", "shirt", "wall", "voice", "says", "dialogue", "glasses", "noglasses")
 CONFIG = {
     "model_type": "t5_gemma_module", "hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -48,7 +52,6 @@ def build_tokenizer():
 
 def build_encoder(tokenizer):
     """An untrained TextEncoder with this tokenizer."""
-    torch.manual_seed(0)
     config = TextEncoderConfig.from_mapping({**CONFIG, "vocab_size": tokenizer.get_vocab_size()})
     encoder = TextEncoder(config, tokenizer=tokenizer)
     nn.init.normal_(encoder.encoder.embed_tokens.weight, std=CONFIG["hidden_size"] ** -0.5)
@@ -64,48 +67,48 @@ def caption_ids(tokenizer, attributes, syllables, phrasing):
     return tokenizer.encode(make_caption(attributes, syllables, phrasing), add_special_tokens=False).ids
 
 
-def pretrain(encoder, clips, minutes, average=None):
-    """Teach the encoder which attribute is which and at which place a syllable stands, by two linear readers.
+class Captions:
+    """Prompts of random attributes and syllables, as many syllables as the clips have."""
+
+    def __init__(self, clips, tokenizer, seed):
+        self.tokenizer, self.random = tokenizer, np.random.default_rng(seed)
+        self.counts = [len(meta["syllables"]) for meta in clips.meta]
+        if max(self.counts) > MOST_SYLLABLES:
+            raise Stop(f"{max(self.counts)} syllables in a clip are more than MOST_SYLLABLES in {__file__}: raise it.")
+
+    def draw(self, size):
+        """(ids [n, length], attributes [n, number of CHOICES] as places in CHOICES, number of syllables), n <= size."""
+        count, phrasing = int(self.random.choice(self.counts)), int(self.random.integers(3))
+        rows, wanted = [], []
+        for _ in range(size):
+            attributes = {name: str(self.random.choice(values)) for name, values in CHOICES.items()}
+            spoken = [str(s) for s in self.random.choice(SYLLABLES, count)]
+            rows.append(caption_ids(self.tokenizer, attributes, spoken, phrasing))
+            wanted.append([CHOICES[name].index(attributes[name]) for name in CHOICES])
+        # A child's prompt has a word more: those as long as the first, so that all people have their turn.
+        keep = [i for i, row in enumerate(rows) if len(row) == len(rows[0])]
+        return torch.tensor([rows[i] for i in keep]), torch.tensor([wanted[i] for i in keep]), count
+
+
+class WithReaders(nn.Module):
+    """The encoder with two linear readers: which attribute is which, and at which place a syllable stands.
 
     The network would find this out by itself, but through a long chain of noisy gradients.
     """
-    import time
 
-    import numpy as np
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.attributes = nn.Linear(CONFIG["hidden_size"], sum(map(len, CHOICES.values())))
+        self.places = nn.Linear(CONFIG["hidden_size"], 2 * MOST_SYLLABLES)  # from the beginning, and from the end
 
-    names = list(CHOICES)
-    attribute_reader = nn.Linear(128, sum(len(v) for v in CHOICES.values()))
-    place_reader = nn.Linear(128, 8 + 8)
-    modules = nn.ModuleList([encoder, attribute_reader, place_reader])
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=1.5e-3, weight_decay=1e-3)
-    random, started, step = np.random.default_rng(0), time.monotonic(), 0
-    by_count = {}
-    for meta in clips:
-        by_count.setdefault(len(meta["syllables"]), []).append(meta)
-    counts = [n for n in by_count if len(by_count[n]) > 16]
-    while time.monotonic() - started < minutes * 60:
-        count, phrasing = int(random.choice(counts)), int(random.integers(3))
-        ids, wanted = [], []
-        for _ in range(64):
-            attributes = {name: str(random.choice(values)) for name, values in CHOICES.items()}
-            spoken = [str(s) for s in random.choice(SYLLABLES, count)]
-            ids.append(caption_ids(encoder.tokenizer, attributes, spoken, phrasing))
-            wanted.append([CHOICES[name].index(attributes[name]) for name in names])
-        length = max(map(len, ids))
-        keep = [i for i, row in enumerate(ids) if len(row) == length]  # a child's prompt has a word more
-        hidden = encoder(torch.tensor([ids[i] for i in keep]))
-        wanted = torch.tensor([wanted[i] for i in keep])
-        logits = attribute_reader(hidden.mean(1)).split([len(CHOICES[n]) for n in names], 1)
-        loss = sum(nn.functional.cross_entropy(a, wanted[:, i]) for i, a in enumerate(logits)) / len(names)
-        places = place_reader(hidden[:, -count:]).flatten(0, 1)
-        place = torch.arange(count).repeat(len(keep))
-        loss = loss + nn.functional.cross_entropy(places[:, :8], place)
-        loss = loss + nn.functional.cross_entropy(places[:, 8:], count - 1 - place)
-        loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if step % 50 == 0:
-            print(f"text step {step}  loss {loss.item():.3f}", flush=True)
-    return encoder
+    def loss(self, captions, size):
+        """The mean cross entropy of both readers on random prompts."""
+        ids, wanted, count = captions.draw(size)
+        hidden = self.encoder(ids)
+        logits = self.attributes(hidden.mean(1)).split([len(values) for values in CHOICES.values()], 1)
+        attributes = sum(F.cross_entropy(a, wanted[:, i]) for i, a in enumerate(logits)) / len(logits)
+        first, last = self.places(hidden[:, -count:]).flatten(0, 1).chunk(2, 1)
+        place = torch.arange(count).repeat(len(ids))
+        places = F.cross_entropy(first, place) + F.cross_entropy(last, count - 1 - place)
+        return attributes + places, {"attributes": attributes.detach(), "places": places.detach()}

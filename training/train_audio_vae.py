@@ -1,7 +1,7 @@
 """Train the Oobleck autoencoder on the drawn voices.
 
-    python -m training.train_audio_vae --minutes 30          # goes on from its checkpoint when started again
-    python -m training.train_audio_vae --decoder --minutes 10
+    python -m training.train_audio_vae                       # goes on from its checkpoint when started again
+    python -m training.train_audio_vae --decoder             # the decoder alone, once clips are encoded
 
 Spectra at several resolutions say whether a voice sounds right; a little of the waveform itself gives them a
 start. As for images the latent is held at mean 0, variance 1, and decoded with noise.
@@ -15,8 +15,11 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
-from training.common import RUNS, Run, load_checkpoint, set_up
-from training.data import Clips
+from training import checkpoints
+from training.common import add_options, set_up, weights_hash
+from training.data import Clips, split
+from training.fit import fit
+from training.muon import Together
 from training.voice import SHAPES, speech_curves
 
 CONFIG = AudioVAEConfig(widths=(8, 16, 32, 64, 128, 160))
@@ -26,7 +29,6 @@ WINDOWS = (256, 512, 1024, 2048, 4096)
 
 def build():
     """An untrained AudioVAE whose signals keep their size, and whose residual branches start small."""
-    torch.manual_seed(0)
     vae = weight_normed(AudioVAE(CONFIG))
     with torch.no_grad():
         for conv in convolutions(vae):
@@ -103,15 +105,15 @@ def audio_loss(found, wanted):
 class Windows:
     """Random windows of audio [B, 2, n]."""
 
-    def __init__(self, folder, seed):
-        self.clips = Clips(folder)
-        self.random = np.random.default_rng(seed)
+    def __init__(self, folder, seed, held_out=False):
+        self.clips, self.random = Clips(folder), np.random.default_rng(seed)
+        self.indices = split(range(len(self.clips)), held_out)
 
     def batch(self, count, length):
         """Audio, and the share of every speech sound (the last: silence) in each latent, [B, length, 8]."""
         parts, shares, samples = [], [], length * 2048
         for _ in range(count):
-            index = self.random.integers(len(self.clips))
+            index = self.random.choice(self.indices)
             audio = self.clips.audio[index]
             start = self.random.integers(len(audio) - samples + 1)
             gain = self.random.uniform(0.5, 1.3) if self.random.random() < 0.3 else 1.0
@@ -123,80 +125,78 @@ class Windows:
         return torch.stack(parts)[:, None].expand(-1, 2, -1).contiguous(), torch.stack(shares)
 
 
+def with_noise(latent):
+    """The latent with noise of a random size."""
+    return latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent)
+
+
+def decoded_loss(found, audio):
+    """audio_loss of one channel, as both are alike, and a price on being unlike."""
+    return audio_loss(found.mean(1), audio[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+
+
+def with_reader(vae):
+    """The autoencoder and a linear reader of its latent, which keeps speech sounds apart in it."""
+    return nn.ModuleList([vae, nn.Linear(CONFIG.latent_channels, len(SHAPES) + 1)])
+
+
 def train(options):
-    vae = build()
-    # A linear reader of the latent keeps speech sounds apart in it, which the networks profit from, too.
-    reader = torch.nn.Linear(CONFIG.latent_channels, len(SHAPES) + 1)
-    trained = [*vae.parameters(), *reader.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    run = Run(RUNS / "audio_vae.pt", vae, optimizer, options, more=lambda: {"reader": reader.state_dict()})
-    if run.state and "reader" in run.state:
-        reader.load_state_dict(run.state["reader"])
-    windows = Windows(RUNS / "clips", seed=run.step)
-    torch.manual_seed(run.step)
-    while run.unfinished:
-        for group in optimizer.param_groups:
-            group["lr"] = run.rate
-        audio, shares = windows.batch(4, 8)
+    """Encoder and decoder together."""
+    vae, reader = modules = with_reader(build())
+
+    def loss(windows, step):
+        audio, shares = windows.batch(options.batch, 8)
         latent = vae.encoder(audio)[:, : CONFIG.latent_channels]
-        noisy = latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent)
+        noisy = with_noise(latent)
         found = vae.decoder(noisy)
-        # Both channels are alike: one spectrum does, and a price on being unlike.
-        loss = audio_loss(found.mean(1), audio[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
+        spectra = decoded_loss(found, audio)
         spread = latent.square().mean()
         regular = (spread - 1).square() + 0.3 * latent.mean(dim=(0, 2)).square().mean()
-        read = torch.nn.functional.cross_entropy(reader(noisy.transpose(1, 2)).flatten(0, 1), shares.flatten(0, 1))
-        (loss + regular + read).backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        read = nn.functional.cross_entropy(reader(noisy.transpose(1, 2)).flatten(0, 1), shares.flatten(0, 1))
         error = (found - audio).detach().square().mean() / audio.square().mean()
-        if run.count(200, loss=loss.detach(), error=error, spread=spread.detach(), read=read.detach()):
-            windows.clips.refresh()
-            run.save()
-    run.save()
+        numbers = {"loss": spectra.detach(), "error": error, "spread": spread.detach(), "read": read.detach()}
+        return spectra + regular + read, numbers
+
+    run_fit(options, "audio_vae", modules, loss, {})
 
 
 def train_decoder(options):
-    """Train the decoder further, for the frozen encoder that the networks' latents were made with."""
-    vae = load_trained()
-    vae.requires_grad_(False)
-    modules = vae.decoder.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=options.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    run = Run(RUNS / "audio_decoder.pt", modules, optimizer, options)
-    windows = Windows(RUNS / "clips", seed=run.step + 1)
-    while run.unfinished:
-        for group in optimizer.param_groups:
-            group["lr"] = run.rate
-        audio, _ = windows.batch(4, 8)
+    """The decoder further, for the frozen encoder that the networks' latents were made with."""
+    vae = load_trained(options.run).requires_grad_(False)
+    decoder = vae.decoder.train().requires_grad_(True)
+
+    def loss(windows, step):
+        audio, _ = windows.batch(options.batch, 8)
         with torch.no_grad():
             latent = vae.encoder(audio)[:, : CONFIG.latent_channels]
-        found = modules(latent + NOISE * 2 * torch.rand(len(latent), 1, 1) * torch.randn_like(latent))
-        loss = audio_loss(found.mean(1), audio[:, 0]) + 5.0 * (found[:, 0] - found[:, 1]).abs().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 5.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if run.count(200, loss=loss.detach()):
-            run.save()
-    run.save()
+        spectra = decoded_loss(decoder(with_noise(latent)), audio)
+        return spectra, {"loss": spectra.detach()}
+
+    run_fit(options, "audio_decoder", decoder, loss, {"encoder": weights_hash(vae.encoder)})
 
 
-def load_trained():
-    """The AudioVAE as trained so far (moving averages); a decoder trained further is taken."""
+def run_fit(options, stage, modules, loss, config):
+    """What both have in common."""
+    optimizer = Together(torch.optim.AdamW(modules.parameters(), options.rate, (0.9, 0.99), weight_decay=1e-4))
+    windows, held_out = (Windows(options.run / "clips", options.seed, held) for held in (False, True))
+    fit(options.run / stage, modules, optimizer, loss, windows, options, held_out=held_out, max_norm=5.0,
+        config={**config, "clips": windows.clips.description})  # fmt: skip
+
+
+def load_trained(run):
+    """The AudioVAE as trained so far (moving averages); a decoder trained further for this encoder is taken."""
     vae = build()
-    vae.load_state_dict(load_checkpoint(RUNS / "audio_vae.pt")["average"]["module"])
-    if state := load_checkpoint(RUNS / "audio_decoder.pt"):
+    with_reader(vae).load_state_dict(checkpoints.load_stage(run, "audio_vae")["average"]["module"])
+    state = checkpoints.load_further(run, "audio_decoder", weights_hash(vae.encoder))
+    if state:
         vae.decoder.load_state_dict(state["average"]["module"])
     return vae.eval()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=float, default=8e-4)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--decoder", action="store_true", help="the decoder alone")
+    add_options(parser, steps=5700, rate=8e-4, batch=4)
     options = parser.parse_args()
-    set_up(options.threads)
+    set_up(options)
     (train_decoder if options.decoder else train)(options)

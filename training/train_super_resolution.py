@@ -1,25 +1,34 @@
 """Train the small super-resolution network: base latent to the latent of twice the size.
 
-    python -m training.train_super_resolution pairs --count 200    # may be stopped and started again
-    python -m training.train_super_resolution train --minutes 8
+    python -m training.train_super_resolution pairs --count 220    # may be stopped and started again
+    python -m training.train_super_resolution train
 
 The start of its sampling is not pure noise but the upsampled, half-noised base latent. The network therefore learns
 the straight way from that start to the sharp latent, at the noise levels of five steps.
 """
 
 import argparse
-import json
 
 import numpy as np
 import torch
 from torch import nn
 
-from magihuman_core import DiTConfig, prepare_super_resolution
+from magihuman_core import (
+    DiTConfig,
+    JointDenoiser,
+    flow_sigmas,
+    pack_latents,
+    prepare_super_resolution,
+    sample_unipc,
+    unpack_latents,
+)
 from training.clips import audio_tokens, make_clip
-from training.common import RUNS, autocast, set_up
-from training.data import open_array
-from training.text import build_tokenizer, caption_ids
-from training.train_network import build_network, load_base, plain_attention, run_training
+from training.common import Progress, RowWriter, Stop, add_options, autocast, read_rows, set_up
+from training.data import open_array, split
+from training.latents import Encoders, claim, made_with
+from training.text import caption_ids
+from training.train_network import build_network, check_latents, fit_network, load_base, plain_attention
+from training.train_video_vae import load_trained, to_images
 
 CONFIG = DiTConfig(
     layers=4, hidden=128, head_dim=64, heads=2, kv_heads=1, video_channels=48, audio_channels=64,
@@ -31,60 +40,54 @@ KEEP_FRAME = 0.25
 BASE_ERROR = 0.15  # noise on the base latents: generated ones are not exact either
 
 
-def make_pairs(folder, count):
-    """Encode scenes drawn at both sizes: small.npy, large.npy and sound.npy, float16, and meta.jsonl."""
-    from training import train_audio_vae, train_video_vae
-
-    vae, _ = train_video_vae.load_trained()
-    audio_vae = train_audio_vae.load_trained()
-    T, cells = (FRAMES - 1) // 4 + 1, SIZE // 16
-    small = open_array(folder / "small.npy", np.float16, (count, 48, T, cells, cells))
-    large = open_array(folder / "large.npy", np.float16, (count, 48, T, 2 * cells, 2 * cells))
-    audio = open_array(folder / "sound.npy", np.float16, (count, 64, audio_tokens(FRAMES)))
-    path = folder / "meta.jsonl"
-    done = len(path.read_text().split("\n")) - 1 if path.exists() else 0
-    with path.open("a") as meta:
+def make_pairs(run, count):
+    """Encode scenes drawn at both sizes: small.npy, large.npy and audio.npy, float16, and meta.jsonl."""
+    folder, encoders = run / "pairs", Encoders(run)
+    T, side = (FRAMES - 1) // 4 + 1, SIZE // 16
+    small = open_array(folder / "small.npy", np.float16, (count, 48, T, side, side))
+    large = open_array(folder / "large.npy", np.float16, (count, 48, T, 2 * side, 2 * side))
+    audio = open_array(folder / "audio.npy", np.float16, (count, 64, audio_tokens(FRAMES)))
+    claim(folder, encoders.names)
+    done = len(read_rows(folder / "meta.jsonl"))
+    progress = Progress(f"pairs made in {folder}", done, count)
+    with RowWriter(folder / "meta.jsonl") as meta:
         for index in range(done, count):
             clip = make_clip(FIRST_SEED + index, 2 * SIZE, FRAMES)
-            video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-            with torch.inference_mode():
-                half = nn.functional.avg_pool3d(video, (1, 2, 2))
-                with autocast():
-                    small[index] = train_video_vae.encode(vae, half)[0].float().numpy()
-                    large[index] = train_video_vae.encode(vae, video)[0].float().numpy()
-                audio[index] = audio_vae.encode(torch.from_numpy(clip.audio)[None])[0].numpy()
-            meta.write(json.dumps({"attributes": clip.attributes, "syllables": clip.syllables}) + "\n")
-            meta.flush()
+            pixels = clip.video.astype(np.float32)
+            halves = pixels.reshape(FRAMES, SIZE, 2, SIZE, 2, 3).mean(axis=(2, 4))
+            small[index], large[index] = encoders.video(halves), encoders.video(pixels)
+            audio[index] = encoders.audio(clip.audio[0])
+            meta.write({"attributes": clip.attributes, "syllables": clip.syllables})
+            progress.step()
 
 
 class Pairs:
-    """Encoded pairs in memory."""
+    """Encoded pairs."""
 
-    def __init__(self, folder, tokenizer, seed):
-        self.random = np.random.default_rng(seed)
-        self.folder, self.tokenizer = folder, tokenizer
-        self.arrays = [open_array(folder / f"{name}.npy") for name in ("small", "large", "sound")]
-        self.refresh()
-        self.latents = self
+    def __init__(self, folder, tokenizer, seed, held_out=False):
+        self.random, self.tokenizer = np.random.default_rng(seed), tokenizer
+        self.arrays = [open_array(folder / f"{name}.npy") for name in ("small", "large", "audio")]
+        self.made_with, self.meta = made_with(folder), read_rows(folder / "meta.jsonl")
+        if len(self.meta) < len(self.arrays[0]):
+            raise Stop(f"{folder} holds {len(self.meta)} of {len(self.arrays[0])} pairs: make the others first.")
+        self.description = f"{len(self.meta)} pairs"
+        self.indices = split(range(len(self.meta)), held_out)
 
-    def refresh(self):
-        lines = (self.folder / "meta.jsonl").read_text().split("\n")[:-1]
-        self.meta = [json.loads(line) for line in lines]
-        return len(self.meta)
+    def get(self, index, phrasing=0):
+        """(small, large, audio, ids) of one clip, fp32 with a leading axis of 1."""
+        tensors = (torch.from_numpy(array[index].astype(np.float32))[None] for array in self.arrays)
+        meta = self.meta[index]
+        return *tensors, torch.tensor([caption_ids(self.tokenizer, meta["attributes"], meta["syllables"], phrasing)])
 
     def draw(self):
-        """(small, large, sound, ids), each of one clip, fp32 with a leading axis of 1."""
-        index = int(self.random.integers(len(self.meta)))
-        small, large, audio = (torch.from_numpy(a[index].astype(np.float32))[None] for a in self.arrays)
-        if self.random.random() < 0.8:  # mostly short parts: many more steps a minute
+        """The same of a random clip, mostly short parts: many more steps a minute."""
+        small, large, audio, ids = self.get(int(self.random.choice(self.indices)), int(self.random.integers(3)))
+        if self.random.random() < 0.8:
             T = int(self.random.integers(3, 6))
             start = int(self.random.integers(small.shape[2] - T + 1))
             small, large = small[:, :, start : start + T], large[:, :, start : start + T]
             audio = audio[:, :, 4 * start : 4 * start + 4 * T - 1]
-        tensors = small, large, audio
-        meta = self.meta[index]
-        ids = caption_ids(self.tokenizer, meta["attributes"], meta["syllables"], int(self.random.integers(3)))
-        return (*tensors, torch.tensor([ids]))
+        return small, large, audio, ids
 
 
 def levels(count):
@@ -93,10 +96,10 @@ def levels(count):
     return 5 * u / (1 + 4 * u)
 
 
-def make_loss_for(dit, encoder, size):
-    """make_loss for `run_training`: the mean over `size` clips, one after the other."""
+def loss_for(dit, encoder, size):
+    """The loss for `fit`: the mean over `size` clips, one after the other."""
 
-    def make_loss(pairs):
+    def loss(pairs, step):
         total = 0.0
         for s in levels(size).tolist():
             small, large, audio, ids = pairs.draw()
@@ -116,28 +119,53 @@ def make_loss_for(dit, encoder, size):
             total = total + error.square().mean() / size
         return total, {"video": total.detach()}
 
-    return make_loss
+    return loss
+
+
+def sampler_of(run, held_out, encoder):
+    """What `fit` shows: a held-out clip enlarged by repeating pixels, by the network, and as it was drawn."""
+    _, turbo = load_trained(run)
+    small, large, audio, ids = held_out.get(held_out.indices[0])
+    small, large, audio = small[:, :, :3], large[:, :, :3], audio[:, :, :11]
+
+    def sample(average):
+        generator = torch.Generator().manual_seed(0)
+        noise = (torch.randn(x.shape, generator=generator) for x in (large, audio))
+        start, context = prepare_super_resolution(
+            small, audio, *large.shape[-2:], **dict(zip(("video_noise", "audio_noise"), noise, strict=True)))
+        x, shapes = pack_latents(start, context)
+        model = JointDenoiser(average[0], shapes, encoder(ids), frozen_audio=(context, torch.zeros(1, 1, 1)))
+        found = unpack_latents(sample_unipc(model, x, flow_sigmas(5), disable=True), shapes)[0]
+        first, *others = (to_images(turbo.decode(video), 3) for video in (small, found, large))
+        return first.repeat(2, axis=1).repeat(2, axis=2), *others
+
+    return sample
+
+
+def train(options):
+    """The network, on pairs."""
+    _, encoder, state = load_base(options.run)
+    encoder.requires_grad_(False)
+    pairs, held_out = (Pairs(options.run / "pairs", encoder.tokenizer, options.seed, held) for held in (False, True))
+    check_latents(options.run, state, pairs.made_with)
+    dit = build_network(CONFIG)
+    fit_network(options, "super_resolution", nn.ModuleList([dit]), loss_for(dit, encoder, options.batch),
+                (pairs, held_out), sampler_of(options.run, held_out, encoder), CONFIG)  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("pairs", "train"))
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
+    stages = parser.add_subparsers(dest="stage", required=True)
+    pairs = stages.add_parser("pairs")
+    pairs.add_argument("--count", type=int, default=220)
+    add_options(pairs)
+    add_options(stages.add_parser("train"), steps=12_000, rate=1.5e-3, batch=2)
     options = parser.parse_args()
-    set_up(options.threads)
-    folder = RUNS / "pairs"
-    if options.what == "pairs":
-        make_pairs(folder, options.count)
-        return
-    options.text_minutes = 0
-    options.batches = Pairs(folder, build_tokenizer(), np.random.SeedSequence().entropy % 2**32)
-    _, encoder = load_base()
-    dit = build_network(CONFIG)
-    run_training(options, "super_resolution", nn.ModuleList([dit]), make_loss_for(dit, encoder, options.batch), CONFIG)
+    set_up(options)
+    if options.stage == "pairs":
+        make_pairs(options.run, options.count)
+    else:
+        train(options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train the Wan2.2-type encoder and the Turbo decoder together on crops of drawn clips.
 
-    python -m training.train_video_vae --minutes 40          # goes on from its checkpoint when started again
-    python -m training.train_video_vae --turbo --minutes 10  # decoders alone, once clips are encoded
-    python -m training.train_video_vae --wan-decoder --minutes 6
+    python -m training.train_video_vae                       # goes on from its checkpoint when started again
+    python -m training.train_video_vae --turbo               # decoders alone, once clips are encoded
+    python -m training.train_video_vae --wan-decoder
 
 The latent is kept at mean 0 and variance 1 overall (in normalized units), and the decoder always sees it with
 noise: what matters for the image then gets the larger amplitudes, and a generated latent, which is never
@@ -16,17 +16,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import nn
 
 from magihuman_core.vae.turbo import ResNet, TurboVAE
 from magihuman_core.vae.turbo_config import TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.vae.video_blocks import ResidualBlock
-from training.common import RUNS, Run, autocast, load_checkpoint, set_up
-from training.data import Clips
+from training import checkpoints
+from training.common import Stop, add_options, autocast, set_up, weights_hash
+from training.data import Clips, split
 from training.fast_conv import operations as fast
+from training.fit import fit
 from training.latents import Latents
 from training.muon import Optimizers
-from training.projection import Projection, blocks, fit
+from training.projection import Projection, blocks, principal_components
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
 TURBO = TurboVAEConfig(decoder_block_out_channels=(32, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
@@ -41,11 +44,10 @@ def build():
     Residual branches start small, and some channels start with a constant: the norms keep only the direction of
     a pixel's channels, so brightness needs something to be measured against.
     """
-    torch.manual_seed(0)
-    vae, turbo = VideoVAE(ENCODER, operations=fast), TurboVAE(TURBO)
+    vae, turbo = VideoVAE(ENCODER, operations=fast), TurboVAE(TURBO, operations=fast)
     with torch.no_grad():
         for module in (*vae.modules(), *turbo.modules()):
-            if isinstance(module, (torch.nn.Conv2d, torch.nn.Conv3d)):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 module.weight *= 3**0.5  # keep the size of signals: torch's default takes a third of their power
         for module in (*vae.modules(), *turbo.modules()):
             if isinstance(module, ResidualBlock):
@@ -57,7 +59,7 @@ def build():
     return vae, turbo
 
 
-def fit_projection(crops, count=150):
+def fit_projection(crops, count):
     """(mean, matrix) of the linear latent the training starts from; blocks at the mouth count three times."""
     parts, weights = [], []
     for _ in range(count):
@@ -65,7 +67,7 @@ def fit_projection(crops, count=150):
         part = blocks(video)[:, 1]  # [1, 8, 8, 3072]
         parts.append(part.flatten(0, 2))
         weights.append(F.avg_pool2d(weight[:, 0], 16).flatten())
-    return fit(torch.cat(parts), torch.cat(weights))
+    return principal_components(torch.cat(parts), torch.cat(weights))
 
 
 class Guide:
@@ -80,7 +82,7 @@ class Guide:
             self.function = Projection(*state["projection"])
         else:
             vae, turbo = build()
-            torch.nn.ModuleList([vae.encoder, vae.conv1, turbo]).load_state_dict(state["encoder"])
+            trained_together(vae, turbo).load_state_dict(state["encoder"])
             self.function = functools.partial(encode, vae)
 
     @torch.no_grad()
@@ -90,19 +92,26 @@ class Guide:
 
 
 class Crops:
-    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], see face_map."""
+    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], see face_map.
 
-    def __init__(self, folders, seed):
-        self.sources = [Clips(folder) for folder in folders if (folder / "meta.jsonl").exists()]
+    folders: of small clips, and maybe of large ones, which are then taken for three in ten windows.
+    """
+
+    def __init__(self, folders, seed, held_out=False):
+        self.sources = [Clips(folder) for folder in folders if folder.exists()]
+        self.indices = [split(range(len(source)), held_out) for source in self.sources]
         self.random = np.random.default_rng(seed)
+
+    @property
+    def description(self):
+        return [source.description for source in self.sources]
 
     def batch(self, count, frames, crop):
         videos, weights = [], []
         for _ in range(count):
-            large = len(self.sources) > 1 and self.random.random() < 0.3
-            source = self.sources[1 if large else 0]
+            which = int(len(self.sources) > 1 and self.random.random() < 0.3)
+            source, clip = self.sources[which], self.random.choice(self.indices[which])
             size = source.video.shape[2]
-            clip = self.random.integers(len(source))
             start = self.random.integers(source.video.shape[1] - frames + 1)
             top, left = (16 * int(v) for v in self.random.integers(0, (size - crop) // 16 + 1, 2))
             part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
@@ -133,75 +142,103 @@ def encode(vae, video):
     return vae.statistics.normalize(vae.moments(video)[0].float())
 
 
+def encoder_hash(vae):
+    """Tells the weights of this encoder from others."""
+    return weights_hash(vae.encoder, vae.conv1)
+
+
+def trained_together(vae, turbo):
+    """What `train` trains."""
+    return nn.ModuleList([vae.encoder, vae.conv1, turbo])
+
+
 def train(options):
+    """Encoder and Turbo decoder together."""
     vae, turbo = build()
-    modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
+    modules, folder = trained_together(vae, turbo), options.run / "video_vae"
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
-    run = Run(RUNS / "video_vae.pt", modules, optimizer, options, more=lambda: {"guide": guide.state})
-    crops = Crops([RUNS / "clips", RUNS / "clips256"], seed=run.step)
-    guide = Guide(run.state["guide"] if run.state else {"projection": fit_projection(crops)})
-    torch.manual_seed(run.step)
+    folders = options.run / "clips", options.run / "clips256"
+    crops, held_out = (Crops(folders, options.seed, held) for held in (False, True))
+    state = checkpoints.load(folder)
+    guide = Guide(state["guide"] if state else {"projection": fit_projection(crops, options.projection_windows)})
     # Whole images have their true edges. At the start parts as well: more different ones a minute.
     windows = [(4, 5, 64)] * guide.linear + [(2, 5, 128), (1, 9, 128)]
-    while run.unfinished:
-        count, frames, crop = windows[run.step % len(windows)]
-        video, weight = crops.batch(count, frames, crop)
+
+    def loss(crops, step):
+        video, weight = crops.batch(*windows[step % len(windows)])
         with autocast():
             latent = encode(vae, video)
             target = guide(video)
             # At first the decoder hears the projection itself, then more and more the encoder.
-            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < (1 - run.step / 400 if guide.linear else 0)
+            told = torch.rand(latent.shape[0], 1, 1, 1, 1) < (1 - step / 400 if guide.linear else 0)
             said = torch.where(told, target, latent)
             noise = NOISE * 2 * torch.rand(latent.shape[0], 1, 1, 1, 1)
             noisy = said + noise * torch.randn_like(latent)
             found = turbo(turbo.statistics.denormalize(noisy))
-        loss, mse = image_loss(found.float(), video, weight, fine=run.step > 1000 or not guide.linear)
+        image, mse = image_loss(found.float(), video, weight, fine=step > 1000 or not guide.linear)
         spread = latent.square().mean()
         near = F.mse_loss(latent, target)
         # The encoder may leave its guide later, but not far: its order is what makes it easy to learn.
-        regular = (1.0 if run.step < 600 and guide.linear else 0.05) * near
+        regular = (1.0 if step < 600 and guide.linear else 0.05) * near
         regular = regular + 0.02 * (spread - 1).square() + 0.02 * latent.mean(dim=(0, 2, 3, 4)).square().mean()
-        (loss + regular).backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step(run.rate)
-        if run.count(200, loss=loss.detach(), mse=mse, spread=spread.detach(), near=near.detach()):
-            crops.sources[0].refresh()
-            run.save()
-    run.save()
+        return image + regular, {"loss": image.detach(), "mse": mse, "spread": spread.detach(), "near": near.detach()}
+
+    shown, _ = held_out.batch(1, 9, 128)
+
+    def sample(average):
+        encoder, conv1, decoder = average
+        own_vae, _ = build()
+        own_vae.encoder, own_vae.conv1 = encoder, conv1
+        return to_images(shown), to_images(decoder(decoder.statistics.denormalize(encode(own_vae, shown))))
+
+    fit(folder, modules, optimizer, loss, crops, options, held_out=held_out, sample=sample,
+        config={"clips": crops.description, "projection": options.projection_windows}, extra={"guide": guide.state})
 
 
-def load_trained():
-    """(VideoVAE, TurboVAE) as trained so far (moving averages); decoders trained further are taken."""
+def to_images(video, every=2):
+    """Some frames of [1, 3, F, H, W] in -1..1 as uint8 [n, H, W, 3]."""
+    frames = (video[0, :, ::every].float().clamp(-1, 1) + 1) * 127.5
+    return frames.round().byte().permute(1, 2, 3, 0).numpy()
+
+
+def load_trained(run):
+    """(VideoVAE, TurboVAE) as trained so far (moving averages); decoders trained further for this encoder are taken."""
     vae, turbo = build()
-    modules = torch.nn.ModuleList([vae.encoder, vae.conv1, turbo])
-    modules.load_state_dict(load_checkpoint(RUNS / "video_vae.pt")["average"]["module"])
-    if state := load_checkpoint(RUNS / "turbo.pt"):
-        torch.nn.ModuleList([turbo]).load_state_dict(state["average"]["module"])
-    if state := load_checkpoint(RUNS / "wan_decoder.pt"):
-        torch.nn.ModuleList([vae.decoder, vae.conv2]).load_state_dict(state["average"]["module"])
+    trained_together(vae, turbo).load_state_dict(checkpoints.load_stage(run, "video_vae")["average"]["module"])
+    encoder = encoder_hash(vae)
+    if state := checkpoints.load_further(run, "turbo", encoder):
+        nn.ModuleList([turbo]).load_state_dict(state["average"]["module"])
+    if state := checkpoints.load_further(run, "wan_decoder", encoder):
+        nn.ModuleList([vae.decoder, vae.conv2]).load_state_dict(state["average"]["module"])
     return vae.eval(), turbo.eval()
 
 
 class Windows:
     """Windows of encoded clips with their frames: what a decoder alone is trained on."""
 
-    def __init__(self, vae, seed):
+    def __init__(self, vae, run, seed, held_out=False):
         self.vae, self.random = vae, np.random.default_rng(seed)
-        self.latents = Latents(RUNS / "clips")
-        self.large = Crops([RUNS / "clips256"], seed)
+        self.latents = Latents(run / "clips")
+        if self.latents.made_with["video"] != encoder_hash(vae):
+            raise Stop(f"The latents in {run / 'clips'} are of another encoder: make them again, see encoders.json.")
+        self.indices = split(range(len(self.latents.clips)), held_out)
+        large = run / "clips256"
+        self.large = Crops([large if large.exists() else run / "clips"], seed, held_out)
 
     def small_window(self, length):
         """(latent [1, 48, length, 8, 8], frames, weight, whether it begins the clip)."""
-        clip = int(self.random.choice(self.latents.index))
+        clip = int(self.random.choice(self.indices))
         latent, _ = self.latents.get(clip)
         start = max(0, int(self.random.integers(-2, latent.shape[1] - length + 1)))
         first = max(0, 4 * start - 3)
         pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
         video = rearrange(torch.from_numpy(pixels), "f h w c -> 1 c f h w") / 127.5 - 1
-        return latent[None, :, start : start + length], video, face_map(128, 0, 0, 128, MOUTH), start == 0
+        size = video.shape[-1]
+        return latent[None, :, start : start + length], video, face_map(size, 0, 0, size, MOUTH), start == 0
 
     def large_window(self):
         """The same for a part of an image of twice the size, encoded now."""
+        self.large.random = self.random
         video, weight = self.large.batch(1, 5, 128)
         with torch.no_grad(), autocast():
             return encode(self.vae, video).float(), video, weight, True
@@ -217,39 +254,47 @@ def face_map(crop, top, left, size, mouth=2.0):
 
 
 def train_decoder(options):
-    """Train a decoder further for the frozen encoder: the Turbo decoder, or the Wan2.2-type one."""
-    vae, turbo = load_trained()
-    name = "wan_decoder" if options.wan_decoder else "turbo"
-    modules = torch.nn.ModuleList([vae.decoder, vae.conv2] if options.wan_decoder else [turbo])
-    modules.train().requires_grad_(True)
+    """A decoder further for the frozen encoder: the Turbo decoder, or the Wan2.2-type one."""
+    vae, turbo = load_trained(options.run)
+    wan = options.wan_decoder
+    modules = nn.ModuleList([vae.decoder, vae.conv2] if wan else [turbo]).train()
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
-    run = Run(RUNS / f"{name}.pt", modules, optimizer, options)
-    windows = Windows(vae, run.step)
-    length = 2 if options.wan_decoder else 4  # the Turbo decoder also looks at the latents before and after
-    while run.unfinished:
-        latent, video, weight, first = windows.large_window() if run.step % 4 == 3 else windows.small_window(length)
-        if options.wan_decoder and not first:
-            continue  # causal: only a clip's beginning can be decoded without its past
+    length = 2 if wan else 4  # the Turbo decoder also looks at the latents before and after
+
+    def decode(modules, latent, first):
+        raw = vae.statistics.denormalize(latent)
+        if not wan:
+            return modules[0](raw, first)
+        vae.decoder, vae.conv2 = modules
+        return vae.frames(raw)
+
+    def loss(windows, step):
+        latent, video, weight, first = windows.large_window() if step % 4 == 3 else windows.small_window(length)
+        while wan and not first:  # causal: only a clip's beginning can be decoded without its past
+            latent, video, weight, first = windows.small_window(length)
         latent = latent + NOISE * 2 * torch.rand(()) * torch.randn_like(latent)
         with autocast():
-            raw = vae.statistics.denormalize(latent)
-            found = vae.frames(raw) if options.wan_decoder else turbo(raw, first)
-        loss, mse = image_loss(found.float(), video, weight, fine=not options.wan_decoder or run.step > 300)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step(run.rate)
-        if run.count(200, loss=loss.detach(), mse=mse):
-            run.save()
-    run.save()
+            found = decode(modules, latent, first)
+        image, mse = image_loss(found.float(), video, weight, fine=not wan or step > 300)
+        return image, {"loss": image.detach(), "mse": mse}
+
+    windows, held_out = (Windows(vae, options.run, options.seed, held) for held in (False, True))
+    shown, pictures, _, _ = held_out.large_window()
+
+    def sample(average):
+        return to_images(pictures, 1), to_images(decode(average, shown, True), 1)
+
+    fit(options.run / ("wan_decoder" if wan else "turbo"), modules, optimizer, loss, windows, options,
+        held_out=held_out, sample=sample,
+        config={"encoder": encoder_hash(vae), "clips": windows.latents.clips.description})  # fmt: skip
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=40)
-    parser.add_argument("--rate", type=float, default=4e-4)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--turbo", action="store_true", help="the Turbo decoder alone, on encoded clips")
     parser.add_argument("--wan-decoder", action="store_true", help="the Wan2.2-type decoder alone")
+    parser.add_argument("--projection-windows", type=int, default=150, help="that the first guide is fitted to")
+    add_options(parser, steps=27_000, rate=4e-4)
     options = parser.parse_args()
-    set_up(options.threads)
+    set_up(options)
     (train_decoder if options.wan_decoder or options.turbo else train)(options)

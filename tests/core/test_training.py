@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from training import start_from_demo
-from training.common import Average, checkpoint, load_checkpoint, resume
+from training.checkpoints import load
 from training.muon import Optimizers, orthogonal
 
 
@@ -41,39 +41,20 @@ def test_kernels_go_to_muon_and_the_rest_to_adamw():
     assert all(p.grad is None for p in net.parameters())
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
-    nets = [small_net(), small_net()]
-    for net in nets:
-        optimizer, average = Optimizers(net, 1e-3, 0.0), Average(net)
-        train(net, optimizer, 5)
-        if net is nets[1]:
-            checkpoint(tmp_path / "run.pt", net, average, optimizer, 5, 1.5, config="kept")
-            net = nets[1] = small_net()
-            optimizer, average = Optimizers(net, 1e-3, 0.0), Average(net)
-            state, step, spent = resume(tmp_path / "run.pt", net, average, optimizer)
-            assert (step, spent, state["config"]) == (5, 1.5, "kept")
-        train(net, optimizer, 5)
-    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert resume(tmp_path / "none.pt", net, average, optimizer) == (None, 0, 0.0)
-
-
-def test_training_goes_on_from_the_demos_files(tmp_path, monkeypatch):
+def test_training_goes_on_from_the_demos_files(tmp_path):
     from training import train_audio_vae, train_network, train_video_vae
 
-    for module in (start_from_demo, train_audio_vae, train_network, train_video_vae):
-        monkeypatch.setattr(module, "RUNS", tmp_path)
-    start_from_demo.main()
+    start_from_demo.start(tmp_path)
     names = {path.stem for path in tmp_path.iterdir()}
-    assert names == {"video_vae", "wan_decoder", "audio_vae", "base", "distilled", "super_resolution"}
-    vae, _ = train_video_vae.load_trained()
+    assert names == {"video_vae", "wan_decoder", "audio_vae", "text", "base", "distilled", "super_resolution"}
+    vae, _ = train_video_vae.load_trained(tmp_path)
     with torch.inference_mode():
         wanted = start_from_demo.load_video_vae(start_from_demo.file_of("vae"), dtype=torch.float32)
         video = torch.zeros(1, 3, 5, 32, 32)
         torch.testing.assert_close(train_video_vae.encode(vae, video), wanted.encode(video), rtol=1e-4, atol=1e-4)
-    train_audio_vae.load_trained()
-    train_network.load_network("distilled")
-    before = load_checkpoint(tmp_path / "base.pt")
-    start_from_demo.main()  # a second time overwrites nothing
+    train_audio_vae.load_trained(tmp_path)
+    train_network.load_network(tmp_path, "distilled")
+    before = load(tmp_path / "base")
+    start_from_demo.start(tmp_path)  # a second time overwrites nothing
     assert torch.equal(before["modules"]["0.adapter.rope.bands"],
-                       load_checkpoint(tmp_path / "base.pt")["modules"]["0.adapter.rope.bands"])  # fmt: skip
+                       load(tmp_path / "base")["modules"]["0.adapter.rope.bands"])  # fmt: skip

@@ -1,0 +1,353 @@
+"""The training recipe: its loop and guards in small, and once all of it with a few steps of everything."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from training import checkpoints, common, data, evaluate, export, fit, latents, train_network, train_video_vae
+from training.common import RowWriter, Stop, read_rows
+from training.fast_conv import operations as fast
+from training.muon import Optimizers, Together
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Numbers:
+    """A source of random numbers in the place of clips."""
+
+    def __init__(self, seed=0):
+        self.random = np.random.default_rng(seed)
+
+
+def options(steps, **more):
+    return SimpleNamespace(**{"steps": steps, "rate": 1e-2, "batch": 4, "seed": 0, "minutes": None, "save_every": 4,
+                              **more})  # fmt: skip
+
+
+class Small:
+    """A tiny stage: `run` trains it. break_at: the step that the stage's `fault` acts at."""
+
+    def __init__(self, folder, fault=None, break_at=None):
+        torch.manual_seed(0)
+        self.folder = folder
+        self.net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 3, 3, padding=1))
+        self.fault, self.break_at = fault, break_at
+
+    def loss(self, source, step):
+        x = torch.from_numpy(source.random.standard_normal((4, 3, 8, 8)).astype(np.float32))
+        loss = (self.net(x + 0.1 * torch.randn_like(x)) - x.roll(1, -1)).square().mean()
+        if step + 1 == self.break_at and isinstance(source, Numbers):
+            loss = self.fault(self.net, loss)
+        return loss, {"loss": loss.detach()}
+
+    def run(self, steps, config=None, **more):
+        optimizer = Optimizers(self.net, 1e-2, 0.0)
+        return fit.fit(self.folder, self.net, optimizer, self.loss, Numbers(), options(steps, **more),
+                       config=config or {"clips": 4}, held_out=Numbers(1),
+                       sample=lambda net: [np.zeros((2, 4, 4, 3), np.uint8)])  # fmt: skip
+
+
+def same(a, b):
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def states(*folders):
+    """The newest checkpoints without what the clock says."""
+    return [{key: value for key, value in checkpoints.load(folder).items() if key != "seconds"} for folder in folders]
+
+
+def test_a_run_in_pieces_is_the_run_in_one_piece_bit_for_bit(tmp_path, capsys):
+    Small(tmp_path / "whole").run(10)
+
+    def stop(net, loss):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    with pytest.raises(SystemExit) as end:
+        Small(tmp_path / "parts", stop, break_at=6).run(10)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert checkpoints.load(tmp_path / "parts")["step"] == 6
+    Small(tmp_path / "parts").run(10)
+    whole, parts = states(tmp_path / "whole", tmp_path / "parts")
+    assert same(whole, parts)
+    assert "goes on from step 6" in capsys.readouterr().out
+    other = Small(tmp_path / "other")
+    other.run(10, seed=1)
+    assert not same(whole["modules"], checkpoints.load(tmp_path / "other")["modules"])
+
+
+def test_logs_curves_and_sheets_are_there_and_follow_the_steps(tmp_path, capsys):
+    Small(tmp_path / "small").run(6)
+    Small(tmp_path / "small").run(10)  # another length of the schedule is said, and allowed
+    assert "steps was 6, now 10" in capsys.readouterr().out
+    rows = read_rows(tmp_path / "small" / "log.jsonl")
+    assert [row["step"] for row in rows] == [4, 6, 8, 10]
+    assert {"loss", "norm", "rate", "seconds", "clips_per_second", "held-out loss"} <= rows[0].keys()
+    assert (tmp_path / "small" / "curves.png").exists()
+    assert len(list((tmp_path / "small" / "samples").iterdir())) == 4
+    Small(tmp_path / "small").run(10)
+    assert "raise --steps" in capsys.readouterr().out
+
+
+def test_minutes_stop_a_run_which_says_so(tmp_path, capsys):
+    Small(tmp_path / "small").run(10, minutes=1e-9)
+    assert "--minutes" in capsys.readouterr().out
+    assert checkpoints.load(tmp_path / "small")["step"] == 1
+
+
+def break_loss(net, loss):
+    return loss * float("nan")
+
+
+def break_gradient(net, loss):
+    return loss + (net[0].weight - net[0].weight.detach()).abs().sqrt().sum()  # infinite slope at 0
+
+
+def break_weights(net, loss):
+    net[0].bias.data[0] = float("inf")  # the step after would notice by its loss
+    return loss
+
+
+@pytest.mark.parametrize(("fault", "sentence"), [(break_loss, "the loss is not finite"),
+                                                 (break_gradient, "the gradients are not finite")])  # fmt: skip
+def test_what_is_not_a_number_stops_the_run_and_the_last_good_checkpoint_stays(tmp_path, fault, sentence):
+    small = Small(tmp_path / "small", fault, break_at=7)
+    with pytest.raises(Stop, match=sentence) as stop:
+        small.run(10)
+    assert "Step 7 of small" in stop.value.code and "step_0000004.pt" in stop.value.code
+    assert [p.name for p in checkpoints.checkpoints_in(tmp_path / "small")] == ["step_0000004.pt"]
+
+
+def test_a_broken_weight_is_noticed_before_it_is_saved(tmp_path):
+    with pytest.raises(Stop, match="weights or optimizer are not finite") as stop:
+        Small(tmp_path / "small", break_weights, break_at=8).run(10)
+    assert "step_0000004.pt" in stop.value.code
+    assert [p.name for p in checkpoints.checkpoints_in(tmp_path / "small")] == ["step_0000004.pt"]
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path):
+    good = {"modules": {"w": torch.ones(2)}, "step": 1}
+    for step in range(1, 6):
+        checkpoints.save(tmp_path, {**good, "step": step})
+    assert [p.stem for p in checkpoints.checkpoints_in(tmp_path)] == [f"step_000000{n}" for n in (3, 4, 5)]
+    with pytest.raises(Stop, match="not finite"):
+        checkpoints.save(tmp_path, {"modules": {"w": torch.tensor([1.0, float("inf")])}, "step": 6})
+    assert checkpoints.load(tmp_path)["step"] == 5
+    with pytest.raises(Stop, match=r"w of x.safetensors is not finite"):
+        export.write(tmp_path / "x.safetensors", {"w": torch.tensor([float("nan")])})
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_torn_checkpoint_is_named(tmp_path):
+    checkpoints.save(tmp_path, {"step": 1})
+    (tmp_path / "step_0000002.pt").write_bytes(b"PK torn")
+    with pytest.raises(Stop, match=r"step_0000002.pt cannot be read"):
+        checkpoints.load(tmp_path)
+
+
+def test_a_run_does_not_go_on_under_another_configuration(tmp_path):
+    Small(tmp_path / "small").run(4)
+    with pytest.raises(Stop, match=r"batch was 4, now 8; clips was 4, now 5"):
+        Small(tmp_path / "small").run(8, config={"clips": 5}, batch=8)
+
+
+def test_a_second_interrupt_ends_at_once():
+    with fit.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.caught == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_exported_bytes_do_not_depend_on_the_order_of_anything(tmp_path):
+    from safetensors import safe_open
+
+    tensors = {"b": torch.arange(4.0), "a": torch.ones(3, dtype=torch.int8)}
+    for k in range(6):
+        export.write(tmp_path / f"{k}.safetensors", dict(sorted(tensors.items(), reverse=k % 2)), x="1", y="2", z="3")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("b"), tensors["b"])
+        assert file.metadata()["z"] == "3"
+
+
+def test_shipped_weights_are_not_overwritten_by_accident():
+    with pytest.raises(Stop, match="--overwrite-demo"):
+        export.refuse_demo(evaluate.DEMO, False)
+    export.refuse_demo(evaluate.DEMO, True)
+
+
+def test_a_stage_whose_data_or_forerunner_is_missing_says_what_to_run(tmp_path):
+    with pytest.raises(Stop, match=r"run python -m training.train_video_vae --run"):
+        train_video_vae.load_trained(tmp_path)
+    with pytest.raises(Stop, match=r"run python -m training.train_network base"):
+        train_network.load_base(tmp_path)
+    with pytest.raises(Stop, match="does not exist"):
+        data.Clips(tmp_path / "clips")
+    with pytest.raises(Stop, match="holds no latents"):
+        latents.Latents(tmp_path / "clips")
+
+
+def test_clips_go_on_after_a_torn_line_and_refuse_another_shape(tmp_path):
+    folder = tmp_path / "clips"
+    data.draw_clips(folder, 3, 32, frames=5)
+    rows = read_rows(folder / "meta.jsonl")
+    lines = (folder / "meta.jsonl").read_text()
+    (folder / "meta.jsonl").write_text(lines[:-20])
+    with pytest.raises(Stop, match="2 of 3 clips"):
+        data.Clips(folder)
+    data.draw_clips(folder, 3, 32, frames=5)
+    assert read_rows(folder / "meta.jsonl") == rows
+    assert len(data.Clips(folder)) == 3
+    for count, size in ((4, 32), (3, 64)):
+        with pytest.raises(Stop, match="--count and --size"):
+            data.draw_clips(folder, count, size, frames=5)
+    with pytest.raises(Stop, match="begins with seed 100000, not 7"):
+        data.draw_clips(folder, 3, 32, frames=5, first_seed=7)
+    (folder / "meta.jsonl").write_text("torn\n")
+    with pytest.raises(Stop, match="damaged"):
+        read_rows(folder / "meta.jsonl")
+
+
+def test_rows_are_appended_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    with RowWriter(path) as writer:
+        writer.write({"a": 2})
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("count", [2, 24, 1600])
+def test_some_clips_are_held_out(count):
+    trained, held = (set(data.split(range(count), part).tolist()) for part in (False, True))
+    assert trained and held and not trained & held
+    assert len(trained) + len(held) == count
+    with pytest.raises(Stop, match="too few"):
+        data.split([1], False)
+
+
+def test_decoders_of_another_encoder_are_not_used(tmp_path, capsys):
+    checkpoints.save(tmp_path / "turbo", {"step": 1, "config": {"encoder": "old"}})
+    assert checkpoints.load_further(tmp_path, "turbo", "new") is None
+    assert "another encoder" in capsys.readouterr().out
+    assert checkpoints.load_further(tmp_path, "turbo", "old")["step"] == 1
+    latents.claim(tmp_path, {"video": "a", "audio": "b"})
+    latents.claim(tmp_path, {"video": "a", "audio": "b"})
+    with pytest.raises(Stop, match="were made with encoders"):
+        latents.claim(tmp_path, {"video": "c", "audio": "b"})
+    base = {"config": {"latents": {"video": "a", "audio": "b"}}}
+    train_network.check_latents(tmp_path, base, {"video": "a", "audio": "b"})
+    with pytest.raises(Stop, match="train the base network again"):
+        train_network.check_latents(tmp_path, base, {"video": "c", "audio": "b"})
+
+
+def test_rows_of_other_weights_leave_the_card(tmp_path):
+    path = tmp_path / "scores.json"
+    row = {"sync": 1.0}
+    evaluate.with_earlier_rows(path, "one", {"base": row})
+    assert list(evaluate.with_earlier_rows(path, "one", {"data": row})) == ["data", "base"]
+    assert list(evaluate.with_earlier_rows(path, "two", {"sr": row})) == ["sr"]
+    for text in ("first", "second"):
+        evaluate.write_card(tmp_path / "CARD.md", "stamp", text)
+    card = (tmp_path / "CARD.md").read_text()
+    assert "second" in card and "first" not in card
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (8, 8), (16, 16)])
+def test_the_mouth_weighs_more_in_every_shape(height, width):
+    weight = train_network.mouth_weight(torch.zeros(1, 48, 2, height, width))[0, 0, 0]
+    share = float((weight > 1).float().mean())
+    assert share == pytest.approx(3 * 4 / 64, rel=0.35)
+    rows = torch.nonzero(weight > 1)[:, 0].float()
+    assert float(rows.mean()) / height == pytest.approx(5 / 8, abs=0.1)
+
+
+def test_several_optimizers_act_as_one():
+    net = nn.Linear(2, 2)
+    together = Together(torch.optim.SGD([net.weight], 1.0), torch.optim.SGD([net.bias], 1.0))
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.ones(1, 2)).sum().backward()
+    together.step(0.5)
+    for parameter, old in zip(net.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), old - 0.5)
+        assert parameter.grad is None
+
+
+def test_weight_gradients_of_convolutions_over_time_in_bf16():
+    """With AMX those of torch.nn.Conv3d are wrong at this shape, which the Turbo decoder has in training."""
+    torch.manual_seed(0)
+    layer = fast.Conv3d(32, 32, 3, padding=(0, 1, 1))
+    x = torch.randn(2, 32, 7, 64, 64)
+    wanted = torch.randn(2, 32, 5, 64, 64)
+    found = []
+    for enabled in (False, common.has_amx()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = layer(x)
+        y.backward(wanted.to(y.dtype))
+        found.append(layer.weight.grad.flatten())
+        layer.weight.grad = None
+    assert nn.functional.cosine_similarity(*found, dim=0) > 0.999
+
+
+def test_both_video_networks_use_these_convolutions():
+    networks = train_video_vae.build()
+    over_time = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv3d)]
+    assert len(over_time) > 20 and all(isinstance(m, fast.Conv3d) and m.groups == 1 for m in over_time)
+
+
+def test_bf16_only_with_amx(monkeypatch):
+    for answer in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda answer=answer: answer, raising=False)
+        assert common.autocast()._enabled is answer
+
+
+@pytest.mark.timeout(1500)
+def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
+    """Every stage with a few steps: drawing, autoencoders, latents, networks, files, scores; then a clip from them."""
+    from magihuman_core import MagiHumanPipeline
+
+    run = tmp_path / "run"
+    environment = {**os.environ, "RUN": str(run), "PYTHON": sys.executable, "THREADS": "1"}
+    command = ["bash", str(REPOSITORY / "training" / "run_tiny.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    for stage in ("video_vae", "audio_vae", "text", "base", "distilled", "super_resolution", "turbo", "audio_decoder",
+                  "wan_decoder"):  # fmt: skip
+        assert read_rows(run / stage / "log.jsonl")
+        assert (run / stage / "curves.png").exists()
+        assert (run / stage / "samples").exists() == (stage not in ("audio_vae", "text", "audio_decoder"))
+        assert checkpoints.all_finite(checkpoints.load(run / stage))
+    assert "the same through both autoencoders" in (run / "export" / "CARD.md").read_text()
+
+    pipeline = MagiHumanPipeline.from_folder(run / "export")
+    clip = pipeline.generate('A happy child says: "ma so"', seconds=1, width=64, height=64, upscale=(128, 128))
+    assert clip.frames.shape[1:] == (128, 128, 3)
+    assert clip.audio.isfinite().all()
+    assert json.loads((run / "clips" / "encoders.json").read_text()).keys() == {"video", "audio"}
+    again = tmp_path / "again"
+    export.export(run, again)
+    for path in again.rglob("*.safetensors"):
+        assert path.read_bytes() == (run / "export" / path.relative_to(again)).read_bytes(), path.name
+
+
+def test_options_take_names_and_paths():
+    parser = argparse.ArgumentParser()
+    common.add_options(parser, steps=5, rate=1.0, batch=2)
+    assert parser.parse_args([]).run == common.RUNS / "demo"
+    assert parser.parse_args(["--run", "/x/y"]).run == Path("/x/y")

@@ -1,0 +1,91 @@
+"""What a run leaves to look at: numbers in log.jsonl, their curves, contact sheets.
+
+    python -m training.journal training/runs/demo/base       # draws curves.png anew
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.common import RowWriter, duration, read_rows
+
+PLAIN = ("step", "seconds", "clips_per_second")
+
+
+class Journal:
+    """Means of named numbers between two lines; a line for the eye and one for log.jsonl."""
+
+    def __init__(self, folder, step):
+        self.folder, self.path = folder, folder / "log.jsonl"
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]  # later ones will be made again
+        self.path.unlink(missing_ok=True)
+        self.writer = RowWriter(self.path)
+        for row in rows:
+            self.writer.write(row)
+        self.restart()
+
+    def restart(self):
+        self.sums, self.count, self.since = {}, 0, time.monotonic()
+
+    def add(self, **numbers):
+        self.count += 1
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def write(self, step, steps, seconds, batch, validation):
+        """seconds: of the whole run so far. batch: clips a step, where it is always the same number.
+
+        validation: means over held-out clips.
+        """
+        means = {name: value / self.count for name, value in self.sums.items()}
+        each = (time.monotonic() - self.since) / self.count
+        row = {"step": step, **means, **{f"held-out {name}": value for name, value in validation.items()}}
+        speed = {"clips_per_second": round(batch / each, 2)} if batch else {}
+        self.writer.write({**row, "seconds": round(seconds, 1), **speed})
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
+        clips = f"{batch / each:.1f} clips/s  " if batch else ""
+        print(f"{self.folder.name} {step}/{steps}  {numbers}  {each:.2f} s/step  {clips}"
+              f"{duration((steps - step) * each)} left", flush=True)  # fmt: skip
+        self.restart()
+
+    def draw_curves(self):
+        draw_curves(self.folder)
+
+
+def draw_curves(folder):
+    """Draw all numbers of log.jsonl against steps: curves.png. Nothing where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    rows = read_rows(folder / "log.jsonl")
+    names = sorted({name for row in rows for name in row if not name.startswith("held-out ")} - set(PLAIN))
+    figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
+        for key, style in ((name, ".-"), (f"held-out {name}", "o--")):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=key, markersize=3)
+        if name != "rate" and all(row.get(name, 1) > 0 for row in rows):
+            axes.set_yscale("log")
+        axes.set_title(name)
+        axes.legend(fontsize=7)
+    figure.savefig(folder / "curves.png", dpi=80)
+
+
+def write_sheet(path, rows):
+    """One picture of several rows of pictures, uint8 [n, H, W, 3] each, all of one size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    Image.fromarray(sheet).save(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    draw_curves(parser.parse_args().folder)

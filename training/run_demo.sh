@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# From nothing to demo weights: clips, autoencoders, latents, networks, files, scores.
+#
+#     training/run_demo.sh                       # training/runs/demo, then look at its curves.png and samples/
+#
+# Started again it goes on where it stopped. Every number below can be given in the environment instead, as
+# run_tiny.sh does. Minutes are for two cores with AMX, from seconds a step measured there; the steps are those that
+# went into the shipped weights by the minutes of older scripts. This script has not been run in its full length.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+: "${RUN:=demo}"             # folder below training/runs, or an absolute path
+: "${SEED:=0}"
+: "${THREADS:=2}"            # the same number on every start, or sums differ in their last bits
+: "${CLIPS:=1600}"           # 128x128, 2 s; some 4 MB each with latents
+: "${LARGE_CLIPS:=60}"       # 256x256
+: "${PAIRS:=220}"            # 128x128 and 256x256 of one scene, for super-resolution
+: "${PROJECTION:=150}"       # windows that the video autoencoder's first latent is fitted to
+: "${VIDEO_STEPS:=27000}"
+: "${AUDIO_STEPS:=5700}"
+: "${TEXT_STEPS:=1200}"
+: "${BASE_STEPS:=11000}"
+: "${DISTILLED_STEPS:=1400}"
+: "${SR_STEPS:=12000}"
+: "${TURBO_STEPS:=2400}"
+: "${AUDIO_DECODER_STEPS:=1400}"
+: "${WAN_STEPS:=900}"
+: "${BATCH:=8}"              # of the networks
+: "${SAVE_EVERY:=500}"
+: "${EVALUATE:=--clips 16}"
+
+PYTHON=${PYTHON:-python}
+# Keeps glibc from handing large tensors' memory back to the system at every step: some 10 % of the time.
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
+
+stage() {  # module and its own arguments
+    echo "== $*"
+    "$PYTHON" -m "training.$1" "${@:2}" --run "$RUN" --seed "$SEED" --threads "$THREADS"
+}
+
+# 1. Clips. 3 minutes.
+stage data clips --count "$CLIPS"
+stage data clips256 --count "$LARGE_CLIPS" --size 256 --first-seed 200000
+
+# 2. Autoencoders. 150 and 40 minutes.
+stage train_video_vae --steps "$VIDEO_STEPS" --projection-windows "$PROJECTION" --save-every "$SAVE_EVERY"
+stage train_audio_vae --steps "$AUDIO_STEPS" --save-every "$SAVE_EVERY"
+
+# 3. Latents; quick start of the text encoder; base network. 8, 2 and 85 minutes.
+stage latents
+stage train_network text --steps "$TEXT_STEPS"
+stage train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
+
+# 4. Distilled network; super-resolution. 17, 8 and 56 minutes.
+stage train_network distilled --steps "$DISTILLED_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
+stage train_super_resolution pairs --count "$PAIRS"
+stage train_super_resolution train --steps "$SR_STEPS" --save-every "$SAVE_EVERY"
+
+# 5. The decoders once more, for the encoders as they are now. 12, 10 and 6 minutes.
+stage train_video_vae --turbo --steps "$TURBO_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
+stage train_audio_vae --decoder --steps "$AUDIO_DECODER_STEPS" --save-every "$SAVE_EVERY"
+stage train_video_vae --wan-decoder --steps "$WAN_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
+
+# 6. Files in the released layouts, in the run's folder export/; scores into its CARD.md. 30 minutes.
+stage export
+# shellcheck disable=SC2086
+stage evaluate --card $EVALUATE

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# All of run_demo.sh in a few minutes, with a few steps of everything: whether the recipe runs, not what it makes.
+#
+#     training/run_tiny.sh                       # training/runs/tiny; or RUN=/somewhere training/run_tiny.sh
+set -euo pipefail
+
+export RUN=${RUN:-tiny} CLIPS=6 LARGE_CLIPS=2 PAIRS=2 PROJECTION=6 BATCH=2 SAVE_EVERY=100
+export VIDEO_STEPS=4 AUDIO_STEPS=3 TEXT_STEPS=3 BASE_STEPS=3 DISTILLED_STEPS=3 SR_STEPS=3
+export TURBO_STEPS=2 AUDIO_DECODER_STEPS=2 WAN_STEPS=2
+export EVALUATE="--clips 1 --rows data reconstruction"
+exec "$(dirname "$0")/run_demo.sh"
