@@ -81,7 +81,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.resume()
         self.journal = Journal(folder, self.step)
-        self.norm, self.batches_seen, self.since = 0.0, 0, time.monotonic()
+        self.since = time.monotonic()
 
     @property
     def rate(self):
