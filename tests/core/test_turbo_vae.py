@@ -1,7 +1,6 @@
 """The Turbo VAE against recorded numbers, and what it does with files, windows, tiles and bad input."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,9 @@ from magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_core.vae.turbo import TurboVAE
 from magihuman_core.vae.turbo_config import TurboVAEConfig
 
-DATA = Path(__file__).parents[1] / "data" / "turbo_vaed"
+from .golden import DATA as ALL_DATA
+
+DATA = ALL_DATA / "turbo_vaed"
 NETS = ["tiny", "dw_split"]
 
 
