@@ -16,18 +16,25 @@ from torch import Tensor, nn
 if __name__ == "__main__":  # run from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from magihuman_core.model.config import DiTConfig
+from magihuman_core.model.dit import MagiHumanDiT
 from magihuman_core.text.encoder import TextEncoder
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.weights.audio_keys import official_state_dict
+from magihuman_core.weights.dit_keys import official_state_dict as official_dit
 
 NOTICE = "These are small models with random weights, for trying out only. What they make is noise."
 HIDDEN, HEAD_DIM, HEADS, KV_HEADS = 64, 32, 2, 1
-LAYERS, SANDWICH, GELU = 6, (0, 1, 4, 5), (0, 1)
 VIDEO, AUDIO, TEXT = 48, 64, 32  # channels
 SHARDS = 3
+NETWORK = DiTConfig(
+    layers=6, hidden=HIDDEN, head_dim=HEAD_DIM, heads=HEADS, kv_heads=KV_HEADS, video_channels=VIDEO,
+    audio_channels=AUDIO, text_channels=TEXT, gelu_width=256, swiglu_width=168, sandwich_layers=(0, 1, 4, 5),
+    gelu_layers=(0, 1),
+)  # fmt: skip
 
 TEXT_ENCODER = {
     "model_type": "t5gemma",
@@ -65,32 +72,11 @@ def make_models(folder: str | Path, networks=("distill", "base", "540p_sr", "108
 
 
 def _network(generator: torch.Generator) -> dict[str, Tensor]:
-    """Official keys and shapes, written out here rather than taken from the module that will read them."""
-    shapes: dict[str, tuple[int, ...]] = {"adapter.rope.bands": (HEAD_DIM // 8,)}
-    for name, channels in (("video", 4 * VIDEO), ("audio", AUDIO), ("text", TEXT)):
-        shapes[f"adapter.{name}_embedder.weight"] = (HIDDEN, channels)
-        shapes[f"adapter.{name}_embedder.bias"] = (HIDDEN,)
-    for name, channels in (("video", 4 * VIDEO), ("audio", AUDIO)):
-        shapes[f"final_norm_{name}.weight"] = (HIDDEN,)
-        shapes[f"final_linear_{name}.weight"] = (channels, HIDDEN)
-    for i in range(LAYERS):
-        n = 3 if i in SANDWICH else 1
-        inner = 4 * HIDDEN if i in GELU else HIDDEN * 8 // 3 // 4 * 4
-        layer = {
-            "attention.pre_norm": (n * HIDDEN,),
-            "attention.linear_qkv": (n * ((HEADS + 2 * KV_HEADS) * HEAD_DIM + HEADS), HIDDEN),
-            "attention.linear_proj": (n * HIDDEN, HEADS * HEAD_DIM),
-            "attention.q_norm": (n * HEAD_DIM,),
-            "attention.k_norm": (n * HEAD_DIM,),
-            "mlp.pre_norm": (n * HIDDEN,),
-            "mlp.up_gate_proj": (n * inner * (1 if i in GELU else 2), HIDDEN),
-            "mlp.down_proj": (n * HIDDEN, inner),
-        }
-        shapes.update({f"block.layers.{i}.{name}.weight": shape for name, shape in layer.items()})
-    tensors = {key: _random(key, shape, generator) for key, shape in shapes.items()}
-    bands = torch.arange(HEAD_DIM // 8, dtype=torch.float64) / (HEAD_DIM // 8)
-    tensors["adapter.rope.bands"] = (10_000**-bands).float()
-    return tensors
+    official = official_dit(MagiHumanDiT(NETWORK, dtype=torch.float32))
+    # In the order in which the values were always drawn.
+    keys = sorted(official, key=lambda key: (key.startswith("block"), key.startswith("final"), "text" in key))
+    tensors = {key: _random(key, tuple(official[key].shape), generator) for key in keys}
+    return tensors | {"adapter.rope.bands": official["adapter.rope.bands"]}
 
 
 def _write_sharded(folder: Path, tensors: dict[str, Tensor]) -> None:

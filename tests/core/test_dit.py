@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.model.sequence import patchify, unpatchify
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
 from magihuman_core.weights.fused import fused_parts
 from magihuman_core.weights.open import open_checkpoint
@@ -136,16 +135,6 @@ def test_weights_come_back_bit_for_bit_and_only_the_blocks_linears_are_bf16(weig
     for key, value in dit.state_dict().items():
         low = ("linear_" in key and "final" not in key) or "_proj" in key
         assert value.dtype == (torch.bfloat16 if low else torch.float32), key
-
-
-def test_patches_are_packed_differently_in_and_out():
-    video = torch.arange(2 * 3 * 2 * 4 * 6.0).reshape(2, 3, 2, 4, 6)
-    tokens = patchify(video)
-    assert tokens.shape == (2, 2 * 2 * 3, 12)
-    assert torch.equal(tokens[0, 1].reshape(3, 2, 2), video[0, :, 0, 0:2, 2:4])  # (C, pH, pW)
-    patch_major = tokens.unflatten(2, (3, 4)).transpose(2, 3).flatten(2)  # what the head would give
-    assert torch.equal(unpatchify(patch_major, (2, 4, 6)), video)
-    assert not torch.equal(unpatchify(tokens, (2, 4, 6)), video)
 
 
 def random_dit(seed, **changes):

@@ -23,13 +23,6 @@ def test_activations(name, function):
     torch.testing.assert_close(wide.bfloat16(), t[f"{name}.bf16_in"], atol=1e-5, rtol=ulp)
 
 
-def test_activations_leave_their_input_alone():
-    x = torch.randn(4, 8) * 10
-    before = x.clone()
-    gelu7(x), swiglu7(x)
-    assert torch.equal(x, before)
-
-
 @pytest.mark.parametrize("case", ["m1", "m3"])
 @pytest.mark.parametrize("head", ["", "head_"])
 def test_rmsnorm(case, head):

@@ -17,6 +17,7 @@ from magihuman_core.weights.lora_names import lora_targets
 from magihuman_core.weights.open import open_checkpoint
 
 from .golden import outputs, random_clip, recorded_network, relative
+from .test_weights_layouts import split
 
 RANK = 4
 # A stacked layer of the sandwich, and shared ones, of every kind.
@@ -90,28 +91,16 @@ def test_fused_names_equal_a_merge(prefix, ends, weights, clip):
     assert relative(target, plain) > 1e-2  # it does something
 
 
-def split_parts(name, up, config):
-    """Split names of a layer and the rows of each, counted by hand from the official order."""
-    layer = int(name.split(".")[2])
-    modalities = ("_video", "_audio", "_text") if layer in config.sandwich_layers else ("",)
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    parts = [("q", q), ("k", kv), ("v", kv), ("g", config.heads)] if name.endswith("qkv") else [("", None)]
-    for modality, rows in zip(modalities, up.chunk(len(modalities)), strict=True):
-        top = 0
-        for part, height in parts:
-            piece = rows if height is None else rows[top : top + height]
-            top += height or 0
-            yield name.removesuffix("qkv") + part + modality, piece
-
-
 def test_split_names_with_their_own_down_matrices_equal_a_merge(weights, clip, config):
     generator = torch.Generator().manual_seed(2)
     lora, changes = {}, {}
     for name, (up, down) in pairs(weights).items():
         whole = []
-        for part, rows in split_parts(name, up, config):
+        parts = split({f"{name}.weight": up}, config.heads, config.kv_heads, config.head_dim, config.sandwich_layers)
+        for part, rows in parts.items():
+            part = part.removesuffix(".weight")
             own = down + torch.randn(down.shape, generator=generator)
-            lora |= {f"{part}.lora_up.weight": rows.contiguous(), f"{part}.lora_down.weight": own}
+            lora |= {f"{part}.lora_up.weight": rows, f"{part}.lora_down.weight": own}
             whole.append(rows @ own)
         changes[name] = torch.cat(whole)
     assert "block.layers.0.attention.linear_g_text.lora_up.weight" in lora

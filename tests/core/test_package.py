@@ -15,22 +15,13 @@ PRODUCT = [*(path for room in ("magihuman_core", "nodes") for path in sorted((RO
            ROOT / "__init__.py"]
 
 
-def run(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_import_is_quick_and_touches_no_cuda():
-    code = """
-import time, torch
-start = time.perf_counter()
-import magihuman_core
-magihuman_core.load_dit, magihuman_core.sample_unipc
-print(time.perf_counter() - start, torch.cuda.is_initialized())
-"""
+    program = ("import time, torch; start = time.perf_counter(); import magihuman_core; "
+               "magihuman_core.load_dit, magihuman_core.sample_unipc; "
+               "print(time.perf_counter() - start, torch.cuda.is_initialized())")
     for _ in range(3):  # a busy machine gets a second chance
-        seconds, cuda = run(code).split()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+        seconds, cuda = done.stdout.split()
         assert cuda == "False"
         if float(seconds) < 0.5:
             break

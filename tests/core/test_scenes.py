@@ -1,13 +1,9 @@
 """The drawn clips of `training/`: the same from the same seed, readable by the measures, which can fail."""
 
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training import measure
 from training.captions import make_caption, split_words, spoken_line, vocabulary

@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.loading.vae import load_video_vae
-from magihuman_core.vae.layers import channels_to_pixels, pixels_to_channels
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
 from .golden import DATA, load_small
@@ -50,14 +49,6 @@ def test_decode_gives_the_recorded_frames(tiny, t, case, grad):
     torch.testing.assert_close(unclamped, expected, atol=1e-4, rtol=0)
     assert expected.abs().max() > 1 >= video.abs().max()
     torch.testing.assert_close(tiny.decode(raw, normalized=False), video, atol=1e-4, rtol=0)
-
-
-def test_patches_put_column_before_row_and_come_back():
-    x = random(1, 3, 2, 4, 6)
-    y = pixels_to_channels(x, 2)
-    for c, col, row in ((0, 0, 1), (1, 1, 0), (2, 1, 1)):
-        assert torch.equal(y[:, 4 * c + 2 * col + row, :, 1, 2], x[:, c, :, 2 + row, 4 + col])
-    torch.testing.assert_close(channels_to_pixels(y, 2), x, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("grad", [False, True])

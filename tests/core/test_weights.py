@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.checkpoint.checkpoint import as_checkpoint, renamed, strip_prefix
+from magihuman_core.checkpoint.checkpoint import as_checkpoint
 from magihuman_core.errors import CheckpointError
 from magihuman_core.weights.open import open_checkpoint
 
@@ -180,18 +180,6 @@ def test_large_finite_values_pass_although_their_sum_overflows(weights):
     assign_weights(network(), {**weights, "2.weight": large})
     with pytest.raises(CheckpointError, match="infinite as float16"):
         assign_weights(network(), {**weights, "2.weight": large}, dtype=torch.float16)
-
-
-def test_names_are_changed_by_views(weights, tmp_path):
-    stored = {"a.net." + key: value for key, value in weights.items()} | {"other": torch.zeros(1)}
-    checkpoint = open_checkpoint(one_file(stored, tmp_path))
-    assert set(strip_prefix(checkpoint, ("no.", "a.net."))) == {*weights, "other"}
-    assert set(strip_prefix(checkpoint, ("nothing.",))) == set(stored)
-    view = renamed(checkpoint, lambda key: key[2:].upper() if key.startswith("a.") else None)
-    assert torch.equal(view["NET.0.WEIGHT"], weights["0.weight"])
-    assert "other" not in view
-    assert view.name == checkpoint.name
-    assert view.metadata == {"role": "distilled"}
 
 
 def test_an_index_need_not_name_every_tensor(weights, tmp_path):

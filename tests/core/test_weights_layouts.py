@@ -18,9 +18,7 @@ from .golden import outputs, relative, small_model
 
 logger = logging.getLogger(__name__)  # pytest --log-cli-level=INFO shows the errors
 
-HEADS, KV_HEADS, HEAD_DIM = 2, 1, 32
-ROWS = {"q": HEADS * HEAD_DIM, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM, "g": HEADS}
-SANDWICH = (0, 2)
+HEADS, HEAD_DIM = 2, 32
 LINEARS = ("linear_qkv", "linear_proj", "up_gate_proj", "down_proj")
 
 
@@ -36,14 +34,15 @@ def rewritten(tensors: dict, change, chosen=is_linear) -> dict:
     return result
 
 
-def split(official: dict) -> dict:
+def split(official: dict, heads=HEADS, kv_heads=1, head_dim=HEAD_DIM, sandwich=(0, 2)) -> dict:
     """Split experts, written down here once more: q, k, v, g and the modalities apart."""
+    rows = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim, "g": heads}
+
     def change(stem, tensor):
-        sandwich = int(stem.split(".")[2]) in SANDWICH
-        copies = zip(("_video", "_audio", "_text"), tensor.chunk(3), strict=True) if sandwich else [("", tensor)]
+        modalities = ("_video", "_audio", "_text") if int(stem.split(".")[2]) in sandwich else ("",)
         result = {}
-        for suffix, copy in copies:
-            parts = zip(ROWS, copy.split(list(ROWS.values())), strict=True) if stem.endswith("qkv") else [("", copy)]
+        for suffix, copy in zip(modalities, tensor.chunk(len(modalities)), strict=True):
+            parts = zip(rows, copy.split(list(rows.values())), strict=True) if stem.endswith("qkv") else [("", copy)]
             for letter, part in parts:
                 result[f"{stem.removesuffix('qkv')}{letter}{suffix}.weight"] = part.clone()
         return result
