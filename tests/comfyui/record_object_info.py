@@ -49,11 +49,6 @@ def _strip(value) -> None:
             _strip(item)
 
 
-def names_in_use() -> set[str]:
-    workflows = (REPOSITORY / "example_workflows").glob("*.json")
-    return {node["type"] for path in workflows for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
-
-
 def main() -> None:
     comfyui = find_comfyui()
     if comfyui is None:
@@ -62,7 +57,8 @@ def main() -> None:
           Server(find_python(comfyui), comfyui, make_base(Path(base) / "base")) as server):
         known = server.get("/object_info")
         version = server.get("/system_stats")["system"]["comfyui_version"]
-    wanted = names_in_use()
+    workflows = [json.loads(path.read_text(encoding="utf-8")) for path in REPOSITORY.glob("example_workflows/*.json")]
+    wanted = {node["type"] for workflow in workflows for node in workflow["nodes"]}
     nodes = {name: slim(info) for name, info in sorted(known.items()) if name.startswith(PREFIX) or name in wanted}
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(info)}" for name, info in nodes.items())
