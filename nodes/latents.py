@@ -7,14 +7,7 @@ from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.recipes import BASE, upscaled_size
-from ..magihuman_core.sampling.frozen import (
-    all_generated,
-    keep_audio,
-    keep_image,
-    keep_start,
-    last_samples,
-    overlap_frames,
-)
+from ..magihuman_core.sampling import frozen
 from ..magihuman_core.sampling.super_resolution import upsample
 from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, audio_length, floor_size
 from .adapter.media import audio_latent, fit_length, frames_latent, image_latent, stereo
@@ -76,7 +69,7 @@ class MagiHumanReferenceImage(io.ComfyNode):
     @classmethod
     def execute(cls, vae, image, latent) -> io.NodeOutput:
         start = joint_latent(latent)
-        return io.NodeOutput(with_streams(latent, keep_image(start, image_latent(vae, image, start.video))))
+        return io.NodeOutput(with_streams(latent, frozen.keep_image(start, image_latent(vae, image, start.video))))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -115,7 +108,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
         driving = audio_latent(audio_vae, waveform, rate, start.audio)
         if length == FROM_LATENT:
             driving = driving[:, :, :clip_length]
-        return io.NodeOutput(with_streams(latent, keep_audio(start, driving)))
+        return io.NodeOutput(with_streams(latent, frozen.keep_audio(start, driving)))
 
 
 class MagiHumanExtend(io.ComfyNode):
@@ -153,12 +146,12 @@ class MagiHumanExtend(io.ComfyNode):
             raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
                              "crop them.")
         waveform, rate = stereo(audio)
-        kept = overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
+        kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         latent = empty(width, height, kept + round(seconds * FPS))
         start = joint_latent(latent)
         old = frames_latent(vae, images[-kept:], start.video)
-        old_audio = audio_latent(audio_vae, last_samples(waveform, rate, frames, kept), rate, start.audio)
-        return io.NodeOutput(with_streams(latent, keep_start(start, old, old_audio)), kept)
+        old_audio = audio_latent(audio_vae, frozen.last_samples(waveform, rate, frames, kept), rate, start.audio)
+        return io.NodeOutput(with_streams(latent, frozen.keep_start(start, old, old_audio)), kept)
 
 
 class MagiHumanLatentUpscale(io.ComfyNode):
@@ -193,11 +186,11 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         wanted = (int(width * factor), int(height * factor)) if target == FACTOR else target
         width, height = upscaled_size(width, height, wanted)
         large = upsample(video, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-        start = replace(all_generated(large, audio), audio_mask=torch.zeros_like(audio[:, :1]))
+        start = replace(frozen.all_generated(large, audio), audio_mask=torch.zeros_like(audio[:, :1]))
         if image is not None:
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
-            start = keep_image(start, image_latent(vae, image, large))
+            start = frozen.keep_image(start, image_latent(vae, image, large))
         return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
 
 
