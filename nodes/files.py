@@ -8,7 +8,7 @@ from ..magihuman_core.checkpoint.weight_files import SHARD
 from ..magihuman_core.errors import InputError
 
 DEMO = "built-in demo"
-BESIDE = "beside the weights"
+BESIDE_WEIGHTS = "beside the weights"
 
 
 def choices(folder: str) -> list[str]:
@@ -39,12 +39,12 @@ def _names(folder: str) -> dict[str, str]:
 
 def tokenizers() -> list[str]:
     """Where tokenizer.json may come from."""
-    return [BESIDE, *sorted(_tokenizer_files())]
+    return [BESIDE_WEIGHTS, *sorted(_tokenizer_files())]
 
 
 def resolve_tokenizer(choice: str) -> Path | None:
     """The path of a tokenizer's choice; None: beside the weights. Raises InputError."""
-    if choice == BESIDE:
+    if choice == BESIDE_WEIGHTS:
         return None
     files = _tokenizer_files()
     if choice not in files:

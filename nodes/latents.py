@@ -1,13 +1,17 @@
-"""Nodes that make what sampling starts from: an empty clip, and content that stays as it is."""
+"""Nodes that make what sampling starts from: an empty clip, content that stays as it is, and an enlarged clip."""
 
+from dataclasses import replace
+
+import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.recipes import BASE
-from ..magihuman_core.sampling.frozen import keep_audio, keep_image, keep_start, last_samples, overlap_frames
-from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN, audio_length, floor_size
+from ..magihuman_core.recipes import BASE, upscaled_size
+from ..magihuman_core.sampling import frozen
+from ..magihuman_core.sampling.super_resolution import upsample
+from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, audio_length, floor_size
 from .adapter.media import audio_latent, fit_length, frames_latent, image_latent, stereo
-from .adapter.streams import empty, joint_latent, with_streams
+from .adapter.streams import empty, joint_latent, split, with_streams
 
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 60
@@ -16,6 +20,8 @@ SECONDS_TIP = (
     "length."
 )
 FROM_AUDIO, FROM_LATENT = "from the sound", "from the latent"
+FACTOR = "factor"
+UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
 
 
 class EmptyMagiHumanLatent(io.ComfyNode):
@@ -63,7 +69,7 @@ class MagiHumanReferenceImage(io.ComfyNode):
     @classmethod
     def execute(cls, vae, image, latent) -> io.NodeOutput:
         start = joint_latent(latent)
-        return io.NodeOutput(with_streams(latent, keep_image(start, image_latent(vae, image, start.video))))
+        return io.NodeOutput(with_streams(latent, frozen.keep_image(start, image_latent(vae, image, start.video))))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -102,7 +108,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
         driving = audio_latent(audio_vae, waveform, rate, start.audio)
         if length == FROM_LATENT:
             driving = driving[:, :, :clip_length]
-        return io.NodeOutput(with_streams(latent, keep_audio(start, driving)))
+        return io.NodeOutput(with_streams(latent, frozen.keep_audio(start, driving)))
 
 
 class MagiHumanExtend(io.ComfyNode):
@@ -140,12 +146,52 @@ class MagiHumanExtend(io.ComfyNode):
             raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
                              "crop them.")
         waveform, rate = stereo(audio)
-        kept = overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
+        kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         latent = empty(width, height, kept + round(seconds * FPS))
         start = joint_latent(latent)
         old = frames_latent(vae, images[-kept:], start.video)
-        old_audio = audio_latent(audio_vae, last_samples(waveform, rate, frames, kept), rate, start.audio)
-        return io.NodeOutput(with_streams(latent, keep_start(start, old, old_audio)), kept)
+        old_audio = audio_latent(audio_vae, frozen.last_samples(waveform, rate, frames, kept), rate, start.audio)
+        return io.NodeOutput(with_streams(latent, frozen.keep_start(start, old, old_audio)), kept)
 
 
-NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanExtend]
+class MagiHumanLatentUpscale(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanLatentUpscale",
+            display_name="MagiHuman Latent Upscale",
+            category=CATEGORY,
+            description="Enlarges a finished clip's latent for a super-resolution model, which then adds the detail. "
+                        "Its sound is kept as it is.",
+            search_aliases=["super resolution", "upscale latent", "hires", "1080p", "magihuman"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="A finished clip, from the base or distilled model."),
+                io.Combo.Input("target", options=["540p", "1080p", FACTOR], default="540p", tooltip=(
+                    "540p and 1080p: the area of 896x512 and 1920x1088 at the clip's own aspect. factor: by the "
+                    "number below. Use the super-resolution model of the same name.")),
+                io.Float.Input("factor", default=2.0, min=1.0, max=8.0, step=0.1, advanced=True, tooltip=(
+                    "Only for target 'factor', 1 to 8; width and height are floored to multiples of 32 pixels.")),
+                io.Vae.Input("vae", optional=True, tooltip="The Wan2.2 VAE, where there is a reference image."),
+                io.Image.Input("image", optional=True, tooltip=(
+                    "The clip's reference image once more: encoded at the large size, it keeps the first frame "
+                    "sharp.")),
+            ],
+            outputs=[io.Latent.Output(tooltip="For MagiHuman Sampler with a super-resolution model.")],
+        )
+
+    @classmethod
+    def execute(cls, latent, target, factor, vae=None, image=None) -> io.NodeOutput:
+        video, audio = split(latent)
+        width, height = video.shape[4] * PIXELS_PER_LATENT, video.shape[3] * PIXELS_PER_LATENT
+        wanted = (int(width * factor), int(height * factor)) if target == FACTOR else target
+        width, height = upscaled_size(width, height, wanted)
+        large = upsample(video, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        start = replace(frozen.all_generated(large, audio), audio_mask=torch.zeros_like(audio[:, :1]))
+        if image is not None:
+            if vae is None:
+                raise InputError("To use the image, connect the Wan2.2 VAE as well.")
+            start = frozen.keep_image(start, image_latent(vae, image, large))
+        return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
+
+
+NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanExtend, MagiHumanLatentUpscale]

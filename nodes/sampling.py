@@ -11,7 +11,7 @@ from ..magihuman_core.recipes import BASE, FULL_GUIDANCE, RECIPES, SR_540P, SR_G
 from ..magihuman_core.sampling.solvers import flow_sigmas
 from .adapter import sampling
 from .adapter.streams import split
-from .upscale import UPSCALED
+from .latents import UPSCALED
 
 CATEGORY = "MagiHuman/sampling"
 AUTO, DISTILLED, FULL, SR = "auto", "distilled", "full CFG", "super-resolution"

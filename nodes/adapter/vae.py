@@ -169,9 +169,7 @@ def load_audio(path: str | Path) -> VAE:
 
 def check(vae, kind: str, channels: int | None = None) -> None:
     """Raise InputError unless a VAE is one for "video" or "audio" latents, of so many channels if they are known."""
-    dims = {"video": 3, "audio": 1}[kind]
+    dims, wanted = {"video": (3, "MagiHuman Turbo VAE or the Wan2.2 VAE"), "audio": (1, "MagiHuman Audio VAE")}[kind]
     found = getattr(vae, "latent_channels", None)
-    if getattr(vae, "latent_dim", None) == dims and channels in (None, found):
-        return
-    wanted = {"video": "MagiHuman Turbo VAE or the Wan2.2 VAE", "audio": "MagiHuman Audio VAE"}[kind]
-    raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")
+    if getattr(vae, "latent_dim", None) != dims or channels not in (None, found):
+        raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")

@@ -2,8 +2,8 @@
 //   { base, chromium, look: {name: workflow file}, screenshots: folder or null, run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
-// run: the workflow is opened from the template dialog (or over the API where that shows nothing) and queued with
-// the button; the answer holds what the history says, and the size and length of the video that the page shows.
+// run: the workflow is opened from the template dialog (of comfyui-workflow-templates) and queued with the button; the
+// answer holds what the history says, and the size and length of the video that the page shows.
 const { readFileSync } = require('node:fs')
 const { chromium } = require(process.env.PLAYWRIGHT_CORE)
 const job = JSON.parse(process.argv[2])
@@ -75,21 +75,12 @@ async function look(page, name, file) {
 }
 
 async function run(page, { pack, name, folder }) {
-  const answer = { way: 'template dialog' }
+  const answer = {}
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
-  await page.waitForTimeout(3000)
+  await page.getByText(pack, { exact: true }).first().click()
+  await page.waitForTimeout(1500)
   await page.screenshot({ path: `${folder}/templates.png` })
-  const entry = page.getByText(pack, { exact: true })
-  if (await entry.count()) {
-    await entry.first().click()
-    await page.waitForTimeout(1500)
-    await page.screenshot({ path: `${folder}/templates.png` })
-    await page.getByText(name, { exact: true }).first().click()
-  } else {
-    answer.way = 'API, for the template dialog does not show this pack (comfyui-workflow-templates not installed?)'
-    await page.keyboard.press('Escape')
-    await load(page, name, await (await fetch(`${job.base}/api/workflow_templates/${pack}/${name}.json`)).json())
-  }
+  await page.getByText(name, { exact: true }).first().click()
   await page.waitForFunction(() => window.app.graph.nodes.some(node => node.type === 'MagiHumanSampler'))
   await page.waitForTimeout(1000)
   answer.missing = await missing(page)

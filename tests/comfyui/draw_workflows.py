@@ -138,7 +138,7 @@ class Drawing:
         for name, (typ, options, _) in widgets.items():
             entries.append({"name": name, "type": typ, "widget": {"name": name}, "link": None})
             value = values.get(name)
-            stored.append(_default(typ, options) if value is None or isinstance(value, tuple) else value)
+            stored.append(_default(options) if value is None or isinstance(value, tuple) else value)
             if typ == "COMFY_DYNAMICCOMBO_V3" and name == "format":
                 entries.append({"name": "format.codec", "type": typ, "widget": {"name": "format.codec"}, "link": None})
                 stored.append("auto")
@@ -207,11 +207,9 @@ def _box(index: int, title: str, nodes: list[dict]) -> dict:
     }
 
 
-def _default(kind: str, options: dict):
-    if "default" in options:
-        return options["default"]
+def _default(options: dict):
     first = (options.get("options") or [""])[0]
-    return first["key"] if isinstance(first, dict) else first if kind == "COMBO" or kind.startswith("COMFY") else ""
+    return options.get("default", first["key"] if isinstance(first, dict) else first)
 
 
 def add_loaders(d: Drawing, network: str, *, wan: bool, upscaler: str | None = None) -> None:
@@ -234,14 +232,6 @@ def add_prompt(d: Drawing) -> None:
 
 def add_sampler(d: Drawing, key: str, latent: str, *, model: str = "model", seed: int = 1, **more) -> None:
     d.add(key, "MagiHumanSampler", model=model, positive=("text", "positive"), latent_image=latent, seed=seed, **more)
-
-
-def add_decoder(d: Drawing, latent: str, **more) -> None:
-    d.add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent=latent, **more)
-
-
-def add_video(d: Drawing, images: str, name: str) -> None:
-    d.add("save", "SaveVideo", video=images, filename_prefix=f"video/magihuman_{name}")
 
 
 def make_clip(name: str, file: str, height: int, text: str, *, network: str = "distill", image: bool = False,
@@ -280,9 +270,9 @@ def make_clip(name: str, file: str, height: int, text: str, *, network: str = "d
                                         image="image")
         add_sampler(d, "fine", "large", model="upscaler", seed=2)
         latent = "fine"
-    add_decoder(d.group("Film"), latent, **({"audio": "voice"} if voice else {}))
-    add_video(d, "decode", file)
-    return d
+    d.group("Film").add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent=latent,
+                        **({"audio": "voice"} if voice else {}))
+    return d.add("save", "SaveVideo", video="decode", filename_prefix=f"video/magihuman_{file}")
 
 
 def upscale(target: str, size: str, cost: str) -> Drawing:
@@ -305,7 +295,7 @@ def extend_clip() -> Drawing:
     d.add("old", "GetVideoComponents", video="load")
     d.add("more", "MagiHumanExtend", vae="wan", audio_vae="audio_vae", images="old", audio="old")
     add_sampler(d.group("What follows"), "sample", "more")
-    add_decoder(d, "sample")
+    d.add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample")
     d.group("Joined").add("new", "ImageFromBatch", title="New frames, without the overlap", image="decode",
                           batch_index=("more", "overlap"), length=4096)
     d.add("frames", "BatchImagesNode", **{"images.image0": "old", "images.image1": "new"})
@@ -313,8 +303,7 @@ def extend_clip() -> Drawing:
           duration=3600.0)
     d.add("audio", "AudioConcat", audio1="old", audio2="new_audio")
     d.group("Film").add("video", "CreateVideo", images="frames", audio="audio", fps=25.0)
-    add_video(d, "video", "extended")
-    return d
+    return d.add("save", "SaveVideo", video="video", filename_prefix="video/magihuman_extended")
 
 
 def draw_all() -> list[Drawing]:

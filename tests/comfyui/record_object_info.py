@@ -27,10 +27,9 @@ from server import Server, find_comfyui, find_python, make_base  # noqa: E402
 def slim(info: dict) -> dict:
     """One node without texts, and without the names of this machine's files."""
     kept = {field: info[field] for field in FIELDS if field in info}
+    kept["input"] = json.loads(json.dumps(info["input"]), object_hook=_without_texts)
     for inputs in kept["input"].values():
         for name, (kind, *rest) in inputs.items():
-            if rest:
-                _strip(rest[0])
             if name in FILE_INPUTS and (isinstance(kind, list) or kind == "COMBO"):
                 options = rest[0] if rest else {}
                 names = kind if isinstance(kind, list) else options.get("options", [])
@@ -39,19 +38,8 @@ def slim(info: dict) -> dict:
     return kept
 
 
-def _strip(value) -> None:
-    if isinstance(value, dict):
-        for key in ("tooltip", "display_name"):
-            value.pop(key, None)
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            _strip(item)
-
-
-def names_in_use() -> set[str]:
-    workflows = (REPOSITORY / "example_workflows").glob("*.json")
-    return {node["type"] for path in workflows for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+def _without_texts(options: dict) -> dict:
+    return {key: value for key, value in options.items() if key not in ("tooltip", "display_name")}
 
 
 def main() -> None:
@@ -62,7 +50,8 @@ def main() -> None:
           Server(find_python(comfyui), comfyui, make_base(Path(base) / "base")) as server):
         known = server.get("/object_info")
         version = server.get("/system_stats")["system"]["comfyui_version"]
-    wanted = names_in_use()
+    workflows = [json.loads(path.read_text(encoding="utf-8")) for path in REPOSITORY.glob("example_workflows/*.json")]
+    wanted = {node["type"] for workflow in workflows for node in workflow["nodes"]}
     nodes = {name: slim(info) for name, info in sorted(known.items()) if name.startswith(PREFIX) or name in wanted}
     RECORD.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(info)}" for name, info in nodes.items())

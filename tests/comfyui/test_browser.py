@@ -88,8 +88,6 @@ def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, bro
 def test_the_demo_runs_from_the_template_list(server, browse, screenshots):
     answer = browse({"run": {"pack": PACK, "name": "demo", "folder": str(screenshots)}})
     run = answer["run"]
-    if run["way"] != "template dialog":
-        warnings.warn(f"The demo was opened over the {run['way']}", stacklevel=1)
     assert answer["errors"] == []
     assert (run["missing"], run["status"], run["end"]) == ([], 200, "success")
     assert [(video["width"], video["height"]) for video in run["videos"]] == [(128, 128)]

@@ -56,9 +56,7 @@ def test_workflow_makes_a_video(server, known, path):
         assert (video.width, video.height, video.frames, video.average_rate) == (width, height, frames, 25)
         assert abs(float(audio.duration * audio.time_base) - frames / 25) < 0.05
         assert file.metadata["prompt"]
-    with av.open(str(video_path)) as file:
-        loudest = max(abs(frame.to_ndarray()).max() for frame in file.decode(audio=0))
-    assert loudest > 1e-3, "the video is silent"
+        assert max(abs(frame.to_ndarray()).max() for frame in file.decode(audio=0)) > 1e-3, "the video is silent"
 
 
 def test_the_record_for_tests_without_comfyui_is_up_to_date(known):

@@ -18,8 +18,11 @@ from small_clip import generator, max_error, random
 import nodes
 
 TEXT = "A man says (slowly:1.4): good morning."
-TURBO, WAN = "vae/turbo_vae/checkpoint-340000.ckpt", "vae/wan2.2_vae.safetensors"
-AUDIO = "vae/stable-audio-open-1.0/model.safetensors"
+VAES = {
+    "turbo": ("vae/turbo_vae/checkpoint-340000.ckpt", load_turbo, load_turbo_vae),
+    "wan": ("vae/wan2.2_vae.safetensors", load_video, load_video_vae),
+    "audio": ("vae/stable-audio-open-1.0/model.safetensors", load_audio, load_audio_vae),
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,21 +85,14 @@ def test_lora_changes_what_clip_says(clip):
 
 
 @pytest.fixture(scope="module")
-def turbo(models):
-    """(ComfyUI's VAE, the core's)"""
-    path = models / TURBO
-    return load_turbo(path), load_turbo_vae(path)
-
-
-@pytest.fixture(scope="module")
-def wan(models):
-    path = models / WAN
-    return load_video(path), load_video_vae(path)
+def vaes(models):
+    """{kind: (ComfyUI's VAE, the core's)}"""
+    return {kind: (load(models / path), load_core(models / path)) for kind, (path, load, load_core) in VAES.items()}
 
 
 @pytest.mark.parametrize("kind", ["turbo", "wan"])
-def test_video_decoders_take_raw_latents_whole_and_in_tiles(request, kind):
-    vae, core = request.getfixturevalue(kind)
+def test_video_decoders_take_raw_latents_whole_and_in_tiles(vaes, kind):
+    vae, core = vaes[kind]
     z = random(1, 48, 4, 6, 8)
     wanted = ((core.decode(z, normalized=False) + 1) / 2).clamp(0, 1)[0].permute(1, 2, 3, 0)
     latent = {"samples": nested(z, random(1, 64, 13))}
@@ -107,8 +103,8 @@ def test_video_decoders_take_raw_latents_whole_and_in_tiles(request, kind):
     assert vae.temporal_compression_decode() == 4 and vae.spacial_compression_decode() == 16
 
 
-def test_video_encoder_equals_the_cores(wan):
-    vae, core = wan
+def test_video_encoder_equals_the_cores(vaes):
+    vae, core = vaes["wan"]
     images = torch.rand((5, 64, 96, 3), generator=generator)
     wanted = core.encode((images.movedim(-1, 0)[None] * 2 - 1), normalized=False)
     assert max_error(nodes.VAEEncode().encode(vae, images)[0]["samples"], wanted) < 1e-5
@@ -121,14 +117,8 @@ def test_comfyuis_latent_format_has_the_decoders_mean_and_std():
     assert max_error(LatentFormat().process_in(z), (z - mean) / std) < 1e-6
 
 
-@pytest.fixture(scope="module")
-def audio(models):
-    path = models / AUDIO
-    return load_audio(path), load_audio_vae(path)
-
-
-def test_audio_is_decoded_whole_at_44100_hz(audio):
-    vae, core = audio
+def test_audio_is_decoded_whole_at_44100_hz(vaes):
+    vae, core = vaes["audio"]
     z = random(1, 64, 13)
     wanted = resample(core.decode(z), 51200, 44100)
     assert wanted.shape[-1] == 13 * 1764, "nothing may be lost at the ends"
@@ -139,21 +129,21 @@ def test_audio_is_decoded_whole_at_44100_hz(audio):
     assert max_error(vae.decode(z), vae.decode_tiled(z, tile_x=64, tile_y=1, overlap=8)) < 1e-4
 
 
-def test_mono_audio_is_doubled_and_encoded_as_by_the_core(audio):
-    vae, core = audio
+def test_mono_audio_is_doubled_and_encoded_as_by_the_core(vaes):
+    vae, core = vaes["audio"]
     waveform = random(1, 1, 5000)
     encoded = VAEEncodeAudio.execute(vae, {"waveform": waveform, "sample_rate": 51200}).args[0]["samples"]
     assert encoded.shape == (1, 64, 3)
     assert max_error(encoded, core.encode_long(waveform.expand(1, 2, -1))) < 1e-4
 
 
-def test_dynamic_memory_management_changes_nothing(clip, encoder_path, turbo, wan, audio, models, monkeypatch):
+def test_dynamic_memory_management_changes_nothing(clip, encoder_path, vaes, models, monkeypatch):
     """With it layers have no weights of their own until they are loaded."""
     with monkeypatch.context() as patch:
         patch.setattr(comfy.memory_management, "aimdo_enabled", True)
         dynamic = load_clip(encoder_path, None)
-        vaes = [load_turbo(models / TURBO), load_video(models / WAN), load_audio(models / AUDIO)]
+        loaded = {kind: load(models / path) for kind, (path, load, _) in VAES.items()}
     assert max_error(encode(dynamic, TEXT), encode(clip, TEXT)) == 0
-    z, sound = random(1, 48, 2, 4, 4), random(1, 64, 4)
-    for vae, (wanted, _), latent in zip(vaes, (turbo, wan, audio), (z, z, sound), strict=True):
-        assert max_error(vae.decode(latent), wanted.decode(latent)) == 0
+    for kind, vae in loaded.items():
+        latent = random(1, 64, 4) if kind == "audio" else random(1, 48, 2, 4, 4)
+        assert max_error(vae.decode(latent), vaes[kind][0].decode(latent)) == 0

@@ -5,17 +5,12 @@ import latent_preview
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
+from magihuman_pack.nodes import conditioning, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.streams import nested
-from magihuman_pack.nodes.conditioning import MagiHumanPrompt
-from magihuman_pack.nodes.sampling import (
-    MagiHumanGuider,
-    MagiHumanSampler,
-    MagiHumanSamplerSelect,
-    MagiHumanScheduler,
-)
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error
 
+TEXTS = {"positive": [[TEXT, {}]], "negative": [[OTHER, {}]]}
 EMPTY = {"samples": nested(torch.zeros_like(VIDEO), torch.zeros_like(AUDIO))}
 
 
@@ -25,8 +20,8 @@ def run(node, **inputs):
 
 
 def sample_in_one(model, seed=7, steps=2):
-    return run(MagiHumanSampler, model=model, positive=[[TEXT, {}]], negative=[[OTHER, {}]], latent_image=EMPTY,
-               seed=seed, mode="auto", steps=steps, sr_noise_level=220)["samples"].unbind()
+    return run(sampling.MagiHumanSampler, model=model, **TEXTS, latent_image=EMPTY, seed=seed, mode="auto", steps=steps,
+               sr_noise_level=220)["samples"].unbind()
 
 
 @pytest.mark.parametrize(("role", "solver", "guidance"), [
@@ -34,11 +29,11 @@ def sample_in_one(model, seed=7, steps=2):
 ])
 def test_in_parts_is_identical_to_the_one_node(models, role, solver, guidance):
     model = load_model(models / f"diffusion_models/magihuman/{role.removesuffix('ed')}", role)
-    guider = run(MagiHumanGuider, model=model, positive=[[TEXT, {}]], negative=[[OTHER, {}]], guidance=guidance,
-                 video=5.0, video_late=2.0, audio=5.0, sr_scale=3.5)
+    guider = run(sampling.MagiHumanGuider, model=model, **TEXTS, guidance=guidance, video=5.0, video_late=2.0,
+                 audio=5.0, sr_scale=3.5)
     parts = run(SamplerCustomAdvanced, noise=run(RandomNoise, noise_seed=7), guider=guider,
-                sampler=run(MagiHumanSamplerSelect, sampler=solver, sr_noise_level=220),
-                sigmas=run(MagiHumanScheduler, steps=2, shift=5.0), latent_image=EMPTY)["samples"].unbind()
+                sampler=run(sampling.MagiHumanSamplerSelect, sampler=solver, sr_noise_level=220),
+                sigmas=run(sampling.MagiHumanScheduler, steps=2, shift=5.0), latent_image=EMPTY)["samples"].unbind()
     assert max_error(parts, sample_in_one(model)) == 0
 
 
@@ -49,11 +44,12 @@ def test_previews_show_the_middle_of_the_three_latent_frames(model, monkeypatch)
     monkeypatch.setattr(latent_preview, "preview_to_image", lambda image: seen.append(image) or image)
     video, _ = sample_in_one(model, steps=3)
     assert len(shown) == 3 and all(image[0] == "JPEG" for image in shown)
-    factors = model.model.latent_format
-    last = factors.process_in(video)[0, :, 1].movedim(0, -1) @ torch.tensor(factors.latent_rgb_factors)
-    assert max_error(seen[-1], last + torch.tensor(factors.latent_rgb_factors_bias)) < 1e-4
+    form = model.model.latent_format
+    colors = form.process_in(video)[0, :, 1].movedim(0, -1) @ torch.tensor(form.latent_rgb_factors)
+    assert max_error(seen[-1], colors + torch.tensor(form.latent_rgb_factors_bias)) < 1e-4
 
 
 def test_the_prompt_has_its_three_parts():
-    text = run(MagiHumanPrompt, body="A man nods.", dialogue="old man, German: Guten Tag", background_sound="")
+    text = run(conditioning.MagiHumanPrompt, body="A man nods.", dialogue="old man, German: Guten Tag",
+               background_sound="")
     assert "Dialogue:" in text and "Guten Tag" in text and "<No prominent background sound>" in text

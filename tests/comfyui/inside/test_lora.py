@@ -95,17 +95,17 @@ def test_a_converted_file_applies_as_one_with_comfyuis_names(model, official, pl
     assert max_error(sample(with_lora(model, load_file(tmp_path / "out.safetensors"))), wanted) == 0
 
 
-def test_a_diff_patch_of_a_stacked_weight(model, official, expected):
-    difference = random(*official[QKV + ".weight"].shape) * 0.1
-    patched = with_lora(model, {f"diffusion_model.{QKV}.diff": difference}, 1.0)
-    assert max_error(sample(patched), expected({QKV + ".weight": difference})) <= 2e-3
-
-
-def test_a_lokr_patch_of_a_stacked_weight(model, official, expected):
+@pytest.mark.parametrize("kind", ["diff", "lokr"])
+def test_another_kind_of_patch_of_a_stacked_weight(model, official, expected, kind):
     rows, columns = official[QKV + ".weight"].shape
-    w1, w2 = random(2, 2), random(rows // 2, columns // 2)
-    lokr = {f"diffusion_model.{QKV}.lokr_w1": w1, f"diffusion_model.{QKV}.lokr_w2": w2}
-    assert max_error(sample(with_lora(model, lokr, 1.0)), expected({QKV + ".weight": torch.kron(w1, w2)})) <= 2e-3
+    if kind == "diff":
+        patch = {"diff": random(rows, columns) * 0.1}
+        change = patch["diff"]
+    else:
+        patch = {"lokr_w1": random(2, 2), "lokr_w2": random(rows // 2, columns // 2)}
+        change = torch.kron(*patch.values())
+    patched = with_lora(model, {f"diffusion_model.{QKV}.{name}": tensor for name, tensor in patch.items()}, 1.0)
+    assert max_error(sample(patched), expected({QKV + ".weight": change})) <= 2e-3
 
 
 def test_bypass_mode_with_official_names_says_what_to_use(model, plain, every_layer):
