@@ -317,6 +317,7 @@ def test_bf16_only_with_amx(monkeypatch):
         assert common.autocast()._enabled is answer
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
     """Every stage with a few steps: drawing, autoencoders, latents, networks, files, scores; then a clip from them."""
