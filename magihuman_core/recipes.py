@@ -44,7 +44,6 @@ class Recipe:
     steps: int
     solver: str  # "unipc" or "renoise"
     guidance: Guidance | None = None  # None: one evaluation a step, with the prompt alone
-    optional_guidance: Guidance | None = None  # better in some cases, at twice the time
     positions: str = "v2"  # see model/rope.py
     global_layers: tuple[int, ...] | None = None  # all other layers have local attention; None: none has
     local_radius: int = 11  # latent frames to both sides that local attention sees
@@ -69,7 +68,7 @@ BASE = Recipe("base", "base: 32 steps with guidance", 448, 256, steps=32, solver
 DISTILLED = Recipe("distilled", "distilled: 8 steps without guidance", BASE.width, BASE.height, steps=8,
                    solver="renoise")
 SR_540P = Recipe("sr_540p", "super-resolution to 540p", 896, 512, steps=5, solver="unipc",
-                 optional_guidance=SR_GUIDANCE, positions="v1", super_resolution=True, noise_level=220, audio_noise=0.7)
+                 positions="v1", super_resolution=True, noise_level=220, audio_noise=0.7)
 SR_1080P = replace(SR_540P, role="sr_1080p", description="super-resolution to 1080p, with local attention", width=1920,
                    height=1088, global_layers=(3, 7, 11, 15, 19, 23, 27, 31))
 RECIPES: Mapping[str, Recipe] = MappingProxyType({r.role: r for r in (BASE, DISTILLED, SR_540P, SR_1080P)})

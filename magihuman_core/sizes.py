@@ -12,7 +12,7 @@ from .errors import InputError
 FPS = 25  # frames, and audio latents, per second
 PIXELS_PER_LATENT = 16  # pixels per latent pixel, in height and width
 PIXELS_PER_TOKEN = 32  # pixels per token: a token covers 2 x 2 latent pixels
-TEXT_TOKENS = 640  # text beyond this is cut
+TEXT_TOKENS = 640  # the longest text the network was trained with; more is cut
 
 log = logging.getLogger(__name__)
 

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.quantize import quantized_layers, stored_dtype
-from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
 from ..nn.operations import Operations
 from ..nn.quantized_linear import EIGHT_BITS
 from ..runtime.build import build_dit
 from ..runtime.streaming import choose_streamed, is_streamed, stream_blocks
-from ..weights.dit_keys import split_official
+from ..weights.dit_keys import network_config, split_official
 from ..weights.open import open_checkpoint
 from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
@@ -41,8 +40,8 @@ def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
     """
     checkpoint = open_checkpoint(source, "network")
     dtype = dtype or torch.bfloat16
+    config = network_config(checkpoint, **overrides)
     with explain_shape_errors(checkpoint.name, "network"):
-        config = DiTConfig.from_state_dict(checkpoint, **overrides)
         dit = build_dit(config, dtype, compute_dtype=compute_dtype, operations=operations)
         official = split_official(checkpoint, config)
         tensors = quantized_layers(official, dtype, may_quantize)

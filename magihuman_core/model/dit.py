@@ -10,7 +10,7 @@ The residual stream is fp32 from end to end. Linear layers of the blocks and the
 (bf16 as released); embedders, heads, norms, rotary positions, activations and gates compute in fp32.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -119,19 +119,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: the residual stream, fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        pieces = [(cast(Expert, self.experts[name]), tokens) for name, tokens in layout.pieces(self.by_modality)]
+        pieces = [(cast(Expert, self.experts[name]), span) for name, span in layout.pieces(self.by_modality)]
         x = add(x, self.attention(x, pieces, layout, attention), pieces)
         return add(x, self.mlp(x, pieces), pieces)
 
-    def attention(self, x: Tensor, pieces: Pieces, layout: Layout, attention: AttentionFunction) -> Iterator[Tensor]:
+    def attention(self, x: Tensor, pieces: Pieces, layout: Layout, attend: AttentionFunction) -> Iterator[Tensor]:
         """The attention of all tokens to all, or to those near in time, piece by piece, [B, n, hidden] each."""
         projected = [e.attention.project(x[:, span], layout.sin[span], layout.cos[span]) for e, span in pieces]
         q, k, v, gate = (torch.cat(parts, 1) for parts in zip(*projected, strict=True))
         del projected  # here and below: a generator keeps its variables while it waits
         if self.local_radius is None:
-            attended = attention(q, k, v)
+            attended = attend(q, k, v)
         else:
-            attended = local_attention(q, k, v, layout, self.local_radius, attention)
+            attended = local_attention(q, k, v, layout, self.local_radius, attend)
         del q, k, v
         for expert, span in pieces:
             yield expert.attention_output(attended[:, span], gate[:, span])
@@ -141,13 +141,15 @@ class Block(nn.Module):
         return (expert.mlp_output(x[:, span]) for expert, span in pieces)
 
 
-def add(x: Tensor, branch: Iterable[Tensor], pieces: Pieces) -> Tensor:
-    """x + branch, whose pieces are computed one at a time; in place where no gradient needs the old x, so that the
-    residual stream is held once."""
+def add(x: Tensor, branch: Iterator[Tensor], pieces: Pieces) -> Tensor:
+    """x + branch, whose pieces are computed one at a time.
+
+    Written into x where no gradient needs the old x, so that the residual stream is held once.
+    """
     if torch.is_grad_enabled():
         return x + torch.cat(list(branch), 1)
-    for (_, span), y in zip(pieces, branch, strict=True):
-        x[:, span] += y
+    for _, span in pieces:
+        x[:, span] += next(branch)  # held by no name while the next piece is computed
     return x
 
 
@@ -195,6 +197,7 @@ class MagiHumanDiT(nn.Module):
         with guidance for those of the prompt and of the negative prompt."""
         bands = self.adapter.rope.bands
         piece = self.piece or (CPU_PIECE if bands.device.type == "cpu" else PIECE)
+        # Tables made in inference mode cannot be used where gradients are wanted, so they are kept apart.
         key = (latent, audio, text, piece, bands.device, torch.is_inference_mode_enabled())
         if key not in self._layouts:
             for old in list(self._layouts)[:-1]:

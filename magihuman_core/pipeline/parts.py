@@ -40,7 +40,7 @@ class Parts:
         notice = checkpoint.metadata.get("notice")  # such as that the weights are random
         if notice and notice not in self.notices:
             self.notices.add(notice)
-            log.warning("%s", notice)
+            log.warning("%s", "".join(filter(str.isprintable, notice))[:500])  # a text out of a file
         return checkpoint
 
     def load(self, loader: Callable[..., Module], source: Any, *arguments: Any, **options: Any) -> Module:

@@ -16,10 +16,14 @@ from ..media.audio_file import load_audio
 from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
 from ..recipes import RECIPES, SR_540P, SR_1080P, Guidance, Recipe, upscaled_size, upscaler_for
+from ..runtime.lora import check_strength
+from ..runtime.streaming import check_resident_blocks
 from ..sampling.noise import check_seed
 from ..sizes import audio_length, floor_size
 from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
+from ..weights.open import open_checkpoint
 from .parts import Parts
 
 if TYPE_CHECKING:
@@ -139,7 +143,13 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
 
 
 def _check_parts(parts: Parts, request: Request) -> None:
-    """Raise CheckpointError unless all parts that the request needs are there."""
+    """Raise InputError for options that no part can be run with, CheckpointError unless all parts are there."""
+    if parts.tile is not None and parts.tile <= OVERLAP:
+        raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
+    check_resident_blocks(parts.resident_blocks)
+    for file, strength in parts.loras:
+        check_strength(strength)
+        open_checkpoint(file)  # reads the header only
     for pass_ in request.passes:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     parts.models.require("text_encoder", "reading the prompt")

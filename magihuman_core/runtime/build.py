@@ -14,10 +14,12 @@ from ..weights.precision import may_quantize
 
 def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dtype | None = None,
               operations: Operations = nn) -> MagiHumanDiT:
-    """The network, its blocks' weights in dtype, which may be one of 8 bits; compute_dtype: by default the same, or
-    bf16 where that is of 8 bits."""
-    stored = compute_dtype_of(dtype)
-    dit = MagiHumanDiT(config, operations=operations, dtype=stored, compute_dtype=compute_dtype, device="meta")
+    """The network, its blocks' weights in dtype, which may be one of 8 bits.
+
+    compute_dtype: also of the weights that are not kept in 8 bits; by default dtype, or bf16 where that is of 8 bits.
+    """
+    computed = compute_dtype or compute_dtype_of(dtype)
+    dit = MagiHumanDiT(config, operations=operations, dtype=computed, device="meta")
     quantize_linears(dit, dtype, may_quantize)
     if dtype in EIGHT_BITS:
         dit.piece = PIECE  # on a CPU too: weights are brought to the compute dtype once for each piece

@@ -98,7 +98,7 @@ def _usable(found: dict[str, Tensor], layer: str) -> tuple[dict[str, Tensor], di
     elif down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or 0 in down.shape:
         reasons |= dict.fromkeys(("down", "up"), "up and down do not fit each other")
     if reasons:
-        reasons |= dict.fromkeys(("alpha", "magnitude"), "there are no up and down it belongs to")
+        reasons |= dict.fromkeys(("alpha", "magnitude"), "its up and down are missing")
     elif up is not None and magnitude is not None and (
         magnitude.numel() != up.shape[0] or magnitude.shape[:1] != up.shape[:1]
     ):
@@ -127,7 +127,7 @@ def _deltas(found: Mapping[str, Tensor], target: Part):
 
 
 class AppliedLora:
-    """A LoRA at work in a network. `matched`: our weights it changes; `unmatched`: names it has in vain, and why."""
+    """A LoRA at work in a network. `matched`: our weights it changes; `unmatched`: names that fit nothing, and why."""
 
     def __init__(self, name: str, matched: list[str], unmatched: Mapping[str, str], hooks: list):
         self.name, self.matched, self.unmatched = name, matched, unmatched
@@ -147,8 +147,7 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
     Names that fit nothing are logged as a warning, and are in the result's `unmatched`. Raises CheckpointError
     where nothing fits or shapes differ, InputError for the strength.
     """
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not -100 <= strength <= 100:
-        raise InputError(f"The strength of a LoRA is {strength!r}, expected a number, such as 1.0.")
+    check_strength(strength)
     checkpoint = open_checkpoint(source)
     split = split_lora(checkpoint, dit.config)
     if not split.deltas:
@@ -164,6 +163,12 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
                     len(checkpoint), listed(split.unmatched))
     log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
     return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, hooks)
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError unless a LoRA can be applied with this strength."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not -100 <= strength <= 100:
+        raise InputError(f"The strength of a LoRA is {strength!r}, expected a number, such as 1.0.")
 
 
 def check_delta(delta: Delta, key: str, weight: Tensor, name: str) -> None:

@@ -27,6 +27,7 @@ from ..recipes import BASE
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
 from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
+from ..vae.tiling import OVERLAP
 from ..vae.turbo import TurboVAE, TurboVAEConfig
 from ..vae.video import VideoVAE, VideoVAEConfig
 from .build import build_dit, build_text_encoder
@@ -103,7 +104,7 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     part, advice = "video VAE", "the Turbo VAE, or a smaller picture"
     if isinstance(config, TurboVAEConfig):
         part, short = "Turbo VAE", min(latent[1:])
-        advice = f"tiles of {short // 2} latent pixels, or a smaller picture" if short > 8 else ""
+        advice = f"tiles of {short // 2} latent pixels, or a smaller picture" if short // 2 > OVERLAP else ""
     return Estimate(part, f"{width}x{height}, {length}", weights, activations, advice=advice)
 
 

@@ -53,10 +53,9 @@ def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, .
     these stay first, which also makes the buffers small. Among equals the ones that stay are spread, so
     that there is time between any two fetches. Raises InputError.
     """
+    check_resident_blocks(resident)
     if resident is None:
         return ()
-    if isinstance(resident, bool) or not isinstance(resident, int) or resident < 0:
-        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 to {len(blocks)}.")
     groups: dict[int, list[int]] = {}
     for index, block in enumerate(blocks):
         groups.setdefault(sum(p.numel() for p in block.parameters()), []).append(index)
@@ -65,6 +64,12 @@ def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, .
         count = min(len(group), resident - len(stay))
         stay.update(group[i * len(group) // count] for i in range(count))
     return tuple(index for index in range(len(blocks)) if index not in stay)
+
+
+def check_resident_blocks(resident: int | None) -> None:
+    """Raise InputError unless so many blocks can stay."""
+    if resident is not None and (isinstance(resident, bool) or not isinstance(resident, int) or resident < 0):
+        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 or more.")
 
 
 def streamed_sizes(blocks: nn.ModuleList, streamed: Sequence[int]) -> tuple[int, int]:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn.layers import RMSNorm
 from ..nn.operations import Operations
+from ..sizes import TEXT_TOKENS
 from .config import TextEncoderConfig
 
-MAX_TOKENS = 640          # the longest text the transformer was trained with
-MOST_TOKENS = 4096        # beyond, a prompt is refused: attention needs memory for the square of its length
+REFUSED_ABOVE = 4096  # tokens: attention needs memory for the square of a prompt's length
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class TextEncoder(nn.Module):
     def tokenize(self, text: str) -> Tensor:
         """A prompt's token ids [1, n], uncut. No BOS or EOS, whatever the tokenizer's template says.
 
-        Raises InputError for an empty prompt, one of more than MOST_TOKENS tokens, without a tokenizer, or with
+        Raises InputError for an empty prompt, one of more than REFUSED_ABOVE tokens, without a tokenizer, or with
         one that is not the encoder's.
         """
         if not isinstance(text, str) or not text.strip():
@@ -181,9 +181,9 @@ class TextEncoder(nn.Module):
             raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the "
                              "weights, or name it.")
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        if len(ids) > MOST_TOKENS:
-            raise InputError(f"the prompt has {len(ids)} tokens, of which {MAX_TOKENS} can be used; more than "
-                             f"{MOST_TOKENS} are refused. Write a shorter one.")
+        if len(ids) > REFUSED_ABOVE:
+            raise InputError(f"the prompt has {len(ids)} tokens, of which {TEXT_TOKENS} can be used; more than "
+                             f"{REFUSED_ABOVE} are refused. Write a shorter one.")
         if max(ids, default=0) >= self.config.vocab_size:
             raise InputError(f"the tokenizer gives token {max(ids)}, but the text encoder knows only "
                              f"{self.config.vocab_size}; use the tokenizer.json made for this encoder.")
@@ -198,9 +198,9 @@ class TextEncoder(nn.Module):
     def finish(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """What the transformer was trained on: rounded through fp16, cut at 640 tokens, fp32."""
         n = ids.shape[1]
-        if n > MAX_TOKENS:
-            first_lost = ids[0, MAX_TOKENS:MAX_TOKENS + 16].tolist()
+        if n > TEXT_TOKENS:
+            first_lost = ids[0, TEXT_TOKENS:TEXT_TOKENS + 16].tolist()
             words = self.tokenizer.decode(first_lost).strip() if self.tokenizer else "?"
             log.warning("The prompt has %d tokens, of which %d can be used: from %r on it is cut off.",
-                        n, MAX_TOKENS, words)
-        return hidden[:, :MAX_TOKENS].to(torch.float16).to(torch.float32)
+                        n, TEXT_TOKENS, words)
+        return hidden[:, :TEXT_TOKENS].to(torch.float16).to(torch.float32)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.json_file import read_json
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
@@ -134,6 +135,7 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
     if kind == "text_encoder" and path is not None:
         config = (path if path.is_dir() else path.parent) / "config.json"
         with suppress(OSError, ValueError):  # where there is none, or one that is not even text
+            read_json(config)  # which refuses what is large, or is not JSON
             own["config"] = config.read_text(encoding="utf-8")
     return {name: checkpoint.metadata[name] for name in ("notice", "config") if name in checkpoint.metadata} | own
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..errors import InputError
 
+OVERLAP = 8  # latent pixels that neighbouring tiles share where nobody says otherwise
+
 
 def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
     """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.

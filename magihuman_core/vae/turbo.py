@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import PixelFunction, channel_norm, channels_to_pixels, interleave_time, over_time, per_frame, silu
-from .tiling import decode_in_tiles, joined_frames
+from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
@@ -204,7 +204,7 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
@@ -216,7 +216,7 @@ class TurboVAE(nn.Module):
         return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
 
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-                       overlap: int = 8) -> Iterator[Tensor]:
+                       overlap: int = OVERLAP) -> Iterator[Tensor]:
         """The same frames as decode gives, in pieces [B, 3, f, 16H, 16W] of one window each, in order."""
         self.check_latent(z)
         if normalized:

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import channels_to_pixels, pixels_to_channels, silu
-from .tiling import decode_in_tiles, joined_frames
+from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
 
@@ -167,7 +167,7 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = 8) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger

@@ -259,6 +259,20 @@ def test_impossible_arguments_are_refused_at_once(pipeline, kwargs):
     assert not calls
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    ({"tile": 8}, "tile is 8, expected more than 8"),
+    ({"resident_blocks": -1}, "resident_blocks is -1"),
+    ({"loras": [("/none.safetensors", 1.0)]}, "/none.safetensors"),
+    ({"loras": [("/none.safetensors", float("nan"))]}, "strength"),
+])  # fmt: skip
+def test_options_that_cannot_work_are_refused_before_anything_is_computed(random_models, options, words):
+    calls = []
+    pipeline = mh.MagiHumanPipeline.from_folder(random_models, device="cpu", **options)
+    with pytest.raises(ValueError, match=words):
+        pipeline.generate(PROMPT, progress=lambda *call: calls.append(call), **SMALL)
+    assert not calls
+
+
 def test_empty_prompt_and_device_that_is_not_there(pipeline, random_models):
     with pytest.raises(mh.InputError, match="prompt is empty"):
         pipeline.generate("  \n", **SMALL)

@@ -201,7 +201,7 @@ def test_trimming_vectors(weights, monkeypatch):
     encoder = load_text_encoder(weights, config=CONFIG)
     text = tensors["pad_or_trim.x"]
     for limit in (3, 5, 9):
-        monkeypatch.setattr(text_encoder, "MAX_TOKENS", limit)
+        monkeypatch.setattr(text_encoder, "TEXT_TOKENS", limit)
         length = int(tensors[f"pad_or_trim.{limit}.len"])
         result = encoder.finish(text, torch.zeros(1, 5))
         assert result.shape[1] == length
@@ -273,7 +273,7 @@ def test_a_file_that_is_no_config_is_passed_over(content, weights, tmp_path):
 
 def test_a_prompt_of_a_whole_book_is_refused_before_it_is_computed(weights, tokenizer, monkeypatch):
     encoder = load_text_encoder(weights, tokenizer, CONFIG)
-    assert encoder.tokenize("a" * text_encoder.MOST_TOKENS).shape[1] == text_encoder.MOST_TOKENS
+    assert encoder.tokenize("a" * text_encoder.REFUSED_ABOVE).shape[1] == text_encoder.REFUSED_ABOVE
     monkeypatch.setattr(T5GemmaEncoder, "forward", None)
     with pytest.raises(InputError, match=r"1048576 tokens.*4096"):
         encoder.encode("a" * (1 << 20))
