@@ -220,7 +220,7 @@ def test_what_fits_nothing_is_listed_with_the_reason_and_changes_nothing(weights
         "block.layers.2.attention.linear_proj.lora_A.weight": (torch.zeros(0, 128), "do not fit"),
         "block.layers.2.attention.linear_proj.lora_B.weight": (torch.zeros(128, 0), "do not fit"),
         "block.layers.3.attention.linear_proj.diff": (torch.tensor(1.0), "shape of its weight"),
-        "block.layers.4.attention.linear_proj.alpha": (torch.ones(2), "no up and down"),
+        "block.layers.4.attention.linear_proj.alpha": (torch.ones(2), "up and down are missing"),
         f"{name}.alpha": (torch.ones(2), ""),  # not a number: as if it were absent
     }
     dit = load_dit(weights, dtype=torch.float32)
