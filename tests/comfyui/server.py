@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -128,14 +129,14 @@ class Server:
     def run(self, graph: dict, cancel_when: str | None = None) -> "Result":
         """Run an API-format graph to its end. Raises PromptError and ExecutionError.
 
-        cancel_when: what the log says (such as a progress bar's count) when the run is to be cancelled.
+        cancel_when: a pattern; once the log has it, such as a progress bar's count, the run is cancelled.
         """
         seen = len(self.log)
         prompt = self.post("/prompt", {"prompt": graph})["prompt_id"]
         end = time.monotonic() + 280
         while prompt not in (history := self.get(f"/history/{prompt}")):
             assert time.monotonic() < end, f"the run did not end:\n{self.log[-6000:]}"
-            if cancel_when and cancel_when in self.log[seen:]:
+            if cancel_when and re.search(cancel_when, self.log[seen:]):
                 self.post("/interrupt")
             time.sleep(0.05)
         kind, data = history[prompt]["status"]["messages"][-1]

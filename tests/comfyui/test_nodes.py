@@ -86,7 +86,8 @@ def test_cores_step_cache_applies(server):
 
 def test_a_cancelled_run_leaves_the_server_well(server):
     long = graphs.with_frames(graphs.clip("base", seconds=8.0, steps=200, seed=11))
-    assert server.run(long, cancel_when=" 2/200 ").end == "execution_interrupted"
+    # Any count: on a fast machine the bar does not show each of them.
+    assert server.run(long, cancel_when=r" [1-9]\d*/200 ").end == "execution_interrupted"
     assert video_facts(server.run(graphs.with_video(graphs.clip(seed=12))))[2] == 9
 
 
