@@ -100,6 +100,13 @@ def test_streamed_blocks_are_streamed_in_8_bits_and_bit_equal(dtype, stream_from
     streamer_of(streamed.blocks).close()
 
 
+@pytest.mark.parametrize("dtype", [INT8, E4M3, torch.bfloat16])
+def test_streamed_blocks_compute_in_the_dtype_that_is_asked_for(dtype, official):
+    streamed = fp32(official, dtype, resident_blocks=0)
+    assert torch.equal(outputs(streamed), outputs(fp32(official, dtype)))
+    streamer_of(streamed.blocks).close()
+
+
 @pytest.mark.parametrize("dtype", [INT8, E4M3])
 def test_rounding_while_streaming_is_bit_equal_and_warned_of(dtype, official, caplog):
     whole = outputs(load_dit(official, dtype=dtype))
