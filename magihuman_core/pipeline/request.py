@@ -15,7 +15,7 @@ from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
 from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
-from ..recipes import RECIPES, SR_540P, SR_1080P, Guidance, Recipe, upscaled_size, upscaler_for
+from ..recipes import RECIPES, SR_540P, SR_1080P, UPSCALERS, Guidance, Recipe, upscaled_size, upscaler_for
 from ..runtime.lora import check_strength
 from ..runtime.streaming import check_resident_blocks
 from ..sampling.noise import check_seed
@@ -135,7 +135,7 @@ def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
 def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Recipe:
     """The super-resolution network for a target: by its name, else by the area. Raises CheckpointError without it."""
     if isinstance(upscale, str):
-        return RECIPES[models.require(f"sr_{upscale}", f"upscaling to {upscale}")]
+        return RECIPES[models.require(UPSCALERS[upscale].role, f"upscaling to {upscale}")]
     best = upscaler_for(*size)
     other = SR_540P if best is SR_1080P else SR_1080P
     chosen = other if other.role in models and best.role not in models else best

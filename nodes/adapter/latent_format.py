@@ -4,6 +4,7 @@ import comfy.latent_formats
 import torch
 from torch import Tensor
 
+from ...magihuman_core.sizes import decoded_frames
 from .streams import nested
 
 
@@ -28,7 +29,7 @@ class LatentFormat(comfy.latent_formats.Wan22):
     def fix_empty_latent(self, latent: Tensor):
         """Give an empty video latent [B, C, T, H, W] of another node its audio, so that any such node starts a clip."""
         video = latent[:, : self.channels[0]].clone()
-        audio = latent.new_zeros(latent.shape[0], self.channels[1], 4 * (video.shape[2] - 1) + 1)
+        audio = latent.new_zeros(latent.shape[0], self.channels[1], decoded_frames(video.shape[2]))
         return nested(video, audio)
 
 

@@ -16,7 +16,7 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.recipes import SR_540P, Guidance
 from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
 from ...magihuman_core.sampling.denoiser import video_scales
-from ...magihuman_core.sampling.solvers import sample_renoise, sample_unipc
+from ...magihuman_core.sampling.solvers import SOLVERS
 from ...magihuman_core.sizes import TEXT_TOKENS
 from .flow import START, start_state
 from .model import MagiHumanModel
@@ -87,7 +87,7 @@ class StreamGuider(comfy.samplers.CFGGuider):
 
 def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options: Any) -> comfy.samplers.KSAMPLER:
     """A SAMPLER: "unipc" or "renoise". noise_level: see start_state; options go to the solver."""
-    solve = {"unipc": sample_unipc, "renoise": sample_renoise}[solver]
+    solve = SOLVERS[solver]
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
         base = getattr(getattr(model, "inner_model", None), "inner_model", None)

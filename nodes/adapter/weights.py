@@ -14,17 +14,12 @@ from torch import Tensor
 from ...magihuman_core.checkpoint.checkpoint import Checkpoint
 from ...magihuman_core.checkpoint.lazy_tensor import LazyTensor
 from ...magihuman_core.checkpoint.quantize import to_fp8, to_int8
-from ...magihuman_core.checkpoint.quantized import as_quantized
+from ...magihuman_core.checkpoint.quantized import COMFY_FORMATS, as_quantized
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.weights.precision import keep_fp32
 
-# ComfyUI's format -> the dtype it is told by
-DTYPES = {
-    "float8_e4m3fn": torch.float8_e4m3fn,
-    "float8_e5m2": torch.float8_e5m2,
-    "int8_tensorwise": torch.int8,
-}
-BY_DTYPE = {dtype: name for name, dtype in DTYPES.items()}
+# dtype -> ComfyUI's format of weights stored in it
+BY_DTYPE = {dtype: name for name, dtype in COMFY_FORMATS.items()}
 NVFP4 = "nvfp4"
 NVFP4_MAX = 448 * 6  # the largest value, with the largest scale of a block
 
@@ -73,7 +68,7 @@ def _quantized(entry: LazyTensor, name: str) -> dict[str, Tensor]:
         weight = entry.read(torch.bfloat16)
         scale = weight.abs().max().float().clamp_min(1e-12) / NVFP4_MAX
         return layout.state_dict_tensors(*layout.quantize(weight, scale))
-    stored, dtype = as_quantized(entry), DTYPES[name]
+    stored, dtype = as_quantized(entry), COMFY_FORMATS[name]
     if stored is not None and stored.data.dtype == dtype:
         factors = stored.scale.read(torch.float32)
         if dtype == torch.int8:
