@@ -137,18 +137,18 @@ class WindowedDenoiser:
     """Callable as a solver's model over a clip of any length: model(x [B, 1, n], sigma) -> x0 of the packed streams.
 
     As JointDenoiser, whose arguments these are, window by window. x may lie in main memory for the whole clip: only
-    one window at a time goes to `device`, where the network is. text_for(start) gives the texts of the window that
-    starts at a latent frame; on_window is called after each of them.
+    one window at a time goes to `device`, where the network is. text_for(window) gives the texts of a window, and
+    on_window is called after each of them.
     """
 
-    def __init__(self, dit: MagiHumanDiT, shapes: Shapes, windows: Windows, text_for: Callable[[int], Texts],
+    def __init__(self, dit: MagiHumanDiT, shapes: Shapes, windows: Windows, text_for: Callable[[Window], Texts],
                  guidance: Guidance | None = None, frozen_video: Frozen | None = None,
                  frozen_audio: Frozen | None = None, *, device: torch.device | str | None = None,
                  on_window: Callable[[], None] | None = None, **forward: Any) -> None:
         self.dit, self.shapes, self.windows, self.text_for = dit, shapes, windows, text_for
         self.guidance = guidance or Guidance()
         self.frozen_video, self.frozen_audio = frozen_video, frozen_audio
-        self.device, self.on_window, self.forward = device, on_window, forward
+        self.device, self.on_window, self.forward = device, on_window or (lambda: None), forward
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         video, audio = unpack_latents(x, self.shapes)
@@ -158,15 +158,15 @@ class WindowedDenoiser:
             frozen_video = _cut(self.frozen_video, window.cut_video)
             frozen_audio = _cut(self.frozen_audio, window.cut_audio)
             if _all_kept(frozen_video) and _all_kept(frozen_audio):
+                self.on_window()
                 return window.cut_video(video), window.cut_audio(audio)  # what is kept is put in below
             part, shapes = pack_latents(window.cut_video(video), window.cut_audio(audio))
-            text, negative = self.text_for(window.start)
+            text, negative = self.text_for(window)
             model = JointDenoiser(
                 self.dit, shapes, text, negative, later_guidance(self.guidance, window.start), frozen_video,
                 frozen_audio, **self.forward)
             x0 = model(part.to(device), sigma.to(device)).to(x.device)
-            if self.on_window is not None:
-                self.on_window()
+            self.on_window()
             return unpack_latents(x0, shapes)
 
         x0_video, x0_audio = self.windows.blend(evaluate)

@@ -49,7 +49,7 @@ def test_a_clip_of_one_window_is_made_as_ever(dit):
     frozen = {"frozen_video": (torch.randn_like(video), mask), "frozen_audio": (audio, torch.zeros(1, 1, 1))}
     with torch.inference_mode():
         whole = mh.JointDenoiser(dit, shapes, *texts, Guidance(), **frozen)
-        windowed = WindowedDenoiser(dit, shapes, plan_windows(22, 6), lambda start: texts, Guidance(), **frozen)
+        windowed = WindowedDenoiser(dit, shapes, plan_windows(22, 6), lambda window: texts, Guidance(), **frozen)
         sigma = torch.tensor([0.7])
         assert torch.equal(whole(x, sigma), windowed(x, sigma))
 
@@ -66,7 +66,7 @@ def test_each_window_is_its_own_clip_and_overlaps_are_averaged(dit):
     sigma = 0.6
     calls = []
     with torch.inference_mode():
-        model = WindowedDenoiser(dit, shapes, plan_windows(length, window, overlap), lambda start: (texts[start], None),
+        model = WindowedDenoiser(dit, shapes, plan_windows(length, window, overlap), lambda window: (texts[window.start], None),
                                  frozen_video=(values, mask), on_window=lambda: calls.append(1))
         found_video, found_audio = mh.unpack_latents(model(x, torch.tensor([sigma])), shapes)
         parts = {}
@@ -99,7 +99,7 @@ def test_what_is_kept_stays_and_windows_of_it_alone_cost_nothing(dit):
     kept_audio = torch.randn_like(audio)
     calls = []
     model = WindowedDenoiser(dit, shapes, plan_windows(length, 5, 2),
-                             lambda start: (calls.append(start) or torch.randn(1, 5, dit.config.text_channels), None),
+                             lambda window: (calls.append(window.start) or torch.randn(1, 5, dit.config.text_channels), None),
                              frozen_video=(values, mask), frozen_audio=(kept_audio, torch.zeros(1, 1, 1)))
     found_video, found_audio = mh.unpack_latents(model(x, torch.tensor([0.5])), shapes)
     assert calls == [6]
