@@ -25,7 +25,7 @@ from ..sampling.frozen import JointLatent
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
-from .edits import EDGE, Extension, Mask, Regeneration, read_mask, retake_times
+from .edits import Extension, Mask, Regeneration, read_mask, retake_times
 from .making import Making
 from .parts import Parts, choose_device
 from .request import Pass, Picture, Progress, Prompt, Request, Size, Waveform, make_request, read_audio
@@ -105,7 +105,7 @@ class MagiHumanPipeline:
             if options.get("denoise", 1.0) != 1.0:
                 raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")
             return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy)
-        if options.get("seconds") is not None:
+        if options.pop("seconds", None) is not None:
             raise InputError("seconds cannot be chosen for a clip made of another: it has the other one's length.")
         source = open_source(clip)
         audio = options.pop("audio", None)
@@ -113,15 +113,17 @@ class MagiHumanPipeline:
         heard = None if audio is None else read_audio(audio, None)
         return self._make(Regeneration(request, source, heard), progress, lazy)
 
-    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None, edge: int = EDGE,
+    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
+            edge: int | None = None,
             prompt: Prompt | None = None, seed: int = 0, progress: Progress | None = None, lazy: bool = False,
             **options: Any) -> Clip:
         """Give a clip new words: the picture follows another recording, which is its audio from then on.
 
         clip: a video file of any kind, or a Clip. mask: what of the picture is made anew, white in an image, or an
-        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; the original is pasted
-        back outside, over a soft edge of so many pixels. None: all but the first frame. prompt: default the clip's
-        own, where it carries one. A recording shorter than the clip is followed by silence, a longer one is cut.
+        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; None: all but the first
+        frame. The original is pasted back outside; edge: pixels over which the new picture fades into it, default a
+        32nd of the shorter side. prompt: default the clip's own, where it carries one. A recording shorter than the
+        clip is followed by silence, a longer one is cut.
         options, seed, progress, lazy, and what is raised: as for generate.
         """
         source = open_source(clip)
@@ -188,8 +190,6 @@ class MagiHumanPipeline:
         fitted = source.fitted_size(BASE.area)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
-        if options["seconds"] is None:
-            del options["seconds"]
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
 
     def _make(self, making: Making, progress: Progress | None, lazy: bool) -> Iterator[Clip]:
