@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -22,10 +22,12 @@ from ..media.frames import Frames
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE
 from ..sampling.frozen import JointLatent
+from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask, retake_times
+from .live import CARRIED, Live
 from .making import Making
 from .parts import Parts, choose_device
 from .request import Pass, Picture, Progress, Prompt, Request, Size, Waveform, make_request, read_audio
@@ -158,6 +160,24 @@ class MagiHumanPipeline:
         source = open_source(clip)
         request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
         return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
+
+    def stream(self, audio_chunks: Iterable[Tensor], *, rate: int, prompt: str, image: Picture | None = None,
+               seed: int = 0, overlap: float | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """A face for a voice while it is spoken: (frames uint8 [F, h, w, 3], their sound [2, n]) window by window.
+
+        audio_chunks: [samples] or [channels, samples], floating or int16, of any length, at `rate` samples per second;
+        read as they are needed. Each window is given as soon as its sound has come; the end of the chunks is the end of
+        the stream, and closing the iterator stops it. The sound given is the one that came. overlap: seconds of a
+        window that the next begins with (default 0.48). options: as for generate, but for super-resolution.
+        """
+        if options.get("upscale") is not None:
+            raise InputError("A stream is made without super-resolution. Leave upscale out.")
+        request = self._request(prompt, [seed], image=image, **options)
+        with torch.inference_mode():
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            stills = Making(request).stills(self.parts, self._stage)[request.first.size]
+            live = Live(self.parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
+        return live.windows(audio_chunks, rate)
 
     def generate_audio(self, prompt: Prompt, **options: Any) -> Waveform:
         """A voice alone, quickly, as a draft: (fp32 [2, samples], 44100). options: as for generate.

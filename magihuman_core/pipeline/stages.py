@@ -125,7 +125,7 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
     recipe, length = pass_.recipe, latent.audio.shape[2]
     windows = plan_windows(length, pass_.window, pass_.overlap)
     home = parts.device if len(windows.parts) == 1 else torch.device("cpu")
-    dit = _load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
+    dit = load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
     total, results, done = pass_.steps * len(windows.parts) * len(jobs), [], 0
 
     def text_for(window: Window) -> Texts:
@@ -173,22 +173,23 @@ def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
 
     By the Turbo VAE where there is one, else by the slower Wan2.2 VAE.
     """
-    dtype = torch.float32 if parts.device.type == "cpu" else torch.bfloat16
-    options: dict[str, Any] = {}
-    vae: TurboVAE | VideoVAE
-    if "turbo_vae" in parts.models:
-        vae = parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
-        options["tile"] = parts.tile
-    else:
-        vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+    vae = load_decoder(parts)
+    options: dict[str, Any] = {"tile": parts.tile} if isinstance(vae, TurboVAE) else {}
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     log_estimate(vae.config, device=parts.device, loaded=True, width=width, height=height,
-                 tokens=decoded_frames(latent.shape[2]), dtype=dtype, **options)
+                 tokens=decoded_frames(latent.shape[2]), dtype=vae.dtype, **options)
     for window in vae.decode_windows(latent.to(parts.device), **options):
         yield frames_to_uint8(window).cpu()
 
 
-def _load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
+def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
+    dtype = torch.float32 if parts.device.type == "cpu" else torch.bfloat16
+    if "turbo_vae" in parts.models:
+        return parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
+    return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+
+
+def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need. tokens: audio latents that it sees at once."""
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
