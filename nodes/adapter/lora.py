@@ -21,6 +21,7 @@ from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.weights.fused import Part
 from ...magihuman_core.weights.lora_names import lora_targets
 from .network import ComfyDiT
+from .saving import readable
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -165,6 +166,10 @@ class OfficialNames(ModelPatcher):
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
         add = super().add_hook_patches
         return self._add_split(lambda split: add(hook, split, strength_patch, strength_model), patches)
+
+    def model_state_dict_for_saving(self, model=None, prefix=""):
+        state = super().model_state_dict_for_saving(model, prefix)
+        return readable(state, self, prefix) if prefix == PREFIX else state
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)

@@ -94,7 +94,7 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         video, *rest = comfy.utils.unpack_latents(latent, self.latent_shapes)
         return comfy.utils.pack_latents([change(video), *rest])[0]
 
-    def memory_required(self, input_shape, cond_shapes=None):
+    def memory_required(self, input_shape, cond_shapes=None, **_):
         """Bytes that activations take at their peak, from the packed latent's size."""
         config = self.network_config
         batch, values = input_shape[0], math.prod(input_shape[1:])
