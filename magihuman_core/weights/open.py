@@ -8,8 +8,8 @@ from torch import Tensor
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.open import open_stored
 from ..checkpoint.quantized import dequantized
-from .diffusers_names import original_names
 from .comfyui_saved import saved_part
+from .diffusers_names import original_names
 from .dit_keys import official_network
 from .recognize import require_kind
 

@@ -65,7 +65,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
         stored = None if quantized else weights.main_dtype(tensors)
         dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
         if dtype == torch.float32 and stored is not None and stored.itemsize == 2 and not mm.args.fp32_unet:
-            dtype = stored  # the device computes in fp32 alone: a cast of each layer costs little, twice the memory much
+            dtype = stored  # computed in fp32 alone: a cast of each layer costs little, twice the memory much
     manual_cast = mm.unet_manual_cast(None if quantized else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype

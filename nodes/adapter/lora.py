@@ -9,9 +9,12 @@ patches arrive, splits each by its rows among the real weights.
 
 import logging
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
+from comfy.model_patcher import get_key_weight
+from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import nn
@@ -29,6 +32,7 @@ else:
     ModelPatcher = object  # OfficialNames is mixed into whichever of ComfyUI's patchers there is
 
 PREFIX = "diffusion_model."
+MERGED = "magihuman_merged_role"  # attachment: the other role that was merged in
 log = logging.getLogger(__name__)
 
 
@@ -149,10 +153,24 @@ def comfy_key(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
     return key
 
 
+class FromModel(list):
+    """A weight of another model with its patches, as merging hands it over, and that model's role."""
+
+    def __init__(self, patch: list, role: str):
+        super().__init__(patch)
+        self.role = role
+
+
 class OfficialNames(ModelPatcher):
     """Mixed into a model patcher: patches may name official weights."""
 
     def _add_split(self, add, patches: dict) -> list:
+        other = next((patch.role for patch in patches.values() if isinstance(patch, FromModel)), self.model.role)
+        if other != self.model.role and self.get_attachment(MERGED) is None:
+            self.set_attachments(MERGED, other)
+            log.warning("A %s model is merged with a %s one. The result is sampled as a %s model, like the first of the "
+                        "two; choose another mode in MagiHuman Sampler where the second has the larger share.",
+                        self.model.role, other, self.model.role)
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
         split, origin = split_patches(patches, network.official_config, shapes)
@@ -166,6 +184,24 @@ class OfficialNames(ModelPatcher):
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
         add = super().add_hook_patches
         return self._add_split(lambda split: add(hook, split, strength_patch, strength_model), patches)
+
+    def model_state_dict(self, filter_prefix=None):
+        """The weights, without alias layers and without the scales of quantized ones, which are no weights of their own.
+
+        filter_prefix: given by nodes that compute with the values, which are therefore decoded.
+        """
+        own = {name for name, _ in chain(self.model.named_parameters(), self.model.named_buffers())}
+        state = {}
+        for key, value in super().model_state_dict(filter_prefix).items():
+            if key not in own or is_alias(key):
+                continue
+            weight = get_key_weight(self.model, key)[0] if filter_prefix is not None else value
+            state[key] = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        return state
+
+    def get_key_patches(self, filter_prefix=None):
+        role = self.model.role
+        return {key: FromModel(patch, role) for key, patch in super().get_key_patches(filter_prefix).items()}
 
     def model_state_dict_for_saving(self, model=None, prefix=""):
         state = super().model_state_dict_for_saving(model, prefix)

@@ -26,7 +26,9 @@ from .ops import Operations
 class VAE(comfy.sd.VAE):
     """ComfyUI's VAE around a module of ours: everything its own constructor would have found out by detection."""
 
-    def __init__(self, module: nn.Module, dtypes: list[torch.dtype], disable_dynamic=False, **settings):
+    first_stage_model: "VideoStage | AudioStage"
+
+    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], disable_dynamic=False, **settings):
         mm = comfy.model_management
         self.first_stage_model = module.eval().requires_grad_(False)
         self.working_dtypes = dtypes
