@@ -12,6 +12,9 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import comfy.hooks
+import comfy.lora
+import comfy.utils
 import torch
 from comfy.model_patcher import get_key_weight
 from comfy.quant_ops import QuantizedTensor
@@ -206,6 +209,37 @@ class OfficialNames(ModelPatcher):
     def model_state_dict_for_saving(self, model=None, prefix=""):
         state = super().model_state_dict_for_saving(model, prefix)
         return readable(state, self, prefix) if prefix == PREFIX else state
+
+    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+        """As ComfyUI does it, which copies into weights: of quantized ones that leaves the scales as they were."""
+        weight, set_weight, _ = get_key_weight(self.model, key)
+        if key not in combined_patches or not isinstance(weight, QuantizedTensor):
+            super().patch_hook_weight_to_device(hooks, combined_patches, key, original_weights, memory_counter)
+            return
+        self.hook_backup.setdefault(key, (weight, weight.device))
+        changed = comfy.lora.calculate_weight(combined_patches[key], weight.dequantize().float(), key,
+                                              original_weights=original_weights)
+        del original_weights[key]
+        changed = set_weight(changed, seed=comfy.utils.string_to_seed(key), return_weight=True)
+        comfy.utils.set_attr_param(self.model, key, changed)
+        if self.hook_mode == comfy.hooks.EnumHookMode.MaxSpeed:
+            self.cached_hook_patches.setdefault(hooks, {})[key] = changed.to(self.offload_device), weight.device
+
+    def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
+        cached, device = cached_weights[key]
+        if not isinstance(cached, QuantizedTensor):
+            super().patch_cached_hook_weights(cached_weights, key, memory_counter)
+            return
+        weight = get_key_weight(self.model, key)[0]
+        self.hook_backup.setdefault(key, (weight, weight.device))
+        comfy.utils.set_attr_param(self.model, key, cached.to(device))
+
+    def unpatch_hooks(self, whitelist_keys_set=None):
+        for key, (weight, device) in list(self.hook_backup.items()):
+            if isinstance(weight, QuantizedTensor) and (not whitelist_keys_set or key in whitelist_keys_set):
+                del self.hook_backup[key]
+                comfy.utils.set_attr_param(self.model, key, weight.to(device))
+        super().unpatch_hooks(whitelist_keys_set)
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)

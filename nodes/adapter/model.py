@@ -21,7 +21,6 @@ from .lora import is_alias
 from .network import ComfyDiT
 from .streams import check_shapes, nested
 
-
 BaseModel = comfy.model_base.BaseModel
 AUDIO_PER_FRAME = 4  # audio latents of a latent frame
 

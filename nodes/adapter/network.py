@@ -16,7 +16,6 @@ from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
 from ...magihuman_core.sizes import decoded_frames
 
-
 PER_COND = ("cond_or_uncond", "uuids")  # of the options: one entry for each condition in a batch
 
 
