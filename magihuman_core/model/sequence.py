@@ -5,7 +5,7 @@ permutation is ever needed and a segment is two plain ints.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -77,6 +77,10 @@ class Layout:
     @property
     def tokens(self) -> int:
         return sum(clip.tokens for clip in self.clips)
+
+    def alone(self, clip: Segments) -> "Layout":
+        """The layout of one of the clips by itself."""
+        return Layout((replace(clip, start=0),), self.piece, self.sin[clip.span], self.cos[clip.span])
 
     def pieces(self, by_modality: bool) -> dict[str, list[slice]]:
         """Modality -> spans of about equal numbers of tokens, at most `piece` each."""
