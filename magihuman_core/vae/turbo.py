@@ -15,22 +15,30 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import PixelFunction, channel_norm, channels_to_pixels, interleave_time, over_time, per_frame, silu
+from .layers import (
+    PixelFunction,
+    add,
+    channel_norm,
+    channel_norm_silu,
+    channels_to_pixels,
+    interleave_time,
+    over_time,
+    per_frame,
+)
 from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
 
 
-def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
-    """x over the root of the mean of its squares along channels; no weights."""
-    mean_square = channel_norm(x).square() / x.shape[1]
-    return x * torch.rsqrt(mean_square + eps).to(x.dtype)
-
-
-def norm_silu(x: Tensor) -> Tensor:
+def norm_silu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """What stands before most convolutions."""
-    return silu(rms_norm(x))
+    return channel_norm_silu(x, eps=NORM_EPS, out=out)
+
+
+def norm_relu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """What stands there in some blocks instead."""
+    return F.relu(channel_norm(x, eps=NORM_EPS, out=out), inplace=not torch.is_grad_enabled())
 
 
 class Conv(nn.Module):
@@ -82,11 +90,11 @@ class ResNet(nn.Module):
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x, (lambda piece: F.relu(rms_norm(piece))) if self.relu else norm_silu)
+        y = self.conv1(x, norm_relu if self.relu else norm_silu)
         y = self.conv2(y, norm_silu)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, lambda piece: rms_norm(piece, self.eps))
-        return x + y if torch.is_grad_enabled() else y.add_(x)
+            x = self.conv_shortcut(x, lambda piece, out=None: channel_norm(piece, eps=self.eps, out=out))
+        return add(y, x)
 
 
 class Upsampler(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import channels_to_pixels, pixels_to_channels, silu
+from .layers import channels_to_pixels, pixels_to_channels
 from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         x = causal(self.conv1, x, state)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, state)
-        return causal(self.head["2"], silu(self.head["0"](x)), state)
+        return causal(self.head["2"], x, state, self.head["0"].silu)
 
 
 class Decoder(nn.Module):
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
             x = layer(x, state)
         for stage in self.upsamples:
             x = stage(x, state, first)
-        return causal(self.head["2"], silu(self.head["0"](x)), state)
+        return causal(self.head["2"], x, state, self.head["0"].silu)
 
 
 class VideoVAE(nn.Module):
