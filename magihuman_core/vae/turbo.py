@@ -6,6 +6,7 @@ latent frames that overlap by one frame of context on either side, so memory is 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .layers import (
     channel_norm,
     channel_norm_silu,
     channels_to_pixels,
+    convolve,
     interleave_time,
     over_time,
     per_frame,
@@ -55,7 +57,7 @@ class Conv(nn.Module):
         self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
 
     def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(self.conv, x, self.context, prepare)
+        return over_time(partial(convolve, self.conv), x, self.context, prepare)
 
 
 class SeparableConv(nn.Module):

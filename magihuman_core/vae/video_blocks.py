@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn.operations import Operations
-from .layers import PixelFunction, add, channel_norm, channel_norm_silu, interleave_time, per_frame, room_for
+from .layers import PixelFunction, add, channel_norm, channel_norm_silu, convolve, interleave_time, per_frame, room_for
 
 State = dict[nn.Module, Tensor] | None
 
@@ -54,7 +54,7 @@ def causal(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | No
         x = frames
     if state is not None:
         state[conv] = x[:, :, -2:].clone()  # a view would keep the whole piece in memory
-    return conv(x)
+    return convolve(conv, x)
 
 
 def conv3d(inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> nn.Module:
@@ -78,7 +78,7 @@ class ResidualBlock(nn.Module):
         norm1, conv1, norm2, conv2 = self.residual.values()
         y = causal(conv1, x, state, norm1.silu)
         y = causal(conv2, y, state, norm2.silu)
-        return add(y, x if self.shortcut is None else self.shortcut(x))
+        return add(y, x if self.shortcut is None else convolve(self.shortcut, x))
 
 
 class AttentionBlock(nn.Module):
@@ -121,7 +121,7 @@ class Downsample(nn.Module):
         if state is not None:
             state[self] = x[:, :, -1:].clone()
         if past is not None:
-            return self.time_conv(torch.cat([past, x], dim=2))
+            return convolve(self.time_conv, torch.cat([past, x], dim=2))
         # The first frame of a clip passes as it is, and is the past of those that follow.
         return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
 
