@@ -85,28 +85,36 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
-def over_time(layer: Function, x: Tensor, context: int = 0, prepare: PixelFunction | None = None) -> Tensor:
+def over_time(layer: Function, x: Tensor, context: int = 0, prepare: PixelFunction | None = None,
+              onto: Tensor | None = None) -> Tensor:
     """layer(prepare(x)) for a layer that eats `context` frames on either side; the end frames are repeated.
 
     layer: [B, C, T + 2 context, H, W] -> [B, C', T, H', W']. Without gradients a long or large x goes through in pieces
     of time. The numbers are those of one piece, but neither the padded nor the prepared x is ever whole in memory, and
     no call reaches the 2^31 elements at which many kernels stop.
+    onto: a tensor that nobody else needs; the result is added to it, without gradients in place.
     """
     length = x.shape[2]
     if torch.is_grad_enabled():
         x = x if prepare is None else prepare(x)
         ends = [x[:, :, :1]] * context, [x[:, :, -1:]] * context
-        return layer(torch.cat([*ends[0], x, *ends[1]], dim=2) if context else x)
+        y = layer(torch.cat([*ends[0], x, *ends[1]], dim=2) if context else x)
+        return y if onto is None else onto + y
     count = max(PIECE_ELEMENTS // max(x[:, :, 0].numel(), 1), 1)
     if length <= count:
-        return layer(_padded(x, 0, length, context, prepare))
-    out = x.new_empty(0)
+        y = layer(_padded(x, 0, length, context, prepare))
+        return y if onto is None else onto.add_(y)
+    out = onto
     for start in range(0, length, count):
         stop = min(start + count, length)
         piece = layer(_padded(x, start, stop, context, prepare))
-        if start == 0:
+        if out is None:
             out = room_for(piece, length)
-        out[:, :, start:stop] = piece
+        if onto is None:
+            out[:, :, start:stop] = piece
+        else:
+            out[:, :, start:stop] += piece
+    assert out is not None
     return out
 
 

@@ -18,7 +18,6 @@ from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import (
     PixelFunction,
-    add,
     channel_norm,
     channel_norm_silu,
     channels_to_pixels,
@@ -46,7 +45,7 @@ def norm_relu(x: Tensor, out: Tensor | None = None) -> Tensor:
 class Conv(nn.Module):
     """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the image.
 
-    prepare: what is done to each pixel before (norm and activation), piece by piece as well.
+    prepare: what is done to each pixel before (norm and activation), piece by piece as well; onto: see over_time.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations: Operations,
@@ -56,8 +55,8 @@ class Conv(nn.Module):
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(partial(convolve, self.conv), x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        return over_time(partial(convolve, self.conv), x, self.context, prepare, onto)
 
 
 class SeparableConv(nn.Module):
@@ -70,12 +69,16 @@ class SeparableConv(nn.Module):
         self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(lambda piece: self.pointwise_conv(self.depthwise_conv(piece)), x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        mixed = lambda piece: self.pointwise_conv(self.depthwise_conv(piece))  # noqa: E731
+        return over_time(mixed, x, self.context, prepare, onto)
 
 
 class ResNet(nn.Module):
-    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
+    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes).
+
+    Without gradients the input is used up: unless it is projected, the result is written into it.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
                  **factory: Any) -> None:
@@ -93,10 +96,9 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(x, norm_relu if self.relu else norm_silu)
-        y = self.conv2(y, norm_silu)
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x, lambda piece, out=None: channel_norm(piece, eps=self.eps, out=out))
-        return add(y, x)
+        return self.conv2(y, norm_silu, onto=x)
 
 
 class Upsampler(nn.Module):
@@ -131,14 +133,12 @@ class UpBlock(nn.Module):
             self.upsamplers.append(Upsampler(outputs, spatio_only=spatio_only, **factory))
         self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
-    def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order in which they run. There is no forward: while it ran, its caller would hold its input."""
         if self.conv_in is not None:
-            x = self.conv_in(x)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, first_chunk)
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x
+            yield self.conv_in
+        yield from self.upsamplers
+        yield from self.resnets
 
 
 class MidBlock(nn.Module):
@@ -192,8 +192,8 @@ class TurboVAEDecoder(nn.Module):
         F is 4T-3 for the first chunk of a clip, 4T for a later one. (4 and 16 in the released network.)
         """
         x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x, first_chunk)
+        for layer in (layer for block in self.up_blocks for layer in block.layers()):
+            x = layer(x, first_chunk) if isinstance(layer, Upsampler) else layer(x)
         if self.upsampler2d_1 is not None:
             x = self.upsampler2d_1(norm_silu(x))
         x = self.conv_out(x, norm_silu)

@@ -40,10 +40,15 @@ class RMSNorm(nn.Module):
 
 def causal(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | None = None) -> Tensor:
     """Apply a convolution to prepare(x): the present frame and the two before it; zeros before a clip's first."""
+    return convolve(conv, with_past(conv, x, state, prepare))
+
+
+def with_past(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | None = None) -> Tensor:
+    """The two frames before those of prepare(x), and these: what `causal` applies a convolution to."""
     past = None if state is None else state.get(conv)
     if torch.is_grad_enabled():
         x = x if prepare is None else prepare(x)
-        x = torch.cat([x.new_zeros(*x.shape[:2], 2, *x.shape[3:]) if past is None else past, x], dim=2)
+        frames = torch.cat([x.new_zeros(*x.shape[:2], 2, *x.shape[3:]) if past is None else past, x], dim=2)
     else:
         frames = room_for(x, 2 + x.shape[2])
         frames[:, :, :2] = 0 if past is None else past
@@ -51,10 +56,9 @@ def causal(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | No
             frames[:, :, 2:] = x
         else:
             prepare(x, out=frames[:, :, 2:])
-        x = frames
     if state is not None:
-        state[conv] = x[:, :, -2:].clone()  # a view would keep the whole piece in memory
-    return convolve(conv, x)
+        state[conv] = frames[:, :, -2:].clone()  # a view would keep the whole piece in memory
+    return frames
 
 
 def conv3d(inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> nn.Module:
@@ -77,7 +81,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, state: State) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
         y = causal(conv1, x, state, norm1.silu)
-        y = causal(conv2, y, state, norm2.silu)
+        y = with_past(conv2, y, state, norm2.silu)  # what conv1 gave is let go before conv2 runs
+        y = convolve(conv2, y)
         return add(y, x if self.shortcut is None else convolve(self.shortcut, x))
 
 
@@ -202,10 +207,11 @@ class UpStage(nn.Module):
             self.upsamples.append(Upsample(outputs, temporal, **factory))
 
     def forward(self, x: Tensor, state: State, first: bool) -> Tensor:
-        shortcut = None if self.factors is None else up_shortcut(x, self.outputs, *self.factors, first)
+        y = x
         for layer in self.upsamples:
-            x = layer(x, state, first) if isinstance(layer, Upsample) else layer(x, state)
-        return x if shortcut is None else add(x, shortcut)
+            y = layer(y, state, first) if isinstance(layer, Upsample) else layer(y, state)
+        # Made last, since it is up to eight times as large as x.
+        return y if self.factors is None else add(y, up_shortcut(x, self.outputs, *self.factors, first))
 
 
 def _check_divides(divisor: int, number: int) -> None:
