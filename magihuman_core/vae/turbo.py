@@ -214,16 +214,18 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+               output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
         tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
+        output_device: where the frames are put together, so that z's device need not hold the clip; None: z's.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
-        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
+        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1, output_device)
 
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = OVERLAP) -> Iterator[Tensor]:

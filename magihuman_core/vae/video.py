@@ -167,15 +167,17 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+               output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger
-        than `tile` in tiles with blended seams. Raises InputError when z has another shape.
+        than `tile` in tiles with blended seams. output_device: where frames and tiles are put together, so that
+        z's device need not hold the clip; None: z's. Raises InputError when z has another shape.
         """
         def whole(part: Tensor) -> Tensor:
             windows = self.decode_windows(part, normalized=normalized)
-            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1))
+            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1), output_device)
 
         self.check_latent(z)
         if tile is None:
