@@ -104,17 +104,15 @@ def over_time(layer: Function, x: Tensor, context: int = 0, prepare: PixelFuncti
     if length <= count:
         y = layer(_padded(x, 0, length, context, prepare))
         return y if onto is None else onto.add_(y)
-    out = onto
+    out = x.new_empty(0) if onto is None else onto
     for start in range(0, length, count):
         stop = min(start + count, length)
         piece = layer(_padded(x, start, stop, context, prepare))
-        if out is None:
-            out = room_for(piece, length)
         if onto is None:
+            out = out if start else room_for(piece, length)
             out[:, :, start:stop] = piece
         else:
             out[:, :, start:stop] += piece
-    assert out is not None
     return out
 
 
