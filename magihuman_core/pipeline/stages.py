@@ -19,6 +19,7 @@ from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.lora import apply_lora
 from ..runtime.memory import log_estimate
+from ..runtime.work import log_seconds
 from ..sampling.denoiser import JointDenoiser
 from ..sampling.frozen import empty_latent, keep_audio, keep_image
 from ..sampling.latents import pack_latents, unpack_latents
@@ -153,9 +154,12 @@ def _load_network(parts: Parts, pass_: Pass, conditions: Conditions) -> MagiHuma
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
     guided = pass_.guidance is not None
     texts = [conditions.text, conditions.negative if guided else None]
-    log_estimate(replace(config, **overrides), device=parts.device, width=pass_.size[0], height=pass_.size[1],
-                 tokens=conditions.audio_length, text_tokens=max(text.shape[1] for text in texts if text is not None),
-                 guided=guided, dtype=dtype, resident_blocks=parts.resident_blocks)
+    clip: dict[str, Any] = {
+        "width": pass_.size[0], "height": pass_.size[1], "tokens": conditions.audio_length,
+        "text_tokens": max(text.shape[1] for text in texts if text is not None), "guided": guided, "dtype": dtype,
+        "resident_blocks": parts.resident_blocks}
+    log_estimate(replace(config, **overrides), device=parts.device, **clip)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, **clip)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
     if not pass_.recipe.super_resolution:
         for file, strength in parts.loras:
