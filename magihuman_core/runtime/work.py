@@ -34,7 +34,6 @@ from ..recipes import BASE
 from ..sizes import FPS, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
 from ..vae.audio import SAMPLE_RATE, AudioVAEConfig
-from ..vae.turbo import TurboVAEConfig
 from ..vae.video import VideoVAEConfig
 from .build import Config, on_meta, one_of_each_kind
 from .cards import Card, this_card
