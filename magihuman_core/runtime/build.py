@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..model.config import DiTConfig
-from ..model.dit import PIECE, MagiHumanDiT
+from ..model.dit import MagiHumanDiT
 from ..nn.operations import Operations
-from ..nn.quantized_linear import EIGHT_BITS, compute_dtype_of, quantize_linears
+from ..nn.quantized_linear import compute_dtype_of, quantize_linears
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
 from ..vae.audio import AudioVAE, AudioVAEConfig
@@ -32,8 +32,6 @@ def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dty
     computed = compute_dtype or compute_dtype_of(dtype)
     dit = MagiHumanDiT(config, operations=operations, dtype=computed, device="meta")
     quantize_linears(dit, dtype, may_quantize)
-    if dtype in EIGHT_BITS:
-        dit.piece = PIECE  # on a CPU too: weights are brought to the compute dtype once for each piece
     return dit.requires_grad_(False)
 
 

@@ -9,10 +9,11 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.model.attention import AttentionFunction
+from ...magihuman_core.model.attention import AttentionFunction, fold_heads, unfold_heads
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
+from .ops import holding
 
 
 class ComfyDiT(MagiHumanDiT):
@@ -26,7 +27,7 @@ class ComfyDiT(MagiHumanDiT):
 
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
-        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)
+        super().__init__(config, operations=holding(operations), dtype=dtype, device=device, compute_dtype=computed)
         self.dtype = dtype
         if getattr(operations, "_quant_config", None) is not None:
             self._keep_ends_precise(device)
@@ -72,10 +73,9 @@ def comfy_attention(options: dict) -> AttentionFunction:
     """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, shared = q.shape[2], q.shape[2] != k.shape[2]
-        flat = (t.flatten(2) for t in (q, k, v))  # [B, L, heads, d] -> [B, L, heads * d]
-        out = optimized_attention(*flat, heads, enable_gqa=shared, transformer_options=options)
-        return out.unflatten(-1, (heads, -1))
+        out = optimized_attention(*fold_heads(q, k, v), k.shape[2], skip_reshape=True, skip_output_reshape=True,
+                                  transformer_options=options)
+        return unfold_heads(out, length=q.shape[1])
 
     return attention
 
