@@ -116,12 +116,12 @@ def work(config: Config, *, width: int = BASE.width, height: int = BASE.height, 
 
 
 @lru_cache(maxsize=64)
-def _count(config: Config, columns: int, rows: int, tokens: int, dtype: torch.dtype, passes: int, text_tokens: int,
+def _count(config: Config, columns: int, rows: int, tokens: int, dtype: torch.dtype, clips: int, text_tokens: int,
            encode: bool) -> Work:
     counter = Counting()
     latent = latent_frames(tokens), rows * PATCH, columns * PATCH
     if isinstance(config, DiTConfig):
-        run = _network(counter, config, latent, tokens, text_tokens, dtype, passes)
+        run = _network(counter, config, latent, tokens, text_tokens, dtype, clips)
     elif isinstance(config, TextEncoderConfig):
         encoder = on_meta(replace(config, num_hidden_layers=1, layer_types=None), dtype)
         repeated(counter, encoder.encoder.layers[0], config.num_hidden_layers)
@@ -149,16 +149,16 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _network(counter: "Counting", config: DiTConfig, latent: tuple[int, int, int], tokens: int, text_tokens: int,
-             dtype: torch.dtype, passes: int) -> Callable[[], object]:
+             dtype: torch.dtype, clips: int) -> Callable[[], object]:
     small, counts = one_of_each_kind(config)
     dit = on_meta(small, dtype)
     dit.piece = dit.piece or PIECE
     for block, count in zip(dit.blocks, counts, strict=True):
         repeated(counter, block, count)
-    dit.layout(latent, tokens, text_tokens)  # made once for all steps
-    counter.times = passes
-    return partial(dit, _empty(1, config.video_channels, *latent), _empty(1, config.audio_channels, tokens),
-                   _empty(1, text_tokens, config.text_channels))
+    clip = (_empty(1, config.video_channels, *latent), _empty(1, config.audio_channels, tokens),
+            _empty(1, text_tokens, config.text_channels))
+    dit.layout(*[(latent, tokens, text_tokens)] * clips)  # made once for all steps
+    return partial(dit.forward_many, [clip] * clips)
 
 
 def _run_windows(counter: "Counting", config: Config, windows: Iterator[Tensor], frames: int) -> None:
