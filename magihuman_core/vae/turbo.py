@@ -7,7 +7,7 @@ latent frames that overlap by one frame of context on either side, so memory is 
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,13 +85,14 @@ class ResNet(nn.Module):
         super().__init__()
         self.relu, self.eps = relu, eps
 
-        def conv(inputs: int, outputs: int, shortcut: bool = False) -> nn.Module:
+        def conv(inputs: int, outputs: int, shortcut: bool = False) -> Conv | SeparableConv:
             if depthwise_kernel:
                 return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel, **factory)
             return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), **factory)
 
-        self.conv1, self.conv2 = conv(inputs, outputs), conv(outputs, outputs)
-        self.context = self.conv1.context + self.conv2.context  # frames on either side that it looks at
+        conv1, conv2 = conv(inputs, outputs), conv(outputs, outputs)
+        self.conv1, self.conv2 = conv1, conv2
+        self.context = conv1.context + conv2.context  # frames on either side that it looks at
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class TurboVAEDecoder(nn.Module):
         need them no more for the frames between.
         """
         x = self.mid_block(self.conv_in(z))
-        layers = [layer for block in self.up_blocks for layer in block.layers()]
+        layers = [layer for block in self.up_blocks for layer in cast(UpBlock, block).layers()]
         doublings = [i for i, layer in enumerate(layers) if getattr(layer, "time_conv", None) is not None]
         last = doublings[-1] if doublings else -1  # after it, layers run on as many frames as come out
         for index, layer in enumerate(layers):
