@@ -195,7 +195,7 @@ class TurboVAEDecoder(nn.Module):
         need them no more for the frames between.
         """
         x = self.mid_block(self.conv_in(z))
-        layers = [layer for block in self.up_blocks for layer in cast(UpBlock, block).layers()]
+        layers: list[Any] = [layer for block in self.up_blocks for layer in cast(UpBlock, block).layers()]
         doublings = [i for i, layer in enumerate(layers) if getattr(layer, "time_conv", None) is not None]
         last = doublings[-1] if doublings else -1  # after it, layers run on as many frames as come out
         for index, layer in enumerate(layers):
