@@ -261,9 +261,9 @@ def test_wrong_arguments(arguments, capsys):
 # In a process of its own: signals, limits, imports
 
 
-def start(*arguments: str) -> subprocess.Popen:
+def start(*arguments: str, stdin: int | None = None) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *arguments], stdin=stdin, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment,
                             # A test run in the background inherits that SIGINT is ignored, and would hand it on.
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
