@@ -30,7 +30,8 @@ def add_live(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, choices=(1, 2), default=1, help="of PCM (default %(default)s)")
     parser.add_argument("--fill-silence", action="store_true",
                         help="where no sound comes for a while, go on with silence instead of waiting for it")
-    parser.add_argument("--out", default="-", metavar="FILE", help="where the video goes; - is standard output (default)")
+    parser.add_argument("--out", default="-", metavar="FILE",
+                        help="where the video goes; - is standard output (default)")
     parser.add_argument("--container", choices=("mp4", "matroska"), default="mp4",
                         help="fragmented mp4, or Matroska (default %(default)s)")
     parser.add_argument("--width", type=int, metavar="N", help="pixels (default the model's own)")

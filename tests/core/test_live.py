@@ -127,12 +127,13 @@ def test_what_was_written_so_far_is_a_whole_video(container):
         assert sum(frame.samples for frame in film.decode(audio=0)) >= 3 * 16000
 
 
-ARGUMENTS = ["--width", "64", "--height", "32", "--steps", "1", "--window", "0.5", "--overlap", "0.16", "--device", "cpu"]
+ARGUMENTS = ["--width", "64", "--height", "32", "--steps", "1", "--window", "0.5", "--overlap", "0.16", "--device",
+             "cpu"]
 
 
 def live(random_models: Path, *more: str) -> subprocess.Popen:
-    process = start("-m", "magihuman_core", "live", "--models", str(random_models), "--prompt", PROMPT, *ARGUMENTS, *more,
-                    stdin=subprocess.PIPE)
+    process = start("-m", "magihuman_core", "live", "--models", str(random_models), "--prompt", PROMPT, *ARGUMENTS,
+                    *more, stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     return process
 
@@ -169,7 +170,7 @@ def test_a_growing_wav_in_stereo():
 
 def test_silence_is_filled_in_where_no_sound_comes():
     reader, writer = os.pipe()
-    with open(reader, "rb", buffering=0) as source, open(writer, "wb", buffering=0) as sink:
+    with os.fdopen(reader, "rb", 0) as source, os.fdopen(writer, "wb", 0) as sink:
         sink.write(np.full(6400, 1000, "<i2").tobytes())
         chunks = iter(Chunks(source, 16000, 1, fill=True))
         heard = torch.cat([next(chunks) for _ in range(6)], 1)

@@ -1,4 +1,4 @@
-"""Clips longer than one window: which part of the audio goes with which part of the video, and how windows are joined."""
+"""Clips longer than one window: which audio goes with which part of the video, and how windows are joined."""
 
 import pytest
 import torch
@@ -9,7 +9,6 @@ from magihuman_core.sampling.denoiser import later_guidance
 from magihuman_core.sampling.noise import start_noise
 from magihuman_core.sampling.windows import WindowedDenoiser, plan_windows, shared_frames, window_frames
 from magihuman_core.sizes import audio_length, latent_frames
-
 from training import measure
 from training.clips import make_clip
 from training.evaluate import DEMO, Demo, from_pixels, to_pixels
@@ -71,7 +70,8 @@ def test_each_window_is_its_own_clip_and_overlaps_are_averaged(dit):
     sigma = 0.6
     calls = []
     with torch.inference_mode():
-        model = WindowedDenoiser(dit, shapes, plan_windows(length, window, overlap), lambda window: (texts[window.start], None),
+        windows = plan_windows(length, window, overlap)
+        model = WindowedDenoiser(dit, shapes, windows, lambda window: (texts[window.start], None),
                                  frozen_video=(values, mask), on_window=lambda: calls.append(1))
         found_video, found_audio = mh.unpack_latents(model(x, torch.tensor([sigma])), shapes)
         parts = {}
@@ -103,8 +103,12 @@ def test_what_is_kept_stays_and_windows_of_it_alone_cost_nothing(dit):
     mask[:, :, 9] = 1
     kept_audio = torch.randn_like(audio)
     calls = []
-    model = WindowedDenoiser(dit, shapes, plan_windows(length, 5, 2),
-                             lambda window: (calls.append(window.start) or torch.randn(1, 5, dit.config.text_channels), None),
+
+    def text_for(window):
+        calls.append(window.start)
+        return torch.randn(1, 5, dit.config.text_channels), None
+
+    model = WindowedDenoiser(dit, shapes, plan_windows(length, 5, 2), text_for,
                              frozen_video=(values, mask), frozen_audio=(kept_audio, torch.zeros(1, 1, 1)))
     found_video, found_audio = mh.unpack_latents(model(x, torch.tensor([0.5])), shapes)
     assert calls == [6]
