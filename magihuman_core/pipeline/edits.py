@@ -48,8 +48,8 @@ class Regeneration(Making):
     """A clip of which a part is made anew.
 
     audio: what is heard instead of the clip's own, and drives it. region: [height, width] in the clip's own size, 1
-    where the picture is made anew; None: everywhere. times: the first and last latent frame of what is made anew; None: all of
-    the clip, but for its first latent frame where keep_first.
+    where the picture is made anew; None: everywhere. times: the first and last latent frame of what is made anew;
+    None: all of the clip, but for its first latent frame where keep_first.
     """
 
     source: Source

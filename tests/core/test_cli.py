@@ -100,7 +100,7 @@ def test_seeds_script_keyframes_and_a_draft_that_drives(generate, random_models,
     common = ["generate", "--models", str(random_models), "--script", str(tmp_path / "script.txt"), *SMALL]
     assert main([*common, "--audio-only", "--out", str(tmp_path / "draft.wav")]) == 0
     assert soundfile.info(tmp_path / "draft.wav").duration == pytest.approx(0.44, abs=0.05)
-    code, answer, said = generate(tmp_path / "a.mp4", "--audio", str(tmp_path / "draft.wav"), "--seeds", "3,5",
+    code, _, said = generate(tmp_path / "a.mp4", "--audio", str(tmp_path / "draft.wav"), "--seeds", "3,5",
                                   "--keyframe", f"last={photograph}", "--window", "0.3", "--overlap", "0.16")
     assert code == 0, said
     assert names(tmp_path) == ["a_3.mp4", "a_5.mp4", "draft.wav", "script.txt"]
@@ -122,7 +122,8 @@ def test_no_command_writes_over_what_it_reads(generate, random_models, tmp_path,
     models = ["--models", str(random_models), "--out", str(out), "--prompt", PROMPT]
     calls = [["dub", str(film), "--audio", "v.wav"], ["dub", "c.mp4", "--audio", str(film)], ["extend", str(film)],
              ["retake", str(film), "--start", "0", "--end", "1"], ["generate", "--from", str(film)],
-             ["generate", "--audio", str(film)], ["generate", "--keyframe", f"1={film}"], ["live", "--audio", str(film)]]
+             ["generate", "--audio", str(film)], ["generate", "--keyframe", f"1={film}"],
+             ["live", "--audio", str(film)]]
     for call in calls:
         assert main([*call, *models]) == 2, call
         assert "is the source itself" in capsys.readouterr().err
