@@ -13,6 +13,7 @@ from .options import add_models, add_prompt, inputs_of, make_pipeline, read_prom
 
 CHUNK = 0.2  # seconds of audio that are handed on at once
 NO_SOUND = "No sound came. Send 16-bit PCM or a WAV."
+STDIN, STDOUT = 0, 1  # file descriptors
 WAITING = 50  # chunks that may wait: then the sender has to
 
 
@@ -53,14 +54,14 @@ def live(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments)
     names = ("image", "width", "height", "seed", "mode", "steps", "window", "overlap")
     options = {name: getattr(arguments, name) for name in names}
-    with _opened(arguments.audio, "rb", sys.stdin.fileno()) as source:
+    with _opened(arguments.audio, "rb", STDIN) as source:
         chunks = Chunks(source, arguments.rate, arguments.channels, arguments.fill_silence)
         windows = make_pipeline(arguments).stream(chunks, rate=chunks.rate, prompt=prompt, **options)
         first = next(windows, None)
         if first is None:
             raise InputError(NO_SOUND)
         frames, _ = first
-        with (_opened(arguments.out, "wb", sys.stdout.fileno()) as target,
+        with (_opened(arguments.out, "wb", STDOUT) as target,
               LiveFile(target, frames.shape[2], frames.shape[1], chunks.rate, arguments.container) as file):
             try:
                 file.write(*first)
