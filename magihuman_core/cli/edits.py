@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 
 from .generate import said_of
-from .options import add_making, add_models, add_output, add_prompt, inputs_of, make_pipeline, making_options, read_prompt
+from .options import (
+    add_making,
+    add_models,
+    add_output,
+    add_prompt,
+    inputs_of,
+    make_pipeline,
+    making_options,
+    read_prompt,
+)
 from .progress import overall
 
 

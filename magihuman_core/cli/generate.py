@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .options import add_making, add_models, add_output, add_prompt, inputs_of, make_pipeline, making_options, read_prompt
+from .options import (
+    add_making,
+    add_models,
+    add_output,
+    add_prompt,
+    inputs_of,
+    make_pipeline,
+    making_options,
+    read_prompt,
+)
 from .progress import overall
 
 
@@ -49,10 +58,9 @@ def generate(arguments: argparse.Namespace) -> int:
     for out in outs:
         check_output(out, inputs_of(arguments))
     options = making_options(arguments)
-    if arguments.clip is not None:
-        if arguments.image or arguments.audio or arguments.keyframe or arguments.loop:
-            raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe "
-                             "and --loop, or use magihuman dub.")
+    if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
+        raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
+                         "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
     pipeline = make_pipeline(arguments)

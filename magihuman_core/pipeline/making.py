@@ -48,9 +48,10 @@ class Making:
 
         waveform: [2, samples] at 44.1 kHz; None: the clip's audio was not generated.
         """
-        if waveform is None:
-            assert self.request.audio is not None
+        if self.request.audio is not None:
             waveform = resample(*self.request.audio, OUTPUT_RATE)
+        if waveform is None:
+            raise InputError("The clip has no sound: its audio was neither given nor generated.")
         count = min(len(frames), waveform.shape[1] // SAMPLES_PER_FRAME)
         if count < 1:
             raise InputError("The sound is shorter than one frame. Give a longer one.")
