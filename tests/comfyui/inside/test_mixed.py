@@ -49,8 +49,8 @@ def one_node(model, latent=EMPTY, steps=2, mode="auto", level=220):
 
 
 def in_parts(model, sampler, sigmas=None, latent=EMPTY, guidance="auto"):
-    guider = run(sampling.MagiHumanGuider, model=model, **TEXTS, guidance=guidance, video=5.0, video_late=2.0, audio=5.0,
-                 sr_scale=3.5)
+    guider = run(sampling.MagiHumanGuider, model=model, **TEXTS, guidance=guidance, video=5.0, video_late=2.0,
+                 audio=5.0, sr_scale=3.5)
     sigmas = flow_sigmas(2) if sigmas is None else sigmas
     return run(SamplerCustomAdvanced, noise=run(RandomNoise, noise_seed=7), guider=guider, sampler=sampler,
                sigmas=sigmas, latent_image=latent)["samples"].unbind()
