@@ -3,7 +3,6 @@
 import pytest
 import torch
 from comfy_extras.nodes_train import TrainLoraNode
-from magihuman_pack.magihuman_core.sampling.solvers import flow_sigmas
 from small_clip import TEXT, VIDEO, max_error, sample, with_lora
 
 
