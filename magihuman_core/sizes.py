@@ -48,3 +48,8 @@ def latent_frames(audio_length: int) -> int:
 def decoded_frames(latent_frames: int) -> int:
     """Frames that so many latent frames decode to."""
     return 4 * latent_frames - 3
+
+
+def latent_of_frame(frame: int) -> int:
+    """The latent frame that a frame is decoded from: frame 0 from the first, 1 to 4 from the second, ..."""
+    return (frame + 3) // 4

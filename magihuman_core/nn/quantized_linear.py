@@ -6,7 +6,8 @@ Every fp8 and int8 value is exact in bf16, so that data is brought to the dtype 
 is lost was lost when the weight was rounded. Only memory is saved: the products themselves run in x's dtype.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,21 @@ class QuantizedLinear(nn.Module):
         scale = torch.empty(outputs, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(data, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)
+        self._decoded: Tensor | None = None  # the data in the dtype of x, while it is held
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs], in x's dtype."""
-        y = F.linear(x, self.weight.to(x.dtype))
+        y = F.linear(x, self.weight.to(x.dtype) if self._decoded is None else self._decoded)
         return (y * self.scale).to(x.dtype)
+
+    @contextmanager
+    def hold(self, x: Tensor) -> Iterator[None]:
+        """Decode the data once for many calls with inputs like x."""
+        self._decoded = self.weight.to(x.dtype)
+        try:
+            yield
+        finally:
+            self._decoded = None
 
 
 def quantize_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool]) -> None:

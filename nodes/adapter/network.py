@@ -12,11 +12,12 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.model.attention import AttentionFunction
+from ...magihuman_core.model.attention import AttentionFunction, fold_heads, unfold_heads
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
 from ...magihuman_core.sizes import decoded_frames
+from .ops import holding
 
 PER_COND = ("cond_or_uncond", "uuids")  # of the options: one entry for each condition in a batch
 
@@ -32,7 +33,7 @@ class ComfyDiT(MagiHumanDiT):
 
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
-        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)
+        super().__init__(config, operations=holding(operations), dtype=dtype, device=device, compute_dtype=computed)
         self.dtype = dtype
         if getattr(operations, "_quant_config", None) is not None:
             self._keep_ends_precise(device)
@@ -73,7 +74,7 @@ class ComfyDiT(MagiHumanDiT):
         anchor = getattr(options.get("context_window"), "causal_anchor_index", -1) >= 0
         video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
         inputs = by_text(video, audio, context, text_lengths)
-        run_block = BlockRunner(self, video.device, options, len(inputs))
+        run_block = BlockRunner(self, video.device, options)
         streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
         run_block.finish()
         video, audio = (torch.cat(parts) for parts in zip(*streams, strict=True))
@@ -105,10 +106,9 @@ def comfy_attention(options: dict) -> AttentionFunction:
     """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, shared = q.shape[2], q.shape[2] != k.shape[2]
-        flat = (t.flatten(2) for t in (q, k, v))  # [B, L, heads, d] -> [B, L, heads * d]
-        out = optimized_attention(*flat, heads, enable_gqa=shared, transformer_options=options)
-        return out.unflatten(-1, (heads, -1))
+        out = optimized_attention(*fold_heads(q, k, v), k.shape[2], skip_reshape=True, skip_output_reshape=True,
+                                  transformer_options=options)
+        return unfold_heads(out, length=q.shape[1])
 
     return attention
 
@@ -116,24 +116,31 @@ def comfy_attention(options: dict) -> AttentionFunction:
 class BlockRunner:
     """Runs one block after another: cancelling, prefetching of the next block's weights, block patches."""
 
-    def __init__(self, network: ComfyDiT, device: torch.device, options: dict, inputs: int):
+    def __init__(self, network: ComfyDiT, device: torch.device, options: dict):
         self.device, self.options = device, options
-        self.inputs, self.calls = inputs, 0  # each block is called for one input after another
-        self.conds = {name: options[name] for name in PER_COND if len(options.get(name, ())) == inputs > 1}
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.total = len(network.blocks)
         self.queue = comfy.model_prefetch.make_prefetch_queue(list(network.blocks), device, options)
 
     def __call__(self, index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        number = self.calls % self.inputs
-        self.calls += 1
-        if number == 0:  # the block's weights are brought in once for all inputs
-            comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block)
+        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block)
         name = ("double_block", index)
         self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=name)
-        self.options.update({key: values[number : number + 1] for key, values in self.conds.items()})
         patch = self.replace.get(name)
+        overridden = "optimized_attention_override" in self.options
+        if len(layout.clips) == 1 or not (patch or overridden):
+            return self._run(block, x, layout, attention, patch)
+        # Prompt and negative prompt are packed; what others patch in expects one at a time, and to be told which.
+        conds = {name: self.options[name] for name in PER_COND if len(self.options.get(name, ())) == len(layout.clips)}
+        parts = []
+        for number, clip in enumerate(layout.clips):
+            self.options.update({key: values[number : number + 1] for key, values in conds.items()})
+            parts.append(self._run(block, x[:, clip.span], layout.alone(clip), attention, patch))
+        self.options.update(conds)
+        return torch.cat(parts, 1)
+
+    def _run(self, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction, patch) -> Tensor:
         if patch is None:
             return block(x, layout, attention)
 
@@ -147,4 +154,3 @@ class BlockRunner:
     def finish(self) -> None:
         """Give the last block's prefetched weights back."""
         comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, None)
-        self.options.update(self.conds)
