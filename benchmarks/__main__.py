@@ -23,7 +23,6 @@ from magihuman_core.runtime.work import ATTENTION, CONVOLUTION, MATRIX, work
 from magihuman_core.vae.turbo import TurboVAEConfig
 from magihuman_core.vae.video import VideoVAEConfig
 
-from . import gpu_table
 from .plot import bars
 from .published import DECODING, SOURCES, STEPS
 
@@ -95,8 +94,9 @@ def page(quick: bool) -> str:
     return "\n\n".join([
         "# Performance",
         "Written by `python -m benchmarks --write`. What was measured here, what is estimated and what others "
-        "published are kept apart. **Nothing of ours was measured on a GPU**; who has one can: `python -m benchmarks.card` takes "
-        "at most 12 minutes, needs no download, and writes a report that can be pasted into an issue.",
+        "published are kept apart. **Nothing of ours was measured on a GPU**; who has one can: "
+        "`python -m benchmarks.card` takes at most 12 minutes, needs no download, and writes a report that can be "
+        "pasted into an issue.",
         "## Measured here",
         f"On a CPU: {platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} "
         f"threads{', small sizes' if quick else ''}. Ratios are taken in one process, in turns; seconds depend on what "
@@ -110,8 +110,7 @@ def page(quick: bool) -> str:
         "with elementwise work fused.",
         "\n".join(estimated()),
         "Memory is estimated in the same way (`memory.py`), within 5 percent of what tensors take on a pretended card "
-        "(`tests/core/test_pretend_card.py`). Whole clips of 5 seconds, plain, by memory:",
-        gpu_table.table().strip(),
+        "(`tests/core/test_pretend_card.py`). README has a table of whole clips by the card's memory.",
         "## Published by others",
         f"![Published and estimated seconds]({PLOT.name})",
         "\n".join(["| | published | estimated, fused | ratio |", "|---|---:|---:|---:|", *rows]),
