@@ -11,7 +11,7 @@ from benchmarks.measure import Row, fill_randomly, table
 from benchmarks.plot import bars
 from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import DISTILLED, SR_1080P
-from magihuman_core.runtime.build import on_meta
+from magihuman_core.runtime.build import on_meta, one_of_each_kind
 from magihuman_core.runtime.cards import find_card
 
 
@@ -48,14 +48,18 @@ def test_a_wrong_path_fails_the_report(tmp_path, capsys, monkeypatch):
         card.main(["--device", "no such device"])
 
 
-def test_a_step_is_put_together_from_one_block_of_each_kind():
-    """Against the whole network, by what is counted: the time of a block as often as there are such blocks."""
+def test_a_step_is_put_together_from_one_block_of_each_kind(monkeypatch):
+    """Where whatever is timed takes one second: the step itself, and each block that stands for others once more."""
+    def one_second(run, device):
+        run()
+        return 1.0
+
+    monkeypatch.setattr(speed, "seconds", one_second)
     bench = speed.Bench(torch.device("cpu"), speed.SMALL, True, float("inf"))
-    recipe = speed.SMALL.recipes[2]
+    config, recipe = speed.SMALL.network, speed.SMALL.recipes[0]
     with torch.inference_mode():
-        parts, whole = (min(bench._step(speed.SMALL.network, recipe, torch.float32, whole, False)[0] for _ in range(3))
-                        for whole in (False, True))
-    assert 0.4 * whole < parts < 2.5 * whole
+        found = [bench._step(config, recipe, torch.float32, whole, False)[0] for whole in (True, False)]
+    assert found == [1, 1 + config.layers - len(one_of_each_kind(config)[1])]
 
 
 def test_what_would_take_too_long_is_left_out():
