@@ -1,6 +1,7 @@
-"""Linear layers whose weights stay in 8 bits: half of bf16's memory, and the same products.
+"""Linear layers whose weights are kept in fewer bits than they compute in.
 
     y = (x data^T) * scale        data: fp8 or int8 [outputs, inputs]; scale: fp32, one for each output
+    y = x data^T                  data: bf16, where a device without bf16 computes in fp32
 
 Every fp8 and int8 value is exact in bf16, so that data is brought to the dtype of x when it is needed, and what
 is lost was lost when the weight was rounded. Only memory is saved: the products themselves run in x's dtype.
@@ -31,17 +32,32 @@ class QuantizedLinear(nn.Module):
         return (y * self.scale).to(x.dtype)
 
 
-def quantize_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool]) -> None:
-    """Replace linear layers by layers whose weights are in 8 bits, still to be filled; nothing for other dtypes.
+class CastLinear(nn.Linear):
+    """A linear layer without bias that computes in x's dtype, whatever its weight is kept in."""
 
-    may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in 8 bits.
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs], in x's dtype."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+NARROW = (QuantizedLinear, CastLinear)  # what keeps its weight in a dtype of its own
+
+
+def narrow_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool],
+                   compute_dtype: torch.dtype | None = None) -> None:
+    """Replace linear layers by layers whose weights are in dtype, still to be filled.
+
+    Of 8 bits, or another one than compute_dtype; else nothing changes.
+    may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in fewer bits.
     """
-    if dtype not in EIGHT_BITS:
+    if dtype not in EIGHT_BITS and compute_dtype in (None, dtype):
         return
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear) and may_quantize(f"{name}.weight"):
             owner, _, leaf = name.rpartition(".")
-            narrow = QuantizedLinear(layer.in_features, layer.out_features, dtype=dtype, device=layer.weight.device)
+            sizes, device = (layer.in_features, layer.out_features), layer.weight.device
+            narrow = (QuantizedLinear(*sizes, dtype=dtype, device=device) if dtype in EIGHT_BITS
+                      else CastLinear(*sizes, bias=False, dtype=dtype, device=device))
             setattr(module.get_submodule(owner), leaf, narrow)
 
 

@@ -32,7 +32,8 @@ from ..vae.turbo import TurboVAE, TurboVAEConfig
 from ..vae.video import VideoVAE, VideoVAEConfig
 from .build import build_dit, build_text_encoder
 from .dry_run import dry_run
-from .streaming import choose_streamed, free_memory, streamed_sizes
+from .devices import free_memory
+from .streaming import choose_streamed, streamed_sizes
 
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
 
@@ -108,14 +109,6 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     return Estimate(part, f"{width}x{height}, {length}", weights, activations, advice=advice)
 
 
-def available(device: str | torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not tell."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return free_memory() if device.type == "cpu" else None
-
-
 def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = False, **options) -> None:
     """Log what `estimate` says of a part, and a warning where the device has less than that free.
 
@@ -123,7 +116,7 @@ def log_estimate(config: Config, *, device: str | torch.device, loaded: bool = F
     """
     if not log.isEnabledFor(logging.INFO):
         return
-    found, free = estimate(config, device=device, **options), available(device)
+    found, free = estimate(config, device=device, **options), free_memory(device)
     log.info("%s", found)
     if free is not None and free < (found.activations if loaded else found.total):
         log.warning("Only %s of memory are free: this may fail, or be very slow.", size(free))
