@@ -21,8 +21,9 @@ import torch
 from process_memory import resident
 
 from magihuman_core import DiTConfig, load_dit
-from magihuman_core.runtime.memory import estimate, size
+from magihuman_core.runtime.memory import estimate
 from magihuman_core.runtime.streaming import streamer_of
+from magihuman_core.sizes import byte_size
 
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens
@@ -65,10 +66,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder, torch.inference_mode():
         path = Path(folder) / "network.safetensors"
         write_network(path, args.dtype)
-        print(f"file: {size(path.stat().st_size)}, on disk {size(512 * path.stat().st_blocks)}")
+        print(f"file: {byte_size(path.stat().st_size)}, on disk {byte_size(512 * path.stat().st_blocks)}")
         start = time.perf_counter()
         dit = load_dit(path, dtype=KEEP[args.keep], resident_blocks=args.resident, stream_from=args.source)
-        print(f"loaded in {time.perf_counter() - start:.1f} s, {size(resident('VmHWM'))} at the peak")
+        print(f"loaded in {time.perf_counter() - start:.1f} s, {byte_size(resident('VmHWM'))} at the peak")
         c: DiTConfig = dit.config
         clip = (torch.randn(1, c.video_channels, *LATENT), torch.randn(1, c.audio_channels, AUDIO),
                 torch.randn(1, TEXT, c.text_channels))
@@ -77,7 +78,7 @@ def main() -> None:
             outs = dit.forward_many([clip] * (1 + args.guided))
             assert all(bool(out.isfinite().all()) and bool(out.any()) for pair in outs for out in pair)
             print(f"step {step + 1}: {time.perf_counter() - start:.1f} s")
-        print(f"peak of resident memory: {size(resident('VmHWM'))}")
+        print(f"peak of resident memory: {byte_size(resident('VmHWM'))}")
         streamer = streamer_of(dit.blocks)
         if streamer is not None:
             streamer.close()

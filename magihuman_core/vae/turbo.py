@@ -208,8 +208,8 @@ class TurboVAE(nn.Module):
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
-        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
-        Raises InputError when z has another number of dimensions or channels, or is empty.
+        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams, and put them
+        together in main memory, where the frames are then. Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
@@ -237,11 +237,11 @@ class TurboVAE(nn.Module):
             yield frames[:, :, factor * before : end]
 
     def _decode_window(self, z: Tensor, first_chunk: bool, tile: int | None, overlap: int) -> Tensor:
-        def decode(part: Tensor) -> Tensor:
-            return self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
+        def decode(part: Tensor) -> Iterator[Tensor]:
+            yield self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
 
         if tile is None:
-            return decode(z)
+            return next(decode(z))
         return decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
 
     @property
