@@ -50,6 +50,11 @@ def decoded_frames(latent_frames: int) -> int:
     return 4 * latent_frames - 3
 
 
+def latent_of_frame(frame: int) -> int:
+    """The latent frame that a frame is decoded from: frame 0 from the first, 1 to 4 from the second, ..."""
+    return (frame + 3) // 4
+
+
 def byte_size(count: int) -> str:
     """Bytes for people, in the units of downloads and data sheets: 31.2 GB, 640 MB."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):

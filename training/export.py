@@ -18,8 +18,10 @@ from safetensors.torch import save
 
 from magihuman_core.atomic import whole_file
 from magihuman_core.model.sequence import MODALITIES
+from magihuman_core.sizes import FPS
 from magihuman_core.weights import audio_keys, dit_keys
 from training import checkpoints, train_network
+from training.clips import FRAMES, audio_tokens
 from training.common import Stop, add_options, set_up
 from training.latents import Encoders
 from training.text import stored_config
@@ -117,7 +119,8 @@ def export(run, out):
         if made_with != encoders.names:
             raise Stop(f"{run / name} was trained on latents of encoders {made_with}, those of the run are now "
                        f"{encoders.names}: train it again.")  # fmt: skip
-        sizes[role] = write(out / folder / f"magihuman_demo_{role}.safetensors", split_layout(dit), role=role)
+        sizes[role] = write(out / folder / f"magihuman_demo_{role}.safetensors", split_layout(dit), role=role,
+                            clip_seconds=f"{(audio_tokens(FRAMES) - 1) / FPS:g}")
         if name == "base":
             sizes["text_encoder"] = write_text_encoder(out / "text_encoder", train_network.load_base(run)[1])
     return sizes

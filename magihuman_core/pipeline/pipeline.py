@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
-from ..media.waveform import OUTPUT_RATE, resample
-from ..recipes import BASE, SR_540P, Guidance
-from ..sizes import FPS, decoded_frames
+from ..media.frames import Frames
+from ..media.waveform import OUTPUT_RATE
+from ..recipes import BASE
+from ..sampling.frozen import JointLatent
+from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
+from .edits import EDGE, Extension, Mask, Regeneration, read_mask, retake_times
+from .making import Making
 from .parts import Parts, choose_device
-from .request import Pass, Progress, Request, Size, make_request
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .request import Pass, Picture, Progress, Prompt, Request, Size, Waveform, make_request, read_audio
+from .source import Source, open_source
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -59,68 +62,191 @@ class MagiHumanPipeline:
         """
         return cls(find_models(path, parts), **options)
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, *, negative: str | None = None, image: str | Path | Image.Image | None = None,
-                 audio: str | Path | tuple[Tensor, int] | None = None, seconds: float | None = None,
-                 width: int = BASE.width, height: int = BASE.height, seed: int = 0, steps: int | None = None,
-                 mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
-                 guidance: Guidance | None = None, progress: Progress | None = None) -> Clip:
+    def generate(self, prompt: Prompt, *, clip: str | Path | Clip | None = None, image: Picture | None = None,
+                 keyframes: Mapping[float | str, Picture] | None = None, loop: bool = False,
+                 audio: str | Path | Waveform | None = None, seconds: float | None = None, width: int | None = None,
+                 height: int | None = None, seed: int = 0, denoise: float = 1.0, progress: Progress | None = None,
+                 lazy: bool = False, **options: Any) -> Clip:
         """Make one clip.
 
-        image: the first frame, cropped to the clip's aspect.
-        audio: what drives the clip, a file or (waveform [channels, samples], rate). The clip's audio is this
-        recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
-        seconds: length; default 4, or all of the audio (which is cut where seconds is less).
-        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own.
+        prompt: what is seen and heard; or a script, (seconds, prompt) of each part of the clip.
+        clip: an old one that is made anew with its own audio (or the given one); see denoise.
+        image: the first frame, cropped to the clip's aspect. keyframes: pictures that the clip shows at other times, by
+        seconds or "last"; loop: it ends as it begins.
+        audio: what drives the clip, a file or (waveform [channels, samples], rate), of any length. The clip's audio is
+        this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
+        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less).
+        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own, or clip's.
         seed: all noise comes from it, as in ComfyUI (see sampling/noise.py).
-        mode: "distilled" (few steps, no guidance) or "base" (with guidance away from `negative`, default
-        DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first. steps: default: the mode's (recipes.py).
-        upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
+        denoise: below 1 the old clip shows through: from about 0.75 on people and places change, at 0.5 few do.
         progress: called with (stage, done, total).
+        lazy: decode the frames only when they are read or saved, window by window, so that memory does not grow with
+        the clip's length.
+        options: what all ways to make a clip take:
+        mode: "distilled" (few steps, no guidance) or "base" (with guidance away from `negative`, default
+        DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first. steps, guidance: default: the mode's
+        (recipes.py).
+        upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
+        window, overlap: seconds that are made in one piece, default what the network was trained on, and that
+        neighbouring ones share; a clip longer than a window is made in several, blended in every step.
         Video and audio are cut to the shorter of the two.
         Raises InputError and CheckpointError, before anything is computed where that can be known.
         """
+        return next(self.generate_seeds(
+            prompt, [seed], clip=clip, image=image, keyframes=keyframes, loop=loop, audio=audio, seconds=seconds,
+            width=width, height=height, denoise=denoise, progress=progress, lazy=lazy, **options))
+
+    def generate_seeds(self, prompt: Prompt, seeds: Sequence[int], *, clip: str | Path | Clip | None = None,
+                       progress: Progress | None = None, lazy: bool = False, **options: Any) -> Iterator[Clip]:
+        """One clip for each seed, all else as for `generate`; the models are loaded once for all of them."""
+        if not seeds:
+            raise InputError("seeds is empty: give at least one.")
+        if clip is None:
+            if options.get("denoise", 1.0) != 1.0:
+                raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")
+            return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy)
+        if options.get("seconds") is not None:
+            raise InputError("seconds cannot be chosen for a clip made of another: it has the other one's length.")
+        source = open_source(clip)
+        audio = options.pop("audio", None)
+        request = self._request_for(source, prompt, seeds, **options)
+        heard = None if audio is None else read_audio(audio, None)
+        return self._make(Regeneration(request, source, heard), progress, lazy)
+
+    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None, edge: int = EDGE,
+            prompt: Prompt | None = None, seed: int = 0, progress: Progress | None = None, lazy: bool = False,
+            **options: Any) -> Clip:
+        """Give a clip new words: the picture follows another recording, which is its audio from then on.
+
+        clip: a video file of any kind, or a Clip. mask: what of the picture is made anew, white in an image, or an
+        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; the original is pasted
+        back outside, over a soft edge of so many pixels. None: all but the first frame. prompt: default the clip's
+        own, where it carries one. A recording shorter than the clip is followed by silence, a longer one is cut.
+        options, seed, progress, lazy, and what is raised: as for generate.
+        """
+        source = open_source(clip)
+        region = None if mask is None else read_mask(mask, *source.size)
+        request = self._request_for(source, prompt, [seed], **options)
+        making = Regeneration(request, source, read_audio(audio, None), region, edge, keep_first=mask is None)
+        return next(self._make(making, progress, lazy))
+
+    def retake(self, clip: str | Path | Clip, start: float, end: float, *, audio_only: bool = False,
+               video_only: bool = False, prompt: Prompt | None = None, seed: int = 0,
+               progress: Progress | None = None, lazy: bool = False, **options: Any) -> Clip:
+        """Perform a moment again: video and audio (or one of them) from start to end, in seconds, are made anew.
+
+        The rest of the clip stays as it is. As for dub otherwise.
+        """
+        if audio_only and video_only:
+            raise InputError("A retake cannot be of the audio only and of the video only. Choose one, or neither.")
+        source = open_source(clip)
+        times = retake_times(start, end, source)
+        request = self._request_for(source, prompt, [seed], **options)
+        return next(self._make(Regeneration(request, source, times=times, video=not audio_only,
+                                            new_audio=not video_only), progress, lazy))
+
+    def extend(self, clip: str | Path | Clip, *, audio: str | Path | Waveform | None = None,
+               seconds: float | None = None, prompt: Prompt | None = None, seed: int = 0,
+               progress: Progress | None = None, lazy: bool = False, **options: Any) -> Clip:
+        """A clip and its continuation, in the same voice, or driven by a recording that is heard from its end on.
+
+        seconds: how much is added; default 4, or all of the audio. overlap (one of the options): how much of the clip's
+        end is carried over. Of a Clip made here the latents are carried. As for dub otherwise.
+        """
+        source = open_source(clip)
+        request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
+        return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
+
+    def generate_audio(self, prompt: Prompt, **options: Any) -> Waveform:
+        """A voice alone, quickly, as a draft: (fp32 [2, samples], 44100). options: as for generate.
+
+        It may then drive a clip, as its audio.
+        """
+        with torch.inference_mode():
+            request = self._request(prompt, [options.pop("seed", 0)], **options, width=PIXELS_PER_TOKEN,
+                                    height=PIXELS_PER_TOKEN)
+            making = Making(request)
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            latents = making.latents(self.parts, self._stage)
+            progress = options.pop("progress", None) or _silent
+            [(_, audio)] = self._sample(request.first, conditions, latents, [(request.seeds[0], None)], progress)
+            return self._stage("sound decoder", stages.decode_audio, audio), OUTPUT_RATE
+
+    def _request(self, prompt: Prompt, seeds: Sequence[int], *, width: int | None = None, height: int | None = None,
+                 **options: Any) -> Request:
+        size = (BASE.width if width is None else width, BASE.height if height is None else height)
+        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+
+    def _request_for(self, source: Source, prompt: Prompt | None, seeds: Sequence[int], *, width: int | None = None,
+                     height: int | None = None, **options: Any) -> Request:
+        """A request for a clip made of another: in its size, and with its prompt where there is no other."""
+        prompt = source.prompt if prompt is None else prompt
+        if prompt is None:
+            raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
+                             "heard in it.")
+        self.parts.models.require("video_vae", "reading a clip")
+        fitted = source.fitted_size(BASE.area)
+        size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
+        options.setdefault("seconds", source.count / FPS)
+        if options["seconds"] is None:
+            del options["seconds"]
+        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+
+    def _make(self, making: Making, progress: Progress | None, lazy: bool) -> Iterator[Clip]:
+        """The clip of each seed, one after the other."""
+        started, request, progress = time.perf_counter(), making.request, progress or _silent
+        with torch.inference_mode():
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            latents = making.latents(self.parts, self._stage)
+            results = self._sample(request.first, conditions, latents, [(seed, None) for seed in request.seeds],
+                                   progress)
+            if request.upscaling is not None:
+                results = self._sample(request.upscaling, conditions, latents,
+                                       list(zip(request.seeds, results, strict=True)), progress)
+        generated = bool(latents[request.first.size].audio_mask.any())
+        for seed, (video, audio) in zip(request.seeds, results, strict=True):
+            clip = self._clip(making, seed, video, audio if generated else None, progress)
+            if request.upscaling is None:
+                whole = making.whole(video.cpu(), audio.cpu())
+                if whole is not None and decoded_frames(whole[0].shape[2]) == clip.video.count:
+                    clip = replace(clip, latents=whole)
+            if not lazy:
+                clip = clip.decoded()
+                log.info("Made %d frames of %dx%d, %.2f s, in %.1f s.", clip.video.count, clip.video.width,
+                         clip.video.height, clip.seconds, time.perf_counter() - started)
+            yield clip
+
+    def _sample(self, pass_: Pass, conditions: stages.Conditions, latents: Mapping[Size, JointLatent],
+                jobs: Sequence[tuple[int, tuple[Tensor, Tensor] | None]], progress: Progress
+                ) -> list[tuple[Tensor, Tensor]]:
+        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, latents[pass_.size],
+                           jobs, progress)
+
+    def _clip(self, making: Making, seed: int, video: Tensor, audio: Tensor | None, progress: Progress) -> Clip:
+        """A clip whose frames are decoded when they are read. audio: None where it was given and not generated."""
+        with torch.inference_mode():
+            waveform = None if audio is None else self._stage("sound decoder", stages.decode_audio, audio)
+            height, width = (side * PIXELS_PER_LATENT for side in video.shape[3:])
+            decoded = Frames(decoded_frames(video.shape[2]), height, width, lambda: self._decoded(video))
+            frames, waveform = making.finish(decoded, waveform)
+        frames = frames.counted(lambda done, total: progress("picture decoder", done, total))
+        return Clip(frames, waveform, metadata={**making.request.facts(seed), **making.facts})
+
+    def _decoded(self, video: Tensor) -> Iterator[Tensor]:
         started = time.perf_counter()
-        progress = progress or (lambda stage, done, total: None)
-        request = make_request(
-            self.parts, prompt, negative=negative, image=image, audio=audio, seconds=seconds, size=(width, height),
-            seed=seed, steps=steps, mode=mode, upscale=upscale, sr_steps=sr_steps, guidance=guidance)
-        conditions = self._encode(request)
-        latents = self._sample(request.first, conditions, seed, None, progress)
-        if request.upscaling is not None:
-            latents = self._sample(request.upscaling, conditions, seed, latents, progress)
-        return self._decode(request, *latents, progress, started)
-
-    def _encode(self, request: Request) -> stages.Conditions:
-        """Text, image and audio as the networks take them."""
-        text, negative = self._stage("text encoder", stages.encode_text, request.prompt, request.negative)
-        images: dict[Size, Tensor] = {}
-        if request.image is not None:
-            images = self._stage("reference picture", stages.encode_image, request.image,
-                                 [pass_.size for pass_ in request.passes])
-        audio, length = None, request.audio_length
-        if request.audio is not None:
-            audio = self._stage("driving sound", stages.encode_audio, request.audio)
-            length = audio.shape[2]
-        return stages.Conditions(text, negative, images, audio, length)
-
-    def _sample(self, pass_: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
-                progress: Progress) -> tuple[Tensor, Tensor]:
-        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, seed, base, progress)
-
-    def _decode(self, request: Request, video: Tensor, audio: Tensor, progress: Progress, started: float) -> Clip:
-        """Frames and waveform of equal length; the waveform is the user's own where one was given."""
-        if request.audio is not None:
-            waveform = resample(*request.audio, OUTPUT_RATE)
-        else:
-            waveform = self._stage("sound decoder", stages.decode_audio, audio)
-        count = min(decoded_frames(video.shape[2]), waveform.shape[1] * FPS // OUTPUT_RATE)
-        if count < 1:
-            raise InputError("The sound is shorter than one frame. Give a longer one.")
-        frames = self._stage("picture decoder", stages.decode_video, video, count, progress)
-        log.info("Made %d frames of %dx%d, %.2f s, in %.1f s.", count, frames.shape[2], frames.shape[1],
-                 count / FPS, time.perf_counter() - started)
-        return Clip(frames, waveform[:, : count * OUTPUT_RATE // FPS], metadata=request.facts)
+        log.info("picture decoder ...")
+        pieces = stages.decode_video(self.parts, video)
+        try:
+            while True:
+                with torch.inference_mode():  # around each piece: a generator would leave it on for its reader
+                    piece = next(pieces, None)
+                if piece is None:
+                    break
+                yield piece
+        finally:
+            pieces.close()
+            self._release()
+            log.info("picture decoder: %.1f s", time.perf_counter() - started)
 
     def _stage(self, name: str, stage: Callable[Concatenate[Parts, P], Result], *args: P.args,
                **kwargs: P.kwargs) -> Result:
@@ -128,8 +254,16 @@ class MagiHumanPipeline:
         started = time.perf_counter()
         log.info("%s ...", name)
         result = stage(self.parts, *args, **kwargs)
+        self._release()
+        log.info("%s: %.1f s", name, time.perf_counter() - started)
+        return result
+
+    def _release(self) -> None:
+        """Give memory of a part that is gone back to the device."""
         if self.parts.device.type == "cuda":
             torch.cuda.synchronize(self.parts.device)
             torch.cuda.empty_cache()
-        log.info("%s: %.1f s", name, time.perf_counter() - started)
-        return result
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
