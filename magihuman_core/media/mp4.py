@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic import temporary_name, whole_file
+from ..atomic import check_not_input, temporary_name, whole_file
 from ..errors import InputError
 from ..sizes import FPS
 from .waveform import OUTPUT_RATE
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
     import av
 
 
-def check_output(path: str | Path) -> Path:
-    """Make sure, before long work starts, that an mp4 can be written there; its folder is made. Raises InputError."""
+def check_output(path: str | Path, inputs: Iterable[str | Path | None] = (), *, suffix: str = ".mp4",
+                 what: str = "clip") -> Path:
+    """Make sure, before long work starts, that a file can be written there; its folder is made.
+
+    inputs: files that are read, and must not be written over. suffix: of the file, which holds the clip, or what else
+    it is. Raises InputError.
+    """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"{path}: the clip is written as mp4. Give a name that ends in .mp4.")
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path}: the {what} is written as {suffix[1:]}. Give a name that ends in {suffix}.")
+    check_not_input(path, inputs)
     if path.is_dir():
         raise InputError(f"{path}: is a folder. Give the name of a file.")
     temporary = temporary_name(path)

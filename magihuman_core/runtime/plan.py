@@ -34,19 +34,19 @@ def usable(free: int) -> int:
 def plan_blocks(config: DiTConfig | TextEncoderConfig, free: int | None, **options: Any) -> Estimate:
     """What a network or text encoder needs with as many resident blocks or layers as fit.
 
-    free: bytes on the device; None: not known, all stay. options: as for estimate. Where not even none fits, that is
-    what is planned: see log_plan.
+    free: bytes on the device; None: not known, all stay. options: as for estimate. Where nothing fits, that is planned
+    which needs least: see log_plan.
     """
     whole = estimate(config, **options)
     if free is None or whole.total <= usable(free):
         return whole
     part = on_meta(config, options.get("dtype", torch.bfloat16), options.get("compute_dtype"))
-    room = usable(free) - whole.activations  # which are the same for any number of blocks
-    low, high = 0, whole.blocks
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if resident(part, middle)[0] <= room else (low, middle)
-    return estimate(config, **options, resident_blocks=low)
+    # Activations are the same for any number of blocks. Not always do more of them need more: once no large one is
+    # left to be streamed, buffers are smaller.
+    needs = {count: resident(part, count)[0] for count in range(whole.blocks)}
+    fitting = [count for count, weights in needs.items() if weights + whole.activations <= usable(free)]
+    chosen = max(fitting) if fitting else min(needs, key=lambda count: needs[count])
+    return estimate(config, **options, resident_blocks=chosen)
 
 
 def plan_decoding(config: TurboVAEConfig | VideoVAEConfig, free: int | None, *, width: int, height: int,

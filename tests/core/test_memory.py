@@ -132,7 +132,7 @@ def test_the_released_network():
     assert found.activations <= eight.activations < 1.2 * found.activations + 3e8  # one decoded matrix
     few = estimate(real, resident_blocks=0)
     assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
-    assert "30.6 GB more come in at each step" in str(few)
+    assert "30.6 GB more come in at each pass" in str(few)
     upscaler = replace(real, **SR_1080P.overrides(40))
     large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
     assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB

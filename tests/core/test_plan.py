@@ -34,7 +34,7 @@ PARTS = {
 # sizes of tensors give the same: a block in bf16 is 0.55 GB, one of the sandwich 1.6 GB, a layer of text 0.4 GB.
 PLANS = {
     8: (10, 1, None, 1, 40, 48), 12: (19, 3, 1, 5, 56, 64), 16: (29, 5, 4, 18, 64, 96),
-    24: (None, 19, 14, None, None, None), 48: (None,) * 6,
+    24: (None, 19, 14, None, None, None),
 }  # fmt: skip
 
 
@@ -61,13 +61,12 @@ def test_as_many_blocks_stay_as_fit(config):
     """Against all counts tried one after the other."""
     options = {"width": 128, "height": 128, "seconds": 1, "text_tokens": 64, "dtype": torch.bfloat16}
     every = [estimate(config, **options, resident_blocks=count) for count in (*range(4), None)]
-    assert [found.total for found in every] == sorted(found.total for found in every)
     for room in {found.total for found in every} | {every[0].total - 1}:
         free = room + 300_000_000  # what is left to others where little is free
         found = plan_blocks(config, free, **options)
-        best = [each for each in every if each.total <= usable(free)]
-        assert found.total == (best[-1].total if best else every[0].total)
-        assert found.blocks == 4 and (found.resident_blocks is None) == (found.total == every[-1].total)
+        fitting = [each for each in every if each.total <= usable(free)]
+        assert found == (fitting[-1] if fitting else min(every, key=lambda each: each.total))
+    assert {every[0].blocks, len(every) - 1} == {4}
     assert plan_blocks(config, None, **options).resident_blocks is None
 
 
@@ -77,7 +76,7 @@ def test_whole_frames_or_else_the_largest_tiles_that_fit(config):
     whole = plan_decoding(config, 10**12, **clip)
     assert whole.tile is None and plan_decoding(config, None, **clip).tile is None
     tiles, sizes = [], []
-    for share in (0.9, 0.6, 0.4, 0.01):
+    for share in (0.9, 0.7, 0.45, 0.01):
         found = plan_decoding(config, 300_000_000 + round(share * whole.total), **clip)
         tiles.append(found.tile)
         sizes.append(found.total)
@@ -89,10 +88,10 @@ def test_whole_frames_or_else_the_largest_tiles_that_fit(config):
 
 
 @pytest.mark.parametrize("config", [TURBO, VIDEO])
-@pytest.mark.parametrize("tile", [10, 16])
+@pytest.mark.parametrize("tile", [10, 11])
 def test_tiles_need_what_is_said(config, tile):
     """Against a dry run of all tiles, whose frames are put together in the same place: that of a CPU."""
-    latent = (1, 48, 11, 20, 24)
+    latent = (1, 48, 5, 11, 12)
     vae = on_meta(config, torch.float32)
 
     def run():
@@ -102,9 +101,9 @@ def test_tiles_need_what_is_said(config, tile):
     measured = dry_run(run, "cpu")
     assert 0.97 < decoding_activations(config, latent, torch.float32, "cpu", tile) / measured < 1.1
     # On a card the frames are elsewhere: two windows, or the whole clip.
-    clip = 4 * 3 * 41 * 320 * 384
+    clip = 4 * 3 * 17 * 16 * 11 * 16 * 12
     on_card = decoding_activations(config, latent, torch.float32, "cuda", tile)
-    assert on_card < measured - (0.9 * clip if config is VIDEO else 0.5 * clip)
+    assert on_card < measured - 0.9 * clip
 
 
 def test_a_smaller_tile_after_one_that_was_too_large():
@@ -135,6 +134,6 @@ def test_a_device_without_bf16_keeps_the_weights_and_needs_more_beside_them(dtyp
     for config in (NETWORK, TEXT):
         options = {"width": 256, "height": 256, "seconds": 2, "dtype": dtype}
         plain, wide = (estimate(config, **options, compute_dtype=each) for each in (None, torch.float32))
-        assert wide.activations > 1.3 * plain.activations
+        assert wide.activations > 1.1 * plain.activations
         small = 1.15 if dtype == torch.bfloat16 else 1.35  # gates are computed in, and so are kept in, fp32
         assert plain.weights <= wide.weights < small * plain.weights
