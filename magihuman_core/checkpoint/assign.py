@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..nn.quantized_linear import NARROW
+from ..nn.quantized_linear import NarrowLinear
 from .checkpoint import Checkpoint, as_checkpoint
 from .header import quoted
 
@@ -30,7 +30,7 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: t
     for key, (place, owner, leaf) in places.items():
         if skip(key):
             continue
-        own = place.dtype if isinstance(owner, NARROW) else dtype
+        own = place.dtype if isinstance(owner, NarrowLinear) else dtype
         wanted = torch.float32 if keep_fp32(key) else own
         tensor = checkpoint.read(key, wanted if checkpoint.dtype(key).is_floating_point else None)
         check_finite(tensor, key, checkpoint.name)

@@ -1,4 +1,4 @@
-"""The command line: magihuman demo | generate | inspect | convert.
+"""The command line: magihuman demo | generate | dub | retake | extend | live | inspect | convert.
 
 Answers go to standard output; progress, timings and errors to standard error. Exit codes: 0 done; 2 the input
 or a file cannot be used, said in one sentence; 1 an internal error; 130 interrupted by Ctrl-C.
@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from ..errors import CheckpointError, InputError
 from .convert import add_convert
 from .demo import add_demo
+from .edits import add_dub, add_extend, add_retake
 from .generate import add_generate
 from .inspect import add_inspect
+from .live import add_live
 
 INTERRUPTED = 130
 
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="say more; show where an error arose")
-    for add in (add_demo, add_generate, add_inspect, add_convert):
+    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_inspect, add_convert):
         add(commands, common)
     return parser
 

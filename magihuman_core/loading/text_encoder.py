@@ -18,6 +18,7 @@ from ..runtime.build import build_text_encoder
 from ..runtime.streaming import LAYERS, check_resident_blocks, choose_streamed, is_streamed, stream_blocks
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
+from ..weights.comfyui_saved import TOKENIZER
 from ..weights.open import open_checkpoint
 from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
@@ -63,7 +64,10 @@ def open_text_encoder(source, tokenizer=None, config: Mapping | TextEncoderConfi
     """(tensors under our keys, configuration, tokenizer or None) for load_text_encoder's arguments."""
     checkpoint = encoder_keys(open_checkpoint(source, "text_encoder"))
     given = config if config is not None else stored_config(checkpoint)
-    tokenizer = tokenizer if tokenizer is not None else sibling_file(checkpoint.path, "tokenizer.json")
+    if tokenizer is None:
+        inside = checkpoint.metadata.get(TOKENIZER)
+        tokenizer = sibling_file(checkpoint.path, "tokenizer.json") if inside is None else read_tokenizer(
+            inside, checkpoint.name)
     with explain_shape_errors(checkpoint.name, "text_encoder"):
         sizes = config_from_shapes(checkpoint, given)
     return checkpoint, sizes, None if tokenizer is None else load_tokenizer(tokenizer)
@@ -92,6 +96,17 @@ def load_tokenizer(source):
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def read_tokenizer(content: str, name: str):
+    """A `tokenizers.Tokenizer` from a tokenizer.json's content; name: of the file it was in. Raises CheckpointError."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:                                # tokenizers raises bare Exception
+        raise CheckpointError(f"{name}: the tokenizer in it cannot be read ({error}). Save the text encoder again, or "
+                              "give T5Gemma's tokenizer.json.") from error
 
 
 def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConfig | None = None) -> TextEncoderConfig:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Ellipse = tuple[float, float, float, float]  # centre x, centre y, width, height, in fractions of the picture
 Mask = Union[str, Path, "Image.Image", Tensor, Ellipse]
 
-EDGE = 8  # pixels over which what is made anew fades into the original
 FADE = 441  # samples, 10 ms, over which audio is cross-faded
 LEAD = 3  # frames over which a retake fades in and out
 
@@ -56,7 +55,7 @@ class Regeneration(Making):
     source: Source
     audio: Waveform | None = None
     region: Tensor | None = None
-    edge: int = EDGE
+    edge: int | None = None  # pixels of its soft border; None: a 32nd of the picture's shorter side
     times: tuple[int, int] | None = None
     video: bool = True  # whether the video of these times is made anew
     new_audio: bool = False  # whether their audio is
@@ -130,7 +129,8 @@ class Regeneration(Making):
 
     def _share(self, size: Size):
         """How much of the new picture is seen: within the region up to its soft edge, and within the times."""
-        where = torch.ones(1, 1) if self.region is None else soft_edge(_fitted(self.region, *size), self.edge)
+        edge = min(size) // 32 if self.edge is None else self.edge
+        where = torch.ones(1, 1) if self.region is None else soft_edge(_fitted(self.region, *size), edge)
         start, end = (0, self.source.count) if self.times is None else shown_frames(*self.times)
 
         def share(first: int, last: int) -> Tensor:

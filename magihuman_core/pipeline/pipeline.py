@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,10 +23,12 @@ from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE
 from ..runtime.devices import release_memory
 from ..sampling.frozen import JointLatent
+from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
-from .edits import EDGE, Extension, Mask, Regeneration, read_mask, retake_times
+from .edits import Extension, Mask, Regeneration, read_mask, retake_times
+from .live import CARRIED, Live
 from .making import Making, cut_to_shorter
 from .parts import Parts, choose_device
 from .request import (
@@ -129,7 +131,7 @@ class MagiHumanPipeline:
             if options.get("denoise", 1.0) != 1.0:
                 raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")
             return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy, targets)
-        if options.get("seconds") is not None:
+        if options.pop("seconds", None) is not None:
             raise InputError("seconds cannot be chosen for a clip made of another: it has the other one's length.")
         source = open_source(clip)
         audio = options.pop("audio", None)
@@ -153,15 +155,17 @@ class MagiHumanPipeline:
             progress or _silent)
         return clip if lazy else clip.decoded()
 
-    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None, edge: int = EDGE,
+    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
+            edge: int | None = None,
             prompt: Prompt | None = None, seed: int = 0, progress: Progress | None = None, lazy: bool = False,
             **options: Any) -> Clip:
         """Give a clip new words: the picture follows another recording, which is its audio from then on.
 
         clip: a video file of any kind, or a Clip. mask: what of the picture is made anew, white in an image, or an
-        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; the original is pasted
-        back outside, over a soft edge of so many pixels. None: all but the first frame. prompt: default the clip's
-        own, where it carries one. A recording shorter than the clip is followed by silence, a longer one is cut.
+        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; None: all but the first
+        frame. The original is pasted back outside; edge: pixels over which the new picture fades into it, default a
+        32nd of the shorter side. prompt: default the clip's own, where it carries one. A recording shorter than the
+        clip is followed by silence, a longer one is cut.
         options, seed, progress, lazy, and what is raised: as for generate.
         """
         source = open_source(clip)
@@ -197,6 +201,24 @@ class MagiHumanPipeline:
         request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
         return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
 
+    def stream(self, audio_chunks: Iterable[Tensor], *, rate: int, prompt: str, image: Picture | None = None,
+               seed: int = 0, overlap: float | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """A face for a voice while it is spoken: (frames uint8 [F, h, w, 3], their sound [2, n]) window by window.
+
+        audio_chunks: [samples] or [channels, samples], floating or int16, of any length, at `rate` samples per second;
+        read as they are needed. Each window is given as soon as its sound has come; the end of the chunks is the end of
+        the stream, and closing the iterator stops it. The sound given is the one that came. overlap: seconds of a
+        window that the next begins with (default 0.48). options: as for generate, but for super-resolution.
+        """
+        if options.get("upscale") is not None:
+            raise InputError("A stream is made without super-resolution. Leave upscale out.")
+        request = self._request(prompt, [seed], image=image, **options)
+        with torch.inference_mode():
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            stills = Making(request).stills(self.parts, self._stage)[request.first.size]
+            live = Live(self.parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
+        return live.windows(audio_chunks, rate)
+
     def generate_audio(self, prompt: Prompt, **options: Any) -> Waveform:
         """A voice alone, quickly, as a draft: (fp32 [2, samples], 44100). options: as for generate.
 
@@ -228,8 +250,6 @@ class MagiHumanPipeline:
         fitted = source.fitted_size(BASE.area)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
-        if options["seconds"] is None:
-            del options["seconds"]
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
 
     def _make(self, making: Making, progress: Progress | None, lazy: bool,

@@ -155,7 +155,7 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
     recipe, length = pass_.recipe, latent.audio.shape[2]
     windows = plan_windows(length, pass_.window, pass_.overlap)
     home = parts.device if len(windows.parts) == 1 else torch.device("cpu")
-    dit = _load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
+    dit = load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
     total, results, done = pass_.steps * len(windows.parts) * len(jobs), [], 0
 
     def text_for(window: Window) -> Texts:
@@ -204,18 +204,13 @@ def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
     By the Turbo VAE where there is one, else by the slower Wan2.2 VAE; in tiles where whole frames do not fit. Where
     memory runs out nevertheless, it begins again once, with smaller ones.
     """
-    dtype = parts.vae_dtype()
-    vae: TurboVAE | VideoVAE
-    if "turbo_vae" in parts.models:
-        vae = parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
-    else:
-        vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+    vae = load_decoder(parts)
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
-                               "dtype": dtype, "device": parts.device}
+                               "dtype": vae.dtype, "device": parts.device}
     free = free_memory(parts.device)
     if parts.tile is None:
-        plan = plan_decoding(vae.config, None if free is None else free + weight_bytes(vae.config, dtype), **options)
+        plan = plan_decoding(vae.config, None if free is None else free + weight_bytes(vae.config, vae.dtype), **options)
     else:
         plan = estimate(vae.config, tile=parts.tile, **options)
     log_plan(plan, free, loaded=True)
@@ -241,7 +236,15 @@ def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
         tile, smaller = smaller, None
 
 
-def _load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
+def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
+    """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
+    dtype = parts.vae_dtype()
+    if "turbo_vae" in parts.models:
+        return parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
+    return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+
+
+def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need. tokens: audio latents that it sees at once."""
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)

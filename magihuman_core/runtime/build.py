@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..model.config import DiTConfig
-from ..model.dit import PIECE, MagiHumanDiT
+from ..model.dit import MagiHumanDiT
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of, narrow_linears
 from ..text.config import TextEncoderConfig
@@ -21,8 +21,6 @@ def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dty
     computed = compute_dtype or compute_dtype_of(dtype)
     dit = MagiHumanDiT(config, operations=operations, dtype=computed, device="meta")
     narrow_linears(dit, dtype, may_quantize, computed)
-    if dtype != computed:
-        dit.piece = PIECE  # on a CPU too: weights are brought to the compute dtype once for each piece
     return dit.requires_grad_(False)
 
 

@@ -1,11 +1,11 @@
 """From a checkpoint to a ComfyUI MODEL."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import torch
 
@@ -62,8 +62,10 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     supported = model_config.supported_inference_dtypes
     if dtype is None or quantized:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)
-        stored = None if quantized else main_dtype(tensors)
+        stored = None if quantized else weights.main_dtype(tensors)
         dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
+        if dtype == torch.float32 and stored is not None and stored.itemsize == 2 and not mm.args.fp32_unet:
+            dtype = stored  # computed in fp32 alone: a cast of each layer costs little, twice the memory much
     manual_cast = mm.unet_manual_cast(None if quantized else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype
@@ -86,21 +88,13 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     return patcher
 
 
-def main_dtype(tensors: Checkpoint) -> torch.dtype:
-    """The dtype that most of a checkpoint's values have."""
-    counts: Counter[torch.dtype] = Counter()
-    for key in tensors:
-        counts[tensors.dtype(key)] += math.prod(tensors.shape(key))
-    return counts.most_common(1)[0][0]
-
-
 def move_unmanaged_weights(patcher, device: torch.device | None, *_) -> None:
     """Norms and rotary bands to the device: with a model that is loaded in part ComfyUI may leave them behind.
 
     They are a few MB, and no layers of ComfyUI's, which would fetch them when they run.
     """
     for module in patcher.model.diffusion_model.modules():
-        if device is None or hasattr(module, "comfy_cast_weights"):
+        if device is None or isinstance(module, comfy.ops.CastWeightBiasOp):
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device != device:
