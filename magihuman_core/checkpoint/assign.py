@@ -20,8 +20,9 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: t
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype (None: kept
     as stored) while they are read, those for which keep_fp32(key) holds to float32, and those of layers that keep a
-    dtype of their own to that; the model never exists twice. Those for which skip(key) holds stay as they are, for someone else to
-    fill. A tensor that is in memory already, with the right dtype and device, is taken over and not copied.
+    dtype of their own to that; the model never exists twice. Those for which skip(key) holds stay as they are, for
+    someone else to fill. A tensor that is in memory already, with the right dtype and device, is taken over and not
+    copied.
     Raises CheckpointError when keys are missing or left over, when a shape differs, or a weight is NaN or infinite.
     """
     checkpoint = as_checkpoint(tensors)

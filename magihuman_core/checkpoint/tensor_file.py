@@ -24,7 +24,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, file: Path | int) -> "Stamp":
         """Of a path or an open file's number. Raises OSError."""
-        status = os.stat(file)
+        status = os.stat(file)  # noqa: PTH116  a Path knows no open file
         return cls(status.st_size, status.st_mtime_ns)
 
 

@@ -72,7 +72,7 @@ class MagiHumanPipeline:
         dtype: of network and text encoder, see load_dit; None: bfloat16, or the 8 bits that a file has its weights
         in, but float32 for small models on a CPU.
         resident_blocks: how many of the network's blocks stay on the device, None: as many as fit (see
-        runtime/plan.py); stream_from: where the others come from, "memory" or "file"; None: memory, where they fit there.
+        runtime/plan.py). stream_from: where the others come from, "memory" or "file"; None: memory, where they fit.
         tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
         largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
@@ -126,7 +126,7 @@ class MagiHumanPipeline:
             raise InputError("seeds is empty: give at least one.")
         targets = [check_target(path) for path in save_latents or ()]
         if targets and len(targets) != len(seeds):
-            raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one for each.")
+            raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")
         if clip is None:
             if options.get("denoise", 1.0) != 1.0:
                 raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")

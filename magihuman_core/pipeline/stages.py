@@ -19,8 +19,8 @@ from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
-from ..runtime.lora import apply_lora
 from ..runtime.devices import free_memory, release_memory
+from ..runtime.lora import apply_lora
 from ..runtime.memory import encoding_activations, estimate, weight_bytes
 from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
 from ..sampling.frozen import JointLatent, keep_audio
@@ -210,7 +210,8 @@ def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
                                "dtype": vae.dtype, "device": parts.device}
     free = free_memory(parts.device)
     if parts.tile is None:
-        plan = plan_decoding(vae.config, None if free is None else free + weight_bytes(vae.config, vae.dtype), **options)
+        before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
+        plan = plan_decoding(vae.config, before, **options)
     else:
         plan = estimate(vae.config, tile=parts.tile, **options)
     log_plan(plan, free, loaded=True)
@@ -230,8 +231,8 @@ def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
             if smaller is None or not is_out_of_memory(error):
                 raise
         # Outside of the handler: the error itself holds what was computed until it arose.
-        log.warning("Memory ran out while the picture was decoded in %s: it is tried once more in tiles of %d x %d latent "
-                    "pixels.", "whole frames" if tile is None else f"tiles of {tile} x {tile}", smaller, smaller)
+        log.warning("Memory ran out while the picture was decoded in %s: it is tried once more in tiles of %d x %d.",
+                    "whole frames" if tile is None else f"tiles of {tile} x {tile}", smaller, smaller)
         release_memory(parts.device)
         tile, smaller = smaller, None
 

@@ -15,7 +15,6 @@ import torch
 from ..model.config import DiTConfig
 from ..sizes import byte_size
 from ..text.config import TextEncoderConfig
-from ..vae.tiling import OVERLAP
 from ..vae.turbo import TurboVAEConfig
 from ..vae.video import VideoVAEConfig
 from .memory import Estimate, estimate, on_meta, resident
@@ -71,8 +70,9 @@ def smaller_tile(tile: int | None, width: int, height: int, factor: int) -> int 
 
     width, height: pixels; factor: pixels of a latent pixel.
     """
-    half = (max(width, height) // factor if tile is None else tile) // 2
-    return half if half > OVERLAP else None
+    before = max(width, height) // factor if tile is None else tile
+    smaller = max(before // 2, min(TILES))
+    return smaller if smaller < before else None
 
 
 def log_plan(found: Estimate, free: int | None, *, loaded: bool = False) -> None:

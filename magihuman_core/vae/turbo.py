@@ -209,7 +209,8 @@ class TurboVAE(nn.Module):
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
         tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams, and put them
-        together in main memory, where the frames are then. Raises InputError when z has another number of dimensions or channels, or is empty.
+        together in main memory, where the frames are then.
+        Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)

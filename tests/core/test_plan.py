@@ -108,7 +108,7 @@ def test_tiles_need_what_is_said(config, tile):
 
 def test_a_smaller_tile_after_one_that_was_too_large():
     assert smaller_tile(None, 1920, 1088, 16) == 60 and smaller_tile(60, 1920, 1088, 16) == 30
-    assert smaller_tile(18, 1920, 1088, 16) == 9
+    assert smaller_tile(18, 1920, 1088, 16) == 16 and smaller_tile(None, 448, 256, 16) == 16
     assert smaller_tile(16, 1920, 1088, 16) is None and smaller_tile(None, 256, 256, 16) is None
 
 
@@ -126,7 +126,8 @@ def test_what_no_plan_fits_is_warned_of_with_what_to_lower(caplog):
     log_plan(found, 6 * 10**9)
     warning = caplog.records[-1].getMessage()
     assert caplog.records[-1].levelname == "WARNING" and "Only 6.0 GB of memory are free" in warning
-    assert warning.endswith("Lower, in this order: a smaller picture or a shorter clip, then weights in 8 bits (1.7 GB).")
+    assert warning.endswith("Lower, in this order: a smaller picture or a shorter clip, then weights in 8 bits "
+                            "(1.7 GB).")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])

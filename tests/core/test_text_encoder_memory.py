@@ -1,4 +1,4 @@
-"""The text encoder in little memory: layers that come in when they are needed, weights in fewer bits than computed in."""
+"""The text encoder in little memory: layers that come in when they are needed, weights in few bits."""
 
 import pytest
 import torch

@@ -86,7 +86,7 @@ def test_a_map_outlives_a_file_that_is_replaced(tmp_path):
     path = one_file(tmp_path / "x.safetensors")
     checkpoint = open_checkpoint(path, mapped=True)
     before = checkpoint["a.weight"]
-    os.replace(one_file(tmp_path / "new", 2.0), path)
+    one_file(tmp_path / "new", 2.0).replace(path)
     assert before.sum() == LARGE and torch.equal(checkpoint["a.weight"], before)
     assert open_checkpoint(path, mapped=True)["a.weight"].sum() == 2 * LARGE
 
