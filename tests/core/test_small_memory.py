@@ -21,7 +21,7 @@ from magihuman_core.vae.video import VideoVAE
 
 PROMPT = "A woman looks into the camera and says good morning."
 SMALL = {"width": 64, "height": 32, "seconds": 0.4, "steps": 1}
-LARGE = {"width": 320, "height": 288, "seconds": 0.2, "steps": 1}
+LARGE = {"width": 288, "height": 64, "seconds": 0.2, "steps": 1}
 
 
 @pytest.fixture
@@ -92,14 +92,15 @@ def test_tiles_are_chosen_where_whole_frames_do_not_fit(turbo, random_models, tm
     assert (tiled.frames.float() - whole.frames.float()).abs().mean() < 6  # of 255: only seams differ
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
-@pytest.mark.parametrize("turbo", [True, False])
+@pytest.mark.parametrize(("turbo", "error"), [
+    (True, torch.OutOfMemoryError("CUDA out of memory")),
+    (False, RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
+])  # fmt: skip
 def test_memory_that_runs_out_while_decoding(turbo, error, random_models, tmp_path, monkeypatch, caplog):
     """Once: smaller tiles, and every frame once. Twice: the error."""
     pipeline = MagiHumanPipeline.from_folder(random_models, device="cpu") if turbo else without_turbo(
         random_models, tmp_path)
-    latent = torch.randn(1, 48, 9, 18, 20, generator=torch.Generator().manual_seed(0))
+    latent = torch.randn(1, 48, 8 if turbo else 3, 4, 18, generator=torch.Generator().manual_seed(0))
     kind = TurboVAE if turbo else VideoVAE
     decode, tiles = kind.decode_windows, []
 
@@ -122,7 +123,7 @@ def test_memory_that_runs_out_while_decoding(turbo, error, random_models, tmp_pa
         failures, tiles = 1, []
         retried = torch.cat(list(stages.decode_video(pipeline.parts, latent)))
         assert tiles == [None, 16] and "tried once more in tiles of 16 x 16" in caplog.text
-        assert retried.shape == whole.shape == (33, 288, 320, 3)
+        assert retried.shape == whole.shape == (29 if turbo else 9, 64, 288, 3)
         assert torch.equal(retried[:1], whole[:1])  # which had come before memory ran out
         assert (retried.float() - whole.float()).abs().mean() < 6
         failures, tiles = 2, []
