@@ -23,6 +23,7 @@ from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
 from ..runtime.memory import encoding_activations, estimate, weight_bytes
 from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
+from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import start_noise
@@ -252,10 +253,10 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     overrides = pass_.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
     loras = () if pass_.recipe.super_resolution else parts.loras
-    options: dict[str, Any] = {
-        "device": parts.device, "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens,
-        "text_tokens": conditions.longest, "guided": pass_.guidance is not None, "dtype": dtype,
-        "compute_dtype": parts.compute_dtype(dtype)}
+    clip: dict[str, Any] = {
+        "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
+        "guided": pass_.guidance is not None, "dtype": dtype}
+    options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
     free = free_memory(parts.device)
     if free is not None:
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
@@ -264,6 +265,8 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     else:
         plan = estimate(replace(config, **overrides), resident_blocks=parts.resident_blocks, **options)
     log_plan(plan, free)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps,
+                resident_blocks=plan.resident_blocks, **clip)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
                      resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, **overrides)
     for file, strength in loras:

@@ -9,15 +9,13 @@ Not counted: what Python and PyTorch themselves take (on CUDA about half a GB), 
 kernels, and the caches and fragments of memory allocators.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import prod
-from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
@@ -35,19 +33,15 @@ from ..sizes import (
 )
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
-from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
+from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAEConfig
 from ..vae.tiling import OVERLAP
-from ..vae.turbo import TurboVAE, TurboVAEConfig
-from ..vae.video import VideoVAE, VideoVAEConfig
-from .build import build_dit, build_text_encoder
+from ..vae.turbo import TurboVAEConfig
+from ..vae.video import VideoVAEConfig
+from .build import Config, on_meta, one_of_each_kind
 from .dry_run import dry_run
 from .streaming import choose_streamed, streamed_sizes
 
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
-
-Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
-VAES: dict[type, Callable[..., nn.Module]] = {
-    AudioVAEConfig: AudioVAE, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE}
 
 
 @dataclass(frozen=True)
@@ -184,14 +178,7 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, count: int | None, we
 def network_activations(config: DiTConfig, latent: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype,
                         device: str, guided: bool, compute_dtype: torch.dtype | None = None) -> int:
     """The most bytes of activations in a forward pass. latent: (T, H, W); audio, text: tokens."""
-    kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
-    for i in range(config.layers):
-        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers,
-                i in config.local_layers)
-        kinds.setdefault(kind, i)
-    sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
-    small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
-                    local_layers=local)
+    small, _ = one_of_each_kind(config)
     dit = on_meta(small, dtype, compute_dtype)
     if dit.piece is None:
         dit.piece = CPU_PIECE if device == "cpu" else PIECE
@@ -256,15 +243,3 @@ def _text(config: TextEncoderConfig, tokens: int, dtype: torch.dtype, device: st
 def weight_bytes(config: Config, dtype: torch.dtype) -> int:
     """Bytes of a part's weights where they are kept in dtype."""
     return sum(tensor.nbytes for tensor in on_meta(config, dtype).state_dict().values())
-
-
-def on_meta(config: Config, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> Any:
-    """The part of this configuration, without content."""
-    with torch.inference_mode(False):
-        if isinstance(config, DiTConfig):
-            part: nn.Module = build_dit(config, dtype, compute_dtype=compute_dtype)
-        elif isinstance(config, TextEncoderConfig):
-            part = build_text_encoder(config, dtype, compute_dtype=compute_dtype)
-        else:
-            part = VAES[type(config)](config, dtype=dtype, device="meta")
-        return part.eval().requires_grad_(False)

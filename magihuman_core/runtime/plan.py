@@ -17,7 +17,8 @@ from ..sizes import byte_size
 from ..text.config import TextEncoderConfig
 from ..vae.turbo import TurboVAEConfig
 from ..vae.video import VideoVAEConfig
-from .memory import Estimate, estimate, on_meta, resident
+from .build import on_meta
+from .memory import Estimate, estimate, resident
 
 SPARE, LEAST_SPARE = 0.06, 300_000_000  # a share of what is free, and bytes: left to allocators and libraries
 TILES = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128)  # latent pixels; smaller ones compute most pixels twice

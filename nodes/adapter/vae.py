@@ -102,7 +102,8 @@ class VideoStage(nn.Module):
     def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         """The same in spatial tiles; time goes window by window anyway."""
         tile = max(tile_x or 16, tile_y or 16)
-        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1))
+        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1),
+                               output_device=comfy.model_management.intermediate_device())
 
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""

@@ -7,8 +7,9 @@ import torch
 
 from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import BASE, SR_1080P
+from magihuman_core.runtime.build import on_meta
 from magihuman_core.runtime.dry_run import dry_run
-from magihuman_core.runtime.memory import decoding_activations, estimate, on_meta
+from magihuman_core.runtime.memory import decoding_activations, estimate
 from magihuman_core.runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
 from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.vae.audio import AudioVAEConfig

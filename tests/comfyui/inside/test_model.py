@@ -10,7 +10,7 @@ from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
-from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core
+from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core, with_lora
 
 
 def test_block_patches_attention_overrides_and_wrappers_are_called(model, plain):
@@ -50,6 +50,22 @@ def test_torch_compile_of_blocks_changes_nothing(model, plain):
     compiled = model.clone()
     set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model.blocks.0", "diffusion_model.blocks.3"])
     assert max_error(sample(compiled), plain) <= 1e-4
+
+
+@pytest.mark.timeout(300)
+def test_fused_elementwise_work_changes_nothing(distilled, plain):
+    """Also beside guidance, a LoRA and ComfyUI's own compiling of blocks."""
+    fused = load_model(distilled, "distilled", torch.float32, fuse=True)
+    assert max_error(sample(fused), plain) <= 1e-4
+    compiled = fused.clone()
+    set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model.blocks.0"])
+    assert max_error(sample(compiled), plain) <= 1e-4
+    name = "diffusion_model.block.layers.2.mlp.down_proj"
+    rows, columns = fused.model.diffusion_model.blocks[2].experts["shared"].mlp.down_proj.weight.shape
+    lora = {f"{name}.lora_A.weight": random(4, columns), f"{name}.lora_B.weight": random(rows, 4)}
+    unfused = load_model(distilled, "distilled", torch.float32)
+    wanted = sample(with_lora(unfused, lora), negative=OTHER)
+    assert max_error(sample(with_lora(fused, lora), negative=OTHER), wanted) <= 1e-4
 
 
 def test_dynamic_memory_management_changes_nothing(distilled, plain, monkeypatch):
