@@ -150,9 +150,13 @@ class MagiHumanPipeline:
             self.parts.models.require("video_vae", "decoding the picture")
         if saved.waveform is None:
             self.parts.models.require("audio_vae", "sound")
-        clip = self._decode(
-            saved, lambda frames, decoded: cut_to_shorter(frames, saved.waveform if decoded is None else decoded),
-            progress or _silent)
+
+        def finish(frames: Frames, decoded: Tensor | None) -> tuple[Frames, Tensor]:
+            waveform = saved.waveform if decoded is None else decoded
+            assert waveform is not None  # noqa: S101  a file has the one or the other
+            return cut_to_shorter(frames, waveform)
+
+        clip = self._decode(saved, finish, progress or _silent)
         return clip if lazy else clip.decoded()
 
     def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
