@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from .generate import said_of
 from .options import (
     add_making,
     add_models,
@@ -13,6 +12,7 @@ from .options import (
     make_pipeline,
     making_options,
     read_prompt,
+    said_of,
 )
 from .progress import overall
 
