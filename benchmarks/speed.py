@@ -17,8 +17,8 @@ from magihuman_core.model.config import RELEASED, DiTConfig
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
 from magihuman_core.runtime.build import Config, on_meta, one_of_each_kind
 from magihuman_core.runtime.cards import Card, this_card
-from magihuman_core.runtime.fuse import fuse_elementwise
 from magihuman_core.runtime.devices import free_memory
+from magihuman_core.runtime.fuse import fuse_elementwise
 from magihuman_core.runtime.memory import Estimate, estimate
 from magihuman_core.runtime.work import Work, work
 from magihuman_core.sizes import TEXT_TOKENS, audio_length, latent_frames
