@@ -18,6 +18,8 @@ from training.common import add_options, weights_hash
 from training.export import DEMO
 from training.text import WithReaders
 
+STAGES = ("video_vae", "wan_decoder", "audio_vae", "text", "base", "distilled", "super_resolution")
+
 
 def file_of(part):
     return next((DEMO / part).glob("*.safetensors"))
@@ -69,7 +71,7 @@ def start(run, stages=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--stages", nargs="+", choices=list(checkpoints.COMMANDS), help="only these")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
     add_options(parser)
     options = parser.parse_args()
     start(options.run, options.stages)
