@@ -58,6 +58,9 @@ def start(run, stages=None):
 
     encoder = load_text_encoder(file_of("text_encoder"), dtype=torch.float32)
     keep("text", WithReaders(encoder), {})
+    if state := checkpoints.load(run / "text"):  # it may have learnt more by now
+        WithReaders(encoder).load_state_dict(state["modules"])
+    networks = {}
     for name, part, config in (
         ("base", "base", train_network.CONFIG),
         ("distilled", "distill", train_network.CONFIG),
@@ -65,7 +68,9 @@ def start(run, stages=None):
     ):
         dit = train_network.build_network(config)
         dit.load_state_dict(load_dit(file_of(part), dtype=torch.float32, positions=config.positions).state_dict())
-        modules = nn.ModuleList([dit, encoder] if name == "base" else [dit])
+        # The distilled network has its fake beside it, which begins as the base network.
+        modules = nn.ModuleList({"base": [dit, encoder], "distilled": [dit, networks.get("base")]}.get(name, [dit]))
+        networks[name] = dit
         keep(name, modules, {"latents": names}, network=asdict(config))
 
 
