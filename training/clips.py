@@ -40,7 +40,8 @@ def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words
     """Make one clip.
 
     seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
-    natively. height, width: in pixels; square where no width is given. attributes: values of CHOICES to ask for, words: syllable names to speak; both random when
+    natively. height, width: in pixels; square where no width is given.
+    attributes: values of CHOICES to ask for, words: syllable names to speak; both random when
     left out. Raises ValueError for unknown attributes or syllables.
     """
     asked = dict(attributes or {})

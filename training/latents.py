@@ -2,8 +2,9 @@
 
     python -m training.latents                               # may be stopped and started again
 
-In the folder of every set of clips, beside video.npy and audio.npy: video_latents.npy float16 [N, 48, T, h, w], audio_latents.npy float16 [N, 64, A],
-done.npy uint8 [N], 1 where both are there, and encoders.json, which says what weights made them.
+In the folder of every set of clips, beside video.npy and audio.npy: video_latents.npy float16 [N, 48, T, h, w],
+audio_latents.npy float16 [N, 64, A], done.npy uint8 [N], 1 where both are there, and encoders.json, which says
+what weights made them.
 """
 
 import argparse

@@ -26,7 +26,14 @@ from magihuman_core.sizes import audio_length, latent_frames
 from training.clips import make_clip
 from training.common import Progress, RowWriter, Stop, add_options, autocast, read_rows, set_up
 from training.data import (
-    LARGE_SEEDS, LARGE_SHARES, SEEDS_OF_SET, ClipSet, choice_by_size, open_array, sets_in, split,
+    LARGE_SEEDS,
+    LARGE_SHARES,
+    SEEDS_OF_SET,
+    ClipSet,
+    choice_by_size,
+    open_array,
+    sets_in,
+    split,
 )
 from training.latents import Encoders, claim, made_with
 from training.text import caption_ids
@@ -171,7 +178,8 @@ def train(options):
     """The network, on pairs."""
     _, encoder, state = load_base(options.run)
     encoder.requires_grad_(False)
-    pairs, held_out = (PairSource(options.run / "pairs", encoder.tokenizer, options.seed, held) for held in (False, True))
+    pairs, held_out = (PairSource(options.run / "pairs", encoder.tokenizer, options.seed, held)
+                       for held in (False, True))  # fmt: skip
     check_latents(options.run, state, pairs.made_with)
     dit = build_network(CONFIG)
     fit_network(options, "super_resolution", nn.ModuleList([dit]), loss_for(dit, encoder, options.batch),
