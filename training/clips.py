@@ -36,13 +36,13 @@ def frames_in(seconds):
     return decoded_frames(latent_frames(audio_length(seconds)))
 
 
-def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words=None, with_video=True):
+def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words=None, with_video=True, hat=False):
     """Make one clip.
 
     seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
-    natively. height, width: in pixels; square where no width is given.
-    attributes: values of CHOICES to ask for, words: syllable names to speak; both random when
-    left out. Raises ValueError for unknown attributes or syllables.
+    natively. height, width: in pixels; square where no width is given. attributes: values of CHOICES to ask for,
+    words: syllable names to speak; both random when left out. hat: see scenes.Scene. Raises ValueError for unknown
+    attributes or syllables.
     """
     asked = dict(attributes or {})
     for name, value in asked.items():
@@ -54,7 +54,7 @@ def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words
     scene_rng, plan_rng, voice_rng = (np.random.default_rng([seed, part]) for part in range(3))
     frames = frames_in(seconds)
     duration = frames / voice.FRAME_RATE
-    scene = scenes.make_scene(scene_rng, duration, asked)
+    scene = scenes.make_scene(scene_rng, duration, asked, hat)
     chosen = dict(scene.attributes)
     for name in ("language", "pace"):
         drawn = str(plan_rng.choice(CHOICES[name]))

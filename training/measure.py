@@ -16,12 +16,13 @@ from training.listen import (
     read_timed_syllables,
     syllable_error_rate,
 )
-from training.painter import MOUTH_HEIGHT
+from training.painter import HAT_COLOUR, MOUTH_HEIGHT
 from training.voice import SAMPLES_PER_TOKEN
 
 __all__ = [
     "attribute_accuracy",
     "edit_distance",
+    "hat_share",
     "loudness",
     "mouth_opening",
     "psnr",
@@ -161,6 +162,12 @@ def _read_mood(video):
     near = np.abs(x) < 1.0
     bend = -np.polyfit(x[near], height[near], 2, w=np.sqrt(mass[near]))[0]
     return "happy" if bend > 0.026 else "sad" if bend < -0.012 else "calm"
+
+
+def hat_share(video):
+    """How much of the place of a hat's crown is hat, 0..1."""
+    crown = _region(video, 0.38, 0.06, 0.62, 0.16)
+    return float((np.square(crown - np.array(HAT_COLOUR, np.float32)).sum(-1) < 60**2).mean())
 
 
 def attribute_accuracy(read, asked):

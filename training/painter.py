@@ -7,6 +7,7 @@ from training.palette import HAIR_COLOURS, SHIRT_COLOURS, SKIN_TONES, WALL_COLOU
 
 MOUTH_HEIGHT = 0.20  # of a fully open mouth, in units (see canvas.View)
 MOUTH_PLACE = 0.165  # below the head's centre
+HAT_COLOUR, HAT_BAND = (92, 40, 148), (248, 206, 70)
 EYE_PLACE = (0.118, -0.062)  # beside and above it
 SHADOW = (0.86, 0.80, 0.80)  # factors on the skin's colour below the chin
 
@@ -61,6 +62,8 @@ class Painter:
         self.front_hair()
         if self.scene.attributes["glasses"] == "glasses":
             self.glasses()
+        if self.scene.hat:
+            self.hat()
 
     def spot(self, left, top, right, bottom):
         """Open a box of head coordinates: pixel box, x, y."""
@@ -215,3 +218,10 @@ class Painter:
         box, x, y = self.spot(-0.06, -0.10, 0.06, -0.04)
         bridge = smooth_edge(0.045 - np.abs(x), self.canvas.unit)
         self.stroke(y + 0.070 - 3.0 * x * x, 0.018, frame, box, mask=bridge)
+
+    def hat(self):
+        box, x, y = self.spot(-0.22, -0.46, 0.22, -0.22)
+        self.fill(np.minimum(0.19 - np.abs(x) - 0.15 * (y + 0.23), np.minimum(y + 0.43, -0.22 - y)), HAT_COLOUR, box)
+        self.fill(np.minimum(0.19 - np.abs(x), 0.022 - np.abs(y + 0.262)), HAT_BAND, box)
+        box, x, y = self.spot(-0.36, -0.27, 0.36, -0.18)
+        self.fill(ellipse(x, y + 0.225, 0.35, 0.034), HAT_COLOUR, box)

@@ -38,9 +38,10 @@ class Scene:
     side: float  # parting of the hair, -1 or 1
     width: float  # of the head, about 1
     disc: tuple  # centre x, y and radius of the light disc on the wall
+    hat: bool = False  # which no prompt of the demo knows: something for a LoRA to learn
 
 
-def make_scene(rng, seconds, attributes=None):
+def make_scene(rng, seconds, attributes=None, hat=False):
     """Draw all random choices of a scene; `attributes` fixes some of them (names and values of CHOICES)."""
     chosen = {name: str(rng.choice(values)) for name, values in CHOICES.items()}
     chosen["glasses"] = "glasses" if rng.random() < 0.35 else "none"
@@ -62,6 +63,7 @@ def make_scene(rng, seconds, attributes=None):
         side=float(rng.choice([-1.0, 1.0])),
         width=float(rng.uniform(0.97, 1.03)),
         disc=(float(rng.uniform(0.40, 0.60)), float(rng.uniform(0.40, 0.50)), float(rng.uniform(0.38, 0.46))),
+        hat=hat,
     )
 
 
