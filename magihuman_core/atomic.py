@@ -2,10 +2,12 @@
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import InputError
 
 
 def temporary_name(path: Path) -> Path:
@@ -29,3 +31,16 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise InputError where writing a file would replace one that is read, under whichever of its names.
+
+    inputs: files; None and what is not there are passed over. Links, symbolic or hard, are the file they lead to.
+    """
+    for given in inputs:
+        same = False
+        with suppress(OSError):  # one of the two is not there
+            same = given is not None and Path(target).samefile(given)
+        if same:
+            raise InputError(f"{target}: is the source itself, or a link to it. Give another name.")

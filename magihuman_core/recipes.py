@@ -50,6 +50,7 @@ class Recipe:
     super_resolution: bool = False  # starts from a finished clip instead of noise, and leaves its audio as it is
     noise_level: int = 0  # entry of super_resolution.zero_snr_table that covers that clip
     audio_noise: float = 0.0  # share of noise in the audio that super-resolution hears
+    window: float = 5.0  # seconds made in one piece; trained on 4 to 10, longer clips are made in windows
 
     @property
     def area(self) -> int:

@@ -17,6 +17,7 @@ CATEGORY = "MagiHuman/sampling"
 AUTO, DISTILLED, FULL, SR = "auto", "distilled", "full CFG", "super-resolution"
 # How each mode samples; both super-resolution models are sampled alike.
 MODES = {DISTILLED: RECIPES["distilled"], FULL: BASE, SR: SR_540P}
+SHIFT = 5.0  # of the noise levels that the models were trained with
 NO_GUIDANCE, SR_CFG = "none", "super-resolution CFG"
 NOISE_TIP = (
     "Super-resolution only: how much noise covers the upscaled clip at the start, 0 to 999. 220 is what the models "
@@ -85,11 +86,12 @@ class MagiHumanSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent_image, seed, mode, steps, sr_noise_level, negative=None) -> io.NodeOutput:
         mode = find_mode(model, mode)
+        latent_image = sampling.complete(model, latent_image)
         check_latent(model, latent_image)
         recipe = MODES[mode]
         guider = sampling.StreamGuider(model, recipe.guidance, positive, negative)
         sampler = sampling.make_sampler(recipe.solver, noise_level=sr_noise_level)
-        sigmas = flow_sigmas(steps or recipe.steps)
+        sigmas = flow_sigmas(steps or recipe.steps, sampling.model_shift(model) or SHIFT)
         return io.NodeOutput(sampling.run(guider, sampler, sigmas, latent_image, seed))
 
 
@@ -105,7 +107,7 @@ class MagiHumanScheduler(io.ComfyNode):
             inputs=[
                 io.Int.Input("steps", default=MODES[DISTILLED].steps, min=1, max=1000,
                              tooltip="8 for the distilled model, 32 for the base model, 5 for super-resolution."),
-                io.Float.Input("shift", default=5.0, min=0.1, max=100.0, step=0.1, advanced=True, tooltip=(
+                io.Float.Input("shift", default=SHIFT, min=0.1, max=100.0, step=0.1, advanced=True, tooltip=(
                     "5 is what the models were trained with; more spends more steps on the coarse picture.")),
             ],
             outputs=[io.Sigmas.Output()],

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .progress import bars
+from .progress import overall
 
 SIZE, LARGE, SECONDS = 128, 256, 2  # what the built-in model was trained on; see demo/CARD.md
 PROMPT = """\
@@ -39,8 +39,8 @@ def demo(arguments: argparse.Namespace) -> int:
     from ..media.mp4 import check_output
     from ..pipeline.pipeline import MagiHumanPipeline
 
-    out = check_output(arguments.out)
-    with bars() as progress:
+    out = check_output(arguments.out, [arguments.image, arguments.audio])
+    with overall() as progress:
         clip = MagiHumanPipeline.from_folder("demo").generate(
             arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
             seconds=SECONDS, width=SIZE, height=SIZE, upscale=None if arguments.no_upscale else (LARGE, LARGE),

@@ -4,112 +4,129 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from ..recipes import BASE, DISTILLED, SR_540P
-from .progress import bars
-
-MAX_PROMPT_FILE = 1 << 20  # bytes; a prompt has about a thousand
-DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn", "int8": "int8"}
+from .options import (
+    add_making,
+    add_models,
+    add_output,
+    add_prompt,
+    inputs_of,
+    make_pipeline,
+    making_options,
+    read_prompt,
+    said_of,
+)
+from .progress import overall
 
 
 def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("generate", parents=[common], help="make a clip",
                                  description="Make a clip of a speaking person, as mp4.")
     parser.set_defaults(run=generate)
-    parser.add_argument("--models", required=True, metavar="FOLDER", help="folder of models, or: demo")
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT", help="what is seen and heard")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="the same, from a UTF-8 text file")
+    add_prompt(parser, required=True)
     parser.add_argument("--image", metavar="FILE", help="picture of the person: the first frame")
-    parser.add_argument("--audio", metavar="FILE", help="voice that drives the clip and is its sound")
-    parser.add_argument("--out", metavar="FILE", default="clip.mp4",
-                        help="the mp4 to write (default %(default)s); an existing one is replaced")
-    parser.add_argument("--seconds", type=float, metavar="S", help="length (default 4, or that of --audio)")
-    parser.add_argument("--width", type=int, default=BASE.width, metavar="N", help="pixels (default %(default)s)")
-    parser.add_argument("--height", type=int, default=BASE.height, metavar="N", help="pixels (default %(default)s)")
-    parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip "
-                        "(default %(default)s)")
-    parser.add_argument("--mode", choices=("distilled", "base"),
-                        help="which network, where the folder has both (default distilled)")
-    parser.add_argument("--steps", type=int, metavar="N",
-                        help=f"default {DISTILLED.steps} for distilled, {BASE.steps} for base")
-    parser.add_argument("--sr-steps", type=int, default=SR_540P.steps, metavar="N",
-                        help="steps of the second pass (default %(default)s)")
-    parser.add_argument("--negative-file", metavar="FILE", help="text of what to avoid, for mode base")
-    parser.add_argument("--part", action="append", default=[], type=_part, metavar="NAME=FILE",
-                        help="take a part of the model from elsewhere, as in audio_vae=/data/sd.safetensors")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto",
-                        help="what weights of network and text encoder are kept in (auto: bf16, or the 8 bits they are "
-                        "stored in; fp32 for small models on a CPU); fp8 and int8 take half of bf16's memory")
-    parser.add_argument("--lora", action="append", default=[], type=_lora, metavar="FILE[:STRENGTH]",
-                        help="change the base or distilled network by a LoRA; may be given several times")
-    parser.add_argument("--resident-blocks", type=int, metavar="N",
-                        help="keep only N of the network's blocks in memory and bring in the others when needed: "
-                        "slower, for little memory (default all)")
-    parser.add_argument("--tile", type=int, metavar="N",
-                        help="decode the picture in squares of N x 16 pixels, for little memory (default whole)")
+    parser.add_argument("--keyframe", action="append", default=[], type=_keyframe, metavar="T=FILE",
+                        help="picture that is seen at T seconds, or with last=FILE at the end; may be given several "
+                        "times")
+    parser.add_argument("--loop", action="store_true", help="end with the first picture, so that the clip can repeat")
+    parser.add_argument("--audio", metavar="FILE", help="voice that drives the clip and is its sound, of any length")
+    parser.add_argument("--from", dest="clip", metavar="CLIP", help="make another clip of an old one, with its sound")
+    parser.add_argument("--denoise", type=float, default=1.0, metavar="D", help="with --from: how much changes, from "
+                        "above 0 (nothing) to 1 (all but the sound)")
+    parser.add_argument("--audio-only", action="store_true",
+                        help="a draft of the voice, quickly: --out is a WAV file, without a picture")
+    add_output(parser)
+    parser.add_argument("--save-latents", metavar="FILE", help="keep the clip's latents, too, as .safetensors, before "
+                        "it is decoded: magihuman decode makes a clip of them")
+    parser.add_argument("--seconds", type=float, metavar="S",
+                        help="length (default 4, or that of --audio, --script or --from)")
+    seed = parser.add_mutually_exclusive_group()
+    seed.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip "
+                      "(default %(default)s)")
+    seed.add_argument("--seeds", type=_seeds, metavar="N,N,...",
+                      help="a clip for each seed, such as 1,2,3 or 1-8; --out clip.mp4 becomes clip_1.mp4, ...")
+    add_making(parser)
+    add_models(parser)
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Make a clip and write it."""
+    """Make a clip, or one for each seed, and write it."""
     from ..media.mp4 import check_output
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
-    out = check_output(arguments.out)
-    prompt = arguments.prompt if arguments.prompt_file is None else read_text(arguments.prompt_file, "prompt")
-    negative = None if arguments.negative_file is None else read_text(arguments.negative_file, "negative prompt")
-
-    import torch
-
-    from ..pipeline.pipeline import MagiHumanPipeline
-
-    dtype = DTYPES[arguments.dtype]
-    pipeline = MagiHumanPipeline.from_folder(
-        arguments.models, parts=dict(arguments.part), device=arguments.device,
-        dtype=dtype and getattr(torch, dtype), resident_blocks=arguments.resident_blocks, tile=arguments.tile,
-        loras=arguments.lora)
-    options = ("image", "audio", "seconds", "width", "height", "seed", "steps", "mode", "upscale", "sr_steps")
-    with bars() as progress:
-        clip = pipeline.generate(prompt, negative=negative, progress=progress,
-                                 **{name: getattr(arguments, name) for name in options})
-    clip.save(out)
-    count, height, width, _ = clip.frames.shape
-    print(f"{out}: {count / clip.fps:.2f} s, {width}x{height}, {count} frames with sound")
+    seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
+    if arguments.audio_only:
+        return _draft(arguments, seeds)
+    outs = [_numbered(Path(arguments.out), seed) if arguments.seeds else Path(arguments.out) for seed in seeds]
+    for out in outs:
+        check_output(out, inputs_of(arguments))
+    latents = None
+    if arguments.save_latents is not None:
+        file = Path(arguments.save_latents)
+        latents = [_numbered(file, seed) if arguments.seeds else file for seed in seeds]
+    options = making_options(arguments)
+    if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
+        raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
+                         "--loop, or use magihuman dub.")
+    options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
+    options["keyframes"] = dict(arguments.keyframe)
+    pipeline = make_pipeline(arguments)
+    with overall() as progress:
+        clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,
+                                        save_latents=latents, **options)
+        for out, clip in zip(outs, clips, strict=True):
+            clip.save(out)
+            progress.said(said_of(out, clip))
     return 0
 
 
-def read_text(path: str, what: str) -> str:
-    """A small UTF-8 text file. Raises InputError."""
-    file = Path(path)
+def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:
+    """Write the voice alone."""
+    from ..media.audio_file import write_wav
+    from ..media.mp4 import check_output
+
+    for name in ("image", "audio", "clip", "upscale"):
+        if getattr(arguments, name):
+            raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{name}.")
+    outs = [_numbered(Path(arguments.out), seed) if arguments.seeds else Path(arguments.out) for seed in seeds]
+    for out in outs:
+        check_output(out, inputs_of(arguments), suffix=".wav", what="sound")
+    options = making_options(arguments)
+    for name in ("width", "height", "upscale", "sr_steps"):
+        del options[name]
+    pipeline = make_pipeline(arguments)
+    with overall() as progress:
+        for out, seed in zip(outs, seeds, strict=True):
+            waveform, rate = pipeline.generate_audio(read_prompt(arguments), seconds=arguments.seconds, seed=seed,
+                                                     progress=progress, **options)
+            write_wav(out, waveform, rate)
+            progress.said(f"{out}: {waveform.shape[1] / rate:.2f} s of sound")
+    return 0
+
+
+def _numbered(out: Path, seed: int) -> Path:
+    return out.with_name(f"{out.stem}_{seed}{out.suffix}")
+
+
+def _keyframe(text: str) -> tuple[float | str, str]:
+    when, equals, file = text.partition("=")
     try:
-        if file.stat().st_size > MAX_PROMPT_FILE:
-            raise InputError(f"{file}: is too large for a {what}. Give a text file.")
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{file}: the {what} cannot be read ({error.strerror or error}). Check the name.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{file}: the {what} is not UTF-8 text. Save it as UTF-8.") from None
-    if not text.strip():
-        raise InputError(f"{file}: the {what} is empty. Write something into it.")
-    return text.strip()
+        return ("last" if when == "last" else float(when)), file if equals and file else _fail()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SECONDS=FILE or last=FILE") from None
 
 
-def _target(text: str) -> str | tuple[int, int]:
-    width, x, height = text.lower().partition("x")
-    return (int(width), int(height)) if x and width.isdigit() and height.isdigit() else text
-
-
-def _lora(text: str) -> tuple[str, float]:
-    file, colon, strength = text.rpartition(":")
+def _seeds(text: str) -> list[int]:
+    seeds: list[int] = []
     try:
-        return (file, float(strength)) if colon else (text, 1.0)
-    except ValueError:  # the colon belongs to the name, as in C:\\lora.safetensors
-        return text, 1.0
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        seeds = []
+    if not 0 < len(set(seeds)) == len(seeds) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds such as 1,2,3 or 1-8")
+    return seeds
 
 
-def _part(text: str) -> tuple[str, str]:
-    name, equals, file = text.partition("=")
-    if not (name and equals and file):
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=FILE")
-    return name, file
+def _fail() -> str:
+    raise ValueError

@@ -1,29 +1,46 @@
-"""A progress bar for each stage, on standard error."""
+"""Progress on standard error: one bar for all stages of a clip, with the time that is left."""
 
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+# Shares of the time, as far as they can be known before: of the stages that are still to come.
+SHARES = {"network": 0.65, "picture decoder": 0.35}
+
+
+class Overall:
+    """A progress callback (stage, done, total) that draws one bar over all stages.
+
+    Networks count for about two thirds of a clip and its decoder for the rest; as a stage goes on, its own pace
+    corrects what was assumed.
+    """
+
+    def __init__(self, bar) -> None:
+        self.bar, self.started = bar, time.monotonic()
+        self.fractions: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.fractions[stage] = done / total
+        networks = [fraction for name, fraction in self.fractions.items() if name != "picture decoder"]
+        decoder = self.fractions.get("picture decoder", 0.0)
+        share = sum(networks) / max(len(networks), 1)
+        fraction = SHARES["network"] * (1.0 if decoder else share) + SHARES["picture decoder"] * decoder
+        self.bar.set_description_str(f"{stage} {done}/{total}", refresh=False)
+        self.bar.n = max(self.bar.n, round(1000 * fraction))
+        self.bar.refresh()
+
+    def said(self, text: str) -> None:
+        """Print an answer on standard output, past the bar."""
+        self.bar.clear()
+        print(text, flush=True)
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress callback that draws one bar, with the time left, for each stage."""
+def overall() -> Iterator[Overall]:
+    """The bar, while the block runs."""
     from tqdm import tqdm
 
-    bar, shown = None, None
-
-    def progress(stage: str, done: int, total: int) -> None:
-        nonlocal bar, shown
-        if stage != shown:
-            if bar is not None:
-                bar.close()
-            bar, shown = tqdm(total=total, desc=stage, leave=False, file=sys.stderr), stage
-        bar.update(done - bar.n)
-        if done >= total:
-            bar.close()
-
-    try:
-        yield progress
-    finally:
-        if bar is not None:
-            bar.close()
+    layout = "{percentage:3.0f}% |{bar}| {desc} [{elapsed}, about {remaining} left]"
+    with tqdm(total=1000, leave=False, file=sys.stderr, bar_format=layout) as bar:
+        yield Overall(bar)

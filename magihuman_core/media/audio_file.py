@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..atomic import whole_file
 from ..errors import InputError
 from .readable import check_readable
 from .waveform import to_stereo
@@ -35,6 +37,20 @@ def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, 
     if not bool(torch.isfinite(audio).all()):
         raise InputError(f"{path}: holds samples that are not numbers. Export the sound again.")
     return audio, rate
+
+
+def write_wav(path: str | Path, waveform: Tensor, rate: int) -> None:
+    """Write a waveform [channels, samples] in [-1, 1] as 16-bit WAV, whole or not at all. Raises InputError."""
+    samples = (waveform.T.clamp(-1, 1) * 32767).round().to(torch.int16).contiguous().numpy().astype("<i2")
+    try:
+        with whole_file(Path(path)) as file, wave.open(file, "wb") as wav:
+            wav.setnchannels(waveform.shape[0])
+            wav.setsampwidth(2)
+            wav.setframerate(rate)
+            wav.writeframes(samples.tobytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); nothing is left there. "
+                         "Free some space or choose another folder.") from error
 
 
 def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:

@@ -59,20 +59,30 @@ def crop_box(width: int, height: int, target_width: int, target_height: int) -> 
     return left, top, left + crop_width, top + crop_height
 
 
+def crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest centred part of an image that has the target's aspect, in the target's size (Lanczos).
+
+    Raises InputError where nothing is left of it.
+    """
+    from PIL import Image
+
+    if image.size == (width, height):
+        return image
+    # Corners at half pixels are rounded half to even, by Pillow; the model was used with exactly that.
+    image = image.crop(crop_box(*image.size, width, height))
+    if not image.width or not image.height:
+        raise InputError(f"The image is too narrow for {width}x{height}. Give a larger one.")
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
 def fit_image(image: Image.Image, width: int, height: int) -> Tensor:
     """Crop the middle to the target's aspect, resize (Lanczos) -> fp32 [1, 3, 1, height, width] in [-1, 1].
 
     The leading axes are batch, channels and time: one frame, as the video VAE encodes it.
     """
     import numpy as np
-    from PIL import Image
 
-    if image.size != (width, height):
-        # Corners at half pixels are rounded half to even, by Pillow; the model was used with exactly that.
-        image = image.crop(crop_box(*image.size, width, height))
-        if not image.width or not image.height:
-            raise InputError(f"The image is too narrow for {width}x{height}. Give a larger one.")
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    image = crop_and_resize(image, width, height)
     pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)
     return rearrange(2 * pixels - 1, "h w c -> 1 c 1 h w")
 

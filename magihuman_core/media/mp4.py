@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic import temporary_name, whole_file
+from ..atomic import check_not_input, temporary_name, whole_file
 from ..errors import InputError
 from ..sizes import FPS
 from .waveform import OUTPUT_RATE
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
     import av
 
 
-def check_output(path: str | Path) -> Path:
-    """Make sure, before long work starts, that an mp4 can be written there; its folder is made. Raises InputError."""
+def check_output(path: str | Path, inputs: Iterable[str | Path | None] = (), *, suffix: str = ".mp4",
+                 what: str = "clip") -> Path:
+    """Make sure, before long work starts, that a file can be written there; its folder is made.
+
+    inputs: files that are read, and must not be written over. suffix: of the file, which holds the clip, or what else
+    it is. Raises InputError.
+    """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise InputError(f"{path}: the clip is written as mp4. Give a name that ends in .mp4.")
+    if path.suffix.lower() != suffix:
+        raise InputError(f"{path}: the {what} is written as {suffix[1:]}. Give a name that ends in {suffix}.")
+    check_not_input(path, inputs)
     if path.is_dir():
         raise InputError(f"{path}: is a folder. Give the name of a file.")
     temporary = temporary_name(path)
@@ -75,17 +81,13 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
     # use_metadata_tags keeps names that mp4 does not know.
     with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
         container.metadata.update({key: str(value) for key, value in metadata.items()})
-        video = _add_video(container, width, height, fps)
-        track = None if audio is None else _AudioTrack(container, audio, sample_rate)
+        video = add_video(container, width, height, fps)
+        track = None if audio is None else AudioTrack(container, audio, sample_rate)
         for count, frame in enumerate(chain([first], frames)):
             if tuple(frame.shape) != (height, width, 3) or frame.dtype != torch.uint8:
                 raise InputError(f"{path}: frame {count} is {frame.dtype} {tuple(frame.shape)}, "
                                  f"expected uint8 {(height, width, 3)}.")
-            image = av.VideoFrame.from_ndarray(frame.cpu().numpy(), format="rgb24")
-            # The source needs no name: RGB has no matrix. BT.709 is what players assume of such sizes.
-            image = image.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            image.pts, image.time_base = count, 1 / fps
-            container.mux(video.encode(image))
+            container.mux(video.encode(video_frame(frame, count, fps)))
             if track is not None:
                 track.advance(round((count + 1) * sample_rate / fps))
         container.mux(video.encode(None))
@@ -93,8 +95,21 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
             track.finish()
 
 
-def _add_video(container: av.container.OutputContainer, width: int, height: int, fps: Fraction):
-    stream = container.add_stream("libx264", rate=fps, options={"crf": "18"})
+def video_frame(frame: Tensor, number: int, fps: Fraction) -> av.VideoFrame:
+    """A frame uint8 [h, w, 3] as it is encoded."""
+    import av
+
+    image = av.VideoFrame.from_ndarray(frame.cpu().numpy(), format="rgb24")
+    # The source needs no name: RGB has no matrix. BT.709 is what players assume of such sizes.
+    image = image.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+    image.pts, image.time_base = number, 1 / fps
+    return image
+
+
+def add_video(container: av.container.OutputContainer, width: int, height: int, fps: Fraction,
+              options: Mapping[str, str] | None = None):
+    """The video stream of a file. options: of the encoder."""
+    stream = container.add_stream("libx264", rate=fps, options={"crf": "18", **(options or {})})
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     context = stream.codec_context
     # Code points of ITU-T H.273: 1 is BT.709 in all three; range 1 is the limited one of video.
@@ -102,21 +117,28 @@ def _add_video(container: av.container.OutputContainer, width: int, height: int,
     return stream
 
 
-class _AudioTrack:
+class AudioTrack:
     """The audio track, fed as far as the video has come, so that the two lie side by side in the file."""
 
     def __init__(self, container: av.container.OutputContainer, audio: Tensor, sample_rate: int) -> None:
         if audio.ndim != 2 or audio.shape[0] not in (1, 2):
             raise InputError(f"the audio has shape {tuple(audio.shape)}, expected [2, samples].")
         self.container, self.audio, self.rate, self.position = container, audio, sample_rate, 0
+        self.dropped = 0  # samples before those of self.audio
         self.stream = container.add_stream("aac", rate=sample_rate, layout="stereo")
         self.stream.bit_rate = 192_000
+
+    def append(self, audio: Tensor) -> None:
+        """More audio [2, samples]; what was encoded before is let go."""
+        self.audio = torch.cat([self.audio[:, self.position - self.dropped :], audio], 1)
+        self.dropped = self.position
 
     def advance(self, end: int) -> None:
         """Encode all samples before `end`; silence where there are none."""
         import av
 
-        part = self.audio[:, self.position : end].detach().cpu().float().clamp(-1, 1).expand(2, -1)
+        part = self.audio[:, self.position - self.dropped : end - self.dropped]
+        part = part.detach().cpu().float().clamp(-1, 1).expand(2, -1)
         part = torch.nn.functional.pad(part, (0, end - self.position - part.shape[1]))
         frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = self.rate, self.position, Fraction(1, self.rate)

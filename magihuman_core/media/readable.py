@@ -8,10 +8,11 @@ from ..errors import InputError
 def check_readable(path: Path, what: str) -> None:
     """Say plainly that a file is missing, a folder, empty, or a download that went wrong.
 
-    what: "image" or "audio". Raises InputError.
+    what: "image", "audio" or "video". Raises InputError.
     """
+    article = "an" if what[0] in "aeiou" else "a"
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected an {what} file.")
+        raise InputError(f"{path}: is a folder, expected {article} {what} file.")
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -20,7 +21,7 @@ def check_readable(path: Path, what: str) -> None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None
     except ValueError:  # a zero byte in the name
-        raise InputError(f"{str(path)!r}: is not a possible name of an {what} file.") from None
+        raise InputError(f"{str(path)!r}: is not a possible name of {article} {what} file.") from None
     if not head:
         raise InputError(f"{path}: is empty. Give another {what} file.")
     if head.startswith(b"version https://git-lfs"):

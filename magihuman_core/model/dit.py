@@ -11,22 +11,24 @@ The residual stream is fp32 from end to end. Linear layers of the blocks and the
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..nn.layers import RMSNorm, gelu7, swiglu7
-from ..nn.operations import Operations
+from ..nn.elementwise import EAGER, Elementwise
+from ..nn.layers import RMSNorm
+from ..nn.operations import Operations, weights_held
 from .attention import AttentionFunction, local_attention, sdpa
 from .config import PATCH, DiTConfig
-from .rope import RotaryBands, apply_rotary
-from .sequence import MODALITIES, Layout, make_layout, patchify, unpatchify
+from .rope import RotaryBands
+from .sequence import MODALITIES, Layout, Segments, make_layout, patchify, unpatchify
 
 # run_block(index, block, x, layout, attention) -> x: the seam for block patches, prefetching and cancelling.
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
-Pieces = list[tuple["Expert", slice]]  # who computes which span of tokens
+Pieces = Iterator[tuple[slice, Tensor]]  # tokens of the sequence, and what was computed for them
 
 # Tokens that pass through a linear layer at once. The inner width of an MLP is many times the hidden one, so
 # this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
@@ -37,6 +39,8 @@ CPU_PIECE = 256
 
 class GatedAttention(nn.Module):
     """Grouped-query attention with one sigmoid gate for each token and head."""
+
+    elementwise: Elementwise = EAGER
 
     def __init__(self, config: DiTConfig, compute_dtype: torch.dtype, *, operations: Operations, dtype, device):
         super().__init__()
@@ -54,28 +58,29 @@ class GatedAttention(nn.Module):
         self.k_norm = RMSNorm(c.head_dim, device=device)
 
     def project(self, x: Tensor, sin: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x fp32 [B, n, hidden] -> q [B, n, heads, d], k and v [B, n, kv_heads, d], gate fp32 [B, n, heads]."""
-        h = self.pre_norm(x).to(self.compute_dtype)
+        """x fp32 [B, n, hidden] -> q [B, n, heads, d], k and v [B, n, kv_heads, d], gate [B, n, heads]."""
+        h = self.pre_norm(x, self.compute_dtype)
         qkv = self.linear_qkv(h).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=-2)
-        q = apply_rotary(self.q_norm(q), sin, cos).to(self.compute_dtype)
-        k = apply_rotary(self.k_norm(k), sin, cos).to(self.compute_dtype)
-        return q, k, v, self.linear_gate(h).float()
+        q = self.q_norm.rotated(q, sin, cos, self.compute_dtype)
+        k = self.k_norm.rotated(k, sin, cos, self.compute_dtype)
+        return q, k, v, self.linear_gate(h)
 
     def output(self, attended: Tensor, gate: Tensor) -> Tensor:
         """attended [B, n, heads, d], gate [B, n, heads] -> [B, n, hidden]."""
-        gated = attended.float() * torch.sigmoid(gate).unsqueeze(-1)
-        return self.linear_proj(gated.to(self.compute_dtype).flatten(2))
+        return self.linear_proj(self.elementwise.gate(attended, gate, self.compute_dtype).flatten(2))
 
 
 class MLP(nn.Module):
     """norm -> up -> GELU7 or SwiGLU7 -> down."""
 
+    elementwise: Elementwise = EAGER
+
     def __init__(self, config: DiTConfig, gelu: bool, compute_dtype: torch.dtype, *, operations: Operations,
                  dtype, device):
         super().__init__()
         width = config.gelu_width if gelu else config.swiglu_width
-        self.activation = gelu7 if gelu else swiglu7
+        self.gelu = gelu
         self.compute_dtype = compute_dtype
         self.pre_norm = RMSNorm(config.hidden, device=device)
         up = width if gelu else 2 * width
@@ -83,8 +88,9 @@ class MLP(nn.Module):
         self.down_proj = operations.Linear(width, config.hidden, bias=False, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        up = self.up_gate_proj(self.pre_norm(x).to(self.compute_dtype))
-        return self.down_proj(self.activation(up).to(self.compute_dtype))
+        up = self.up_gate_proj(self.pre_norm(x, self.compute_dtype))
+        activation = self.elementwise.gelu7 if self.gelu else self.elementwise.swiglu7
+        return self.down_proj(activation(up, self.compute_dtype))
 
 
 class Expert(nn.Module):
@@ -100,7 +106,7 @@ class Expert(nn.Module):
 
     def attention_output(self, attended: Tensor, gate: Tensor) -> Tensor:
         y = self.attention.output(attended, gate)
-        return y if self.attn_post_norm is None else self.attn_post_norm(y).to(y.dtype)
+        return y if self.attn_post_norm is None else self.attn_post_norm(y, y.dtype)
 
     def mlp_output(self, x: Tensor) -> Tensor:
         y = self.mlp(x)
@@ -108,10 +114,14 @@ class Expert(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention, then x + MLP; three experts in the sandwich, one elsewhere."""
+    """x + attention, then x + MLP; three experts in the sandwich, one elsewhere.
+
+    Long sequences pass through a linear layer in pieces; its weight comes in once for all of them.
+    """
 
     def __init__(self, config: DiTConfig, index: int, compute_dtype: torch.dtype, **factory):
         super().__init__()
+        self.compute_dtype = compute_dtype
         self.by_modality = index in config.sandwich_layers
         names = MODALITIES if self.by_modality else ("shared",)
         self.experts = nn.ModuleDict({name: Expert(config, index, compute_dtype, **factory) for name in names})
@@ -119,37 +129,77 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, attention: AttentionFunction = sdpa) -> Tensor:
         """x: the residual stream, fp32 [B, N, hidden]. Where no gradient is wanted the result is written into x."""
-        pieces = [(cast(Expert, self.experts[name]), span) for name, span in layout.pieces(self.by_modality)]
-        x = add(x, self.attention(x, pieces, layout, attention), pieces)
-        return add(x, self.mlp(x, pieces), pieces)
+        x = add(x, self.attention(x, layout, attention))
+        return add(x, self.mlp(x, layout))
 
-    def attention(self, x: Tensor, pieces: Pieces, layout: Layout, attend: AttentionFunction) -> Iterator[Tensor]:
-        """The attention of all tokens to all, or to those near in time, piece by piece, [B, n, hidden] each."""
-        projected = [e.attention.project(x[:, span], layout.sin[span], layout.cos[span]) for e, span in pieces]
-        q, k, v, gate = (torch.cat(parts, 1) for parts in zip(*projected, strict=True))
-        del projected  # here and below: a generator keeps its variables while it waits
+    def attention(self, x: Tensor, layout: Layout, attend: AttentionFunction) -> Pieces:
+        """The attention of all tokens of a clip to all, or to those near in time, [B, n, hidden] of each piece."""
+        q, k, v, gate = join(self._project(x, layout), layout.tokens)
+        attended = [self._attend(q[:, clip.span], k[:, clip.span], v[:, clip.span], clip, attend)
+                    for clip in layout.clips]
+        del q, k, v  # a generator keeps its variables while it waits
+        whole = attended[0] if len(attended) == 1 else torch.cat(attended, 1)
+        del attended
+        for expert, spans in self._work(layout):
+            with self._held(x, expert.attention.linear_proj):
+                for span in spans:
+                    yield span, expert.attention_output(whole[:, span], gate[:, span])
+
+    def mlp(self, x: Tensor, layout: Layout) -> Pieces:
+        """The MLP of each token, [B, n, hidden] of each piece."""
+        for expert, spans in self._work(layout):
+            with self._held(x, expert.mlp.up_gate_proj, expert.mlp.down_proj):
+                for span in spans:
+                    yield span, expert.mlp_output(x[:, span])
+
+    def _project(self, x: Tensor, layout: Layout) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+        for expert, spans in self._work(layout):
+            with self._held(x, expert.attention.linear_qkv, expert.attention.linear_gate):
+                for span in spans:
+                    yield span, expert.attention.project(x[:, span], layout.sin[span], layout.cos[span])
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, clip: Segments, attend: AttentionFunction) -> Tensor:
         if self.local_radius is None:
-            attended = attend(q, k, v)
-        else:
-            attended = local_attention(q, k, v, layout, self.local_radius, attend)
-        del q, k, v
-        for expert, span in pieces:
-            yield expert.attention_output(attended[:, span], gate[:, span])
+            return attend(q, k, v)
+        return local_attention(q, k, v, clip, self.local_radius, attend)
 
-    def mlp(self, x: Tensor, pieces: Pieces) -> Iterator[Tensor]:
-        """The MLP of each token, piece by piece, [B, n, hidden] each."""
-        return (expert.mlp_output(x[:, span]) for expert, span in pieces)
+    def _work(self, layout: Layout) -> list[tuple[Expert, list[slice]]]:
+        """Who computes which tokens."""
+        pieces = layout.pieces(self.by_modality)
+        return [(cast(Expert, self.experts[name]), spans) for name, spans in pieces.items()]
+
+    def _held(self, x: Tensor, *layers: nn.Module) -> AbstractContextManager[None]:
+        return weights_held(x.new_empty(0, dtype=self.compute_dtype), *layers)
 
 
-def add(x: Tensor, branch: Iterator[Tensor], pieces: Pieces) -> Tensor:
-    """x + branch, whose pieces are computed one at a time.
+def join(pieces: Iterator[tuple[slice, tuple[Tensor, ...]]], tokens: int) -> list[Tensor]:
+    """Tensors [B, tokens, ...] of what is computed for some tokens at a time, in any order.
+
+    Where no gradient is wanted each piece is written into its place at once, so that nothing is held twice.
+    """
+    if torch.is_grad_enabled():
+        found = sorted(pieces, key=lambda piece: piece[0].start)
+        return [torch.cat(parts, 1) for parts in zip(*(parts for _, parts in found), strict=True)]
+    joined: list[Tensor] = []
+    for span, parts in pieces:
+        if span == slice(0, tokens):
+            return list(parts)
+        joined = joined or [part.new_empty(part.shape[0], tokens, *part.shape[2:]) for part in parts]
+        for whole, part in zip(joined, parts, strict=True):
+            whole[:, span] = part
+    return joined
+
+
+def add(x: Tensor, branch: Pieces) -> Tensor:
+    """x + branch, which is computed piece by piece.
 
     Written into x where no gradient needs the old x, so that the residual stream is held once.
     """
     if torch.is_grad_enabled():
-        return x + torch.cat(list(branch), 1)
-    for _, span in pieces:
-        x[:, span] += next(branch)  # held by no name while the next piece is computed
+        return x + join(((span, (y,)) for span, y in branch), x.shape[1])[0]
+    for span, y in branch:
+        x[:, span] += y
+        del y  # before the next piece is computed
     return x
 
 
@@ -192,17 +242,20 @@ class MagiHumanDiT(nn.Module):
         self.final_linear_audio = operations.Linear(config.hidden, config.audio_channels, bias=False, **fp32)
         self._layouts: dict[tuple, Layout] = {}
 
-    def layout(self, latent: tuple[int, int, int], audio: int, text: int) -> Layout:
-        """The layout for these sizes; the last two are kept, since a sampler asks for the same at each step,
-        with guidance for those of the prompt and of the negative prompt."""
+    def layout(self, *sizes: tuple[tuple[int, int, int], int, int], device: torch.device | None = None) -> Layout:
+        """The layout for clips of these sizes: of each the latent's (T, H, W), audio and text tokens.
+
+        The last two are kept, since a sampler asks for the same at each step.
+        """
         bands = self.adapter.rope.bands
-        piece = self.piece or (CPU_PIECE if bands.device.type == "cpu" else PIECE)
+        device = device or bands.device
+        piece = self.piece or (CPU_PIECE if device.type == "cpu" else PIECE)
         # Tables made in inference mode cannot be used where gradients are wanted, so they are kept apart.
-        key = (latent, audio, text, piece, bands.device, torch.is_inference_mode_enabled())
+        key = (sizes, piece, device, torch.is_inference_mode_enabled())
         if key not in self._layouts:
             for old in list(self._layouts)[:-1]:
                 del self._layouts[old]
-            self._layouts[key] = make_layout(latent, audio, text, self.config.positions, bands, piece)
+            self._layouts[key] = make_layout(sizes, self.config.positions, bands.to(device), piece)
         return self._layouts[key]
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor, *, run_block: RunBlock | None = None,
@@ -217,24 +270,26 @@ class MagiHumanDiT(nn.Module):
 
     def forward_many(self, inputs: list[tuple[Tensor, Tensor, Tensor]], *, run_block: RunBlock | None = None,
                      attention: AttentionFunction = sdpa) -> list[tuple[Tensor, Tensor]]:
-        """`forward` of several inputs, block by block, so that streamed weights are fetched once for all."""
+        """`forward` of several inputs of one batch size, packed, so that weights are brought in once for all."""
         run_block = run_block or (lambda index, block, x, layout, attention: block(x, layout, attention))
-        states = []
+        embedded, sizes = [], []
         for video, audio, text in inputs:
             self._check(video, audio, text)
             _, _, T, H, W = video.shape
-            layout = self.layout((T, H, W), audio.shape[2], text.shape[1])
-            x = self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float())
-            states.append((x, layout))
+            sizes.append(((T, H, W), audio.shape[2], text.shape[1]))
+            embedded.append(self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float()))
+        x = embedded[0] if len(embedded) == 1 else torch.cat(embedded, 1)
+        del embedded
+        layout = self.layout(*sizes, device=x.device)
         for index, block in enumerate(self.blocks):
-            states = [(run_block(index, cast(Block, block), x, layout, attention), layout) for x, layout in states]
-        shapes = [video.shape for video, _, _ in inputs]
-        return [self._velocities(x, layout, shape) for (x, layout), shape in zip(states, shapes, strict=True)]
+            x = run_block(index, cast(Block, block), x, layout, attention)
+        return [self._velocities(x, clip, video.shape)
+                for clip, (video, _, _) in zip(layout.clips, inputs, strict=True)]
 
-    def _velocities(self, x: Tensor, layout: Layout, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        end = layout.video + layout.audio
-        video = self.final_linear_video(self.final_norm_video(x[:, : layout.video]))
-        audio = self.final_linear_audio(self.final_norm_audio(x[:, layout.video : end]))
+    def _velocities(self, x: Tensor, clip: Segments, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
+        video, audio, _ = (x[:, span] for _, span in clip.spans(by_modality=True))
+        video = self.final_linear_video(self.final_norm_video(video))
+        audio = self.final_linear_audio(self.final_norm_audio(audio))
         return unpatchify(video, video_shape[2:]), audio.transpose(1, 2)
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:

@@ -53,13 +53,3 @@ def rope_tables(coordinates: Tensor, bands: Tensor) -> tuple[Tensor, Tensor]:
     angle = ((position - centre) * scale).unsqueeze(2) * bands  # [N, 3, B]
     return angle.sin().flatten(1), angle.cos().flatten(1)
 
-
-def apply_rotary(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-    """Rotate the leading channels of every head; the rest pass through.
-
-    x: fp32 [B, L, heads, d]; sin, cos: [L, n] with 2n <= d. Channel i is paired with channel i + n.
-    """
-    n = sin.shape[-1]
-    sin, cos = sin.unsqueeze(1), cos.unsqueeze(1)  # [L, 1, n]: one angle for all heads
-    a, b, rest = x.split([n, n, x.shape[-1] - 2 * n], dim=-1)
-    return torch.cat([torch.addcmul(a * cos, b, sin, value=-1), torch.addcmul(b * cos, a, sin), rest], dim=-1)

@@ -5,8 +5,10 @@ permutation is ever needed and a segment is two plain ints.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -33,43 +35,73 @@ def unpatchify(tokens: Tensor, size: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a forward pass needs to know of its sequence; made once for each set of sizes."""
+class Segments:
+    """Where the tokens of one clip stand: video, audio, text, from `start` on."""
 
+    start: int
     video: int  # tokens of each modality
     audio: int
     text: int
     frames: int  # latent frames
+
+    @property
+    def tokens(self) -> int:
+        return self.video + self.audio + self.text
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.tokens)
+
+    def spans(self, by_modality: bool) -> Iterator[tuple[str, slice]]:
+        """(modality, its tokens); all tokens as "shared" where the modality makes no difference."""
+        start = self.start
+        for name in MODALITIES if by_modality else ("shared",):
+            end = start + (getattr(self, name) if by_modality else self.tokens)
+            yield name, slice(start, end)
+            start = end
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a forward pass needs to know of its sequence; made once for each set of sizes.
+
+    Several clips may be packed one after another, such as one with its prompt and again with the negative prompt:
+    they share every weight that comes in, and do not see each other.
+    """
+
+    clips: tuple[Segments, ...]
     piece: int  # tokens that pass through a linear layer at once, at most
     sin: Tensor  # [N, 3B], for the rotary positions
     cos: Tensor
 
     @property
     def tokens(self) -> int:
-        return self.video + self.audio + self.text
+        return sum(clip.tokens for clip in self.clips)
 
-    def pieces(self, by_modality: bool) -> Iterator[tuple[str, slice]]:
-        """(modality, span of tokens) of at most `piece` tokens each; all of one modality "shared" where it makes no
-        difference."""
-        start = 0
-        for name in MODALITIES if by_modality else ("shared",):
-            end = start + (getattr(self, name) if by_modality else self.tokens)
-            for first in range(start, end, self.piece):
-                yield name, slice(first, min(first + self.piece, end))
-            start = end
+    def alone(self, clip: Segments) -> "Layout":
+        """The layout of one of the clips by itself."""
+        return Layout((replace(clip, start=0),), self.piece, self.sin[clip.span], self.cos[clip.span])
 
-    def local_windows(self, radius: int) -> Iterator[tuple[slice, slice]]:
-        """(tokens of a latent frame, tokens of the video it sees): that frame and `radius` on either side."""
-        per_frame = self.video // self.frames
-        for frame in range(self.frames):
-            first, last = max(0, frame - radius), min(self.frames, frame + radius + 1)
-            yield slice(frame * per_frame, (frame + 1) * per_frame), slice(first * per_frame, last * per_frame)
+    def pieces(self, by_modality: bool) -> dict[str, list[slice]]:
+        """Modality -> spans of about equal numbers of tokens, at most `piece` each."""
+        pieces: dict[str, list[slice]] = {}
+        for clip in self.clips:
+            for name, span in clip.spans(by_modality):
+                count, length = span.stop - span.start, -(-(span.stop - span.start) // self.piece)
+                edges = [span.start + count * i // length for i in range(length + 1)] if length else []
+                pieces.setdefault(name, []).extend(slice(*edge) for edge in pairwise(edges))
+        return pieces
 
 
-def make_layout(latent: tuple[int, int, int], audio: int, text: int, positions: str, bands: Tensor,
+def make_layout(sizes: Sequence[tuple[tuple[int, int, int], int, int]], positions: str, bands: Tensor,
                 piece: int) -> Layout:
-    """latent: (T, H, W) of the video latent; audio, text: tokens; bands: [B] on the device to compute on."""
-    T, H, W = latent
-    grid = (T, H // PATCH, W // PATCH)
-    sin, cos = rope_tables(token_coordinates(grid, audio, text, positions).to(bands.device), bands.float())
-    return Layout(video=grid[0] * grid[1] * grid[2], audio=audio, text=text, frames=T, piece=piece, sin=sin, cos=cos)
+    """sizes: of each clip the latent's (T, H, W), audio and text tokens; bands: [B] on the device to compute on."""
+    clips: list[Segments] = []
+    coordinates = []
+    for (T, H, W), audio, text in sizes:
+        start = clips[-1].span.stop if clips else 0
+        grid = (T, H // PATCH, W // PATCH)
+        clips.append(Segments(start, grid[0] * grid[1] * grid[2], audio, text, T))
+        coordinates.append(token_coordinates(grid, audio, text, positions))
+    sin, cos = rope_tables(torch.cat(coordinates).to(bands.device), bands.float())
+    return Layout(tuple(clips), piece, sin, cos)

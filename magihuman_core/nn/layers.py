@@ -1,8 +1,11 @@
-"""Norm and activations, as the released weights were trained with them."""
+"""The norm, as the released weights were trained with it."""
+
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .elementwise import EAGER, Elementwise
 
 EPS = 1e-6
 
@@ -10,24 +13,41 @@ EPS = 1e-6
 class RMSNorm(nn.Module):
     """x / rms(x) * (weight + 1) over the last axis, in fp32 whatever comes in."""
 
+    elementwise: Elementwise = EAGER
+
     def __init__(self, size: int, *, eps: float = EPS, dtype=torch.float32, device=None):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device))
+        self._changes: list[Tensor] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.to(x.device, torch.float32) + 1, self.eps)
+    def scale(self, device: torch.device) -> Tensor:
+        """What normalized values are multiplied by, fp32 [size]."""
+        scale = self.weight.to(device, torch.float32) + 1
+        for change in self._changes:
+            scale = scale + change.to(scale)
+        return scale
+
+    def change_weight(self, change: Tensor) -> "WeightChange":
+        """Compute with weight + change, such as a LoRA's, until the result's `remove` is called."""
+        self._changes.append(change)
+        return WeightChange(self._changes, change)
+
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The norm in a dtype, by default fp32."""
+        return self.elementwise.norm(x, self.scale(x.device), self.eps, dtype or torch.float32)
+
+    def rotated(self, x: Tensor, sin: Tensor, cos: Tensor, dtype: torch.dtype) -> Tensor:
+        """The norm of every head of x [B, L, heads, size], turned by the rotary angles [L, n]."""
+        return self.elementwise.norm_rotate(x, self.scale(x.device), self.eps, sin, cos, dtype)
 
 
-def gelu7(u: Tensor) -> Tensor:
-    """min(u, 7) * sigmoid(1.702 * min(u, 7)), in fp32."""
-    u = u.float().clamp(max=7)
-    return u * (1.702 * u).sigmoid_()
+@dataclass(frozen=True)
+class WeightChange:
+    """One change of a norm's weight, which can be taken away."""
 
+    changes: list[Tensor]
+    change: Tensor
 
-def swiglu7(u: Tensor) -> Tensor:
-    """[..., 2n] -> [..., n] in fp32; even columns are the gate, odd ones the linear part, both bounded by 7."""
-    gate, linear = u.float().unflatten(-1, (-1, 2)).unbind(-1)
-    gate, linear = gate.clamp(max=7), linear.clamp(-7, 7)
-    gated = gate * (1.702 * gate).sigmoid_()
-    return torch.addcmul(gated, gated, linear)  # gated * (linear + 1)
+    def remove(self) -> None:
+        self.changes[:] = [other for other in self.changes if other is not self.change]

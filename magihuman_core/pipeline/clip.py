@@ -1,12 +1,15 @@
 """A finished clip: frames, audio, and how they were made."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ..media.frames import Frames
 from ..media.mp4 import write_mp4
 from ..media.waveform import OUTPUT_RATE
 from ..sizes import FPS
@@ -14,19 +17,37 @@ from ..sizes import FPS
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames and audio of equal length."""
+    """Video and audio of equal length.
 
-    frames: Tensor  # uint8 [F, h, w, 3]
+    A lazy clip decodes its frames while they are read: `save` then holds only a few of them, whatever the length.
+    """
+
+    video: Frames
     audio: Tensor  # fp32 [2, samples]
     sample_rate: int = OUTPUT_RATE
     fps: int = FPS
     metadata: dict[str, Any] = field(default_factory=dict)  # how it was made
+    # Normalized (video, audio) that the frames were decoded from, where they are those of the whole clip.
+    latents: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """All frames, uint8 [F, h, w, 3]; those of a lazy clip are decoded now, and kept."""
+        return self.video.tensor()
 
     @property
     def seconds(self) -> float:
-        return self.frames.shape[0] / self.fps
+        return self.video.count / self.fps
 
-    def save(self, path: str | Path) -> None:
-        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman"; see media.mp4.write_mp4."""
+    def decoded(self) -> "Clip":
+        """The same clip with its frames in memory."""
+        return replace(self, video=Frames.of(self.video.tensor()))
+
+    def save(self, path: str | Path, progress: Callable[[int, int], None] | None = None) -> None:
+        """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman"; see media.mp4.write_mp4.
+
+        progress: called with the frames written and those there are.
+        """
         metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
-        write_mp4(path, self.frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)
+        frames = self.video if progress is None else self.video.counted(progress)
+        write_mp4(path, frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)

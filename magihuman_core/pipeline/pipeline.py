@@ -8,25 +8,43 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
-from ..media.waveform import OUTPUT_RATE, resample
-from ..recipes import BASE, SR_540P, Guidance
-from ..sizes import FPS, decoded_frames
+from ..media.frames import Frames
+from ..media.waveform import OUTPUT_RATE
+from ..recipes import BASE
+from ..runtime.devices import release_memory
+from ..sampling.frozen import JointLatent
+from ..sampling.windows import shared_frames
+from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
+from .edits import Extension, Mask, Regeneration, read_mask, retake_times
+from .live import CARRIED, Live
+from .making import Making, cut_to_shorter
 from .parts import Parts, choose_device
-from .request import Pass, Progress, Request, Size, make_request
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .request import (
+    Pass,
+    Picture,
+    Progress,
+    Prompt,
+    Request,
+    Size,
+    Waveform,
+    check_memory_options,
+    make_request,
+    read_audio,
+)
+from .saved import SavedClip, check_target, load_clip
+from .source import Source, open_source
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -53,74 +71,259 @@ class MagiHumanPipeline:
         device: "auto" takes CUDA where there is one.
         dtype: of network and text encoder, see load_dit; None: bfloat16, or the 8 bits that a file has its weights
         in, but float32 for small models on a CPU.
-        resident_blocks: how many of the network's blocks stay in memory, None: all (see runtime/streaming.py).
-        tile: side of the squares the Turbo VAE decodes, in latent pixels (16 pixels each); None: whole frames.
+        resident_blocks: how many of the network's blocks stay on the device, None: as many as fit (see
+        runtime/plan.py). stream_from: where the others come from, "memory" or "file"; None: memory, where they fit.
+        tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
+        largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 
-    @torch.inference_mode()
-    def generate(self, prompt: str, *, negative: str | None = None, image: str | Path | Image.Image | None = None,
-                 audio: str | Path | tuple[Tensor, int] | None = None, seconds: float | None = None,
-                 width: int = BASE.width, height: int = BASE.height, seed: int = 0, steps: int | None = None,
-                 mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
-                 guidance: Guidance | None = None, progress: Progress | None = None) -> Clip:
+    def generate(self, prompt: Prompt, *, clip: str | Path | Clip | None = None, image: Picture | None = None,
+                 keyframes: Mapping[float | str, Picture] | None = None, loop: bool = False,
+                 audio: str | Path | Waveform | None = None, seconds: float | None = None, width: int | None = None,
+                 height: int | None = None, seed: int = 0, denoise: float = 1.0, progress: Progress | None = None,
+                 lazy: bool = False, save_latents: str | Path | None = None, **options: Any) -> Clip:
         """Make one clip.
 
-        image: the first frame, cropped to the clip's aspect.
-        audio: what drives the clip, a file or (waveform [channels, samples], rate). The clip's audio is this
-        recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
-        seconds: length; default 4, or all of the audio (which is cut where seconds is less).
-        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own.
+        prompt: what is seen and heard; or a script, (seconds, prompt) of each part of the clip.
+        clip: an old one that is made anew with its own audio (or the given one); see denoise.
+        image: the first frame, cropped to the clip's aspect. keyframes: pictures that the clip shows at other times, by
+        seconds or "last"; loop: it ends as it begins.
+        audio: what drives the clip, a file or (waveform [channels, samples], rate), of any length. The clip's audio is
+        this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
+        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less).
+        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own, or clip's.
         seed: all noise comes from it, as in ComfyUI (see sampling/noise.py).
-        mode: "distilled" (few steps, no guidance) or "base" (with guidance away from `negative`, default
-        DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first. steps: default: the mode's (recipes.py).
-        upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
+        denoise: below 1 the old clip shows through: from about 0.75 on people and places change, at 0.5 few do.
         progress: called with (stage, done, total).
+        lazy: decode the frames only when they are read or saved, window by window, so that memory does not grow with
+        the clip's length.
+        save_latents: a .safetensors file to write before anything is decoded; see `decode`.
+        options: what all ways to make a clip take:
+        mode: "distilled" (few steps, no guidance) or "base" (with guidance away from `negative`, default
+        DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first. steps, guidance: default: the mode's
+        (recipes.py).
+        upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
+        window, overlap: seconds that are made in one piece, default what the network was trained on, and that
+        neighbouring ones share; a clip longer than a window is made in several, blended in every step.
         Video and audio are cut to the shorter of the two.
         Raises InputError and CheckpointError, before anything is computed where that can be known.
         """
+        return next(self.generate_seeds(
+            prompt, [seed], clip=clip, image=image, keyframes=keyframes, loop=loop, audio=audio, seconds=seconds,
+            width=width, height=height, denoise=denoise, progress=progress, lazy=lazy,
+            save_latents=None if save_latents is None else [save_latents], **options))
+
+    def generate_seeds(self, prompt: Prompt, seeds: Sequence[int], *, clip: str | Path | Clip | None = None,
+                       progress: Progress | None = None, lazy: bool = False,
+                       save_latents: Sequence[str | Path] | None = None, **options: Any) -> Iterator[Clip]:
+        """One clip for each seed, all else as for `generate`; the models are loaded once for all of them.
+
+        save_latents: a file for each seed.
+        """
+        if not seeds:
+            raise InputError("seeds is empty: give at least one.")
+        targets = [check_target(path) for path in save_latents or ()]
+        if targets and len(targets) != len(seeds):
+            raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")
+        if clip is None:
+            if options.get("denoise", 1.0) != 1.0:
+                raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")
+            return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy, targets)
+        if options.pop("seconds", None) is not None:
+            raise InputError("seconds cannot be chosen for a clip made of another: it has the other one's length.")
+        source = open_source(clip)
+        audio = options.pop("audio", None)
+        request = self._request_for(source, prompt, seeds, **options)
+        heard = None if audio is None else read_audio(audio, None)
+        return self._make(Regeneration(request, source, heard), progress, lazy, targets)
+
+    def decode(self, latents: str | Path, *, progress: Progress | None = None, lazy: bool = False) -> Clip:
+        """The clip of latents that `generate` saved, with its sound: that of the network, or the one that drove it.
+
+        progress, lazy: as for generate. Raises InputError and CheckpointError.
+        """
+        saved = load_clip(latents)
+        check_memory_options(self.parts)
+        if "turbo_vae" not in self.parts.models:
+            self.parts.models.require("video_vae", "decoding the picture")
+        if saved.waveform is None:
+            self.parts.models.require("audio_vae", "sound")
+
+        def finish(frames: Frames, decoded: Tensor | None) -> tuple[Frames, Tensor]:
+            waveform = saved.waveform if decoded is None else decoded
+            assert waveform is not None  # noqa: S101  a file has the one or the other
+            return cut_to_shorter(frames, waveform)
+
+        clip = self._decode(saved, finish, progress or _silent)
+        return clip if lazy else clip.decoded()
+
+    def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
+            edge: int | None = None,
+            prompt: Prompt | None = None, seed: int = 0, progress: Progress | None = None, lazy: bool = False,
+            **options: Any) -> Clip:
+        """Give a clip new words: the picture follows another recording, which is its audio from then on.
+
+        clip: a video file of any kind, or a Clip. mask: what of the picture is made anew, white in an image, or an
+        ellipse (centre x, y, width, height, in fractions of the picture), such as the mouth; None: all but the first
+        frame. The original is pasted back outside; edge: pixels over which the new picture fades into it, default a
+        32nd of the shorter side. prompt: default the clip's own, where it carries one. A recording shorter than the
+        clip is followed by silence, a longer one is cut.
+        options, seed, progress, lazy, and what is raised: as for generate.
+        """
+        source = open_source(clip)
+        region = None if mask is None else read_mask(mask, *source.size)
+        request = self._request_for(source, prompt, [seed], **options)
+        making = Regeneration(request, source, read_audio(audio, None), region, edge, keep_first=mask is None)
+        return next(self._make(making, progress, lazy))
+
+    def retake(self, clip: str | Path | Clip, start: float, end: float, *, audio_only: bool = False,
+               video_only: bool = False, prompt: Prompt | None = None, seed: int = 0,
+               progress: Progress | None = None, lazy: bool = False, **options: Any) -> Clip:
+        """Perform a moment again: video and audio (or one of them) from start to end, in seconds, are made anew.
+
+        The rest of the clip stays as it is. As for dub otherwise.
+        """
+        if audio_only and video_only:
+            raise InputError("A retake cannot be of the audio only and of the video only. Choose one, or neither.")
+        source = open_source(clip)
+        times = retake_times(start, end, source)
+        request = self._request_for(source, prompt, [seed], **options)
+        return next(self._make(Regeneration(request, source, times=times, video=not audio_only,
+                                            new_audio=not video_only), progress, lazy))
+
+    def extend(self, clip: str | Path | Clip, *, audio: str | Path | Waveform | None = None,
+               seconds: float | None = None, prompt: Prompt | None = None, seed: int = 0,
+               progress: Progress | None = None, lazy: bool = False, **options: Any) -> Clip:
+        """A clip and its continuation, in the same voice, or driven by a recording that is heard from its end on.
+
+        seconds: how much is added; default 4, or all of the audio. overlap (one of the options): how much of the clip's
+        end is carried over. Of a Clip made here the latents are carried. As for dub otherwise.
+        """
+        source = open_source(clip)
+        request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
+        return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
+
+    def stream(self, audio_chunks: Iterable[Tensor], *, rate: int, prompt: str, image: Picture | None = None,
+               seed: int = 0, overlap: float | None = None, **options: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """A face for a voice while it is spoken: (frames uint8 [F, h, w, 3], their sound [2, n]) window by window.
+
+        audio_chunks: [samples] or [channels, samples], floating or int16, of any length, at `rate` samples per second;
+        read as they are needed. Each window is given as soon as its sound has come; the end of the chunks is the end of
+        the stream, and closing the iterator stops it. The sound given is the one that came. overlap: seconds of a
+        window that the next begins with (default 0.48). options: as for generate, but for super-resolution.
+        """
+        if options.get("upscale") is not None:
+            raise InputError("A stream is made without super-resolution. Leave upscale out.")
+        request = self._request(prompt, [seed], image=image, **options)
+        with torch.inference_mode():
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            stills = Making(request).stills(self.parts, self._stage)[request.first.size]
+            live = Live(self.parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
+        return live.windows(audio_chunks, rate)
+
+    def generate_audio(self, prompt: Prompt, *, seed: int = 0, progress: Progress | None = None,
+                       **options: Any) -> Waveform:
+        """A voice alone, quickly, as a draft: (fp32 [2, samples], 44100). options: as for generate.
+
+        It may then drive a clip, as its audio.
+        """
+        with torch.inference_mode():
+            request = self._request(prompt, [seed], **options, width=PIXELS_PER_TOKEN, height=PIXELS_PER_TOKEN)
+            making = Making(request)
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            latents = making.latents(self.parts, self._stage)
+            [(_, audio)] = self._sample(request.first, conditions, latents, [(seed, None)], progress or _silent)
+            return self._stage("sound decoder", stages.decode_audio, audio), OUTPUT_RATE
+
+    def _request(self, prompt: Prompt, seeds: Sequence[int], *, width: int | None = None, height: int | None = None,
+                 **options: Any) -> Request:
+        size = (BASE.width if width is None else width, BASE.height if height is None else height)
+        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+
+    def _request_for(self, source: Source, prompt: Prompt | None, seeds: Sequence[int], *, width: int | None = None,
+                     height: int | None = None, **options: Any) -> Request:
+        """A request for a clip made of another: in its size, and with its prompt where there is no other."""
+        prompt = source.prompt if prompt is None else prompt
+        if prompt is None:
+            raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
+                             "heard in it.")
+        self.parts.models.require("video_vae", "reading a clip")
+        fitted = source.fitted_size(BASE.area)
+        size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
+        options.setdefault("seconds", source.count / FPS)
+        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+
+    def _make(self, making: Making, progress: Progress | None, lazy: bool,
+              targets: Sequence[Path] = ()) -> Iterator[Clip]:
+        """The clip of each seed, one after the other. targets: files for their latents."""
+        started, request, progress = time.perf_counter(), making.request, progress or _silent
+        with torch.inference_mode():
+            conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            latents = making.latents(self.parts, self._stage)
+            results = self._sample(request.first, conditions, latents, [(seed, None) for seed in request.seeds],
+                                   progress)
+            if request.upscaling is not None:
+                results = self._sample(request.upscaling, conditions, latents,
+                                       list(zip(request.seeds, results, strict=True)), progress)
+        generated = bool(latents[request.first.size].audio_mask.any())
+        saved = [SavedClip(video.cpu(), audio.cpu() if generated else None, None,
+                           {**request.facts(seed), **making.facts})
+                 for seed, (video, audio) in zip(request.seeds, results, strict=True)]
+        for each, target in zip(saved, targets, strict=False):
+            heard = None if generated else making.finish(self._frames(each.video), None)[1]
+            replace(each, waveform=heard).save(target)
+            log.info("%s: the latents are saved; magihuman decode makes a clip of them.", target)
+        for each, (video, audio) in zip(saved, results, strict=True):
+            clip = self._decode(each, making.finish, progress)
+            if request.upscaling is None:
+                whole = making.whole(video.cpu(), audio.cpu())
+                if whole is not None and decoded_frames(whole[0].shape[2]) == clip.video.count:
+                    clip = replace(clip, latents=whole)
+            if not lazy:
+                clip = clip.decoded()
+                log.info("Made %d frames of %dx%d, %.2f s, in %.1f s.", clip.video.count, clip.video.width,
+                         clip.video.height, clip.seconds, time.perf_counter() - started)
+            yield clip
+
+    def _sample(self, pass_: Pass, conditions: stages.Conditions, latents: Mapping[Size, JointLatent],
+                jobs: Sequence[tuple[int, tuple[Tensor, Tensor] | None]], progress: Progress
+                ) -> list[tuple[Tensor, Tensor]]:
+        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, latents[pass_.size],
+                           jobs, progress)
+
+    def _decode(self, saved: SavedClip, finish: Callable[[Frames, Tensor | None], tuple[Frames, Tensor]],
+                progress: Progress) -> Clip:
+        """A clip whose frames are decoded when they are read. finish: what is done with frames and audio, decoded."""
+        with torch.inference_mode():
+            decoded = None
+            if saved.audio is not None:
+                decoded = self._stage("sound decoder", stages.decode_audio, saved.audio.to(self.parts.device))
+            frames, waveform = finish(self._frames(saved.video), decoded)
+        frames = frames.counted(lambda done, total: progress("picture decoder", done, total))
+        return Clip(frames, waveform, metadata=dict(saved.facts))
+
+    def _frames(self, video: Tensor) -> Frames:
+        """Frames that are decoded of a latent when they are read."""
+        height, width = (side * PIXELS_PER_LATENT for side in video.shape[3:])
+        return Frames(decoded_frames(video.shape[2]), height, width, lambda: self._decoded(video))
+
+    def _decoded(self, video: Tensor) -> Iterator[Tensor]:
         started = time.perf_counter()
-        progress = progress or (lambda stage, done, total: None)
-        request = make_request(
-            self.parts, prompt, negative=negative, image=image, audio=audio, seconds=seconds, size=(width, height),
-            seed=seed, steps=steps, mode=mode, upscale=upscale, sr_steps=sr_steps, guidance=guidance)
-        conditions = self._encode(request)
-        latents = self._sample(request.first, conditions, seed, None, progress)
-        if request.upscaling is not None:
-            latents = self._sample(request.upscaling, conditions, seed, latents, progress)
-        return self._decode(request, *latents, progress, started)
-
-    def _encode(self, request: Request) -> stages.Conditions:
-        """Text, image and audio as the networks take them."""
-        text, negative = self._stage("text encoder", stages.encode_text, request.prompt, request.negative)
-        images: dict[Size, Tensor] = {}
-        if request.image is not None:
-            images = self._stage("reference picture", stages.encode_image, request.image,
-                                 [pass_.size for pass_ in request.passes])
-        audio, length = None, request.audio_length
-        if request.audio is not None:
-            audio = self._stage("driving sound", stages.encode_audio, request.audio)
-            length = audio.shape[2]
-        return stages.Conditions(text, negative, images, audio, length)
-
-    def _sample(self, pass_: Pass, conditions: stages.Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
-                progress: Progress) -> tuple[Tensor, Tensor]:
-        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, seed, base, progress)
-
-    def _decode(self, request: Request, video: Tensor, audio: Tensor, progress: Progress, started: float) -> Clip:
-        """Frames and waveform of equal length; the waveform is the user's own where one was given."""
-        if request.audio is not None:
-            waveform = resample(*request.audio, OUTPUT_RATE)
-        else:
-            waveform = self._stage("sound decoder", stages.decode_audio, audio)
-        count = min(decoded_frames(video.shape[2]), waveform.shape[1] * FPS // OUTPUT_RATE)
-        if count < 1:
-            raise InputError("The sound is shorter than one frame. Give a longer one.")
-        frames = self._stage("picture decoder", stages.decode_video, video, count, progress)
-        log.info("Made %d frames of %dx%d, %.2f s, in %.1f s.", count, frames.shape[2], frames.shape[1],
-                 count / FPS, time.perf_counter() - started)
-        return Clip(frames, waveform[:, : count * OUTPUT_RATE // FPS], metadata=request.facts)
+        log.info("picture decoder ...")
+        pieces = stages.decode_video(self.parts, video)
+        try:
+            while True:
+                with torch.inference_mode():  # around each piece: a generator would leave it on for its reader
+                    piece = next(pieces, None)
+                if piece is None:
+                    break
+                yield piece
+        finally:
+            pieces.close()
+            self._release()
+            log.info("picture decoder: %.1f s", time.perf_counter() - started)
 
     def _stage(self, name: str, stage: Callable[Concatenate[Parts, P], Result], *args: P.args,
                **kwargs: P.kwargs) -> Result:
@@ -128,8 +331,14 @@ class MagiHumanPipeline:
         started = time.perf_counter()
         log.info("%s ...", name)
         result = stage(self.parts, *args, **kwargs)
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.device)
-            torch.cuda.empty_cache()
+        self._release()
         log.info("%s: %.1f s", name, time.perf_counter() - started)
         return result
+
+    def _release(self) -> None:
+        """Give memory of a part that is gone back to the device."""
+        release_memory(self.parts.device)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass

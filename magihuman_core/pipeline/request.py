@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 from torch import Tensor
 
@@ -15,15 +16,20 @@ from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
 from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
-from ..recipes import RECIPES, SR_540P, SR_1080P, UPSCALERS, Guidance, Recipe, upscaled_size, upscaler_for
+from ..recipes import BASE, RECIPES, SR_540P, SR_1080P, UPSCALERS, Guidance, Recipe, upscaled_size, upscaler_for
 from ..runtime.lora import check_strength
-from ..runtime.streaming import check_resident_blocks
+from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
-from ..sizes import audio_length, floor_size
+from ..sampling.solvers import flow_sigmas
+from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
+from ..sampling.windows import shared_frames, window_frames
+from ..sizes import FPS, audio_length, decoded_frames, floor_size, latent_frames, latent_of_frame
 from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from ..text.script import Segment, as_segments, check_length
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
+from ..weights.roles import window_seconds
 from .parts import Parts
 
 if TYPE_CHECKING:
@@ -32,9 +38,10 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]  # stage, done, total
 Size = tuple[int, int]  # width, height, in pixels
 Waveform = tuple[Tensor, int]  # [2, samples], and samples per second
+Picture = Union[str, Path, "Image.Image"]
+Prompt = str | Sequence[tuple[float, str]] | Sequence[Segment]  # for the whole clip, or (seconds, prompt) of its parts
 
 DEFAULT_SECONDS = 4
-LONG_SECONDS = 20
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +54,9 @@ class Pass:
     size: Size
     steps: int
     guidance: Guidance | None  # None: without a negative prompt
+    window: int  # latent frames that are made in one piece
+    overlap: int  # latent frames that neighbouring windows share
+    denoise: float = 1.0  # below 1: from the latents of an old clip, under so much less noise
 
     @property
     def name(self) -> str:
@@ -54,34 +64,48 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Keyframe:
+    """A picture that the clip shows at a time."""
+
+    index: int  # latent frame
+    image: Image.Image  # RGB
+
+
+@dataclass(frozen=True)
 class Request:
     """One clip's ingredients."""
 
-    prompt: str
+    segments: Sequence[Segment]  # prompts, each for a part of the clip
     negative: str | None  # None: not used
-    image: Image.Image | None  # RGB
+    keyframes: Sequence[Keyframe]
     audio: Waveform | None  # what drives the clip, and becomes its audio
-    audio_length: int  # audio latents, where no audio drives the clip
+    audio_length: int  # audio latents
     first: Pass
     upscaling: Pass | None
-    seed: int
+    seeds: Sequence[int]  # a clip for each
 
     @property
     def passes(self) -> list[Pass]:
         return [self.first] if self.upscaling is None else [self.first, self.upscaling]
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """How the clip is made, for its metadata."""
+    def facts(self, seed: int) -> dict[str, Any]:
+        """How the clip of a seed is made, for its metadata."""
         width, height = self.first.size
-        return {"prompt": self.prompt, "seed": self.seed, "model": self.first.recipe.role, "steps": self.first.steps,
-                "width": width, "height": height, "upscale": list(self.upscaling.size) if self.upscaling else None,
-                "image": self.image is not None, "driven_by_sound": self.audio is not None}
+        facts = {"prompt": "\n".join(segment.prompt for segment in self.segments), "seed": seed,
+                 "model": self.first.recipe.role, "steps": self.first.steps, "width": width, "height": height,
+                 "upscale": list(self.upscaling.size) if self.upscaling else None,
+                 "image": any(keyframe.index == 0 for keyframe in self.keyframes),
+                 "driven_by_sound": self.audio is not None}
+        return facts if self.first.denoise == 1 else {**facts, "denoise": self.first.denoise}
 
 
-def make_request(parts: Parts, prompt: str, *, negative: str | None, image: str | Path | Image.Image | None,
-                 audio: str | Path | Waveform | None, seconds: float | None, size: Size, seed: int, steps: int | None,
-                 mode: str | None, upscale: str | Size | None, sr_steps: int, guidance: Guidance | None) -> Request:
+def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, image: Picture | None = None,
+                 keyframes: Mapping[float | str, Picture] | None = None, loop: bool = False,
+                 audio: str | Path | Waveform | None = None, seconds: float | None = None,
+                 size: Size = (BASE.width, BASE.height), seeds: Sequence[int] = (0,), steps: int | None = None,
+                 mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
+                 guidance: Guidance | None = None, window: float | None = None, overlap: float | None = None,
+                 denoise: float = 1.0) -> Request:
     """Check and read the input of MagiHumanPipeline.generate, which says what each of them is.
 
     Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
@@ -91,32 +115,91 @@ def make_request(parts: Parts, prompt: str, *, negative: str | None, image: str 
     for name, value in (("steps", steps), ("sr_steps", sr_steps)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
             raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
-    check_seed(seed)
-    for remark in check_prompt(prompt):
-        log.warning("Prompt: %s", remark)
+    flow_sigmas(steps, denoise=denoise)
+    for seed in seeds:
+        check_seed(seed)
+    segments = as_segments(prompt)
+    for segment in segments:
+        for remark in check_prompt(segment.prompt):
+            log.warning("Prompt: %s", remark)
     size = floor_size(*size)
-    length = audio_length(DEFAULT_SECONDS if seconds is None else seconds)
-    image = None if image is None else read_image(image)
+    scripted = sum(segment.seconds for segment in segments)
+    length = audio_length((scripted if math.isfinite(scripted) else DEFAULT_SECONDS) if seconds is None else seconds)
+    if seconds is not None:
+        check_length(segments, seconds, "the clip is to have")
+    stills = [] if image is None else [Keyframe(0, read_image(image))]
     driving = None if audio is None else read_audio(audio, seconds)
     if driving is not None:
-        seconds = driving[0].shape[1] / driving[1]
-    if seconds is not None and seconds > LONG_SECONDS:
-        log.warning("%.0f s is long: the model was made for clips of 4 to 10 s.", seconds)
+        spoken = driving[0].shape[1] / driving[1]
+        check_length(segments, spoken, "the recording has")
+        length = max(1, math.ceil(spoken * FPS))
+    stills += read_keyframes(keyframes or {}, loop, latent_frames(length), stills)
     upscaling = None
     if upscale is not None:
         large = upscaled_size(*size, upscale)
-        upscaling = Pass(choose_upscaler(parts.models, upscale, large), large, sr_steps, None)
+        sr = choose_upscaler(parts.models, upscale, large)
+        upscaling = Pass(sr, large, sr_steps, None, *windows_of(parts, sr, window, overlap))
     if recipe.guidance is not None:
         guidance, negative = guidance or recipe.guidance, negative or DEFAULT_NEGATIVE_PROMPT
     elif negative is not None or guidance is not None:
         log.warning("The %s network is used without guidance: the negative prompt is not read.", recipe.role)
         guidance = negative = None
-    request = Request(prompt, negative, image, driving, length, Pass(recipe, size, steps, guidance), upscaling, seed)
-    _check_parts(parts, request)
+    first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), denoise=denoise)
+    request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
+    check_parts(parts, request)
     return request
 
 
-def read_image(image: str | Path | Image.Image) -> Image.Image:
+def windows_of(parts: Parts, recipe: Recipe, window: float | None, overlap: float | None) -> tuple[int, int]:
+    """The window and the overlap of a network in latent frames. window, overlap: in seconds, as the user wants them.
+
+    Raises InputError for an overlap that does not fit.
+    """
+    if window is None:
+        window = window_seconds(recipe, parts.open(recipe.role).metadata)
+    frames = window_frames(window)
+    if overlap is None:
+        return frames, max(1, min(WINDOW_OVERLAP, frames // 2))
+    shared = shared_frames(overlap)
+    if overlap >= window or not 1 <= shared < frames:
+        raise InputError(f"overlap is {overlap:g} s for windows of {window:g} s, expected at least 0.16 s, and less "
+                         "than a window. Choose longer windows (--window) or another overlap (--overlap).")
+    return frames, shared
+
+
+def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames: int,
+                   first: Sequence[Keyframe]) -> list[Keyframe]:
+    """The pictures of some times, as latent frames of a clip that has so many.
+
+    keyframes: by seconds, or "last"; loop: the picture of the start is that of the end as well; first: that picture,
+    where it was given otherwise. Raises InputError for a time beyond the end, or too close to another.
+    """
+    found = {keyframe.index: keyframe.image for keyframe in first}
+    for when, picture in keyframes.items():
+        if when == "last":
+            index = frames - 1
+        elif isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < math.inf:
+            raise InputError(f'A keyframe is at {when!r}, expected seconds from 0 on, or "last".')
+        else:
+            index = latent_of_frame(round(when * FPS))
+        if index >= frames:
+            raise InputError(f"A keyframe is at {when:g} s, but the clip ends at {decoded_frames(frames) / FPS:.2f} s. "
+                             "Choose an earlier time, or last.")
+        if index in found:
+            raise InputError(f"The keyframe at {when} is within 0.16 s of another picture. Leave one of them out.")
+        found[index] = read_image(picture)
+    if loop:
+        if 0 not in found:
+            raise InputError("loop needs a picture to begin and end with. Give one as image.")
+        if frames == 1 or frames - 1 in found:
+            raise InputError("loop makes the last frame the first one, but there is another picture for it. "
+                             "Leave one of them out.")
+        found[frames - 1] = found[0]
+    known = {keyframe.index for keyframe in first}
+    return [Keyframe(index, image) for index, image in found.items() if index not in known]
+
+
+def read_image(image: Picture) -> Image.Image:
     """A file, or an image in memory, as RGB and upright. Raises InputError."""
     return load_image(image) if isinstance(image, (str, Path)) else to_rgb(image)
 
@@ -124,12 +207,17 @@ def read_image(image: str | Path | Image.Image) -> Image.Image:
 def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
     """A file, or (waveform [channels, samples], rate), as stereo and cut to seconds. Raises InputError."""
     if isinstance(audio, (str, Path)):
-        return load_audio(audio, seconds)
-    waveform, rate = audio
-    if waveform.ndim != 2 or 0 in waveform.shape or rate <= 0:
-        raise InputError(f"audio has shape {tuple(waveform.shape)} at {rate} samples/s, "
-                         "expected [channels, samples] and a rate.")
-    return to_stereo(waveform.float())[:, : None if seconds is None else round(seconds * rate)], rate
+        waveform, rate = load_audio(audio, seconds)
+    else:
+        waveform, rate = audio
+        if waveform.ndim != 2 or 0 in waveform.shape or rate <= 0:
+            raise InputError(f"audio has shape {tuple(waveform.shape)} at {rate} samples/s, "
+                             "expected [channels, samples] and a rate.")
+        waveform = to_stereo(waveform.float())[:, : None if seconds is None else round(seconds * rate)]
+    if waveform.shape[1] * FPS < rate:
+        raise InputError(f"The audio lasts {waveform.shape[1] / rate:.3f} s, less than one frame (0.04 s). "
+                         "Give a longer recording.")
+    return waveform, rate
 
 
 def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Recipe:
@@ -142,11 +230,9 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
     return RECIPES[models.require(chosen.role, "upscaling")]
 
 
-def _check_parts(parts: Parts, request: Request) -> None:
+def check_parts(parts: Parts, request: Request) -> None:
     """Raise InputError for options that no part can be run with, CheckpointError unless all parts are there."""
-    if parts.tile is not None and parts.tile <= OVERLAP:
-        raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
-    check_resident_blocks(parts.resident_blocks)
+    check_memory_options(parts)
     for file, strength in parts.loras:
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
@@ -154,7 +240,15 @@ def _check_parts(parts: Parts, request: Request) -> None:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     parts.models.require("text_encoder", "reading the prompt")
     parts.models.require("audio_vae", "sound")
-    if request.image is not None:
+    if request.keyframes:
         parts.models.require("video_vae", "a reference picture (--image)")
     if "turbo_vae" not in parts.models:
         parts.models.require("video_vae", "decoding the picture")
+
+
+def check_memory_options(parts: Parts) -> None:
+    """Raise InputError for options of memory that nothing can be run with."""
+    if parts.tile is not None and parts.tile <= OVERLAP:
+        raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
+    check_resident_blocks(parts.resident_blocks)
+    check_stream_from(parts.stream_from)

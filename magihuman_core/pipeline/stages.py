@@ -3,29 +3,37 @@ part is gone with the function's last line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_out_of_memory
 from ..loading.dit import load_dit
-from ..loading.text_encoder import load_text_encoder
+from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored_config
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
+from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
+from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
-from ..runtime.memory import log_estimate
-from ..sampling.denoiser import JointDenoiser
-from ..sampling.frozen import empty_latent, keep_audio, keep_image
+from ..runtime.memory import encoding_activations, estimate, weight_bytes
+from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
+from ..runtime.work import log_seconds
+from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import start_noise
+from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
-from ..sizes import decoded_frames
+from ..sampling.windows import AUDIO_PER_FRAME, Texts, Window, WindowedDenoiser, plan_windows
+from ..sizes import FPS, byte_size, decoded_frames
+from ..text.script import Segment, prompt_at
+from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
 from ..weights.dit_keys import network_config, split_official
@@ -33,82 +41,157 @@ from ..weights.open import open_checkpoint
 from ..weights.precision import may_quantize
 from ..weights.text_encoder_keys import encoder_keys
 from .parts import Parts
-from .request import Pass, Progress, Size, Waveform
+from .request import Keyframe, Pass, Progress, Size, Waveform
 
-if TYPE_CHECKING:
-    from PIL import Image
+CPU = torch.device("cpu")
+WINDOW = 32  # frames turned into bytes at a time
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a network is given besides noise, encoded."""
+    """What a network is told: the prompts' texts, each for a part of the clip, and the negative prompt's."""
 
-    text: Tensor  # [1, n, d]
+    segments: Sequence[Segment]
+    texts: Sequence[Tensor]  # [1, n, d] of each
     negative: Tensor | None
-    images: Mapping[Size, Tensor]  # the reference image's latent at each size, or nothing
-    audio: Tensor | None  # latent of the driving audio
-    audio_length: int
+
+    def of_window(self, start: int, frames: int) -> Tensor:
+        """The text of the segment in which the middle of a window lies. start, frames: latent frames."""
+        return self.texts[prompt_at(self.segments, (start + frames / 2) * AUDIO_PER_FRAME / FPS)]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(text.shape[1] for text in (*self.texts, self.negative) if text is not None)
 
 
-def encode_text(parts: Parts, prompt: str, negative: str | None) -> tuple[Tensor, Tensor | None]:
-    """[1, n, d] of the prompt, and of the negative prompt where there is one."""
+def encode_texts(parts: Parts, segments: Sequence[Segment], negative: str | None) -> Conditions:
+    """The texts of all prompts."""
     checkpoint = encoder_keys(open_checkpoint(parts.open("text_encoder"), "text_encoder"))
-    encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"),
-                         dtype=parts.weights_dtype(checkpoint, may_quantize))
-    return encoder.encode(prompt), None if negative is None else encoder.encode(negative)
+    dtype = parts.weights_dtype(checkpoint, may_quantize)
+    compute_dtype, free = parts.compute_dtype(dtype), free_memory(parts.device)
+    plan = plan_blocks(config_from_shapes(checkpoint, stored_config(checkpoint)), free, dtype=dtype,
+                       compute_dtype=compute_dtype, device=parts.device)
+    log_plan(plan, free)
+    encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"), dtype=dtype,
+                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks)
+    return Conditions(segments, [encoder.encode(segment.prompt) for segment in segments],
+                      None if negative is None else encoder.encode(negative))
 
 
-def encode_image(parts: Parts, image: Image.Image, sizes: list[Size]) -> dict[Size, Tensor]:
-    """The latent [1, C, 1, H, W] of an image, cropped to each of these pixel sizes."""
-    vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=torch.float32)
-    return {size: vae.encode(fit_image(image, *size).to(parts.device)) for size in sizes}
+def encode_keyframes(parts: Parts, keyframes: Sequence[Keyframe], sizes: Sequence[Size]) -> dict[Size, list[Tensor]]:
+    """The latent [1, C, 1, H, W] of each picture, cropped to each of these pixel sizes."""
+    vae, device = _load_encoder(parts, STILL_FRAMES if any(keyframe.index for keyframe in keyframes) else 1, sizes)
+
+    def encode(keyframe: Keyframe, size: Size) -> Tensor:
+        still = fit_image(keyframe.image, *size).to(device)
+        if keyframe.index:  # a latent frame of a moving picture is made of four frames
+            still = still.expand(-1, -1, STILL_FRAMES, -1, -1)
+        return vae.encode(still)[:, :, -1:]
+
+    return {size: [encode(keyframe, size) for keyframe in keyframes] for size in sizes}
+
+
+def encode_frames(parts: Parts, videos: Sequence[Frames]) -> list[Tensor]:
+    """The latent [1, C, T, H, W] of each video, in main memory; its last frame is repeated to fill a latent frame.
+
+    Frames are read and encoded a few at a time.
+    """
+    vae, device = _load_encoder(parts, max(map(len, videos)), [(frames.width, frames.height) for frames in videos])
+    return [_encode_frames(vae, frames, device) for frames in videos]
+
+
+def _load_encoder(parts: Parts, frames: int, sizes: Sequence[Size]) -> tuple[VideoVAE, torch.device]:
+    """The video VAE and where it encodes so many frames of these sizes: on the device, or where it is too small, on
+    the CPU."""
+    vae, dtype = parts.load(load_video_vae, parts.open("video_vae"), dtype=torch.float32, device=CPU), torch.float32
+    free = None if parts.device.type == "cpu" else free_memory(parts.device)
+    if free is not None:
+        frames = min(frames, 1 + 2 * vae.config.temporal_factor)  # more wait in main memory until their turn
+        needed = weight_bytes(vae.config, dtype) + max(
+            encoding_activations(vae.config, (1, 3, frames, height, width), dtype, parts.device.type)
+            for width, height in sizes)
+        if needed > usable(free):
+            log.info("Encoding needs %s, of which %s are free on %s: it is done on the CPU.", byte_size(needed),
+                     byte_size(free), parts.device)
+            return vae, CPU
+    return vae.to(parts.device), parts.device
+
+
+def _encode_frames(vae: VideoVAE, frames: Frames, device: torch.device) -> Tensor:
+    state: dict = {}
+    latents: list[Tensor] = []
+    waiting: list[Tensor] = []
+    for number, frame in enumerate(frames):
+        waiting.append(frame)
+        if number == len(frames) - 1:
+            waiting += [frame] * (-number % vae.config.temporal_factor)
+        if len(waiting) == (vae.config.temporal_factor if latents else 1):
+            pixels = torch.stack(waiting).to(device).float() / 127.5 - 1  # [f, h, w, 3]
+            raw = vae.moments(pixels.permute(3, 0, 1, 2)[None], state)[0]
+            latents.append(vae.statistics.normalize(raw).cpu())
+            waiting = []
+    return torch.cat(latents, 2)
 
 
 def encode_audio(parts: Parts, audio: Waveform) -> Tensor:
-    """The latent [1, a, A] of a waveform of any length."""
+    """The latent [1, a, A] of a waveform of any length.
+
+    In one pass, and so in step with the video to the end: windows as in `encode_long` move by half a latent each.
+    """
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
     waveform = resample(*audio, vae.sample_rate)
-    return vae.encode_long(waveform[None].to(parts.device))
+    return vae.encode(pad_to_hop(waveform[None].to(parts.device), vae.hop))
 
 
-def sample(parts: Parts, pass_: Pass, conditions: Conditions, seed: int, base: tuple[Tensor, Tensor] | None,
-           progress: Progress) -> tuple[Tensor, Tensor]:
-    """Both latents of a clip: from noise, or by super-resolution from the latents of a finished clip, the base.
+def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLatent,
+           jobs: Sequence[tuple[int, tuple[Tensor, Tensor] | None]], progress: Progress) -> list[tuple[Tensor, Tensor]]:
+    """Both latents of a clip for each job: a seed, and for super-resolution the latents of the clip it begins with.
 
-    Super-resolution hears the base's audio, with some noise, and returns it as it was.
-    Raises CheckpointError for parts that do not fit each other, and where the network computes what is not finite.
+    latent: what is kept, and where denoise is below 1 what is begun with. Super-resolution hears the base clip's audio,
+    with some noise, and returns it as it was. Clips longer than a window stay in main memory, and windows of them are
+    brought to the device. Raises CheckpointError where the network computes what is not finite.
     """
-    recipe = pass_.recipe
-    config = network_config(parts.open(recipe.role))
-    latent = empty_latent(*pass_.size, conditions.audio_length, (config.video_channels, config.audio_channels),
-                          parts.device)
-    video, audio = (noise.to(parts.device) for noise in start_noise((latent.video.shape, latent.audio.shape), seed))
-    if base is not None:
-        video, audio = prepare_super_resolution(*base, *latent.video.shape[3:], video_noise=video, audio_noise=audio,
-                                                noise_level=recipe.noise_level, audio_noise_scale=recipe.audio_noise)
-        latent = keep_audio(latent, audio)
-    elif conditions.audio is not None:
-        latent = keep_audio(latent, conditions.audio)
-    if conditions.images:
-        image = conditions.images[pass_.size]
-        if image.shape[1] != config.video_channels:
-            raise CheckpointError(f"{parts.models['video_vae']}: encodes to {image.shape[1]} channels, the network "
-                                  f"takes {config.video_channels}. Use the VAE that belongs to this network.")
-        latent = keep_image(latent, image)
+    recipe, length = pass_.recipe, latent.audio.shape[2]
+    windows = plan_windows(length, pass_.window, pass_.overlap)
+    home = parts.device if len(windows.parts) == 1 else torch.device("cpu")
+    dit = load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
+    total, results, done = pass_.steps * len(windows.parts) * len(jobs), [], 0
 
-    negative = None if pass_.guidance is None else conditions.negative
-    x, shapes = pack_latents(video, audio)
-    dit = _load_network(parts, pass_, conditions)
-    model = JointDenoiser(dit, shapes, conditions.text, negative, pass_.guidance, latent.frozen_video,
-                          latent.frozen_audio)
-    progress(pass_.name, 0, pass_.steps)
-    x = SOLVERS[recipe.solver](model, x, flow_sigmas(pass_.steps), {"seed": seed}, disable=True,
-                               callback=lambda state: progress(pass_.name, state["i"] + 1, pass_.steps))
-    if not bool(torch.isfinite(x).all()):
-        raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
-                              "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
-    video, audio = unpack_latents(x, shapes)
-    return video, audio if base is None else base[1]
+    def text_for(window: Window) -> Texts:
+        negative = None if pass_.guidance is None else conditions.negative
+        return conditions.of_window(window.start, window.frames), negative
+
+    def on_window() -> None:
+        nonlocal done
+        done += 1
+        progress(pass_.name, done, total)
+
+    progress(pass_.name, 0, total)
+    for seed, base in jobs:
+        kept = latent
+        video, audio = (noise.to(home) for noise in start_noise((latent.video.shape, latent.audio.shape), seed))
+        sigmas = flow_sigmas(pass_.steps, denoise=pass_.denoise)
+        if base is not None:
+            base_video, base_audio = (stream.to(home) for stream in base)
+            video, audio = prepare_super_resolution(
+                base_video, base_audio, *latent.video.shape[3:], video_noise=video, audio_noise=audio,
+                noise_level=recipe.noise_level, audio_noise_scale=recipe.audio_noise)
+            kept = keep_audio(latent, audio)
+        elif pass_.denoise < 1:
+            video = torch.lerp(latent.video.to(home), video, float(sigmas[0]))
+        x, shapes = pack_latents(video, audio)
+        model = WindowedDenoiser(dit, shapes, windows, text_for, pass_.guidance, kept.frozen_video, kept.frozen_audio,
+                                 device=parts.device, on_window=on_window)
+        x = SOLVERS[recipe.solver](model, x, sigmas, {"seed": seed}, disable=True)
+        if not bool(torch.isfinite(x).all()):
+            raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
+                                  "Its weights are damaged, or the dtype is too narrow: try --dtype fp32.")
+        video, audio = unpack_latents(x, shapes)
+        results.append((video, audio if base is None else base[1]))
+    return results
 
 
 def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
@@ -118,46 +201,76 @@ def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
     return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
 
 
-def decode_video(parts: Parts, latent: Tensor, count: int, progress: Progress) -> Tensor:
-    """The first `count` frames of a video latent, uint8 [F, h, w, 3], decoded window by window.
+def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
+    """The frames of a video latent in pieces, uint8 [f, h, w, 3], decoded window by window as they are asked for.
 
-    By the Turbo VAE where there is one, else by the slower Wan2.2 VAE.
+    By the Turbo VAE where there is one, else by the slower Wan2.2 VAE; in tiles where whole frames do not fit. Where
+    memory runs out nevertheless, it begins again once, with smaller ones.
     """
-    dtype = torch.float32 if parts.device.type == "cpu" else torch.bfloat16
-    options: dict[str, Any] = {}
-    vae: TurboVAE | VideoVAE
-    if "turbo_vae" in parts.models:
-        vae = parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
-        options["tile"] = parts.tile
-    else:
-        vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+    vae = load_decoder(parts)
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
-    log_estimate(vae.config, device=parts.device, loaded=True, width=width, height=height,
-                 tokens=decoded_frames(latent.shape[2]), dtype=dtype, **options)
-    frames, done = torch.empty((count, height, width, 3), dtype=torch.uint8), 0
-    for window in vae.decode_windows(latent, **options):
-        part = frames_to_uint8(window)[: count - done].cpu()
-        frames[done : done + len(part)] = part
-        done += len(part)
-        progress("picture decoder", done, count)
-        if done == count:
-            break
-    return frames
+    options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
+                               "dtype": vae.dtype, "device": parts.device}
+    free = free_memory(parts.device)
+    if parts.tile is None:
+        before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
+        plan = plan_decoding(vae.config, before, **options)
+    else:
+        plan = estimate(vae.config, tile=parts.tile, **options)
+    log_plan(plan, free, loaded=True)
+    tile, done, smaller = plan.tile, 0, smaller_tile(plan.tile, width, height, vae.config.spatial_factor)
+    while True:
+        try:
+            position = 0
+            for window in vae.decode_windows(latent.to(parts.device), tile=tile):
+                for part in window.split(WINDOW, dim=2):
+                    frames = frames_to_uint8(part).cpu()
+                    position += len(frames)
+                    if position > done:
+                        yield frames[max(0, len(frames) - (position - done)) :]
+                        done = position
+            return
+        except (RuntimeError, MemoryError) as error:
+            if smaller is None or not is_out_of_memory(error):
+                raise
+        # Outside of the handler: the error itself holds what was computed until it arose.
+        log.warning("Memory ran out while the picture was decoded in %s: it is tried once more in tiles of %d x %d.",
+                    "whole frames" if tile is None else f"tiles of {tile} x {tile}", smaller, smaller)
+        release_memory(parts.device)
+        tile, smaller = smaller, None
 
 
-def _load_network(parts: Parts, pass_: Pass, conditions: Conditions) -> MagiHumanDiT:
-    """Load a network, once the log has said what it will need for a clip of this size."""
+def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
+    """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
+    dtype = parts.vae_dtype()
+    if "turbo_vae" in parts.models:
+        return parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
+    return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+
+
+def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
+    """Load a network, once the log has said what it will need. tokens: audio latents that it sees at once."""
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
-    guided = pass_.guidance is not None
-    texts = [conditions.text, conditions.negative if guided else None]
-    log_estimate(replace(config, **overrides), device=parts.device, width=pass_.size[0], height=pass_.size[1],
-                 tokens=conditions.audio_length, text_tokens=max(text.shape[1] for text in texts if text is not None),
-                 guided=guided, dtype=dtype, resident_blocks=parts.resident_blocks)
-    dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
-    if not pass_.recipe.super_resolution:
-        for file, strength in parts.loras:
-            apply_lora(dit, file, strength)
+    loras = () if pass_.recipe.super_resolution else parts.loras
+    clip: dict[str, Any] = {
+        "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
+        "guided": pass_.guidance is not None, "dtype": dtype}
+    options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
+    free = free_memory(parts.device)
+    if free is not None:
+        free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
+    if parts.resident_blocks is None:
+        plan = plan_blocks(replace(config, **overrides), free, **options)
+    else:
+        plan = estimate(replace(config, **overrides), resident_blocks=parts.resident_blocks, **options)
+    log_plan(plan, free)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps,
+                resident_blocks=plan.resident_blocks, **clip)
+    dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
+                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, **overrides)
+    for file, strength in loras:
+        apply_lora(dit, file, strength)
     return dit

@@ -11,9 +11,10 @@ taking it away leaves every weight as it was, bit for bit.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
-from ..nn.layers import EPS
-from ..nn.quantized_linear import QuantizedLinear, dequantized_rows
+from ..nn.layers import RMSNorm
+from ..nn.quantized_linear import NarrowLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
@@ -126,17 +127,23 @@ def _deltas(found: Mapping[str, Tensor], target: Part):
         yield target.key.removesuffix("weight") + "bias", Delta(slice(None), found["diff_b"])
 
 
+class Handle(Protocol):
+    """What takes a change away again."""
+
+    def remove(self) -> None: ...
+
+
 class AppliedLora:
     """A LoRA at work in a network. `matched`: our weights it changes; `unmatched`: names that fit nothing, and why."""
 
-    def __init__(self, name: str, matched: list[str], unmatched: Mapping[str, str], hooks: list):
+    def __init__(self, name: str, matched: list[str], unmatched: Mapping[str, str], handles: list[Handle]):
         self.name, self.matched, self.unmatched = name, matched, unmatched
-        self._hooks = hooks
+        self._handles = handles
 
     def remove(self) -> None:
         """Take it out of the network. Nothing happens when it is out already."""
-        while self._hooks:
-            self._hooks.pop().remove()
+        while self._handles:
+            self._handles.pop().remove()
 
 
 def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
@@ -155,14 +162,14 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
         raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
                               f"the first are {names}. Choose a LoRA made for MagiHuman.")
     device = dit.get_buffer("adapter.rope.bands").device
-    changes = [_change(dit, key, delta, strength, device, checkpoint.name)
+    planned = [_change(dit, key, delta, strength, device, checkpoint.name)
                for key, deltas in split.deltas.items() for delta in deltas]
-    hooks = [module.register_forward_hook(hook) for module, hook in changes]
+    applied = [apply() for apply in planned]  # only now, so that a file is applied as a whole or not at all
     if split.unmatched:
         log.warning("%s: %d of its %d tensors are left out: %s.", checkpoint.name, len(split.unmatched),
                     len(checkpoint), listed(split.unmatched))
     log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
-    return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, hooks)
+    return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, applied)
 
 
 def check_strength(strength: float) -> None:
@@ -180,8 +187,9 @@ def check_delta(delta: Delta, key: str, weight: Tensor, name: str) -> None:
                               "It was made for another model.")
 
 
-def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: torch.device, name: str):
-    """(layer, hook) for a change of one of its parameters."""
+def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: torch.device,
+            name: str) -> Callable[[], Handle]:
+    """Check a change of one parameter, and return what applies it."""
     path, _, leaf = key.rpartition(".")
     module = dit.get_submodule(path)
     parameter = getattr(module, leaf)
@@ -191,8 +199,10 @@ def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: tor
     down = None if delta.down is None else delta.down.to(device, dtype)
     delta = replace(delta, up=delta.up.to(device, dtype), down=down)
     if parameter.dim() == 2:
-        return module, LinearHook(delta, strength)
-    return module, partial(add_to_bias if leaf == "bias" else add_to_norm, delta.up * strength)
+        return partial(module.register_forward_hook, LinearHook(delta, strength))
+    if leaf == "bias":
+        return partial(module.register_forward_hook, partial(add_to_bias, delta.up * strength))
+    return partial(cast(RMSNorm, module).change_weight, delta.up * strength)
 
 
 class LinearHook:
@@ -202,7 +212,7 @@ class LinearHook:
         self.delta, self.strength = delta, strength
         self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
 
-    def __call__(self, module: nn.Linear | QuantizedLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         d = self.delta
         x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
         change = F.linear(x, d.up.to(x.dtype)) * d.scale
@@ -215,7 +225,7 @@ class LinearHook:
         return out
 
 
-def dora_factor(layer: nn.Linear | QuantizedLinear, delta: Delta) -> Tensor:
+def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
     """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
     assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
     down, parts = delta.down.float() * delta.scale, []
@@ -225,11 +235,6 @@ def dora_factor(layer: nn.Linear | QuantizedLinear, delta: Delta) -> Tensor:
         parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
     lengths = torch.cat(parts)
     return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def add_to_norm(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The hook for a change of an RMS-norm's weight."""
-    return out + F.rms_norm(inputs[0].float(), change.shape, change.float(), EPS)
 
 
 def add_to_bias(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:

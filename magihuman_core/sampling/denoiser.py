@@ -1,5 +1,6 @@
 """From the network to a solver's model: guidance of both streams, and content that stays as it is."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ def video_scales(guidance: Guidance, sigma: float, frames: int, device: torch.de
     scales = torch.full((frames, 1, 1), float(scale), device=device)
     scales[: guidance.first_frames].clamp_(max=guidance.first_frames_scale)
     return scales
+
+
+def later_guidance(guidance: Guidance, start: int) -> Guidance:
+    """The guidance of a part of a clip that begins at latent frame `start`, as the part counts its frames."""
+    return replace(guidance, first_frames=max(0, guidance.first_frames - start))
 
 
 class JointDenoiser:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..atomic import check_not_input
 from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.json_file import read_json
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
@@ -65,8 +66,8 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     if dtype in QUANTIZED and found.kind not in ("network", "text_encoder"):
         raise InputError(f"{dtype} is for networks and text encoders, and {raw.name} is {found.what}. "
                          "Use bf16, fp16 or fp32.")
-    if raw.path is not None and target.exists() and target.resolve() in _files(raw.path):
-        raise InputError(f"{target}: is the source itself. Give another name.")
+    if raw.path is not None:
+        check_not_input(target, _files(raw.path))
     if found.kind == "lora":
         entries = _lora(raw)
         if dtype is not None:
@@ -103,8 +104,8 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
 
 
-def _files(path: Path) -> set[Path]:
-    return {file.resolve() for file in path.glob("*.safetensors")} if path.is_dir() else {path.resolve()}
+def _files(path: Path) -> list[Path]:
+    return list(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
 def _lora(checkpoint: Checkpoint) -> Mapping[str, LazyTensor]:
@@ -137,7 +138,7 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
         with suppress(OSError, ValueError):  # where there is none, or one that is not even text
             read_json(config)  # which refuses what is large, or is not JSON
             own["config"] = config.read_text(encoding="utf-8")
-    kept = ("notice", "config", "preview")
+    kept = ("notice", "config", "clip_seconds", "preview")
     return {name: checkpoint.metadata[name] for name in kept if name in checkpoint.metadata} | own
 
 

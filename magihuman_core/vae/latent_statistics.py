@@ -51,6 +51,12 @@ class LatentStatistics:
                                   "above 0. Use a complete file.")
         return cls(tuple(values[0]), tuple(values[1]))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What `from_tensors` reads back; nothing where for_channels gives the same."""
+        if self == self.for_channels(len(self.mean)):
+            return {}
+        return {MEAN_KEY: torch.tensor(self.mean), STD_KEY: torch.tensor(self.std)}
+
     def normalize(self, raw: Tensor) -> Tensor:
         """(raw - mean) / std for raw [B, C, T, H, W], computed in fp32 and given back in raw's dtype."""
         mean, std = self._tensors(raw)

@@ -6,7 +6,8 @@ latent frames that overlap by one frame of context on either side, so memory is 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,28 +16,36 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import PixelFunction, channel_norm, channels_to_pixels, interleave_time, over_time, per_frame, silu
+from .layers import (
+    PixelFunction,
+    channel_norm,
+    channel_norm_silu,
+    channels_to_pixels,
+    convolve,
+    interleave_time,
+    over_time,
+    per_frame,
+)
 from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
 
 
-def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
-    """x over the root of the mean of its squares along channels; no weights."""
-    mean_square = channel_norm(x).square() / x.shape[1]
-    return x * torch.rsqrt(mean_square + eps).to(x.dtype)
-
-
-def norm_silu(x: Tensor) -> Tensor:
+def norm_silu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """What stands before most convolutions."""
-    return silu(rms_norm(x))
+    return channel_norm_silu(x, eps=NORM_EPS, out=out)
+
+
+def norm_relu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """What stands there in some blocks instead."""
+    return F.relu(channel_norm(x, eps=NORM_EPS, out=out), inplace=not torch.is_grad_enabled())
 
 
 class Conv(nn.Module):
     """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the image.
 
-    prepare: what is done to each pixel before (norm and activation), piece by piece as well.
+    prepare: what is done to each pixel before (norm and activation), piece by piece as well; onto: see over_time.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations: Operations,
@@ -46,8 +55,8 @@ class Conv(nn.Module):
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(self.conv, x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        return over_time(partial(convolve, self.conv), x, self.context, prepare, onto)
 
 
 class SeparableConv(nn.Module):
@@ -60,33 +69,37 @@ class SeparableConv(nn.Module):
         self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(lambda piece: self.pointwise_conv(self.depthwise_conv(piece)), x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        mixed = lambda piece: self.pointwise_conv(self.depthwise_conv(piece))  # noqa: E731
+        return over_time(mixed, x, self.context, prepare, onto)
 
 
 class ResNet(nn.Module):
-    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
+    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes).
+
+    Without gradients the input is used up: unless it is projected, the result is written into it.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
                  **factory: Any) -> None:
         super().__init__()
         self.relu, self.eps = relu, eps
 
-        def conv(inputs: int, outputs: int, shortcut: bool = False) -> nn.Module:
+        def conv(inputs: int, outputs: int, shortcut: bool = False) -> Conv | SeparableConv:
             if depthwise_kernel:
                 return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel, **factory)
             return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), **factory)
 
-        self.conv1 = conv(inputs, outputs)
-        self.conv2 = conv(outputs, outputs)
+        conv1, conv2 = conv(inputs, outputs), conv(outputs, outputs)
+        self.conv1, self.conv2 = conv1, conv2
+        self.context = conv1.context + conv2.context  # frames on either side that it looks at
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x, (lambda piece: F.relu(rms_norm(piece))) if self.relu else norm_silu)
-        y = self.conv2(y, norm_silu)
+        y = self.conv1(x, norm_relu if self.relu else norm_silu)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, lambda piece: rms_norm(piece, self.eps))
-        return x + y if torch.is_grad_enabled() else y.add_(x)
+            x = self.conv_shortcut(x, lambda piece, out=None: channel_norm(piece, eps=self.eps, out=out))
+        return self.conv2(y, norm_silu, onto=x)
 
 
 class Upsampler(nn.Module):
@@ -94,7 +107,7 @@ class Upsampler(nn.Module):
 
     def __init__(self, channels: int, *, spatio_only: bool, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        self.time_conv = None
+        self.time_conv, self.context = None, 0 if spatio_only else 1
         if not spatio_only:
             self.time_conv = Conv(channels, 2 * channels, (3, 1, 1), operations=operations, **factory)
         conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
@@ -121,14 +134,12 @@ class UpBlock(nn.Module):
             self.upsamplers.append(Upsampler(outputs, spatio_only=spatio_only, **factory))
         self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
-    def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order in which they run. There is no forward: while it ran, its caller would hold its input."""
         if self.conv_in is not None:
-            x = self.conv_in(x)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, first_chunk)
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x
+            yield self.conv_in
+        yield from self.upsamplers
+        yield from self.resnets
 
 
 class MidBlock(nn.Module):
@@ -176,18 +187,33 @@ class TurboVAEDecoder(nn.Module):
         last = widths[-1] if config.use_unpatchify else widths[-1] // 4
         self.conv_out = Conv(last, config.out_channels * self.patch**2, (3, 3, 3), **factory)
 
-    def forward(self, z: Tensor, first_chunk: bool = True) -> Tensor:
+    def forward(self, z: Tensor, first_chunk: bool = True, surplus: tuple[int, int] = (0, 0)) -> Tensor:
         """Raw latents [B, C, T, H, W] -> [B, 3, F, 16H, 16W] in about [-1, 1].
 
-        F is 4T-3 for the first chunk of a clip, 4T for a later one. (4 and 16 in the released network.)
+        F is 4T-3 for the first chunk of a clip, 4T for a later one (4 and 16 in the released network), less the
+        `surplus`: so many frames at either end that nobody wants. They are dropped inside, once the layers to come
+        need them no more for the frames between.
         """
         x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x, first_chunk)
+        layers: list[Any] = [layer for block in self.up_blocks for layer in cast(UpBlock, block).layers()]
+        doublings = [i for i, layer in enumerate(layers) if getattr(layer, "time_conv", None) is not None]
+        last = doublings[-1] if doublings else -1  # after it, layers run on as many frames as come out
+        for index, layer in enumerate(layers):
+            if index > last:
+                reach = sum(later.context for later in layers[index:]) + self.conv_out.context
+                x, surplus = _cropped(x, surplus, reach)
+            x = layer(x, first_chunk) if isinstance(layer, Upsampler) else layer(x)
+        x, surplus = _cropped(x, surplus, self.conv_out.context)
         if self.upsampler2d_1 is not None:
             x = self.upsampler2d_1(norm_silu(x))
-        x = self.conv_out(x, norm_silu)
+        x, _ = _cropped(self.conv_out(x, norm_silu), surplus, 0)
         return channels_to_pixels(x, self.patch) if self.patch > 1 else x
+
+
+def _cropped(x: Tensor, surplus: tuple[int, int], reach: int) -> tuple[Tensor, tuple[int, int]]:
+    """x without the surplus frames that lie further than `reach` from the others, and the surplus that is left."""
+    before, after = (max(count - reach, 0) for count in surplus)
+    return x[:, :, before : x.shape[2] - after], (surplus[0] - before, surplus[1] - after)
 
 
 class TurboVAE(nn.Module):
@@ -204,16 +230,19 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+               output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
-        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
+        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams, and put them
+        together in main memory. output_device: where the frames are put together, so that z's device need not hold the
+        clip; None: z's, or with tiles main memory.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
-        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
+        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1, output_device)
 
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = OVERLAP) -> Iterator[Tensor]:
@@ -230,18 +259,16 @@ class TurboVAE(nn.Module):
             start, stop = (0, first) if index == 0 else (first + (index - 1) * step, first + index * step)
             # One latent frame of context on either side, whose frames are thrown away.
             before, after = int(index > 0), int(index < windows)
-            frames = self._decode_window(z[:, :, start - before : stop + after], index == 0, tile, overlap)
-            end = frames.shape[2] - factor * after
-            if index == windows:
-                end -= factor * padding
-            yield frames[:, :, factor * before : end]
+            surplus = factor * before, factor * (after if index < windows else padding)
+            yield self._decode_window(z[:, :, start - before : stop + after], index == 0, surplus, tile, overlap)
 
-    def _decode_window(self, z: Tensor, first_chunk: bool, tile: int | None, overlap: int) -> Tensor:
-        def decode(part: Tensor) -> Tensor:
-            return self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
+    def _decode_window(self, z: Tensor, first_chunk: bool, surplus: tuple[int, int], tile: int | None,
+                       overlap: int) -> Tensor:
+        def decode(part: Tensor) -> Iterator[Tensor]:
+            yield self.decoder(part.to(self.dtype), first_chunk, surplus).to(z.dtype)
 
         if tile is None:
-            return decode(z)
+            return next(decode(z))
         return decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
 
     @property

@@ -24,7 +24,7 @@ def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
     Raises CheckpointError when one part of a split tensor is missing.
     """
     checkpoint = dequantized(as_checkpoint(checkpoint))
-    if any(".block.layers." in key for key in checkpoint):
+    if any(".block.layers." in key or ".blocks.0.experts." in key for key in checkpoint):
         checkpoint = strip_prefix(checkpoint, PREFIXES)
     groups: dict[str, dict[tuple[str, str], LazyTensor]] = {}
     entries: dict[str, LazyTensor] = {}

@@ -26,6 +26,7 @@ SPLIT = re.compile(
     r"(?P<head>.*\.attention\.linear_)(?P<projection>[qkvg])(_(?P<a>video|audio|text))?\.weight"
     r"|(?P<name>.*\.(linear_proj|up_gate_proj|down_proj))_(?P<b>video|audio|text)\.weight"
 )
+OURS = re.compile(r"blocks\.(\d+)\.experts\.(video|audio|text|shared)\.(.+)\.weight")
 OUTSIDE = (  # of the layers, where official names are ours
     "adapter.video_embedder.weight", "adapter.video_embedder.bias", "adapter.text_embedder.weight",
     "adapter.text_embedder.bias", "adapter.audio_embedder.weight", "adapter.audio_embedder.bias", "adapter.rope.bands",
@@ -72,7 +73,15 @@ def our_rows(parts: Iterable[Part]) -> dict[str, slice]:
 
 
 def fused_key(split_key: str) -> tuple[str, tuple[str, str]] | None:
-    """(official key, (modality, projection)) of a split name, with "" for what is not split; None for other names."""
+    """(official key, (modality, projection)) of a split name or one of ours, with "" for what is not split.
+
+    None for other names.
+    """
+    match = OURS.fullmatch(split_key)
+    if match is not None:
+        layer, expert, name = match.groups()
+        projection = {QKV: "qkv", GATE: "g"}.get(name, "")
+        return f"block.layers.{layer}.{QKV if projection else name}.weight", (expert.replace("shared", ""), projection)
     match = SPLIT.fullmatch(split_key)
     if match is None:
         return None
@@ -83,7 +92,8 @@ def fused_key(split_key: str) -> tuple[str, tuple[str, str]] | None:
 def fused_order(parts: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """All parts (modality, projection) of a tensor, from top to bottom, given some of them."""
     modalities, projections = zip(*parts, strict=True)
-    return list(product(MODALITIES if any(modalities) else ("",), PROJECTIONS if any(projections) else ("",)))
+    order = ("qkv", "g") if "qkv" in projections else PROJECTIONS if any(projections) else ("",)
+    return list(product(MODALITIES if any(modalities) else ("",), order))
 
 
 def _heights(config: DiTConfig, layer: int) -> dict[str, dict[str, int]]:

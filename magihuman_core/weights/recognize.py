@@ -26,7 +26,8 @@ class Kind(NamedTuple):
 # The order matters: a LoRA's keys contain those of the layers it changes.
 KINDS = {
     "lora": Kind(r"[._]lora_(A|B|up|down)\b|\.dora_scale$", "a LoRA", "as a LoRA, on top of a network"),
-    "network": Kind(r"(^|\.)block\.layers\.\d+\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
+    "network": Kind(r"(^|\.)(block\.layers\.\d+|blocks\.\d+\.experts\.[a-z]+)"
+                    r"\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
                     "a MagiHuman network", "as the network (diffusion model)"),
     "text_encoder": Kind(r"(^|\.)layers\.\d+\.pre_self_attn_layernorm\.weight$", "a T5Gemma text encoder",
                          "as the text encoder"),
@@ -131,6 +132,8 @@ def quantization(checkpoint: Checkpoint) -> str | None:
 
 def _layout(kind: str, checkpoint: Checkpoint) -> str:
     if kind == "network":
+        if _has_key(checkpoint, r"(^|\.)blocks\.\d+\.experts\."):
+            return "our own names"
         return "split experts" if _has_key(checkpoint, r"\.linear_q(_video)?\.weight") else "official"
     if MARKS.get(kind) in checkpoint:
         return "diffusers' names"

@@ -1,10 +1,10 @@
-"""The role of a network, which no tensor shows: from its metadata or its name."""
+"""The role of a network, and the length of the clips it knows, which no tensor shows: from its metadata or its name."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..recipes import RECIPES
+from ..recipes import RECIPES, Recipe
 
 
 def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
@@ -37,3 +37,12 @@ def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
             if re.search(r"(^|[^a-z])base([^a-z]|$)", name) or re.match(r"magi_human_(quanto_)?bf16", name):
                 return "base"
     return None
+
+
+def window_seconds(recipe: Recipe, metadata: Mapping[str, str]) -> float:
+    """Seconds that a network makes in one piece: what its file says ("clip_seconds"), or else its recipe."""
+    try:
+        seconds = float(metadata.get("clip_seconds", ""))
+    except ValueError:
+        return recipe.window
+    return seconds if 0 < seconds <= 3600 else recipe.window

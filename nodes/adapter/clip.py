@@ -4,9 +4,12 @@ ComfyUI's detection takes T5Gemma-9B for a smaller relative and would build that
 loaded and wrapped here; core's CLIP Text Encode and LoRA loaders work with it.
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,9 @@ from torch import Tensor, nn
 from ...magihuman_core.checkpoint.assign import check_tensors
 from ...magihuman_core.errors import CheckpointError, InputError
 from ...magihuman_core.loading.text_encoder import load_text_encoder, open_text_encoder
+from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.text.encoder import TextEncoder
+from ...magihuman_core.weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .ops import Operations, quantized_operations
@@ -41,7 +46,9 @@ class Tokenizer:
         return self.encoder.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def state_dict(self) -> dict:
-        return {}
+        """What core's save nodes write beside the weights: all that loading the file again needs."""
+        config = {"model_type": "t5gemma", **asdict(self.encoder.config)}
+        return text_tensors({TOKENIZER: self.encoder.tokenizer.to_str(), CONFIG: json.dumps(config)})
 
 
 class ClipModel(nn.Module):
@@ -62,7 +69,8 @@ class ClipModel(nn.Module):
 
     def memory_estimation_function(self, tokens: dict, device=None) -> int:
         """Bytes of activations: a layer's widest tensors, and the largest weight cast to compute in."""
-        config, count = self.transformer.config, max(len(row) for row in tokens[NAME])
+        # Without tokens, as where weights are only to be saved, the longest text counts.
+        config, count = self.transformer.config, max(map(len, tokens.get(NAME) or [range(TEXT_TOKENS)]))
         widest = 3 * config.intermediate_size + 6 * config.hidden_size
         cast = 3 * config.intermediate_size * config.hidden_size
         return (count * widest + cast) * self.compute_dtype.itemsize
@@ -78,16 +86,18 @@ class ClipModel(nn.Module):
         return [], []  # the encoder comes loaded
 
 
-def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype | None = None) -> comfy.sd.CLIP:
+def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype | None = None,
+              disable_dynamic=False) -> comfy.sd.CLIP:
     """A CLIP from T5Gemma's weights of any size.
 
-    tokenizer: tokenizer.json; None: the one beside the weights. dtype: how weights are kept; None: in 8 bits where
-    the file has them so, else bfloat16 where the device computes in it, else float32.
-    Raises CheckpointError and InputError.
+    tokenizer: tokenizer.json; None: the one in or beside the weights. dtype: how weights are kept; None: in 8 bits
+    where the file has them so, else bfloat16 where the device computes in it, else as they are stored: a cast to
+    float32 as each layer runs costs little, and twice the memory much. Raises CheckpointError and InputError.
     """
     mm = comfy.model_management
     device = mm.text_encoder_device()
     compute = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+    source = path, tokenizer, dtype
     tensors, config, tokenizer = open_text_encoder(path, tokenizer)
     if tokenizer is None:
         raise CheckpointError(f"{path}: there is no tokenizer.json beside the weights. Put T5Gemma's there, or "
@@ -100,7 +110,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
                               dtype=compute)  # fmt: skip
         encoder.load_state_dict(weights.state_dict(tensors, compute, quantized, fast=False), strict=False, assign=True)
     else:
-        encoder = load_text_encoder(tensors, tokenizer, config, dtype=dtype or compute, operations=Operations)
+        kept = dtype or (compute if compute == torch.bfloat16 else weights.main_dtype(tensors))
+        encoder = load_text_encoder(tensors, tokenizer, config, dtype=kept, operations=Operations)
     encoder.requires_grad_(False)
     parameters = sum(p.numel() for p in encoder.parameters())
 
@@ -112,8 +123,16 @@ def load_clip(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype
         def tokenizer(**_):
             return Tokenizer(encoder)
 
-    options = {"dtype": dtype or compute}
-    return comfy.sd.CLIP(Target, parameters=parameters, model_options=options)
+    clip = comfy.sd.CLIP(Target, parameters=parameters, model_options={"dtype": dtype or compute},
+                         disable_dynamic=disable_dynamic)
+    clip.patcher.cached_patcher_init = (load_patcher, source)
+    return clip
+
+
+def load_patcher(path: str | Path, tokenizer: str | Path | None, dtype: torch.dtype | None,
+                 disable_dynamic=False) -> comfy.model_patcher.ModelPatcher:
+    """The patcher alone, loaded anew, as ComfyUI asks for it: without dynamic memory, or for another device."""
+    return load_clip(path, tokenizer, dtype, disable_dynamic).patcher
 
 
 def encode_text(clip: comfy.sd.CLIP, text: str) -> list:

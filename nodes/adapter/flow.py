@@ -1,5 +1,7 @@
 """The noise schedule, and the state that sampling begins with."""
 
+import copy
+
 import comfy.model_sampling
 from torch import Tensor
 
@@ -8,8 +10,8 @@ from ...magihuman_core.sampling.super_resolution import cover_video
 START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
 
 
-class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-    """Rectified flow whose schedule begins from the model's own start state.
+class StartState(comfy.model_sampling.CONST):
+    """Mixed into a schedule of flow, which then begins from the model's own start state.
 
     noise_level: see start_state. So every sampler of ComfyUI starts right, with any noise node.
     """
@@ -20,6 +22,20 @@ class FlowSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_s
         if float(sigma.max()) < START:
             return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         return start_state(noise, latent_image, self.noise_level)
+
+
+class FlowSampling(StartState, comfy.model_sampling.ModelSamplingDiscreteFlow):
+    """Rectified flow with the model's own start state."""
+
+
+def with_start_state(schedule, old):
+    """Another node's schedule, made to begin as the model's own (`old`) does; one that is no flow is left as it is."""
+    if isinstance(schedule, StartState) or not isinstance(schedule, comfy.model_sampling.CONST):
+        return schedule
+    begun = copy.copy(schedule)  # the node's object stays what it is
+    begun.__class__ = type("MagiHuman" + type(schedule).__name__, (StartState, type(schedule)), {})
+    begun.noise_level = getattr(old, "noise_level", None)
+    return begun
 
 
 def start_state(noise: Tensor, latent: Tensor, noise_level: int | None) -> Tensor:

@@ -37,9 +37,11 @@ class LatentFormat(comfy.latent_formats.Wan22):
 
     def fix_empty_latent(self, latent: Tensor):
         """Give an empty video latent [B, C, T, H, W] of another node its audio, so that any such node starts a clip."""
-        video = latent[:, : self.channels[0]].clone()
-        audio = latent.new_zeros(latent.shape[0], self.channels[1], decoded_frames(video.shape[2]))
-        return nested(video, audio)
+        return self.with_empty_audio(latent[:, : self.channels[0]].clone())
+
+    def with_empty_audio(self, video: Tensor):
+        """A video latent [B, C, T, H, W] with as much empty audio as goes with it."""
+        return nested(video, video.new_zeros(video.shape[0], self.channels[1], decoded_frames(video.shape[2])))
 
 
 def preview_in(metadata: Mapping[str, str], video_channels: int) -> Preview | None:

@@ -1,11 +1,10 @@
 """From a checkpoint to a ComfyUI MODEL."""
 
 import math
-from collections import Counter
 from dataclasses import replace
 
 import comfy.model_management as mm
-import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import torch
 
@@ -14,6 +13,7 @@ from ...magihuman_core.checkpoint.checkpoint import Checkpoint
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import MagiHumanDiT
 from ...magihuman_core.recipes import RECIPES
+from ...magihuman_core.runtime.fuse import fuse_elementwise
 from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.dit_keys import network_config, split_official
 from ...magihuman_core.weights.open import open_checkpoint
@@ -22,31 +22,33 @@ from . import weights
 from .latent_format import Preview, preview_in
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
+from .patcher import make_patcher
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
-               model_options=None, disable_dynamic=False):
+               fuse: bool | None = None, model_options=None, disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = network_config(checkpoint)
     config = replace(sizes, **RECIPES[role].overrides(sizes.layers))
     tensors = split_official(checkpoint, config)
-    patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast,
+    patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast, fuse=fuse,
                           model_options=model_options, disable_dynamic=disable_dynamic,
                           preview=preview_in(checkpoint.metadata, config.video_channels))
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
-    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, model_options))
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, fuse, model_options))
     return patcher
 
 
 def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: torch.dtype | None = None,
-                quantize: str | None = None, fast=False, model_options=None, disable_dynamic=False,
-                preview: Preview | None = None):
+                quantize: str | None = None, fast=False, fuse: bool | None = None, model_options=None,
+                disable_dynamic=False, preview: Preview | None = None):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
     dtype, quantize: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
     file has them where that is such a format, else what ComfyUI finds best for this device.
-    fast: let quantized weights be multiplied in their format. preview: see latent_format.preview_in.
+    fast: let quantized weights be multiplied in their format. fuse: as for load_dit. preview: see
+    latent_format.preview_in.
     Raises CheckpointError and InputError.
     """
     options = model_options or {}
@@ -66,8 +68,10 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     supported = model_config.supported_inference_dtypes
     if dtype is None or quantized:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)
-        stored = None if quantized else main_dtype(tensors)
+        stored = None if quantized else weights.main_dtype(tensors)
         dtype = mm.unet_dtype(device=device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
+        if dtype == torch.float32 and stored is not None and stored.itemsize == 2 and not mm.args.fp32_unet:
+            dtype = stored  # computed in fp32 alone: a cast of each layer costs little, twice the memory much
     manual_cast = mm.unet_manual_cast(None if quantized else dtype, device, supported)
     model_config.set_inference_dtype(dtype, manual_cast, device=device)
     model_config.unet_config["compute_dtype"] = manual_cast or dtype
@@ -81,21 +85,13 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     network = model.diffusion_model
     network.load_state_dict(weights.state_dict(tensors, dtype, quantized, fast), strict=False, assign=True)
     network.requires_grad_(False)
+    fuse_elementwise(network, fuse, device)
     add_alias_layers(network, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
-    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(base)(model, load_device=device, offload_device=offload)
+    patcher = make_patcher(model, device, offload, tensors.path, plain, patcher_class)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, move_unmanaged_weights)
     return patcher
-
-
-def main_dtype(tensors: Checkpoint) -> torch.dtype:
-    """The dtype that most of a checkpoint's values have."""
-    counts: Counter[torch.dtype] = Counter()
-    for key in tensors:
-        counts[tensors.dtype(key)] += math.prod(tensors.shape(key))
-    return counts.most_common(1)[0][0]
 
 
 def move_unmanaged_weights(patcher, device: torch.device | None, *_) -> None:
@@ -104,7 +100,7 @@ def move_unmanaged_weights(patcher, device: torch.device | None, *_) -> None:
     They are a few MB, and no layers of ComfyUI's, which would fetch them when they run.
     """
     for module in patcher.model.diffusion_model.modules():
-        if device is None or hasattr(module, "comfy_cast_weights"):
+        if device is None or isinstance(module, comfy.ops.CastWeightBiasOp):
             continue
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device != device:

@@ -9,9 +9,15 @@ patches arrive, splits each by its rows among the real weights.
 
 import logging
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
+import comfy.hooks
+import comfy.lora
+import comfy.utils
 import torch
+from comfy.model_patcher import get_key_weight
+from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import nn
@@ -21,6 +27,7 @@ from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.weights.fused import Part
 from ...magihuman_core.weights.lora_names import lora_targets
 from .network import ComfyDiT
+from .saving import readable
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -28,6 +35,7 @@ else:
     ModelPatcher = object  # OfficialNames is mixed into whichever of ComfyUI's patchers there is
 
 PREFIX = "diffusion_model."
+MERGED = "magihuman_merged_role"  # attachment: the other role that was merged in
 log = logging.getLogger(__name__)
 
 
@@ -148,10 +156,24 @@ def comfy_key(target: Part, config: DiTConfig, shapes: dict[str, torch.Size]):
     return key
 
 
+class FromModel(list):
+    """A weight of another model with its patches, as merging hands it over, and that model's role."""
+
+    def __init__(self, patch: list, role: str):
+        super().__init__(patch)
+        self.role = role
+
+
 class OfficialNames(ModelPatcher):
     """Mixed into a model patcher: patches may name official weights."""
 
     def _add_split(self, add, patches: dict) -> list:
+        other = next((patch.role for patch in patches.values() if isinstance(patch, FromModel)), self.model.role)
+        if other != self.model.role and self.get_attachment(MERGED) is None:
+            self.set_attachments(MERGED, other)
+            log.warning("A %s model is merged with a %s one. The result is sampled as a %s model, like the first of "
+                        "the two; choose another mode in MagiHuman Sampler where the second has the larger share.",
+                        self.model.role, other, self.model.role)
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
         split, origin = split_patches(patches, network.official_config, shapes)
@@ -165,6 +187,59 @@ class OfficialNames(ModelPatcher):
     def add_hook_patches(self, hook, patches, strength_patch=1.0, strength_model=1.0):
         add = super().add_hook_patches
         return self._add_split(lambda split: add(hook, split, strength_patch, strength_model), patches)
+
+    def model_state_dict(self, filter_prefix=None):
+        """The weights, without alias layers and without what quantized ones have besides, such as scales.
+
+        filter_prefix: given by nodes that compute with the values, which are therefore decoded.
+        """
+        own = {name for name, _ in chain(self.model.named_parameters(), self.model.named_buffers())}
+        state = {}
+        for key, value in super().model_state_dict(filter_prefix).items():
+            if key not in own or is_alias(key):
+                continue
+            weight = get_key_weight(self.model, key)[0] if filter_prefix is not None else value
+            state[key] = weight.dequantize() if isinstance(weight, QuantizedTensor) else weight
+        return state
+
+    def get_key_patches(self, filter_prefix=None):
+        role = self.model.role
+        return {key: FromModel(patch, role) for key, patch in super().get_key_patches(filter_prefix).items()}
+
+    def model_state_dict_for_saving(self, model=None, prefix=""):
+        state = super().model_state_dict_for_saving(model, prefix)
+        return readable(state, self, prefix) if prefix == PREFIX else state
+
+    def patch_hook_weight_to_device(self, hooks, combined_patches, key, original_weights, memory_counter):
+        """As ComfyUI does it, which copies into weights: of quantized ones that leaves the scales as they were."""
+        weight, set_weight, _ = get_key_weight(self.model, key)
+        if key not in combined_patches or not isinstance(weight, QuantizedTensor):
+            super().patch_hook_weight_to_device(hooks, combined_patches, key, original_weights, memory_counter)
+            return
+        self.hook_backup.setdefault(key, (weight, weight.device))
+        changed = comfy.lora.calculate_weight(combined_patches[key], weight.dequantize().float(), key,
+                                              original_weights=original_weights)
+        del original_weights[key]
+        changed = set_weight(changed, seed=comfy.utils.string_to_seed(key), return_weight=True)
+        comfy.utils.set_attr_param(self.model, key, changed)
+        if self.hook_mode == comfy.hooks.EnumHookMode.MaxSpeed:
+            self.cached_hook_patches.setdefault(hooks, {})[key] = changed.to(self.offload_device), weight.device
+
+    def patch_cached_hook_weights(self, cached_weights, key, memory_counter):
+        cached, device = cached_weights[key]
+        if not isinstance(cached, QuantizedTensor):
+            super().patch_cached_hook_weights(cached_weights, key, memory_counter)
+            return
+        weight = get_key_weight(self.model, key)[0]
+        self.hook_backup.setdefault(key, (weight, weight.device))
+        comfy.utils.set_attr_param(self.model, key, cached.to(device))
+
+    def unpatch_hooks(self, whitelist_keys_set=None):
+        for key, (weight, device) in list(self.hook_backup.items()):
+            if isinstance(weight, QuantizedTensor) and (not whitelist_keys_set or key in whitelist_keys_set):
+                del self.hook_backup[key]
+                comfy.utils.set_attr_param(self.model, key, weight.to(device))
+        super().unpatch_hooks(whitelist_keys_set)
 
     def clone(self, *args, **kwargs):
         copy = super().clone(*args, **kwargs)

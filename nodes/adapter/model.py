@@ -14,26 +14,42 @@ from ...magihuman_core.recipes import RECIPES
 from ...magihuman_core.runtime.memory import network_activations
 from ...magihuman_core.sampling.super_resolution import cover_audio
 from ...magihuman_core.sizes import TEXT_TOKENS
-from .flow import FlowSampling
+from .conds import LengthCond, TextCond
+from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
 from .lora import is_alias
 from .network import ComfyDiT
 from .streams import check_shapes, nested
 
+BaseModel = comfy.model_base.BaseModel
+AUDIO_PER_FRAME = 4  # audio latents of a latent frame
 
-class MagiHumanModel(comfy.model_base.BaseModel):
+
+class MagiHumanModel(comfy.model_base.Kandinsky5):
     """The network with its schedule, its latents and its conditions.
+
+    Core's LoRA loader tells by a model's class which names a file may have for a layer. As a Kandinsky5 it looks for
+    ours with `transformer.` before them and bare, besides its usual prefixes; nothing else of that class is used.
 
     While ComfyUI samples, both streams are one packed vector [B, 1, n], the video's values before the audio's;
     `latent_shapes` holds their shapes, [B, C, T, H, W] and [B, c, A]. The network gets them unpacked.
     """
 
     def __init__(self, model_config: "ModelConfig", device=None):
-        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyDiT)
+        BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyDiT)
         self.model_sampling = FlowSampling(model_config)
         self.role = model_config.role
         if self.super_resolution:
             self.model_sampling.noise_level = RECIPES[self.role].noise_level
+
+    encode_adm = BaseModel.encode_adm
+    concat_cond = BaseModel.concat_cond
+
+    def __setattr__(self, name, value):
+        # A node that sets another schedule replaces the object that knows what super-resolution starts from.
+        if name == "model_sampling" and name in self.__dict__.get("_modules", ()):
+            value = with_start_state(value, self.model_sampling)
+        super().__setattr__(name, value)
 
     @property
     def super_resolution(self) -> bool:
@@ -52,8 +68,9 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         config = self.network_config
         shapes = kwargs.get("latent_shapes")
         found = [tuple(shape) for shape in shapes or [kwargs["noise"].shape]]
-        check_shapes(found, (config.video_channels, config.audio_channels))
-        out = super().extra_conds(**kwargs)
+        if not (torch.is_grad_enabled() and len(found) == 1):  # core's training has the video alone
+            check_shapes(found, (config.video_channels, config.audio_channels))
+        out = BaseModel.extra_conds(self, **kwargs)
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")
         if text is None or text.shape[-1] != config.text_channels:
@@ -61,8 +78,23 @@ class MagiHumanModel(comfy.model_base.BaseModel):
             raise InputError(f"The conditioning has {given}, but this model takes text of {config.text_channels}: "
                              "encode the prompt with a CLIP from Load MagiHuman Text Encoder.")
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
-        out["c_crossattn"] = comfy.conds.CONDRegular(text)
+        out["c_crossattn"] = TextCond(text)
+        out["text_lengths"] = LengthCond((text.shape[1],))
         return out
+
+    def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
+        """Conditions of a window of core's Context Windows: the text is the same in each."""
+        return cond_value if cond_key in ("c_crossattn", "text_lengths") else None
+
+    def map_context_window_to_modalities(self, primary_indices, latent_shapes, dim):
+        """Which latents of each stream belong to a window: of audio the four of every latent frame."""
+        if len(latent_shapes) < 2:
+            return [primary_indices]
+        frames, length = latent_shapes[0][dim], latent_shapes[1][dim]
+        audio = [index for frame in primary_indices
+                 for index in range(AUDIO_PER_FRAME * frame,
+                                    length if frame == frames - 1 else min(AUDIO_PER_FRAME * (frame + 1), length))]
+        return [primary_indices, audio]
 
     @property
     def _packed(self) -> bool:
@@ -94,15 +126,19 @@ class MagiHumanModel(comfy.model_base.BaseModel):
         video, *rest = comfy.utils.unpack_latents(latent, self.latent_shapes)
         return comfy.utils.pack_latents([change(video), *rest])[0]
 
-    def memory_required(self, input_shape, cond_shapes=None):
+    def memory_required(self, input_shape, cond_shapes=None, **_):
         """Bytes that activations take at their peak, from the packed latent's size."""
         config = self.network_config
         batch, values = input_shape[0], math.prod(input_shape[1:])
+        # Texts of different length run one after another: of all but one only the residual stream is held.
+        texts = len((cond_shapes or {}).get("text_lengths", ())) or 1
         # The packed size does not tell the clip's shape: one row with as many tokens stands for it. The few
         # values of the audio count as video here, which makes up for its narrower tokens.
         row = (1, PATCH, PATCH * max(1, values // (config.video_channels * PATCH**2)))
         compute_dtype = self.diffusion_model.compute_dtype
-        return batch * network_activations(config, row, 1, TEXT_TOKENS, compute_dtype, "cuda", False)
+        one = network_activations(config, row, 1, TEXT_TOKENS, compute_dtype, "cuda", False)
+        waiting = 4 * config.hidden * (row[2] // PATCH + TEXT_TOKENS)
+        return batch // texts * one + (batch - batch // texts) * waiting
 
 
 class ModelConfig(comfy.supported_models_base.BASE):

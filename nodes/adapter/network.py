@@ -1,18 +1,25 @@
 """MagiHuman's network in the shape ComfyUI calls networks in."""
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import comfy.model_prefetch
 import comfy.ops
 import comfy.patcher_extension
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.model.attention import AttentionFunction
+from ...magihuman_core.model.attention import AttentionFunction, fold_heads, unfold_heads
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
+from ...magihuman_core.sizes import decoded_frames
+from .ops import holding
+
+PER_COND = ("cond_or_uncond", "uuids")  # of the options: one entry for each condition in a batch
 
 
 class ComfyDiT(MagiHumanDiT):
@@ -26,7 +33,7 @@ class ComfyDiT(MagiHumanDiT):
 
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
-        super().__init__(config, operations=operations, dtype=dtype, device=device, compute_dtype=computed)
+        super().__init__(config, operations=holding(operations), dtype=dtype, device=device, compute_dtype=computed)
         self.dtype = dtype
         if getattr(operations, "_quant_config", None) is not None:
             self._keep_ends_precise(device)
@@ -53,29 +60,55 @@ class ComfyDiT(MagiHumanDiT):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timestep, context, options, **kwargs)
 
-    def _forward(self, x, timestep, context=None, transformer_options=None, **_):
-        if torch.is_tensor(x) or len(x) != 2:
+    def _forward(self, x, timestep, context=None, transformer_options=None, text_lengths=(), **_):
+        streams = [x] if torch.is_tensor(x) else x
+        if len(streams) == 1 and torch.is_grad_enabled():
+            return self._video_alone(streams[0], timestep, context, transformer_options)
+        if len(streams) != 2:
             raise InputError(
                 "The latent holds one stream only, but MagiHuman makes picture and sound together: use Empty "
                 "MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
             )
-        video, audio = x
+        video, audio = streams
         options = transformer_options
+        anchor = getattr(options.get("context_window"), "causal_anchor_index", -1) >= 0
+        video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
+        inputs = by_text(video, audio, context, text_lengths)
         run_block = BlockRunner(self, video.device, options)
-        attention = comfy_attention(options)
-        streams = self.forward_many([(video, audio, context)], run_block=run_block, attention=attention)
+        streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
         run_block.finish()
-        return list(streams[0])
+        video, audio = (torch.cat(parts) for parts in zip(*streams, strict=True))
+        return [F.pad(video, (0, 0, 0, 0, 1, 0)) if anchor else video, audio]
+
+    def _video_alone(self, video, timestep, context, options):
+        """The video's velocity, for core's training, which knows one stream: the audio is noise of the same level.
+
+        video: [B, C, T, H, W]; timestep: 0 to 1000.
+        """
+        length = decoded_frames(video.shape[2])
+        audio = torch.randn(video.shape[0], self.config.audio_channels, length, device=video.device)
+        audio *= (timestep / 1000).reshape(-1, 1, 1)
+        return self._forward([video, audio], timestep, context, options)[0]
+
+
+def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """A batch as the network's inputs, one for each of the texts that were joined in it, without their padding.
+
+    lengths: of these texts; where they do not go with `text`, since another node changed it, it is taken as it is.
+    """
+    if len(lengths) < 2 or max(lengths) != text.shape[1] or text.shape[0] % len(lengths):
+        return [(video, audio, text)]
+    chunks = (stream.chunk(len(lengths)) for stream in (video, audio, text))
+    return [(v, a, t[:, :length]) for v, a, t, length in zip(*chunks, lengths, strict=True)]
 
 
 def comfy_attention(options: dict) -> AttentionFunction:
     """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads, shared = q.shape[2], q.shape[2] != k.shape[2]
-        flat = (t.flatten(2) for t in (q, k, v))  # [B, L, heads, d] -> [B, L, heads * d]
-        out = optimized_attention(*flat, heads, enable_gqa=shared, transformer_options=options)
-        return out.unflatten(-1, (heads, -1))
+        out = optimized_attention(*fold_heads(q, k, v), k.shape[2], skip_reshape=True, skip_output_reshape=True,
+                                  transformer_options=options)
+        return unfold_heads(out, length=q.shape[1])
 
     return attention
 
@@ -95,6 +128,19 @@ class BlockRunner:
         name = ("double_block", index)
         self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=name)
         patch = self.replace.get(name)
+        overridden = "optimized_attention_override" in self.options
+        if len(layout.clips) == 1 or not (patch or overridden):
+            return self._run(block, x, layout, attention, patch)
+        # Prompt and negative prompt are packed; what others patch in expects one at a time, and to be told which.
+        conds = {name: self.options[name] for name in PER_COND if len(self.options.get(name, ())) == len(layout.clips)}
+        parts = []
+        for number, clip in enumerate(layout.clips):
+            self.options.update({key: values[number : number + 1] for key, values in conds.items()})
+            parts.append(self._run(block, x[:, clip.span], layout.alone(clip), attention, patch))
+        self.options.update(conds)
+        return torch.cat(parts, 1)
+
+    def _run(self, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction, patch) -> Tensor:
         if patch is None:
             return block(x, layout, attention)
 

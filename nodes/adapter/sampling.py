@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.utils
@@ -18,9 +19,9 @@ from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_ac
 from ...magihuman_core.sampling.denoiser import video_scales
 from ...magihuman_core.sampling.solvers import SOLVERS
 from ...magihuman_core.sizes import TEXT_TOKENS
-from .flow import START, start_state
+from .flow import START, FlowSampling, start_state
 from .model import MagiHumanModel
-from .streams import check_shapes
+from .streams import check_shapes, fit_mask, nested
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +38,24 @@ class StreamGuider(comfy.samplers.CFGGuider):
             raise InputError("This way of sampling needs a negative prompt: connect `negative` of MagiHuman Text "
                              "Encode.")
         self.guidance = guidance
+        self._told = False
         conds = {"positive": positive} if guidance is None else {"positive": positive, "negative": negative}
         self.inner_set_conds(conds)
         # ComfyUI reports this number; the scales themselves change from step to step.
         self.set_cfg(1.0 if guidance is None else guidance.video)
 
-    def sample(self, noise, latent_image, *args, **kwargs):
+    def sample(self, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         streams = latent_image.unbind() if latent_image.is_nested else [latent_image]
         self._shapes = [tuple(stream.shape) for stream in streams]
+        if denoise_mask is not None and denoise_mask.is_nested and len(streams) == 2:
+            # Core's nodes may hold the sound by a mask in the shape of a picture, as they do for other models.
+            masks = denoise_mask.unbind()
+            denoise_mask = nested(masks[0], fit_mask(masks[1], streams[1][:, :1]), *masks[2:])
         if isinstance(self.model_patcher.model, MagiHumanModel):
             check_shapes(self._shapes, model_channels(self.model_patcher))
             if log.isEnabledFor(logging.INFO):
                 log.info("%s", self.memory())
-        return super().sample(noise, latent_image, *args, **kwargs)
+        return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def memory(self) -> Estimate:
         """What sampling this clip needs on the device, of which ComfyUI keeps as much there as fits."""
@@ -68,11 +74,25 @@ class StreamGuider(comfy.samplers.CFGGuider):
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})
-        if self.guidance is not None:
+        given = options.pop("sampler_cfg_function", None)
+        if self.guidance is None:
+            if given is not None and not self._told:
+                log.warning("A node sets how guidance is computed, which has no effect: this way of sampling has none.")
+            self._told = True
+            # What other nodes do around guidance sees the positive alone.
+            options["disable_cfg1_optimization"] = False
+        else:
             scale = self._scale(self.guidance, float(timestep.flatten()[0]), x.device)
+            self.set_cfg(float(scale[..., : math.prod(self._shapes[0][1:])].max()))  # which other nodes are told
 
             def guide(args: dict) -> Tensor:
-                return args["uncond"] + scale * (args["cond"] - args["uncond"])
+                if given is None:
+                    return args["uncond"] + scale * (args["cond"] - args["uncond"])
+                # Another node's function knows one number: it is asked once for each.
+                result = torch.empty_like(args["cond"])
+                for number in scale.unique().tolist():
+                    result = torch.where(scale == number, given({**args, "cond_scale": number}), result)
+                return result
 
             options.update(sampler_cfg_function=guide, disable_cfg1_optimization=True)
         return super().predict_noise(x, timestep, options, seed)
@@ -91,10 +111,13 @@ def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options:
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
         base = getattr(getattr(model, "inner_model", None), "inner_model", None)
-        if isinstance(base, MagiHumanModel) and float(sigmas[0]) >= START:
-            # ComfyUI has already mixed noise and latent for sigmas[0], which is just below 1 here: taken anew from
-            # its parts, so that the start is exact, and right with a changed schedule object too.
-            x = start_state(model.noise, model.latent_image, noise_level if base.super_resolution else None)
+        if isinstance(base, MagiHumanModel) and base.super_resolution and float(sigmas[0]) >= START:
+            # The model's schedule made x with the role's own level.
+            if hasattr(model, "noise"):
+                x = start_state(model.noise, model.latent_image, noise_level)
+            elif noise_level != base.model_sampling.noise_level:
+                log.warning("Another node stands around the sampler and hides what it starts from: sr_noise_level is "
+                            "%s instead of %s.", base.model_sampling.noise_level, noise_level)
         return solve(model, x, sigmas, extra_args, callback, disable, **options)
 
     sample.__name__ = solver  # ComfyUI's log names it
@@ -104,15 +127,45 @@ def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options:
 def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
     """What SamplerCustomAdvanced with RandomNoise does: sample a LATENT and return one, with previews."""
     patcher = guider.model_patcher
-    result = dict(latent)
-    ratios = [result.pop(f"downscale_ratio_{axis}", None) for axis in ("spacial", "temporal")]
-    start = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], *ratios)
+    result = complete(patcher, latent)
+    start = result["samples"]
     noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
     callback = latent_preview.prepare_callback(patcher, len(sigmas) - 1)
-    samples = guider.sample(noise, start, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
+    samples = guider.sample(noise, start, sampler, sigmas, denoise_mask=result.get("noise_mask"), callback=callback,
                             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
     result["samples"] = samples.to(comfy.model_management.intermediate_device())
     return result
+
+
+def complete(patcher, latent: dict) -> dict:
+    """A LATENT with both streams, of one that may hold the video alone, as nodes for other models make it.
+
+    An empty video is brought to this model's channels and sizes, as core's samplers do.
+    """
+    result = dict(latent)
+    ratios = [result.pop(f"downscale_ratio_{axis}", None) for axis in ("spacial", "temporal")]
+    samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], *ratios)
+    mask = result.get("noise_mask")
+    if not samples.is_nested and samples.ndim == 5 and samples.shape[1] == model_channels(patcher)[0]:
+        samples = patcher.get_model_object("latent_format").with_empty_audio(samples)
+    if mask is not None and not mask.is_nested and samples.is_nested:
+        video, audio = samples.unbind()
+        result["noise_mask"] = nested(fit_mask(mask, video[:, :1]), torch.ones_like(audio[:, :1]))
+    result["samples"] = samples
+    return result
+
+
+def model_shift(model) -> float | None:
+    """The shift that a node for model sampling has set; None where none has, or one of another kind."""
+    schedule = model.get_model_object("model_sampling")
+    if isinstance(schedule, FlowSampling):
+        return None
+    shift = getattr(schedule, "shift", None)
+    if isinstance(schedule, comfy.model_sampling.ModelSamplingDiscreteFlow) and shift is not None:
+        return float(shift)
+    log.warning("The model's sampling was changed to %s, which has no effect here: its noise levels are its own. Use "
+                "SamplerCustomAdvanced with a scheduler of core.", type(schedule).__name__)
+    return None
 
 
 def model_role(model) -> str:

@@ -57,12 +57,14 @@ def joint_latent(latent: dict) -> JointLatent:
     given = [] if found is None else list(found.unbind()) if found.is_nested else [found]
     masks = [torch.ones_like(stream[:, :1]) for stream in streams]
     for index, mask in enumerate(given[:2]):
-        masks[index] = _fit_mask(mask, masks[index])
+        masks[index] = fit_mask(mask, masks[index])
     return JointLatent(*streams, *masks)
 
 
-def _fit_mask(mask: Tensor, like: Tensor) -> Tensor:
+def fit_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A mask as ComfyUI may carry it, brought to the stream's own size."""
+    if mask.ndim > like.ndim == 3:  # of a picture, for the audio: its columns stand for time
+        mask = mask.flatten(2, -2).mean(2)
     if mask.ndim < like.ndim:
         mask = mask.reshape((1,) * (like.ndim - mask.ndim) + tuple(mask.shape))
     mask = mask[:, :1].to(like)

@@ -1,5 +1,7 @@
 """MagiHuman's decoders and encoders as VAEs that core's nodes work with."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import comfy.model_management
@@ -17,13 +19,18 @@ from ...magihuman_core.sizes import FPS
 from ...magihuman_core.vae.audio import AudioVAE
 from ...magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from ...magihuman_core.vae.video import VideoVAE
+from ...magihuman_core.weights.audio_keys import official_state_dict
 from .ops import Operations
+from .patcher import make_patcher
 
 
 class VAE(comfy.sd.VAE):
     """ComfyUI's VAE around a module of ours: everything its own constructor would have found out by detection."""
 
-    def __init__(self, module: nn.Module, dtypes: list[torch.dtype], **settings):
+    first_stage_model: "VideoStage | AudioStage"
+
+    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], source=None, disable_dynamic=False,
+                 **settings):
         mm = comfy.model_management
         self.first_stage_model = module.eval().requires_grad_(False)
         self.working_dtypes = dtypes
@@ -37,9 +44,27 @@ class VAE(comfy.sd.VAE):
             setattr(self, name, value)
         module.to(self.vae_dtype)
         mm.archive_model_dtypes(module)
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
-            module, load_device=self.device, offload_device=mm.vae_offload_device())
+        self.patcher = make_patcher(module, self.device, mm.vae_offload_device(), source, disable_dynamic)
         self.model_size()
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """The weights under their official names, which core's save nodes write and every loader reads."""
+        return self.first_stage_model.official_state_dict()
+
+
+def reloadable(load: Callable[..., VAE]) -> Callable[..., VAE]:
+    """A loader whose VAE ComfyUI can load anew, for another device or without dynamic memory."""
+
+    def load_patcher(path: str | Path, disable_dynamic=False) -> comfy.model_patcher.ModelPatcher:
+        return load_reloadable(path, disable_dynamic).patcher
+
+    @wraps(load)
+    def load_reloadable(path: str | Path, disable_dynamic=False) -> VAE:
+        vae = load(path, disable_dynamic)
+        vae.patcher.cached_patcher_init = (load_patcher, (path,))
+        return vae
+
+    return load_reloadable
 
 
 class VideoStage(nn.Module):
@@ -51,6 +76,9 @@ class VideoStage(nn.Module):
     def __init__(self, vae: TurboVAE | VideoVAE):
         super().__init__()
         self.vae = vae
+
+    def official_state_dict(self) -> dict[str, Tensor]:
+        return self.vae.state_dict() | self.vae.statistics.tensors()
 
     def decode_output_shape(self, shape) -> tuple[int, ...]:
         config = self.vae.config
@@ -75,7 +103,8 @@ class VideoStage(nn.Module):
     def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         """The same in spatial tiles; time goes window by window anyway."""
         tile = max(tile_x or 16, tile_y or 16)
-        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1))
+        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1),
+                               output_device=comfy.model_management.intermediate_device())
 
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
@@ -87,7 +116,7 @@ class VideoStage(nn.Module):
         return self.encode(pixels)
 
 
-def video_vae(vae: TurboVAE | VideoVAE) -> VAE:
+def video_vae(vae: TurboVAE | VideoVAE, source: str | Path | None = None, disable_dynamic=False) -> VAE:
     """A VAE of images and time. How much memory it needs is found by a dry run for each shape (runtime.memory)."""
     config = vae.config
     space, time = config.spatial_factor, config.temporal_factor
@@ -101,6 +130,8 @@ def video_vae(vae: TurboVAE | VideoVAE) -> VAE:
     return VAE(
         VideoStage(vae),
         [torch.bfloat16, torch.float32],
+        source,
+        disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=3,
         output_channels=3,
@@ -117,14 +148,16 @@ def video_vae(vae: TurboVAE | VideoVAE) -> VAE:
     )
 
 
-def load_turbo(path: str | Path) -> VAE:
+@reloadable
+def load_turbo(path: str | Path, disable_dynamic=False) -> VAE:
     """The Turbo VAE: decodes only. Raises CheckpointError."""
-    return video_vae(load_turbo_vae(path, operations=Operations))
+    return video_vae(load_turbo_vae(path, operations=Operations), path, disable_dynamic)
 
 
-def load_video(path: str | Path) -> VAE:
+@reloadable
+def load_video(path: str | Path, disable_dynamic=False) -> VAE:
     """A Wan2.2-type VAE of any width. Raises CheckpointError."""
-    return video_vae(load_video_vae(path, operations=Operations))
+    return video_vae(load_video_vae(path, operations=Operations), path, disable_dynamic)
 
 
 class AudioStage(nn.Module):
@@ -136,6 +169,9 @@ class AudioStage(nn.Module):
         super().__init__()
         self.vae = vae
 
+    def official_state_dict(self) -> dict[str, Tensor]:
+        return official_state_dict(self.vae)
+
     def decode(self, latent: Tensor) -> Tensor:
         """[B, c, n] -> [B, 2, n * 1764] at 44.1 kHz."""
         return resample(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
@@ -145,13 +181,16 @@ class AudioStage(nn.Module):
         return self.vae.encode_long(waveform)
 
 
-def load_audio(path: str | Path) -> VAE:
+@reloadable
+def load_audio(path: str | Path, disable_dynamic=False) -> VAE:
     """An Oobleck audio VAE of any width. Raises CheckpointError."""
     vae = load_audio_vae(path, operations=Operations)
     config, device = vae.config, comfy.model_management.vae_device()
     return VAE(
         AudioStage(vae),
         [torch.float32],  # less is audible
+        path,
+        disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=1,
         output_channels=config.audio_channels,

@@ -5,6 +5,8 @@ are, all others rounded while they are read.
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -22,6 +24,14 @@ from ...magihuman_core.weights.precision import keep_fp32
 BY_DTYPE = {dtype: name for name, dtype in COMFY_FORMATS.items()}
 NVFP4 = "nvfp4"
 NVFP4_MAX = 448 * 6  # the largest value, with the largest scale of a block
+
+
+def main_dtype(tensors: Checkpoint) -> torch.dtype:
+    """The dtype that most of a checkpoint's values have."""
+    counts: Counter[torch.dtype] = Counter()
+    for key in tensors:
+        counts[tensors.dtype(key)] += math.prod(tensors.shape(key))
+    return counts.most_common(1)[0][0]
 
 
 def formats(tensors: Checkpoint, large: Callable[[str], bool], quantize: str | None = None) -> dict[str, str]:

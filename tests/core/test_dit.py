@@ -184,10 +184,10 @@ def test_local_attention_is_masked_full_attention(seed, frames, radius, audio):
     dit = random_dit(seed, local_layers=(0, 1, 2), local_radius=radius)
     full = random_dit(seed)
     clip = random_clip(dit.config, T=frames, audio=audio, text=5)
-    layout = dit.layout((frames, 4, 4), audio, 5)
-    frame = torch.arange(layout.video) // (layout.video // frames)
-    seen = torch.ones(layout.tokens, layout.tokens, dtype=torch.bool)
-    seen[: layout.video, : layout.video] = (frame[:, None] - frame[None, :]).abs() <= radius
+    clip_layout = dit.layout(((frames, 4, 4), audio, 5)).clips[0]
+    frame = torch.arange(clip_layout.video) // (clip_layout.video // frames)
+    seen = torch.ones(clip_layout.tokens, clip_layout.tokens, dtype=torch.bool)
+    seen[: clip_layout.video, : clip_layout.video] = (frame[:, None] - frame[None, :]).abs() <= radius
 
     def masked(q, k, v):
         q, k, v = (t.transpose(1, 2) for t in (q, k.expand_as(q), v.expand_as(q)))

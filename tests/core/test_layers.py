@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from magihuman_core.model.rope import apply_rotary, rope_bands, rope_tables, token_coordinates
-from magihuman_core.nn.layers import RMSNorm, gelu7, swiglu7
+from magihuman_core.model.rope import rope_bands, rope_tables, token_coordinates
+from magihuman_core.nn.elementwise import apply_rotary, gelu7, swiglu7
+from magihuman_core.nn.layers import RMSNorm
 
 DATA = Path(__file__).parents[1] / "data" / "elementary"
 

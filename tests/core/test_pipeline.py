@@ -296,6 +296,6 @@ def test_what_is_no_network_is_found_before_anything_is_computed(random_models, 
     models = find_models(random_models)
     models.found["distilled"] = [random_models / "audio_vae"]
     pipeline = MagiHumanPipeline(models, device="cpu")
-    monkeypatch.setattr(stages, "encode_text", lambda *_: pytest.fail("came to the text encoder"))
+    monkeypatch.setattr(stages, "encode_texts", lambda *_: pytest.fail("came to the text encoder"))
     with pytest.raises(mh.CheckpointError, match="audio VAE"):
         pipeline.generate(PROMPT, **SMALL)

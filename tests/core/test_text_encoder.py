@@ -2,6 +2,7 @@
 
 import json
 import logging
+from unittest import mock
 
 import pytest
 import torch
@@ -61,23 +62,40 @@ def test_vectors(golden, weights):
         assert torch.allclose(finished, expected, atol=1e-4, rtol=1e-3)
 
 
+WINDOW = 5  # tokens, of sliding attention
+
+
 def oracle_config(**options):
+    import transformers
     from transformers import T5GemmaConfig, T5GemmaModuleConfig
 
-    module = T5GemmaModuleConfig(**{
+    # transformers 5 counts a token at the window's distance in, while version 4, which the authors ran, does not.
+    inclusive = int(transformers.__version__.split(".")[0]) >= 5
+    # Two objects: of one the decoder would make a causal encoder.
+    encoder, decoder = (T5GemmaModuleConfig(**{
         "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": 5,
-        "query_pre_attn_scalar": 10, "rope_theta": 500.0} | options)
-    return T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False)
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "sliding_window": WINDOW - inclusive,
+        "query_pre_attn_scalar": 10, "rope_theta": 500.0} | options) for _ in range(2))
+    return T5GemmaConfig(encoder=encoder, decoder=decoder, is_encoder_decoder=False)
+
+
+def given_config(model):
+    """The model's config.json, with the window as the authors' version of transformers counts it, and a soft cap."""
+    config = model.config.to_dict()
+    config["encoder"]["sliding_window"] = WINDOW
+    config["encoder"]["attn_logit_softcapping"] = config["encoder"]["attn_logit_softcapping"] or 2.0
+    return config
 
 
 def oracle(attention, **options):
-    from transformers import T5GemmaEncoderModel
+    from transformers import T5GemmaEncoderModel, T5GemmaPreTrainedModel
 
-    config = oracle_config(**options)
+    config = oracle_config(**{"attn_logit_softcapping": None} | options)
     config._attn_implementation = config.encoder._attn_implementation = attention
     torch.manual_seed(5)
-    model = T5GemmaEncoderModel(config).eval()
+    # transformers 5 refuses SDPA, since it has no soft cap; the released pipeline runs it, without.
+    with mock.patch.object(T5GemmaPreTrainedModel, "_supports_sdpa", True):
+        model = T5GemmaEncoderModel(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0, 0.3 if "norm" in name else 0.15)
@@ -88,7 +106,7 @@ def oracle(attention, **options):
 @torch.inference_mode()
 def test_transformers_agrees(length):
     model = oracle("sdpa")
-    encoder = load_text_encoder(model.state_dict(), config=model.config.to_dict())
+    encoder = load_text_encoder(model.state_dict(), config=given_config(model))
     ids = torch.randint(0, 97, (1, length))
     assert torch.allclose(encoder(ids), model(ids).last_hidden_state, atol=1e-5)
 
@@ -97,7 +115,7 @@ def test_transformers_agrees(length):
 def test_transformers_agrees_with_soft_cap_and_given_layer_types():
     model = oracle("eager", attn_logit_softcapping=2.0,
                    layer_types=["full_attention", "full_attention", "sliding_attention", "full_attention"])
-    config = model.config.to_dict()
+    config = given_config(model)
     ids = torch.randint(0, 97, (1, 19))
     expected = model(ids).last_hidden_state
     plain = load_text_encoder(model.state_dict(), config=config)
@@ -110,7 +128,7 @@ def test_transformers_agrees_with_soft_cap_and_given_layer_types():
 @torch.inference_mode()
 def test_bfloat16_rounds_where_transformers_does():
     model = oracle("sdpa")
-    encoder = load_text_encoder(model.state_dict(), config=model.config.to_dict(), dtype=torch.bfloat16)
+    encoder = load_text_encoder(model.state_dict(), config=given_config(model), dtype=torch.bfloat16)
     frequencies = model.encoder.rotary_emb.inv_freq.clone()
     model = model.to(torch.bfloat16)
     model.encoder.rotary_emb.inv_freq = frequencies       # as from_pretrained leaves them

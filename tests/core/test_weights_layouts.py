@@ -50,6 +50,18 @@ def split(official: dict, heads=HEADS, kv_heads=1, head_dim=HEAD_DIM, sandwich=(
     return rewritten(official, change)
 
 
+def own(official: dict) -> dict:
+    """Our own names, as ComfyUI's save nodes write them; taken from the module itself."""
+    return load_dit(official).state_dict()
+
+
+def whole(official: dict) -> dict:
+    return prefixed(own(official), "model.diffusion_model.") | {
+        "cond_stage_model.transformer.encoder.norm.weight": torch.ones(4),
+        "cond_stage_model.tokenizer_json": torch.zeros(3, dtype=torch.uint8),
+        "first_stage_model.decoder.head.0.gamma": torch.ones(4)}
+
+
 def quanto(official: dict) -> dict:
     def change(stem, tensor):
         scale = (tensor.float().abs().amax(1, keepdim=True) / 127).clamp_min(1e-8)
@@ -122,6 +134,8 @@ LAYOUTS = {
     "model.diffusion_model.": (lambda sd: prefixed(sd, "model.diffusion_model."), 0, "official", None),
     "diffusion_model.": (lambda sd: prefixed(sd, "diffusion_model."), 0, "official", None),
     "model.": (lambda sd: prefixed(sd, "model."), 0, "official", None),
+    "our own": (own, 0, "our own names", None),
+    "a checkpoint with text encoder and VAE": (whole, 0, "our own names", None),
     "split with prefix": (lambda sd: prefixed(split(sd), "diffusion_model."), 0, "split experts", None),
     "quanto": (quanto, 3e-2, "split experts", "quanto int8, a scale per row"),
     "fp8 .__fp8_scale": (lambda sd: fp8(sd, "{key}.__fp8_scale"), 1e-1, "official", FP8),

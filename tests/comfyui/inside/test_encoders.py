@@ -1,10 +1,13 @@
 """CLIP and VAE objects against the core's own modules."""
 
+import comfy.hooks
 import comfy.memory_management
+import comfy.model_management
 import comfy.sd
 import pytest
 import torch
 from comfy_extras.nodes_audio import VAEDecodeAudio, VAEEncodeAudio
+from comfy_extras.nodes_hooks import SetClipHooks
 from magihuman_pack.magihuman_core import load_audio_vae, load_text_encoder, load_turbo_vae, load_video_vae
 from magihuman_pack.magihuman_core.media.waveform import resample
 from magihuman_pack.magihuman_core.tools.convert import convert
@@ -72,6 +75,31 @@ def test_clip_with_weights_in_fewer_bits_stays_close(clip, encoder_path, tmp_pat
     assert (encode(narrow, TEXT) - wanted).norm() / wanted.norm() < 0.1
 
 
+def test_without_bf16_weights_stay_as_they_are_and_are_computed_in_fp32(encoder_path, clip, tmp_path, monkeypatch):
+    file = convert(encoder_path, tmp_path / "bf16.safetensors", dtype="bf16")
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: False)
+    kept = load_clip(file, encoder_path.with_name("tokenizer.json"))
+    assert down_proj(kept).dtype == torch.bfloat16
+    wanted = load_text_encoder(file, encoder_path.with_name("tokenizer.json"), dtype=torch.float32).encode(TEXT)
+    assert max_error(encode(kept, TEXT), wanted) < 2e-3
+
+
+def test_a_clip_is_loaded_anew_for_another_device_and_takes_hooks(clip):
+    for copy in (clip.patcher.clone(force_deepcopy=True), clip.patcher.deepclone_multigpu(clip.patcher.load_device)):
+        assert copy.model is not clip.cond_stage_model
+        other = clip.clone()
+        other.patcher, other.cond_stage_model = copy, copy.model
+        assert max_error(encode(other, TEXT), encode(clip, TEXT)) == 0
+    key = "text_encoders.transformer.encoder.layers.0.mlp.down_proj"
+    lora = {f"{key}.lora_A.weight": random(2, 64), f"{key}.lora_B.weight": random(32, 2)}
+    hook = comfy.hooks.create_hook_lora(lora, 0.0, 1.0)
+    hooked = SetClipHooks().apply_hooks(clip, False, True, hook)[0]
+    _, patched = comfy.sd.load_lora_for_models(None, clip, lora, 0, 1.0)
+    wanted = encode(patched, TEXT)
+    assert max_error(wanted, encode(clip, TEXT)) > 1e-2
+    assert max_error(encode(hooked, TEXT), wanted) < 2e-3
+
+
 def test_an_empty_text_has_two_tokens_and_a_long_one_is_cut_at_640(clip):
     assert encode(clip, "").shape == (1, 2, 32)
     assert encode(clip.clone(), "word " * 900).shape == (1, 640, 32)
@@ -88,6 +116,15 @@ def test_lora_changes_what_clip_says(clip):
 def vaes(models):
     """{kind: (ComfyUI's VAE, the core's)}"""
     return {kind: (load(models / path), load_core(models / path)) for kind, (path, load, load_core) in VAES.items()}
+
+
+@pytest.mark.parametrize("kind", VAES)
+def test_a_vae_is_loaded_anew_for_another_device(vaes, kind):
+    vae = vaes[kind][0]
+    latent = random(1, 64, 4) if kind == "audio" else random(1, 48, 2, 4, 4)
+    again = vae.patcher.deepclone_multigpu(vae.patcher.load_device)
+    assert again.model is not vae.first_stage_model
+    assert max_error(again.model.decode(latent), vae.first_stage_model.decode(latent)) == 0
 
 
 @pytest.mark.parametrize("kind", ["turbo", "wan"])

@@ -49,6 +49,16 @@ def test_fewer_bits_take_less_memory_stay_close_and_take_lora(distilled, officia
     assert relative_error(sample(with_lora(model, lora)), got) > 1e-3
 
 
+def test_without_bf16_weights_stay_as_they_are_and_are_computed_in_fp32(official, plain, monkeypatch):
+    monkeypatch.setattr(comfy.model_management, "should_use_bf16", lambda *_, **__: False)
+    narrow = {key: tensor.to(BF16) if key.startswith("block.") and tensor.ndim == 2 else tensor
+              for key, tensor in official.items()}
+    model = load_model(narrow, "distilled")
+    assert down_proj(model).dtype == BF16 and model.model.diffusion_model.compute_dtype == torch.float32
+    wanted = sample(load_model(narrow, "distilled", torch.float32))
+    assert relative_error(sample(model), wanted) < 1e-5
+
+
 def stored(tensor, kind: str) -> dict:
     """What files hold of one weight: a scale for each row, or one for the tensor."""
     if kind == "int8":

@@ -1,0 +1,67 @@
+"""Video and audio written as they are made, to a pipe or a file, so that a player can show them at once."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import av
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..sizes import FPS
+from .mp4 import AudioTrack, add_video, video_frame
+
+FORMATS: dict[str, dict[str, str]] = {
+    # Each key frame begins a fragment that is complete by itself.
+    "mp4": {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"},
+    "matroska": {"live": "1", "flush_packets": "1"},
+}
+
+
+class _Pipe:
+    """Only the writing of a file: what can be sought in is treated as a file that is read back."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        while rest:  # a pipe may take less than it is given
+            rest = rest[self.file.write(rest) :]
+        self.file.flush()
+        return len(data)
+
+
+class LiveFile:
+    """H.264 and AAC in fragmented mp4 or Matroska; `with` closes it so that what was written is whole."""
+
+    def __init__(self, file: BinaryIO, width: int, height: int, rate: int, container: str = "mp4") -> None:
+        """rate: of the audio, in samples per second. Raises InputError for an unknown container."""
+        if container not in FORMATS:
+            raise InputError(f"container is {container!r}, expected one of {', '.join(FORMATS)}.")
+        self.container: Any = av.open(_Pipe(file), "w", format=container, options=FORMATS[container])
+        self.video = add_video(self.container, width, height, Fraction(FPS),
+                               {"tune": "zerolatency", "g": str(FPS), "preset": "veryfast"})
+        self.audio = AudioTrack(self.container, torch.zeros(2, 0), rate)
+        self.count, self.rate = 0, rate
+
+    def write(self, frames: Tensor, waveform: Tensor) -> None:
+        """frames uint8 [F, h, w, 3] and the audio [2, F * rate / 25] of their time."""
+        self.audio.append(waveform)
+        for frame in frames:
+            self.container.mux(self.video.encode(video_frame(frame, self.count, Fraction(FPS))))
+            self.count += 1
+            self.audio.advance(self.count * self.rate // FPS)
+
+    def __enter__(self) -> LiveFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if not isinstance(error, BrokenPipeError):  # else there is no reader any more
+            self.container.mux(self.video.encode(None))
+            self.audio.finish()
+        self.container.close()

@@ -1,0 +1,140 @@
+"""Reading videos of any kind: at 25 frames per second, upright, in one size, with audio in step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..sizes import FPS
+from .audio_file import load_audio
+from .frames import Frames
+from .image import crop_and_resize
+from .readable import check_readable
+
+if TYPE_CHECKING:
+    import av
+    from PIL import Image
+
+TOLERANCE = 0.002  # seconds that a frame may come late: containers round their clocks
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A video, of which only the times of its frames were read."""
+
+    path: Path
+    width: int  # pixels, as it is to be seen: upright, and with square pixels
+    height: int
+    times: np.ndarray  # seconds at which the frames are shown, from 0, in order
+    seconds: float
+    audio_start: float | None  # seconds by which the audio begins after the video; None: there is no audio
+    prompt: str | None  # where the file says how it was made
+
+    @property
+    def count(self) -> int:
+        """Frames at 25 per second."""
+        return max(1, int((self.seconds + TOLERANCE) * FPS))
+
+    def frames(self, width: int, height: int) -> Frames:
+        """The video at 25 frames per second, cropped in the middle to the aspect of a size in pixels, and resized.
+
+        At other rates each frame is the one that is shown at its time.
+        """
+        chosen = np.searchsorted(self.times, np.arange(self.count) / FPS + TOLERANCE, side="right") - 1
+        repeats = np.bincount(np.maximum(chosen, 0), minlength=len(self.times))
+
+        def pieces() -> Iterator[Tensor]:
+            done, piece = 0, torch.empty(0)
+            for frame, times in zip(self._decoded(), repeats, strict=False):
+                if times:
+                    fitted = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))
+                    piece = fitted.expand(int(times), -1, -1, -1)
+                    done += len(piece)
+                    yield piece
+            if done == 0:
+                raise InputError(f"{self.path}: none of its frames can be decoded. Convert it to mp4 first.")
+            if done < self.count:  # frames at the end that cannot be decoded
+                yield piece[-1:].expand(self.count - done, -1, -1, -1)
+
+        return Frames(self.count, height, width, pieces)
+
+    def audio(self) -> tuple[Tensor, int] | None:
+        """(fp32 [2, samples], rate) that begins with the first frame; None where there is none."""
+        if self.audio_start is None:
+            return None
+        waveform, rate = load_audio(self.path)
+        late = round(self.audio_start * rate)
+        return F.pad(waveform, (late, 0)), rate
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        import av
+
+        with av.open(str(self.path)) as container:
+            yield from container.decode(container.streams.video[0])
+
+
+def open_video(path: str | Path) -> VideoFile:
+    """What a video is, from its packets; nothing is decoded but one frame. Raises InputError."""
+    import av
+
+    path = Path(path)
+    check_readable(path, "video")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: has no picture. Give a video, such as an mp4 file.")
+            stream = container.streams.video[0]
+            prompt = _prompt(container.metadata.get("magihuman"))
+            packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+            shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
+            clock = stream.time_base or Fraction(1, FPS)
+            rate = stream.average_rate or FPS
+            audio_start = _start(container.streams.audio[0]) if container.streams.audio else None
+            video_start = _start(stream)
+        with av.open(str(path)) as container:
+            first = _upright(next(iter(container.decode(container.streams.video[0]))))
+    except InputError:
+        raise
+    except StopIteration:
+        raise InputError(f"{path}: holds no frame that can be decoded. Give another video.") from None
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read as a video ({reason}). Give an mp4, mov or webm file.") from None
+    if not shown:  # a file without times
+        raise InputError(f"{path}: does not say when its frames are shown. Convert it to mp4 first.")
+    times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
+    last = float(shown[-1][1] * clock) or (float(np.median(np.diff(times))) if len(times) > 1 else float(1 / rate))
+    return VideoFile(path, *first.size, times, float(times[-1]) + last,
+                     None if audio_start is None else audio_start - video_start, prompt)
+
+
+def _start(stream) -> float:
+    return 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    """A frame of any pixel format as RGB, turned and stretched as it is to be seen."""
+    image = frame.to_image()
+    aspect = getattr(frame, "sample_aspect_ratio", None)
+    if aspect and aspect != 1:
+        image = image.resize((max(1, round(image.width * aspect)), image.height))
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _prompt(facts: str | None) -> str | None:
+    """The prompt that a clip of ours carries."""
+    try:
+        prompt = json.loads(facts or "null")["prompt"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return prompt if isinstance(prompt, str) else None

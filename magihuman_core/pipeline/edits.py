@@ -1,0 +1,290 @@
+"""Clips made of clips: a part of one made anew (dub, retake, another look), and its continuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..media.frames import Frames
+from ..media.image import crop_and_resize
+from ..media.waveform import OUTPUT_RATE, resample
+from ..sampling.frozen import JointLatent, all_generated, keep_audio, keep_start
+from ..sampling.regenerate import (
+    all_kept,
+    latent_region,
+    latents_between,
+    open_frames,
+    open_region,
+    shown_frames,
+    soft_edge,
+)
+from ..sampling.windows import AUDIO_PER_FRAME
+from ..sizes import FPS, decoded_frames, latent_frames, latent_of_frame
+from . import stages
+from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels
+from .parts import Parts
+from .request import Size, Waveform, read_image
+from .source import Source
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Ellipse = tuple[float, float, float, float]  # centre x, centre y, width, height, in fractions of the picture
+Mask = Union[str, Path, "Image.Image", Tensor, Ellipse]
+
+FADE = 441  # samples, 10 ms, over which audio is cross-faded
+LEAD = 3  # frames over which a retake fades in and out
+
+
+@dataclass(frozen=True)
+class Regeneration(Making):
+    """A clip of which a part is made anew.
+
+    audio: what is heard instead of the clip's own, and drives it. region: [height, width] in the clip's own size, 1
+    where the picture is made anew; None: everywhere. times: the first and last latent frame of what is made anew;
+    None: all of the clip, but for its first latent frame where keep_first.
+    """
+
+    source: Source
+    audio: Waveform | None = None
+    region: Tensor | None = None
+    edge: int | None = None  # pixels of its soft border; None: a 32nd of the shorter side
+    times: tuple[int, int] | None = None
+    video: bool = True  # whether the video of these times is made anew
+    new_audio: bool = False  # whether their audio is
+    keep_first: bool = False
+
+    def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
+        sizes = [pass_.size for pass_ in self.request.passes]
+        stills = self.stills(parts, run)
+        videos = self._encoded(parts, run, sizes)
+        audio = self._encoded_audio(run, AUDIO_PER_FRAME * videos[sizes[0]].shape[2] - 1)
+        result = {}
+        for size in sizes:
+            latent = all_kept(videos[size], audio)
+            first, last = self.times or (int(self.keep_first), latent.video.shape[2] - 1)
+            opened = open_frames(latent, first, last, video=self.video, audio=self.new_audio)
+            if self.region is not None:
+                region = latent_region(_fitted(self.region, *size))
+                opened = JointLatent(opened.video, opened.audio, open_region(latent, region).video_mask.minimum(
+                    opened.video_mask), opened.audio_mask)
+            result[size] = self.with_stills(opened, stills[size])
+        return result
+
+    def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
+        count, size = self.source.count, (frames.width, frames.height)
+        original = self.source.frames(*size)
+        if self.region is not None or self.times is not None:
+            frames = original.mixed(frames.part(0, count), self._share(size)) if self.video else original
+        else:
+            frames = frames.part(0, count)
+        if self.audio is not None:
+            return frames, self._recording(self.audio)
+        if waveform is None or self.times is None:
+            return frames, self.source.waveform
+        start, end = (frame * SAMPLES_PER_FRAME for frame in shown_frames(*self.times))
+        return frames, replaced(self.source.waveform, waveform, start, end)
+
+    def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
+        return (video, audio) if self.source.count == decoded_frames(video.shape[2]) else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"driven_by_sound": self.audio is not None}
+
+    def _recording(self, audio: Waveform) -> Tensor:
+        """A recording, as long as the clip: cut, or followed by silence."""
+        waveform = resample(*audio, OUTPUT_RATE)
+        return F.pad(waveform, (0, self.source.count * SAMPLES_PER_FRAME - waveform.shape[1]))
+
+    def _encoded(self, parts: Parts, run: RunStage, sizes: list[Size]) -> dict[Size, Tensor]:
+        """The clip's latents at each size; those it was made of, where it has them."""
+        found: dict[Size, Tensor] = {}
+        if self.source.latents is not None and self.source.size in sizes:
+            found[self.source.size] = self.source.latents[0]
+        rest = [size for size in sizes if size not in found]
+        if rest:
+            encoded = run("picture of the clip", stages.encode_frames, [self.source.frames(*size) for size in rest])
+            check_channels(parts, encoded[0], self.channels(parts)[0])
+            found.update(zip(rest, encoded, strict=True))
+        return found
+
+    def _encoded_audio(self, run: RunStage, length: int) -> Tensor:
+        """So many audio latents of what is heard; those the clip was made of, where it has them."""
+        if self.audio is None and self.source.latents is not None:
+            return self.source.latents[1]
+        waveform = self.source.waveform if self.audio is None else self._recording(self.audio)
+        padded = F.pad(waveform, (0, length * SAMPLES_PER_FRAME - waveform.shape[1]))
+        audio: Tensor = run("sound of the clip", stages.encode_audio, (padded, OUTPUT_RATE))
+        return audio[:, :, :length].cpu()
+
+    def _share(self, size: Size):
+        """How much of the new picture is seen: within the region up to its soft edge, and within the times."""
+        edge = min(size) // 32 if self.edge is None else self.edge
+        where = torch.ones(1, 1) if self.region is None else soft_edge(_fitted(self.region, *size), edge)
+        start, end = (0, self.source.count) if self.times is None else shown_frames(*self.times)
+
+        def share(first: int, last: int) -> Tensor:
+            frames = torch.arange(first, last)
+            level = ((frames >= start) & (frames < end)).float()
+            if start > 0:
+                level *= ((frames - start + 1) / LEAD).clamp(0, 1)
+            if end < self.source.count:
+                level *= ((end - frames) / LEAD).clamp(0, 1)
+            return level[:, None, None, None] * where[None, :, :, None]
+
+        return share
+
+
+@dataclass(frozen=True)
+class Extension(Making):
+    """A clip and what comes after it. request.audio: a recording that is heard from the old end on, and drives."""
+
+    source: Source
+    overlap: int  # latent frames of the clip that the continuation begins with
+
+    @property
+    def kept(self) -> int:
+        """Frames, and audio latents, of the clip that the continuation begins with."""
+        return decoded_frames(min(self.overlap, latent_frames(self.source.count)))
+
+    def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
+        source, request, kept = self.source, self.request, self.kept
+        sizes = [pass_.size for pass_ in request.passes]
+        overlap = latent_frames(kept)
+        tail = source.waveform[:, -kept * SAMPLES_PER_FRAME :]
+        if request.audio is not None:
+            tail = torch.cat([tail, resample(*request.audio, OUTPUT_RATE)], 1)
+        audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
+        if source.latents is not None and source.size in sizes:
+            starts = {source.size: source.latents[0][:, :, -overlap:]}
+            if request.audio is None:
+                first = AUDIO_PER_FRAME * (source.latents[0].shape[2] - overlap)
+                audio = source.latents[1][:, :, first : first + kept]
+        else:
+            starts = {}
+        rest = [size for size in sizes if size not in starts]
+        if rest:
+            ends = [source.frames(*size).part(source.count - kept, source.count) for size in rest]
+            encoded = run("picture of the clip", stages.encode_frames, ends)
+            check_channels(parts, encoded[0], self.channels(parts)[0])
+            starts.update(zip(rest, encoded, strict=True))
+        if request.audio is None:
+            length = AUDIO_PER_FRAME * (overlap + -(-(request.audio_length - 1) // AUDIO_PER_FRAME)) - 1
+        else:
+            length = audio.shape[2]
+        result = {}
+        for size, start in starts.items():
+            video = start.new_zeros(*start.shape[:2], latent_frames(length), *start.shape[3:])
+            latent = all_generated(video, audio.new_zeros(*audio.shape[:2], length))
+            latent = keep_start(latent, start, audio[:, :, :kept])
+            result[size] = keep_audio(latent, audio) if request.audio is not None else latent
+        return result
+
+    def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
+        kept, source = self.kept, self.source
+        if self.request.audio is not None:
+            old, new = source.waveform, resample(*self.request.audio, OUTPUT_RATE)
+        elif waveform is not None:
+            start = kept * SAMPLES_PER_FRAME
+            joined = torch.cat([source.waveform[:, : -start or None], waveform[:, :start]], 1)
+            old = replaced(source.waveform, joined, source.waveform.shape[1] - FADE, source.waveform.shape[1])
+            new = waveform[:, start:]
+        else:
+            raise InputError("The continuation has no sound: its audio was neither given nor generated.")
+        count = min(len(frames) - kept, new.shape[1] // SAMPLES_PER_FRAME)
+        if count < 1:
+            raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
+        joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(kept, kept + count))
+        return joined_frames, torch.cat([old, new[:, : count * SAMPLES_PER_FRAME]], 1)
+
+    def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.source.latents is None:
+            return None
+        old_video, old_audio = self.source.latents
+        if old_video.shape[3:] != video.shape[3:]:
+            return None
+        overlap = latent_frames(self.kept)
+        return (torch.cat([old_video, video[:, :, overlap:].to(old_video)], 2),
+                torch.cat([old_audio[:, :, : self.source.count], audio[:, :, self.kept :].to(old_audio)], 2))
+
+
+def replaced(waveform: Tensor, other: Tensor, start: int, end: int) -> Tensor:
+    """A waveform [2, n] with its samples from start to end those of another, cross-faded at both inner ends."""
+    end = min(end, waveform.shape[1], other.shape[1])
+    length = end - start
+    share = torch.ones(length)
+    fade = min(FADE, length)
+    if start > 0:
+        share[:fade] *= torch.linspace(0, 1, fade)
+    if end < waveform.shape[1]:
+        share[length - fade :] *= torch.linspace(1, 0, fade)
+    result = waveform.clone()
+    result[:, start:end] = torch.lerp(waveform[:, start:end], other[:, start:end].to(waveform), share)
+    return result
+
+
+def retake_times(start: float, end: float, source: Source) -> tuple[int, int]:
+    """The latent frames of a retake from start to end, in seconds. Raises InputError for a time that is none."""
+    seconds = source.count / FPS
+    for name, value in (("start", start), ("end", end)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
+    if start >= end:
+        raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
+    if start >= seconds:
+        raise InputError(f"start is {start:g} s, but the clip ends at {seconds:.2f} s. Choose an earlier time.")
+    first, last = latents_between(start, min(end, seconds))
+    return first, min(last, latent_of_frame(source.count - 1))
+
+
+def read_mask(mask: Mask, width: int, height: int) -> Tensor:
+    """What of a picture of this size is made anew: fp32 [height, width], 1 there.
+
+    mask: an image or its file, white where it is made anew, or a tensor [height, width], of any size, which is
+    stretched; or an ellipse. Raises InputError for a mask of nothing or of everything.
+    """
+    if isinstance(mask, tuple):
+        return ellipse_mask(mask, width, height)
+    if isinstance(mask, Tensor):
+        found = mask.float().squeeze()
+        if found.ndim != 2:
+            raise InputError(f"mask has shape {tuple(mask.shape)}, expected [height, width].")
+    else:
+        found = torch.from_numpy(np.array(read_image(mask).convert("L"), dtype=np.float32) / 255)
+    if not bool((found > 0.5).any()):
+        raise InputError("The mask is black all over: nothing would change. Paint white what is to be made anew.")
+    if bool((found > 0.5).all()):
+        raise InputError("The mask is white all over. Leave it out, or paint black what is to stay.")
+    return F.interpolate(found[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+
+
+def ellipse_mask(ellipse: Ellipse, width: int, height: int) -> Tensor:
+    """A mask [height, width] that is 1 within an ellipse, such as a mouth: (0.5, 0.65, 0.3, 0.2) is its centre, x and
+    y, its width and its height, in fractions of the picture. Raises InputError.
+    """
+    if len(ellipse) != 4 or not all(0 < value < 1 for value in ellipse):
+        raise InputError(f"The ellipse is {ellipse}, expected centre x, centre y, width and height, each a fraction of "
+                         "the picture between 0 and 1.")
+    x, y, wide, high = ellipse
+    across = ((torch.arange(width) + 0.5) / width - x) / (wide / 2)
+    down = ((torch.arange(height) + 0.5) / height - y) / (high / 2)
+    found = (across[None, :] ** 2 + down[:, None] ** 2 <= 1).float()
+    if not bool(found.any()):
+        raise InputError(f"The ellipse {ellipse} covers no pixel of {width}x{height}. Make it larger.")
+    return found
+
+
+def _fitted(mask: Tensor, width: int, height: int) -> Tensor:
+    """A mask of the clip's own size, cropped and resized as the clip is."""
+    from PIL import Image
+
+    image = Image.fromarray((mask.clamp(0, 1) * 255).byte().numpy())
+    return torch.from_numpy(np.array(crop_and_resize(image, width, height), dtype=np.float32) / 255)

@@ -1,0 +1,77 @@
+"""A finished clip as a source: a video file of any kind, or a clip that was made before."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..media.frames import Frames
+from ..media.video_file import open_video
+from ..media.waveform import OUTPUT_RATE, resample
+from ..sizes import FPS, PIXELS_PER_TOKEN
+from .clip import Clip
+from .request import Size
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A clip at 25 frames per second, whose audio begins and ends with its frames."""
+
+    name: str
+    size: Size  # width, height in pixels
+    count: int  # frames
+    frames: Callable[[int, int], Frames]  # of a width and a height
+    waveform: Tensor  # [2, samples] at 44.1 kHz; silence where the clip has no audio
+    silent: bool
+    prompt: str | None
+    latents: tuple[Tensor, Tensor] | None = None  # normalized, of exactly these frames
+
+    def fitted_size(self, area: int) -> Size:
+        """The clip's own size in multiples of 32 pixels, or where that is larger than an area, one of its aspect."""
+        width, height = self.size
+        factor = min(1.0, (area / (width * height)) ** 0.5)
+        if factor < 1:
+            tokens = (max(1, round(side * factor / PIXELS_PER_TOKEN)) for side in (width, height))
+        else:
+            tokens = (side // PIXELS_PER_TOKEN for side in (width, height))
+        wide, high = tokens
+        if wide < 1 or high < 1:
+            raise InputError(f"{self.name}: is {width}x{height} pixels, expected at least 32x32. Give a larger clip.")
+        return wide * PIXELS_PER_TOKEN, high * PIXELS_PER_TOKEN
+
+
+def open_source(clip: str | Path | Clip) -> Source:
+    """Read what a clip is, and its audio. Raises InputError."""
+    if isinstance(clip, Clip):
+        video = clip.video
+        waveform = resample(clip.audio, clip.sample_rate, OUTPUT_RATE)
+        prompt = clip.metadata.get("prompt")
+        return _source("clip", (video.width, video.height), video.count, lambda width, height: video.resized(
+            width, height), waveform, prompt, clip.latents)
+    if not isinstance(clip, str | Path):
+        raise InputError(f"clip is {type(clip).__name__}, expected the path of a video or a Clip.")
+    file = open_video(clip)
+    audio = file.audio()
+    heard = None if audio is None else resample(*audio, OUTPUT_RATE)
+    return _source(str(clip), (file.width, file.height), file.count, file.frames, heard, file.prompt, None)
+
+
+def _source(name: str, size: Size, count: int, frames: Callable[[int, int], Frames], waveform: Tensor | None,
+            prompt: str | None, latents: tuple[Tensor, Tensor] | None) -> Source:
+    if count < 2:
+        raise InputError(f"{name}: has one frame only. Use it as a picture, with --image.")
+    samples = count * OUTPUT_RATE // FPS
+    silent = waveform is None
+    if waveform is None:
+        log.warning("%s: has no sound; silence is taken for it.", name)
+        waveform = torch.zeros(2, samples)
+    return Source(name, size, count, frames, F.pad(waveform, (0, samples - waveform.shape[1])), silent, prompt, latents)

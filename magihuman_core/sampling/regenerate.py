@@ -1,0 +1,79 @@
+"""Parts of a finished clip made anew, and stills that a clip passes through: masks over clean latents.
+
+All of it is the mechanism of frozen.py: what the mask keeps enters every evaluation clean, and the rest is generated
+around it.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
+from .frozen import JointLatent
+
+STILL_FRAMES = 5  # frames of a still that is encoded for a place other than the first: its second latent is taken
+
+
+def all_kept(video: Tensor, audio: Tensor) -> JointLatent:
+    """The latents [B, C, T, H, W] and [B, a, A] of a clip, of which nothing is generated."""
+    return JointLatent(video, audio, torch.zeros_like(video[:, :1]), torch.zeros_like(audio[:, :1]))
+
+
+def open_region(latent: JointLatent, region: Tensor) -> JointLatent:
+    """Generate the video within a region. region: bool or 0..1 [H, W], True or above 0 where it is made anew."""
+    opened = (region.to(latent.video_mask) > 0).to(latent.video_mask)
+    return replace(latent, video_mask=torch.maximum(latent.video_mask, opened.expand_as(latent.video_mask)))
+
+
+def open_frames(latent: JointLatent, first: int, last: int, *, video: bool = True, audio: bool = True) -> JointLatent:
+    """Generate the latent frames `first` to `last` (inclusive), and the audio of the time they are shown."""
+    video_mask, audio_mask = latent.video_mask.clone(), latent.audio_mask.clone()
+    if video:
+        video_mask[:, :, first : last + 1] = 1
+    if audio:
+        start, end = shown_frames(first, last)
+        if last == latent.video.shape[2] - 1:
+            end = audio_mask.shape[2]
+        audio_mask[:, :, start:end] = 1
+    return replace(latent, video_mask=video_mask, audio_mask=audio_mask)
+
+
+def keep_still(latent: JointLatent, index: int, still: Tensor) -> JointLatent:
+    """Make the clip show a picture at a latent frame. still: its latent [1, C, 1, H, W]."""
+    video, mask = latent.video.clone(), latent.video_mask.clone()
+    video[:, :, index : index + 1], mask[:, :, index] = still.to(video), 0
+    return replace(latent, video=video, video_mask=mask)
+
+
+def shown_frames(first: int, last: int) -> tuple[int, int]:
+    """The frames (and audio latents) from, and up to (exclusive), in which some latent frames are shown."""
+    return max(0, 4 * first - 3), decoded_frames(last + 1)
+
+
+def latents_between(start: float, end: float) -> tuple[int, int]:
+    """The first and last latent frame that show something of the time from start to end, in seconds."""
+    first, last = math.floor(start * FPS + 1e-6), math.ceil(end * FPS - 1e-6) - 1
+    return latent_of_frame(first), latent_of_frame(max(first, last))
+
+
+def latent_region(mask: Tensor) -> Tensor:
+    """Which latent pixels a mask [height, width] in pixels (0..1) touches by a quarter or more: bool [H, W]."""
+    shares = F.avg_pool2d(mask[None, None].float(), PIXELS_PER_LATENT)[0, 0]
+    region = shares >= 0.25
+    return region if region.any() else shares == shares.max()
+
+
+def soft_edge(mask: Tensor, edge: int) -> Tensor:
+    """A mask [height, width] (0..1) that rises from 0 at its own border to 1 over `edge` pixels inward; fp32.
+
+    Nothing outside the mask is touched.
+    """
+    inside = (mask > 0.5).float()
+    if edge < 1:
+        return inside
+    padded = F.pad(inside[None, None], (edge,) * 4, mode="replicate")
+    share = F.avg_pool2d(padded, 2 * edge + 1, stride=1)[0, 0]  # a half on a straight border
+    return (2 * share - 1).clamp(0, 1) * inside

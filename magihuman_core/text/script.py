@@ -1,0 +1,83 @@
+"""A script: what is seen and heard in each part of a clip, one prompt after the other."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a clip and its prompt."""
+
+    seconds: float
+    prompt: str
+
+
+def parse_script(text: str, name: str) -> list[Segment]:
+    """A script's parts: lines of JSON, {"seconds": 4, "prompt": "..."}, or of plain text, seconds and then the prompt.
+
+    Empty lines, and in plain text those that begin with #, are passed over. name: of the file, for messages.
+    Raises InputError.
+    """
+    segments = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if line and not line.startswith("#"):
+            segments.append(_json_line(line, name, number) if line.startswith("{") else _text_line(line, name, number))
+    if not segments:
+        raise InputError(f"{name}: holds no part. Write a line such as: 4 A woman says hello.")
+    return segments
+
+
+def as_segments(prompt: str | Sequence[tuple[float, str]] | Sequence[Segment]) -> list[Segment]:
+    """One prompt for a whole clip, or (seconds, prompt) of each part. Raises InputError for lengths that are none."""
+    if isinstance(prompt, str):
+        return [Segment(math.inf, prompt)]
+    segments = [part if isinstance(part, Segment) else Segment(*part) for part in prompt]
+    if not segments:
+        raise InputError("The prompt is an empty list. Give a text, or (seconds, text) of each part.")
+    for number, part in enumerate(segments, 1):
+        if isinstance(part.seconds, bool) or not isinstance(part.seconds, int | float) or not 0 < part.seconds < 36000:
+            raise InputError(f"Part {number} of the script lasts {part.seconds!r} seconds, expected a length above 0.")
+    return segments
+
+
+def check_length(segments: Sequence[Segment], seconds: float, what: str) -> None:
+    """Raise InputError unless a script of several parts lasts as long as its clip. what: says the clip's length."""
+    total = sum(part.seconds for part in segments)
+    if math.isfinite(total) and abs(total - seconds) > TOLERANCE:
+        raise InputError(f"The parts of the script last {total:g} s together, but {what} {seconds:g} s. "
+                         "Change the seconds of its parts until they add up.")
+
+
+def prompt_at(segments: Sequence[Segment], seconds: float) -> int:
+    """Which part a time in seconds lies in."""
+    end = 0.0
+    for number, part in enumerate(segments):
+        end += part.seconds
+        if seconds < end:
+            return number
+    return len(segments) - 1
+
+
+def _json_line(line: str, name: str, number: int) -> Segment:
+    try:
+        fields = json.loads(line)
+        return Segment(fields["seconds"], str(fields["prompt"]))
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{name}: line {number} is not of the form {{\"seconds\": 4, \"prompt\": \"...\"}}. "
+                         "Correct it.") from None
+
+
+def _text_line(line: str, name: str, number: int) -> Segment:
+    found = re.match(r"(\d+(?:\.\d+)?)\s*s?\s*[:,]?\s+(\S.*)", line)
+    if found is None:
+        raise InputError(f"{name}: line {number} does not begin with its seconds. "
+                         "Write it as: 4 A woman says hello.")
+    return Segment(float(found[1]), found[2])
