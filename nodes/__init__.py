@@ -10,9 +10,9 @@ class MagiHumanExtension(ComfyExtension):
 
     async def get_node_list(self):
         require_version()
-        from . import conditioning, decode, latents, loaders, sampling
+        from . import conditioning, decode, latents, loaders, sampling, windows
 
-        modules = (loaders, conditioning, latents, sampling, decode)
+        modules = (loaders, conditioning, latents, sampling, windows, decode)
         return [node for module in modules for node in module.NODES]
 
 
