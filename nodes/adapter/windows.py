@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def with_windows(patcher, window: float, overlap: float):
-    """A MODEL that makes long clips in windows. window, overlap: in seconds; a window of 0: what the model was trained on.
+    """A MODEL that makes long clips in windows. window, overlap: in seconds; window 0: what the model was trained on.
 
     Raises InputError where the overlap does not fit, or the model is not MagiHuman's.
     """
@@ -69,7 +69,8 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
     def window_shapes(self, shapes) -> list[tuple[int, ...]]:
         """The shapes of both streams in one window, the largest that the network sees at once."""
         window = self.plan(shapes).parts[0]
-        return [(*shapes[0][:2], window.frames, *shapes[0][3:]), (*shapes[1][:2], window.audio.stop)]
+        length = window.audio.stop - window.audio.start
+        return [(*shapes[0][:2], window.frames, *shapes[0][3:]), (*shapes[1][:2], length)]
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         """Around a whole run: notes its shapes and mask, which single evaluations are not told."""
