@@ -16,14 +16,13 @@ STEPS, SEED = 1, 5
 
 
 def run(node, **inputs):
-    """A node's outputs; of a list its one entry."""
-    found = node.execute(**inputs).args
-    return [output[0] if isinstance(output, list) and len(output) == 1 else output for output in found]
+    """A node's outputs."""
+    return node.execute(**inputs).args
 
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return MagiHumanPipeline("demo", device="cpu")
+    return MagiHumanPipeline.from_folder("demo", device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +62,11 @@ def sampled(parts, latent, **more):
     return result
 
 
-def decoded(parts, latent, **more):
-    return run(decode.MagiHumanDecode, vae=parts["turbo"], audio_vae=parts["audio_vae"], latent=latent,
-               sample_rate="44100", **more)
+def decoded(parts, latent, node=decode.MagiHumanDecode, **more):
+    """The outputs for the one clip that is in the latent."""
+    lists = run(node, vae=parts["turbo"], audio_vae=parts["audio_vae"], latent=latent, sample_rate="44100", **more)
+    assert all(len(entries) == 1 for entries in lists)
+    return [entries[0] for entries in lists]
 
 
 def encoded(parts, images, audio):
@@ -194,12 +195,13 @@ def test_a_batch_is_made_of_single_seeds(parts):
     both = sampled(parts, batch)["samples"].unbind()
     alone = sampled(parts, single, seed=SEED + 1)["samples"].unbind()
     assert all(torch.equal(stream[1:], wanted) for stream, wanted in zip(both, alone, strict=True))
-    images, sounds, films = decoded(parts, sampled(parts, batch))
+    images, sounds, films = run(decode.MagiHumanDecode, vae=parts["turbo"], audio_vae=parts["audio_vae"],
+                                latent=sampled(parts, batch), sample_rate="44100")
     assert len(images) == len(sounds) == len(films) == 2 and not torch.equal(images[0], images[1])
 
 
 def test_voice_draft(pipeline, parts):
-    takes, = run(voice.MagiHumanVoiceDraft, model=parts["model"], positive=parts["positive"],
+    (takes,) = run(voice.MagiHumanVoiceDraft, model=parts["model"], positive=parts["positive"],
                  audio_vae=parts["audio_vae"], seconds=0.6, seed=SEED - 1, takes=2, steps=STEPS)
     waveform, rate = pipeline.generate_audio(PROMPT, seconds=0.6, seed=SEED, steps=STEPS)
     assert takes[1]["sample_rate"] == rate
@@ -210,8 +212,7 @@ def test_voice_draft(pipeline, parts):
 def test_a_film_decoded_while_it_is_saved(parts, tmp_path):
     latent = {"samples": decode_input(parts, 1.0)}
     images, audio, _ = decoded(parts, latent)
-    (video,) = run(decode.MagiHumanDecodeVideo, vae=parts["turbo"], audio_vae=parts["audio_vae"], latent=latent,
-                   sample_rate="44100")
+    (video,) = decoded(parts, latent, decode.MagiHumanDecodeVideo)
     assert video.get_dimensions() == (64, 64) and video.get_frame_count() == 25 and video.get_duration() == 1.0
     parts_ = video.get_components()
     assert torch.allclose(parts_.images, images, atol=1e-5)
@@ -235,8 +236,7 @@ def decode_input(parts, seconds):
 
 def test_an_interrupted_save_leaves_nothing(parts, tmp_path, monkeypatch):
     latent = {"samples": decode_input(parts, 0.6)}
-    (video,) = run(decode.MagiHumanDecodeVideo, vae=parts["turbo"], audio_vae=parts["audio_vae"], latent=latent,
-                   sample_rate="44100")
+    (video,) = decoded(parts, latent, decode.MagiHumanDecodeVideo)
     import comfy.model_management as mm
 
     mm.interrupt_current_processing()
