@@ -31,6 +31,7 @@ FORMATS = {
     "nvfp4": ("nvfp4", False),
     "nvfp4_fast": ("nvfp4", True),
 }
+FUSE = {AUTO: None, "on": True, "off": False}
 DTYPE_TIP = (
     "How weights are kept in memory. default: what suits the device and the file. fp8 takes half of bf16 and loses a "
     "little detail; embeddings, norms and heads always keep their precision."
@@ -68,15 +69,18 @@ class MagiHumanModelLoader(io.ComfyNode):
                     DTYPE_TIP + " int8 takes as much as fp8 and is closer to bf16; nvfp4 takes half of that and loses "
                                 "more. Names in _fast also multiply so, on cards that can (fp8: Ada and newer, nvfp4: "
                                 "Blackwell): faster, and less exact.")),
+                io.Combo.Input("fuse", options=[*FUSE], default=AUTO, optional=True, advanced=True, tooltip=(
+                    "Whether norms, activations and gates are compiled into single kernels: faster, and the same "
+                    "picture; the first step takes some seconds more. auto: on NVIDIA cards with Triton.")),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model, role, weight_dtype) -> io.NodeOutput:
+    def execute(cls, model, role, weight_dtype, fuse=AUTO) -> io.NodeOutput:
         path, role = cls.find(model, role)
         quantize, fast = FORMATS.get(weight_dtype, (None, False))
-        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast))
+        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
 
     @staticmethod
     def find(choice: str, role: str) -> tuple[Path, str]:

@@ -20,6 +20,7 @@ from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.lora import apply_lora
 from ..runtime.memory import log_estimate
+from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import start_noise
@@ -195,9 +196,11 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
-    log_estimate(replace(config, **overrides), device=parts.device, width=pass_.size[0], height=pass_.size[1],
-                 tokens=tokens, text_tokens=conditions.longest, guided=pass_.guidance is not None, dtype=dtype,
-                 resident_blocks=parts.resident_blocks)
+    clip: dict[str, Any] = {
+        "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
+        "guided": pass_.guidance is not None, "dtype": dtype, "resident_blocks": parts.resident_blocks}
+    log_estimate(replace(config, **overrides), device=parts.device, **clip)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, **clip)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
     if not pass_.recipe.super_resolution:
         for file, strength in parts.loras:

@@ -1,5 +1,9 @@
 """Modules on the meta device, with layers for the dtype that their weights are to be kept in."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +13,14 @@ from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of, quantize_linears
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
+from ..vae.audio import AudioVAE, AudioVAEConfig
+from ..vae.turbo import TurboVAE, TurboVAEConfig
+from ..vae.video import VideoVAE, VideoVAEConfig
 from ..weights.precision import may_quantize
+
+Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
+VAES: dict[type, Callable[..., nn.Module]] = {
+    AudioVAEConfig: AudioVAE, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE}
 
 
 def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dtype | None = None,
@@ -31,3 +42,28 @@ def build_text_encoder(config: TextEncoderConfig, dtype: torch.dtype | None, *,
     encoder = TextEncoder(config, operations=operations, dtype=computed, device="meta")
     quantize_linears(encoder, dtype, may_quantize)
     return encoder.requires_grad_(False)
+
+
+def on_meta(config: Config, dtype: torch.dtype) -> Any:
+    """The part of this configuration, without content."""
+    with torch.inference_mode(False):
+        if isinstance(config, DiTConfig):
+            part: nn.Module = build_dit(config, dtype)
+        elif isinstance(config, TextEncoderConfig):
+            part = build_text_encoder(config, dtype)
+        else:
+            part = VAES[type(config)](config, dtype=dtype, device="meta")
+        return part.eval().requires_grad_(False)
+
+
+def one_of_each_kind(config: DiTConfig) -> tuple[DiTConfig, list[int]]:
+    """A network with one block of each kind that config has, and how many blocks of each kind there are."""
+    kinds: dict[tuple[bool, ...], int] = {}
+    for i in range(config.layers):
+        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers,
+                i in config.local_layers)
+        kinds[kind] = kinds.get(kind, 0) + 1
+    sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
+    small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
+                    local_layers=local)
+    return small, list(kinds.values())

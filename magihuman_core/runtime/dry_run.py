@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..vae.layers import WIDE, has_onednn
+
 # By the first dimensions of its input PyTorch takes a convolution for a small one, which it unfolds.
 SMALL_CONVOLUTION = 20480
 
@@ -81,12 +83,14 @@ def convolution_scratch(out: Tensor, x: Tensor, weight: Tensor, bias, stride, pa
                         *_) -> int:
     """Bytes that a convolution on a CPU takes beside input and output.
 
-    Most copy their input into an order of their own; PyTorch's own, for transposed and for small ones of three
-    dimensions, unfolds it: each value once for each place of the kernel.
+    Those of oneDNN copy their input into an order of their own, unless it has a pixel's channels side by side.
+    PyTorch's own, for transposed ones and for those of three dimensions that vae.layers does not hand to oneDNN, unfold
+    it: each value once for each place of the kernel.
     """
     places = prod(weight.shape[2:])
     if transposed:
         return x.numel() // x.shape[1] * weight.shape[1] * places * x.itemsize
-    if x.dim() == 5 and prod(x.shape[:4]) <= SMALL_CONVOLUTION and x.dtype == torch.float32 and places > 1:
+    wide = x.dtype == torch.float32 and x.shape[1] >= WIDE
+    if x.dim() == 5 and places > 1 and (not has_onednn() or (wide and prod(x.shape[:4]) <= SMALL_CONVOLUTION)):
         return out.numel() // out.shape[1] * weight.shape[1] * places * x.itemsize
-    return x.nbytes + weight.nbytes
+    return weight.nbytes + (x.nbytes if wide or x.dim() < 4 or x.stride(1) > 1 else 0)

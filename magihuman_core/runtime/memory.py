@@ -10,15 +10,13 @@ kernels, and the caches and fragments of memory allocators.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from math import prod
-from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
@@ -26,21 +24,17 @@ from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
 from ..recipes import BASE
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from ..text.config import TextEncoderConfig
-from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAE, AudioVAEConfig
+from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAEConfig
 from ..vae.tiling import OVERLAP
-from ..vae.turbo import TurboVAE, TurboVAEConfig
-from ..vae.video import VideoVAE, VideoVAEConfig
-from .build import build_dit, build_text_encoder
+from ..vae.turbo import TurboVAEConfig
+from ..vae.video import VideoVAEConfig
+from .build import Config, on_meta, one_of_each_kind
 from .dry_run import dry_run
 from .streaming import choose_streamed, free_memory, streamed_sizes
 
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
 
 log = logging.getLogger(__name__)
-
-Config = DiTConfig | TurboVAEConfig | VideoVAEConfig | AudioVAEConfig | TextEncoderConfig
-VAES: dict[type, Callable[..., nn.Module]] = {
-    AudioVAEConfig: AudioVAE, TurboVAEConfig: TurboVAE, VideoVAEConfig: VideoVAE}
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     latent = latent_frames(tokens), height // PIXELS_PER_TOKEN * PATCH, width // PIXELS_PER_TOKEN * PATCH
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
-        dit = _on_meta(config, dtype)
+        dit = on_meta(config, dtype)
         weights, streamed = _resident(dit, resident_blocks)
         activations = network_activations(config, latent, tokens, text_tokens, dtype, device, guided)
         advice = _network_advice(dit, dtype, resident_blocks, weights, activations)
@@ -145,7 +139,7 @@ def decoding_activations(config: TurboVAEConfig | VideoVAEConfig | AudioVAEConfi
 def encoding_activations(config: VideoVAEConfig | AudioVAEConfig, shape: tuple[int, ...], dtype: torch.dtype,
                          device: str) -> int:
     """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
-    vae = _on_meta(config, dtype)
+    vae = on_meta(config, dtype)
     if isinstance(config, AudioVAEConfig):
         most, encode = LONG_WINDOW_SECONDS * SAMPLE_RATE, vae.encode_long
     else:
@@ -171,7 +165,7 @@ def _resident(dit: MagiHumanDiT, resident: int | None) -> tuple[int, int]:
 
 def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None, weights: int, activations: int) -> str:
     """What makes most difference."""
-    narrow = 0 if dtype.itemsize == 1 else _resident(_on_meta(dit.config, torch.int8), resident)[0]
+    narrow = 0 if dtype.itemsize == 1 else _resident(on_meta(dit.config, torch.int8), resident)[0]
     narrower = f"weights in 8 bits ({size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = len(dit.blocks)
     most = layers if resident is None else min(layers, resident)
@@ -190,15 +184,8 @@ def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, resident: int | None,
 def network_activations(config: DiTConfig, latent: tuple[int, int, int], audio: int, text: int, dtype: torch.dtype,
                         device: str, guided: bool) -> int:
     """The most bytes of activations in a forward pass. latent: (T, H, W); audio, text: tokens."""
-    kinds: dict[tuple[bool, ...], int] = {}  # what tells blocks apart -> the first such block
-    for i in range(config.layers):
-        kind = (i in config.sandwich_layers, i in config.gelu_layers, i in config.post_norm_layers,
-                i in config.local_layers)
-        kinds.setdefault(kind, i)
-    sandwich, gelu, post_norm, local = (tuple(n for n, kind in enumerate(kinds) if kind[which]) for which in range(4))
-    small = replace(config, layers=len(kinds), sandwich_layers=sandwich, gelu_layers=gelu, post_norm_layers=post_norm,
-                    local_layers=local)
-    dit = _on_meta(small, dtype)
+    small, _ = one_of_each_kind(config)
+    dit = on_meta(small, dtype)
     if dit.piece is None:
         dit.piece = CPU_PIECE if device == "cpu" else PIECE
     shapes = (1, config.video_channels, *latent), (1, config.audio_channels, audio), (1, text, config.text_channels)
@@ -216,7 +203,7 @@ def _video(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, ...], dty
     """Activations of a video decoder. latent: (T, H, W)."""
     if isinstance(config, TurboVAEConfig) and tile is not None and max(latent[1:]) > tile:
         return _tiled(config, latent, dtype, device, tile)
-    vae = _on_meta(config, dtype)
+    vae = on_meta(config, dtype)
 
     def run() -> None:
         z = torch.empty(1, config.latent_channels, *latent, device="meta")  # which the caller holds meanwhile
@@ -239,28 +226,16 @@ def _tiled(config: TurboVAEConfig, latent: tuple[int, ...], dtype: torch.dtype, 
 
 @lru_cache(maxsize=32)
 def _audio(config: AudioVAEConfig, tokens: int, dtype: torch.dtype, device: str) -> int:
-    vae = _on_meta(config, dtype)
+    vae = on_meta(config, dtype)
     return dry_run(lambda: vae.decode(torch.empty(1, config.latent_channels, tokens, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
 def _text(config: TextEncoderConfig, tokens: int, dtype: torch.dtype, device: str) -> int:
-    encoder = _on_meta(replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
+    encoder = on_meta(replace(config, num_hidden_layers=min(2, config.num_hidden_layers)), dtype)
     return dry_run(lambda: encoder(torch.empty(1, tokens, dtype=torch.long, device="meta")), device)
 
 
 @lru_cache(maxsize=32)
 def _weights(config: Config, dtype: torch.dtype) -> int:
-    return sum(tensor.nbytes for tensor in _on_meta(config, dtype).state_dict().values())
-
-
-def _on_meta(config: Config, dtype: torch.dtype) -> Any:
-    """The part of this configuration, without content."""
-    with torch.inference_mode(False):
-        if isinstance(config, DiTConfig):
-            part: nn.Module = build_dit(config, dtype)
-        elif isinstance(config, TextEncoderConfig):
-            part = build_text_encoder(config, dtype)
-        else:
-            part = VAES[type(config)](config, dtype=dtype, device="meta")
-        return part.eval().requires_grad_(False)
+    return sum(tensor.nbytes for tensor in on_meta(config, dtype).state_dict().values())

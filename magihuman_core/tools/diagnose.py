@@ -21,8 +21,10 @@ from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..model.config import RELEASED
 from ..model.dit import MagiHumanDiT
 from ..recipes import DISTILLED, RECIPES
+from ..runtime.cards import find_card
 from ..runtime.lora import check_delta, split_lora
 from ..runtime.memory import estimate
+from ..runtime.work import in_words, work
 from ..weights.dit_keys import network_config, split_official
 from ..weights.lora_names import all_layer_names, by_layer, listed
 from ..weights.open import open_checkpoint
@@ -33,6 +35,7 @@ from ..weights.text_encoder_keys import encoder_keys
 LOADERS: Mapping[str, Callable[..., nn.Module]] = {
     "network": load_dit, "text_encoder": load_text_encoder, "turbo_vae": load_turbo_vae, "video_vae": load_video_vae,
     "audio_vae": load_audio_vae}
+SHOWN_CARDS = [card for name in ("RTX 3060", "RTX 4090", "H100 80GB HBM3") if (card := find_card(name))]
 READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
@@ -105,8 +108,8 @@ def _load_dry(checkpoint: Checkpoint, found: Recognized) -> Any:
     return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 
-def memory_needed(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
-    """What it will need on a GPU for a clip of the usual size."""
+def estimates(checkpoint: Checkpoint, found: Recognized) -> Iterator[tuple[str, str]]:
+    """What it will need and compute on a GPU for a clip of the usual size, with labels."""
     if found.kind not in LOADERS:
         return
     config = _load_dry(checkpoint, found).config
@@ -114,9 +117,12 @@ def memory_needed(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))
     dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
+    clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "dtype": dtype,
+                            "guided": recipe.guidance is not None}
     try:
-        yield str(estimate(config, width=recipe.width, height=recipe.height, dtype=dtype,
-                           guided=recipe.guidance is not None))
+        yield "memory", str(estimate(config, **clip))
+        each = "each step " if found.kind == "network" else ""
+        yield "work", each + in_words(work(config, **clip), SHOWN_CARDS)
     except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on
         return
 

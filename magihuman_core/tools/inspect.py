@@ -12,7 +12,7 @@ from ..errors import CheckpointError
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
-from .diagnose import describe_lora, find_problems, memory_needed, notes, without_path
+from .diagnose import describe_lora, estimates, find_problems, notes, without_path
 
 DEPTH = 3  # folders below the given one that are described
 MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
@@ -111,7 +111,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
     if found.kind == "lora":
         lines += list(describe_lora(checkpoint, damaged=bool(problems)))
     if not problems:
-        lines += [("memory", needed) for needed in memory_needed(checkpoint, found)]
+        lines += list(estimates(checkpoint, found))
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 

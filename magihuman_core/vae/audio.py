@@ -7,7 +7,8 @@ Modules are named as in the official file (below `pretransform.model.`). Its con
 weight_g and weight_v; here each has the one weight that these give, which loading computes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -178,6 +179,21 @@ class OobleckDecoder(Layers):
         )
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """On CUDA fp32 convolutions compute in TF32, with 10 bits after the point, unless told otherwise: audible here."""
+    # The newer of PyTorch's two switches where there is one, for it refuses to read the older when both were used.
+    switch, name, exact = torch.backends.cudnn, "allow_tf32", False
+    if hasattr(switch, "conv"):
+        switch, name, exact = switch.conv, "fp32_precision", "ieee"
+    before = getattr(switch, name)
+    setattr(switch, name, exact)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
+
+
 class AudioVAE(nn.Module):
     """Encoder and decoder between waveforms at 51.2 kHz and 25 latents a second.
 
@@ -203,6 +219,7 @@ class AudioVAE(nn.Module):
         """The dtype the network computes in."""
         return next(self.encoder.layers[1].parameters()).dtype  # of a snake: no operations ever change it
 
+    @exact_convolutions()
     def posterior(self, waveform: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, config.latents(L)].
 
@@ -246,6 +263,7 @@ class AudioVAE(nn.Module):
         self._check(waveform, self.config.audio_channels, "waveform", "samples")
         return encode_in_windows(self.encode, waveform, self.hop, LONG_WINDOW_SECONDS * self.sample_rate)
 
+    @exact_convolutions()
     def decode(self, latent: Tensor, tile: int = TILE) -> Tensor:
         """Latent [B, latent_channels, n] -> waveform [B, audio_channels, n * hop] at 51.2 kHz, not clamped.
 

@@ -10,15 +10,15 @@ from ..errors import InputError
 OVERLAP = 8  # latent pixels that neighbouring tiles share where nobody says otherwise
 
 
-def joined_frames(pieces: Iterable[Tensor], length: int) -> Tensor:
+def joined_frames(pieces: Iterable[Tensor], length: int, device: torch.device | str | None = None) -> Tensor:
     """Pieces [B, C, f, H, W], `length` frames in all -> [B, C, length, H, W], copied in as they come.
 
-    Against torch.cat the pieces need not all exist beside the result.
+    Against torch.cat the pieces need not all exist beside the result. device: of the result; None: the pieces' own.
     """
     frames, position = torch.empty(0), 0
     for piece in pieces:
         if position == 0:
-            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:])
+            frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:], device=device)
         frames[:, :, position : position + piece.shape[2]] = piece
         position += piece.shape[2]
     return frames

@@ -6,6 +6,7 @@ latent frames that overlap by one frame of context on either side, so memory is 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,28 +16,36 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import PixelFunction, channel_norm, channels_to_pixels, interleave_time, over_time, per_frame, silu
+from .layers import (
+    PixelFunction,
+    channel_norm,
+    channel_norm_silu,
+    channels_to_pixels,
+    convolve,
+    interleave_time,
+    over_time,
+    per_frame,
+)
 from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .turbo_config import TurboVAEConfig
 
 NORM_EPS = 1e-8
 
 
-def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
-    """x over the root of the mean of its squares along channels; no weights."""
-    mean_square = channel_norm(x).square() / x.shape[1]
-    return x * torch.rsqrt(mean_square + eps).to(x.dtype)
-
-
-def norm_silu(x: Tensor) -> Tensor:
+def norm_silu(x: Tensor, out: Tensor | None = None) -> Tensor:
     """What stands before most convolutions."""
-    return silu(rms_norm(x))
+    return channel_norm_silu(x, eps=NORM_EPS, out=out)
+
+
+def norm_relu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """What stands there in some blocks instead."""
+    return F.relu(channel_norm(x, eps=NORM_EPS, out=out), inplace=not torch.is_grad_enabled())
 
 
 class Conv(nn.Module):
     """3-d convolution that repeats the first and last frame beyond the clip and zeros beyond the image.
 
-    prepare: what is done to each pixel before (norm and activation), piece by piece as well.
+    prepare: what is done to each pixel before (norm and activation), piece by piece as well; onto: see over_time.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], *, operations: Operations,
@@ -46,8 +55,8 @@ class Conv(nn.Module):
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         self.conv = operations.Conv3d(inputs, outputs, kernel, padding=padding, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(self.conv, x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        return over_time(partial(convolve, self.conv), x, self.context, prepare, onto)
 
 
 class SeparableConv(nn.Module):
@@ -60,12 +69,16 @@ class SeparableConv(nn.Module):
         self.depthwise_conv = operations.Conv3d(inputs, inputs, kernel, padding=padding, groups=inputs, **factory)
         self.pointwise_conv = operations.Conv3d(inputs, outputs, 1, **factory)
 
-    def forward(self, x: Tensor, prepare: PixelFunction | None = None) -> Tensor:
-        return over_time(lambda piece: self.pointwise_conv(self.depthwise_conv(piece)), x, self.context, prepare)
+    def forward(self, x: Tensor, prepare: PixelFunction | None = None, onto: Tensor | None = None) -> Tensor:
+        mixed = lambda piece: self.pointwise_conv(self.depthwise_conv(piece))  # noqa: E731
+        return over_time(mixed, x, self.context, prepare, onto)
 
 
 class ResNet(nn.Module):
-    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes)."""
+    """norm, activation, conv, norm, SiLU, conv, plus the input (projected where the width changes).
+
+    Without gradients the input is used up: unless it is projected, the result is written into it.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, depthwise_kernel: int, relu: bool, eps: float,
                  **factory: Any) -> None:
@@ -82,11 +95,10 @@ class ResNet(nn.Module):
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(x, (lambda piece: F.relu(rms_norm(piece))) if self.relu else norm_silu)
-        y = self.conv2(y, norm_silu)
+        y = self.conv1(x, norm_relu if self.relu else norm_silu)
         if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x, lambda piece: rms_norm(piece, self.eps))
-        return x + y if torch.is_grad_enabled() else y.add_(x)
+            x = self.conv_shortcut(x, lambda piece, out=None: channel_norm(piece, eps=self.eps, out=out))
+        return self.conv2(y, norm_silu, onto=x)
 
 
 class Upsampler(nn.Module):
@@ -121,14 +133,12 @@ class UpBlock(nn.Module):
             self.upsamplers.append(Upsampler(outputs, spatio_only=spatio_only, **factory))
         self.resnets = nn.ModuleList(ResNet(outputs, outputs, relu=scaling, **common) for _ in range(layers))
 
-    def forward(self, x: Tensor, first_chunk: bool) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """In the order in which they run. There is no forward: while it ran, its caller would hold its input."""
         if self.conv_in is not None:
-            x = self.conv_in(x)
-        for upsampler in self.upsamplers:
-            x = upsampler(x, first_chunk)
-        for resnet in self.resnets:
-            x = resnet(x)
-        return x
+            yield self.conv_in
+        yield from self.upsamplers
+        yield from self.resnets
 
 
 class MidBlock(nn.Module):
@@ -182,8 +192,8 @@ class TurboVAEDecoder(nn.Module):
         F is 4T-3 for the first chunk of a clip, 4T for a later one. (4 and 16 in the released network.)
         """
         x = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks:
-            x = block(x, first_chunk)
+        for layer in (layer for block in self.up_blocks for layer in block.layers()):
+            x = layer(x, first_chunk) if isinstance(layer, Upsampler) else layer(x)
         if self.upsampler2d_1 is not None:
             x = self.upsampler2d_1(norm_silu(x))
         x = self.conv_out(x, norm_silu)
@@ -204,16 +214,18 @@ class TurboVAE(nn.Module):
         """The network on a whole short clip of raw latents in one window, as for training."""
         return self.decoder(z, first_chunk)
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+               output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
         tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
+        output_device: where the frames are put together, so that z's device need not hold the clip; None: z's.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
-        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1)
+        return joined_frames(windows, self.config.temporal_factor * (z.shape[2] - 1) + 1, output_device)
 
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = OVERLAP) -> Iterator[Tensor]:

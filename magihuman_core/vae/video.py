@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
-from .layers import channels_to_pixels, pixels_to_channels, silu
+from .layers import channels_to_pixels, pixels_to_channels
 from .tiling import OVERLAP, decode_in_tiles, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         x = causal(self.conv1, x, state)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, state)
-        return causal(self.head["2"], silu(self.head["0"](x)), state)
+        return causal(self.head["2"], x, state, self.head["0"].silu)
 
 
 class Decoder(nn.Module):
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
             x = layer(x, state)
         for stage in self.upsamples:
             x = stage(x, state, first)
-        return causal(self.head["2"], silu(self.head["0"](x)), state)
+        return causal(self.head["2"], x, state, self.head["0"].silu)
 
 
 class VideoVAE(nn.Module):
@@ -167,15 +167,17 @@ class VideoVAE(nn.Module):
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 
-    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP) -> Tensor:
+    def decode(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+               output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger
-        than `tile` in tiles with blended seams. Raises InputError when z has another shape.
+        than `tile` in tiles with blended seams. output_device: where frames and tiles are put together, so that
+        z's device need not hold the clip; None: z's. Raises InputError when z has another shape.
         """
         def whole(part: Tensor) -> Tensor:
             windows = self.decode_windows(part, normalized=normalized)
-            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1))
+            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1), output_device)
 
         self.check_latent(z)
         if tile is None:

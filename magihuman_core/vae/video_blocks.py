@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..nn.operations import Operations
-from .layers import channel_norm, interleave_time, per_frame, silu
+from .layers import PixelFunction, add, channel_norm, channel_norm_silu, convolve, interleave_time, per_frame, room_for
 
 State = dict[nn.Module, Tensor] | None
 
@@ -27,19 +27,38 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * axes, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = x.shape[1] ** 0.5 / channel_norm(x).clamp_min(1e-12)
-        return x * scale.to(x.dtype) * self.gamma.to(x)
+        return channel_norm(x, self.gamma, least=self.least(x))
+
+    def silu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The norm, then SiLU."""
+        return channel_norm_silu(x, self.gamma, least=self.least(x), out=out)
+
+    def least(self, x: Tensor) -> float:
+        """Mean of squares of channels whose length is 1e-12: shorter ones are not stretched further."""
+        return 1e-24 / x.shape[1]
 
 
-def causal(conv: nn.Module, x: Tensor, state: State) -> Tensor:
-    """Apply a convolution over the present frame and the two before it; zeros before a clip's first."""
+def causal(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | None = None) -> Tensor:
+    """Apply a convolution to prepare(x): the present frame and the two before it; zeros before a clip's first."""
+    return convolve(conv, with_past(conv, x, state, prepare))
+
+
+def with_past(conv: nn.Module, x: Tensor, state: State, prepare: PixelFunction | None = None) -> Tensor:
+    """The two frames before those of prepare(x), and these: what `causal` applies a convolution to."""
     past = None if state is None else state.get(conv)
-    if past is None:
-        past = x.new_zeros(*x.shape[:2], 2, *x.shape[3:])
-    x = torch.cat([past, x], dim=2)
+    if torch.is_grad_enabled():
+        x = x if prepare is None else prepare(x)
+        frames = torch.cat([x.new_zeros(*x.shape[:2], 2, *x.shape[3:]) if past is None else past, x], dim=2)
+    else:
+        frames = room_for(x, 2 + x.shape[2])
+        frames[:, :, :2] = 0 if past is None else past
+        if prepare is None:
+            frames[:, :, 2:] = x
+        else:
+            prepare(x, out=frames[:, :, 2:])
     if state is not None:
-        state[conv] = x[:, :, -2:].clone()  # a view would keep the whole piece in memory
-    return conv(x)
+        state[conv] = frames[:, :, -2:].clone()  # a view would keep the whole piece in memory
+    return frames
 
 
 def conv3d(inputs: int, outputs: int, *, operations: Operations, **factory: Any) -> nn.Module:
@@ -61,9 +80,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        y = causal(conv1, silu(norm1(x)), state)
-        y = causal(conv2, silu(norm2(y)), state)
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        y = causal(conv1, x, state, norm1.silu)
+        y = with_past(conv2, y, state, norm2.silu)  # what conv1 gave is let go before conv2 runs
+        y = convolve(conv2, y)
+        return add(y, x if self.shortcut is None else convolve(self.shortcut, x))
 
 
 class AttentionBlock(nn.Module):
@@ -76,7 +96,7 @@ class AttentionBlock(nn.Module):
         self.proj = operations.Conv2d(channels, channels, 1, **factory)
 
     def forward(self, x: Tensor, state: State) -> Tensor:
-        return x + per_frame(self._attend, x)
+        return add(per_frame(self._attend, x), x)
 
     def _attend(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[-2:]
@@ -106,7 +126,7 @@ class Downsample(nn.Module):
         if state is not None:
             state[self] = x[:, :, -1:].clone()
         if past is not None:
-            return self.time_conv(torch.cat([past, x], dim=2))
+            return convolve(self.time_conv, torch.cat([past, x], dim=2))
         # The first frame of a clip passes as it is, and is the past of those that follow.
         return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
 
@@ -170,7 +190,7 @@ class DownStage(nn.Module):
         shortcut = down_shortcut(x, self.outputs, *self.factors)
         for layer in self.downsamples:
             x = layer(x, state)
-        return x + shortcut
+        return add(x, shortcut)
 
 
 class UpStage(nn.Module):
@@ -187,10 +207,11 @@ class UpStage(nn.Module):
             self.upsamples.append(Upsample(outputs, temporal, **factory))
 
     def forward(self, x: Tensor, state: State, first: bool) -> Tensor:
-        shortcut = None if self.factors is None else up_shortcut(x, self.outputs, *self.factors, first)
+        y = x
         for layer in self.upsamples:
-            x = layer(x, state, first) if isinstance(layer, Upsample) else layer(x, state)
-        return x if shortcut is None else x + shortcut
+            y = layer(y, state, first) if isinstance(layer, Upsample) else layer(y, state)
+        # Made last, since it is up to eight times as large as x.
+        return y if self.factors is None else add(y, up_shortcut(x, self.outputs, *self.factors, first))
 
 
 def _check_divides(divisor: int, number: int) -> None:

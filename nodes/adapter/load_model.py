@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import comfy.model_management as mm
-import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import torch
@@ -14,6 +13,7 @@ from ...magihuman_core.checkpoint.checkpoint import Checkpoint
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import MagiHumanDiT
 from ...magihuman_core.recipes import RECIPES
+from ...magihuman_core.runtime.fuse import fuse_elementwise
 from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.dit_keys import network_config, split_official
 from ...magihuman_core.weights.open import open_checkpoint
@@ -22,30 +22,33 @@ from ...magihuman_core.weights.roles import window_seconds
 from . import weights
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
+from .patcher import make_patcher
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
-               model_options=None, disable_dynamic=False):
+               fuse: bool | None = None, model_options=None, disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
     checkpoint = open_checkpoint(path, "network", mapped=True)
     sizes = network_config(checkpoint)
     config = replace(sizes, **RECIPES[role].overrides(sizes.layers))
     tensors = split_official(checkpoint, config)
-    patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast,
+    patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast, fuse=fuse,
                           model_options=model_options, disable_dynamic=disable_dynamic)
     patcher.model.window = window_seconds(RECIPES[role], checkpoint.metadata)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
-    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, model_options))
+    patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, fuse, model_options))
     return patcher
 
 
 def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: torch.dtype | None = None,
-                quantize: str | None = None, fast=False, model_options=None, disable_dynamic=False):
+                quantize: str | None = None, fast=False, fuse: bool | None = None, model_options=None,
+                disable_dynamic=False):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
     dtype, quantize: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
     file has them where that is such a format, else what ComfyUI finds best for this device.
-    fast: let quantized weights be multiplied in their format. Raises CheckpointError and InputError.
+    fast: let quantized weights be multiplied in their format. fuse: as for load_dit.
+    Raises CheckpointError and InputError.
     """
     options = model_options or {}
     device = options.get("load_device", mm.get_torch_device())
@@ -81,11 +84,11 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     network = model.diffusion_model
     network.load_state_dict(weights.state_dict(tensors, dtype, quantized, fast), strict=False, assign=True)
     network.requires_grad_(False)
+    fuse_elementwise(network, fuse, device)
     add_alias_layers(network, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
-    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(base)(model, load_device=device, offload_device=offload)
+    patcher = make_patcher(model, device, offload, tensors.path, plain, patcher_class)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, move_unmanaged_weights)
     return patcher
 

@@ -22,6 +22,7 @@ from ...magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from ...magihuman_core.vae.video import VideoVAE
 from ...magihuman_core.weights.audio_keys import official_state_dict
 from .ops import Operations
+from .patcher import make_patcher
 
 
 class VAE(comfy.sd.VAE):
@@ -29,7 +30,8 @@ class VAE(comfy.sd.VAE):
 
     first_stage_model: "VideoStage | AudioStage"
 
-    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], disable_dynamic=False, **settings):
+    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], source=None, disable_dynamic=False,
+                 **settings):
         mm = comfy.model_management
         self.first_stage_model = module.eval().requires_grad_(False)
         self.working_dtypes = dtypes
@@ -43,8 +45,7 @@ class VAE(comfy.sd.VAE):
             setattr(self, name, value)
         module.to(self.vae_dtype)
         mm.archive_model_dtypes(module)
-        patcher = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-        self.patcher = patcher(module, load_device=self.device, offload_device=mm.vae_offload_device())
+        self.patcher = make_patcher(module, self.device, mm.vae_offload_device(), source, disable_dynamic)
         self.model_size()
 
     def get_sd(self) -> dict[str, Tensor]:
@@ -103,7 +104,8 @@ class VideoStage(nn.Module):
     def decode_tiled(self, z: Tensor, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None) -> Tensor:
         """The same in spatial tiles; time goes window by window anyway."""
         tile = max(tile_x or 16, tile_y or 16)
-        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1))
+        return self.vae.decode(z, normalized=False, tile=tile, overlap=min(overlap or 0, tile - 1),
+                               output_device=comfy.model_management.intermediate_device())
 
     def encode(self, pixels: Tensor, device=None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
@@ -115,7 +117,7 @@ class VideoStage(nn.Module):
         return self.encode(pixels)
 
 
-def video_vae(vae: TurboVAE | VideoVAE, disable_dynamic=False) -> VAE:
+def video_vae(vae: TurboVAE | VideoVAE, source: str | Path | None = None, disable_dynamic=False) -> VAE:
     """A VAE of images and time. How much memory it needs is found by a dry run for each shape (runtime.memory)."""
     config = vae.config
     space, time = config.spatial_factor, config.temporal_factor
@@ -129,6 +131,7 @@ def video_vae(vae: TurboVAE | VideoVAE, disable_dynamic=False) -> VAE:
     return VAE(
         VideoStage(vae),
         [torch.bfloat16, torch.float32],
+        source,
         disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=3,
@@ -149,13 +152,13 @@ def video_vae(vae: TurboVAE | VideoVAE, disable_dynamic=False) -> VAE:
 @reloadable
 def load_turbo(path: str | Path, disable_dynamic=False) -> VAE:
     """The Turbo VAE: decodes only. Raises CheckpointError."""
-    return video_vae(load_turbo_vae(path, operations=Operations), disable_dynamic)
+    return video_vae(load_turbo_vae(path, operations=Operations), path, disable_dynamic)
 
 
 @reloadable
 def load_video(path: str | Path, disable_dynamic=False) -> VAE:
     """A Wan2.2-type VAE of any width. Raises CheckpointError."""
-    return video_vae(load_video_vae(path, operations=Operations), disable_dynamic)
+    return video_vae(load_video_vae(path, operations=Operations), path, disable_dynamic)
 
 
 class AudioStage(nn.Module):
@@ -190,6 +193,7 @@ def load_audio(path: str | Path, disable_dynamic=False) -> VAE:
     return VAE(
         AudioStage(vae),
         [torch.float32],  # less is audible
+        path,
         disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=1,

@@ -62,7 +62,7 @@ def test_every_block_of_the_network_gives_the_recorded_values(net, grad):
     decoder = load(net).decoder
     seen = {}
     blocks = {"conv_in": decoder.conv_in, "mid_block": decoder.mid_block,
-              **{f"up{i}": block for i, block in enumerate(decoder.up_blocks)}}
+              **{f"up{i}": list(block.layers())[-1] for i, block in enumerate(decoder.up_blocks)}}
     for name, block in blocks.items():
         block.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.clone()}))
     with torch.set_grad_enabled(grad):

@@ -1,16 +1,20 @@
 """The MODEL from within ComfyUI: patches of blocks, guidance, compiling, saving, copies and memory."""
 
+import sys
+import types
+
 import comfy.memory_management
 import comfy.model_management
+import comfy.model_patcher
 import comfy.patcher_extension
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from magihuman_pack.magihuman_core import load_dit
-from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter import patcher, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
-from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core
+from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core, with_lora
 
 
 def test_block_patches_attention_overrides_and_wrappers_are_called(model, plain):
@@ -52,12 +56,45 @@ def test_torch_compile_of_blocks_changes_nothing(model, plain):
     assert max_error(sample(compiled), plain) <= 1e-4
 
 
+@pytest.mark.timeout(300)
+def test_fused_elementwise_work_changes_nothing(distilled, plain):
+    """Also beside guidance, a LoRA and ComfyUI's own compiling of blocks."""
+    fused = load_model(distilled, "distilled", torch.float32, fuse=True)
+    assert max_error(sample(fused), plain) <= 1e-4
+    compiled = fused.clone()
+    set_torch_compile_wrapper(compiled, backend="eager", keys=["diffusion_model.blocks.0"])
+    assert max_error(sample(compiled), plain) <= 1e-4
+    name = "diffusion_model.block.layers.2.mlp.down_proj"
+    rows, columns = fused.model.diffusion_model.blocks[2].experts["shared"].mlp.down_proj.weight.shape
+    lora = {f"{name}.lora_A.weight": random(4, columns), f"{name}.lora_B.weight": random(rows, 4)}
+    unfused = load_model(distilled, "distilled", torch.float32)
+    wanted = sample(with_lora(unfused, lora), negative=OTHER)
+    assert max_error(sample(with_lora(fused, lora), negative=OTHER), wanted) <= 1e-4
+
+
 def test_dynamic_memory_management_changes_nothing(distilled, plain, monkeypatch):
     """With it ComfyUI's layers have no weight until it is loaded."""
     with monkeypatch.context() as patch:
         patch.setattr(comfy.memory_management, "aimdo_enabled", True)
         dynamic = load_model(distilled, "distilled", torch.float32)
     assert max_error(sample(dynamic), plain) == 0
+
+
+def test_newer_patchers_are_told_on_which_disk_the_weights_lie(distilled, monkeypatch):
+    """As ComfyUI 0.40 has it."""
+    told = []
+
+    class Newer(comfy.model_patcher.ModelPatcher):
+        def __init__(self, model, load_device, offload_device, size=0, weight_inplace_update=False, fast_disk=False):
+            super().__init__(model, load_device, offload_device, size, weight_inplace_update)
+            told.append(fast_disk)
+
+    storage = types.SimpleNamespace(model_fast_disk=lambda paths: paths)
+    monkeypatch.setitem(sys.modules, "comfy.storage", storage)
+    monkeypatch.setattr(comfy, "storage", storage, raising=False)
+    monkeypatch.setattr(patcher, "Patcher", Newer)
+    load_model(distilled, "distilled", torch.float32)
+    assert told == [[str(distilled)]]
 
 
 def test_merging_a_model_with_itself_changes_nothing(model, plain):
