@@ -48,8 +48,8 @@ class MagiHumanRegenerate(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip=(
                     "What of the picture is made anew, white, of any size: from MagiHuman Mouth Mask, or painted in "
                     "the mask editor. It is cropped as the clip was. Without it, all of the picture.")),
-                io.Int.Input("soft_edge", default=-1, min=-1, max=512, optional=True, advanced=True, tooltip=(
-                    "Pixels over which the new picture fades into the old one in the output `mask`, 0 to 512. -1: a "
+                io.Int.Input("soft_edge", default=0, min=0, max=512, optional=True, advanced=True, tooltip=(
+                    "Pixels over which the new picture fades into the old one in the output `mask`, 1 to 512. 0: a "
                     "part of the clip's size.")),
             ],
             outputs=[
@@ -61,7 +61,7 @@ class MagiHumanRegenerate(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, latent, start, end, part, mask=None, soft_edge=-1) -> io.NodeOutput:
+    def execute(cls, latent, start, end, part, mask=None, soft_edge=0) -> io.NodeOutput:
         video, audio = split(latent)
         kept = all_kept(video, audio)
         count = latent.get(FRAMES, decoded_frames(video.shape[2]))
@@ -76,7 +76,7 @@ class MagiHumanRegenerate(io.ComfyNode):
             fitted = crop_mask(found, width, height)
             region = open_region(kept, latent_region(fitted)).video_mask
             opened = replace(opened, video_mask=opened.video_mask.minimum(region))
-            where = edge_of(fitted, min(width, height) // 32 if soft_edge < 0 else soft_edge)
+            where = edge_of(fitted, soft_edge or min(width, height) // 32)
         seen = where[None] * (part != SOUND)
         if not whole:
             seen = seen_share(torch.arange(count), *shown_frames(first, last), count)[:, None, None] * seen

@@ -30,7 +30,7 @@ def parts():
     """The demo's parts, as nodes take them."""
     (model,) = run(loaders.MagiHumanModelLoader, model=DEMO, role="distilled", weight_dtype="fp32")
     (clip,) = run(loaders.MagiHumanTextEncoderLoader, text_encoder=DEMO, tokenizer="beside the weights",
-                  weight_dtype="default")
+                  weight_dtype="fp32")
     positive, _ = run(MagiHumanTextEncode, clip=clip, prompt=PROMPT, negative="")
     return {"model": model, "positive": positive, "vae": run(loaders.MagiHumanVideoVAELoader, vae=DEMO)[0],
             "turbo": run(loaders.MagiHumanTurboVAELoader, vae=DEMO)[0],
