@@ -287,7 +287,8 @@ def upscale(target: str, size: str, cost: str) -> Drawing:
         f"is.\n\n{cost} Only one of the two networks has to be in memory at a time.\n\n"), image=True, upscaler=target)
 
 
-CLIP_NOTE = ("*Load Video* names `clip.mp4`: choose your own film, of any rate and size. *MagiHuman Fit Clip* brings it to "
+CLIP_NOTE = ("*Load Video* names `clip.mp4`: choose your own film, of any rate and size. *MagiHuman Fit Clip* brings "
+"it to "
              "25 frames per second and multiples of 32 pixels, at most about 448x256.\n\n")
 
 
@@ -305,7 +306,8 @@ def extend_clip() -> Drawing:
     d = Drawing("extend_clip", (
         "# Extend a clip\n\nThe end of a clip is held fixed, and 4 new seconds follow in the same voice and picture. "
         "*MagiHuman Join* leaves that end out of the new part and joins the two, picture and sound together.\n\n"
-        + CLIP_NOTE + "Write a prompt for what is to follow. For a recording that is to be spoken, connect *Load Audio* to "
+        + CLIP_NOTE + "Write a prompt for what is to follow. For a recording that is to be spoken, connect *Load "
+        "Audio* to "
         "`driving` of *MagiHuman Extend*, and its `AUDIO` to `audio` of *MagiHuman Decode*.\n\n"), 520)
     add_loaders(d, "distill", wan=True)
     add_prompt(d)
@@ -320,9 +322,12 @@ def extend_clip() -> Drawing:
 
 def long_speech() -> Drawing:
     d = Drawing("long_speech", (
-        "# Long speech: minutes from one picture and one recording\n\n*MagiHuman Windows* makes the clip in overlapping "
-        "windows that are blended in every step: the face, the voice and the lips hold, and memory is that of 5 seconds. "
-        "*MagiHuman Decode to Video* decodes while *Save Video* writes.\n\n*Load Audio* names `voice.wav`: choose your own "
+        "# Long speech: minutes from one picture and one recording\n\n*MagiHuman Windows* makes the clip in "
+        "overlapping "
+        "windows that are blended in every step: the face, the voice and the lips hold, and memory is that of 5 "
+        "seconds. "
+        "*MagiHuman Decode to Video* decodes while *Save Video* writes.\n\n*Load Audio* names `voice.wav`: choose "
+        "your own "
         "recording, of any length up to `max_seconds`. The prompt describes the person and the manner of speaking; it "
         "need not hold all of the words.\n\n" + IMAGE_NOTE), 520)
     add_loaders(d, "distill", wan=True)
@@ -340,7 +345,8 @@ def long_speech() -> Drawing:
 
 
 def add_paste(d: Drawing, sound: str) -> None:
-    """Decode what was sampled, paste it over the old frames, and save the film. sound: what is heard where it is held."""
+    """Decode what was sampled, paste it over the old frames, and save the film. sound: what is heard where it is "
+    "held."""
     d.group("Film").add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample", audio=sound)
     d.add("paste", "ImageCompositeMasked", title="New over old, within the mask", destination="old", source="decode",
           mask="part")
@@ -349,10 +355,14 @@ def add_paste(d: Drawing, sound: str) -> None:
 
 def dub() -> Drawing:
     d = Drawing("dub", (
-        "# Dub: new words for an old clip\n\nThe mouth follows a new recording; everything else of the picture stays, and "
-        "is pasted back outside of the mask.\n\n" + CLIP_NOTE + "*Load Audio* names `voice.wav`, the new recording: it is cut "
-        "to the clip, or followed by silence. Lay the ellipse of *MagiHuman Mouth Mask* over the mouth and chin; for any "
-        "other shape paint a mask, and connect it to `mask`. The prompt describes the person and what is said now.\n\n"),
+        "# Dub: new words for an old clip\n\nThe mouth follows a new recording; everything else of the picture "
+        "stays, and "
+        "is pasted back outside of the mask.\n\n" + CLIP_NOTE + "*Load Audio* names `voice.wav`, the new recording: "
+        "it is cut "
+        "to the clip, or followed by silence. Lay the ellipse of *MagiHuman Mouth Mask* over the mouth and chin; for "
+        "any "
+        "other shape paint a mask, and connect it to `mask`. The prompt describes the person and what is said "
+        "now.\n\n"),
         560)
     add_loaders(d, "distill", wan=True)
     add_windows(d)
@@ -369,15 +379,19 @@ def dub() -> Drawing:
 
 def retake() -> Drawing:
     d = Drawing("retake", (
-        "# Retake: a moment performed again\n\nPicture and sound from `start` to `end` are made anew, in one with what is "
-        "before and after; the rest of the clip stays.\n\n" + CLIP_NOTE + "Set `start` and `end` of *MagiHuman Regenerate* in "
-        "seconds. A second or less works best: another expression, a clearer word. Other words are not sure to be said. "
+        "# Retake: a moment performed again\n\nPicture and sound from `start` to `end` are made anew, in one with "
+        "what is "
+        "before and after; the rest of the clip stays.\n\n" + CLIP_NOTE + "Set `start` and `end` of *MagiHuman "
+        "Regenerate* in "
+        "seconds. A second or less works best: another expression, a clearer word. Other words are not sure to be "
+        "said. "
         "Try some seeds. `part` makes only the picture or only the sound.\n\n"), 540)
     add_loaders(d, "distill", wan=True)
     add_windows(d)
     add_prompt(d)
     add_clip(d, "Clip")
-    d.group("Moment").add("clip_latent", "MagiHumanEncodeClip", vae="wan", audio_vae="audio_vae", images="old", audio="old")
+    d.group("Moment").add("clip_latent", "MagiHumanEncodeClip", vae="wan", audio_vae="audio_vae", images="old",
+                          audio="old")
     d.add("part", "MagiHumanRegenerate", latent="clip_latent", start=0.48, end=0.96)
     add_sampler(d.group("Made anew", below=True), "sample", "part", model="windows")
     add_paste(d, "old")
@@ -386,8 +400,10 @@ def retake() -> Drawing:
 
 def keyframes_loop() -> Drawing:
     d = Drawing("keyframes_loop", (
-        "# Keyframes and loop\n\nThe picture is the first and the last frame, so that the clip loops. *at* of *MagiHuman "
-        "Keyframe* chooses the place: the first frame, the last, both, or a second. For several pictures, put one of these "
+        "# Keyframes and loop\n\nThe picture is the first and the last frame, so that the clip loops. *at* of "
+        "*MagiHuman "
+        "Keyframe* chooses the place: the first frame, the last, both, or a second. For several pictures, put one of "
+        "these "
         "nodes behind another.\n\n" + IMAGE_NOTE), 440)
     add_loaders(d, "distill", wan=True)
     add_prompt(d)
@@ -401,8 +417,10 @@ def keyframes_loop() -> Drawing:
 
 def seeds_batch() -> Drawing:
     d = Drawing("seeds_batch", (
-        "# Four seeds, four clips\n\n`batch_size` of *Empty MagiHuman Latent* (an advanced input) says how many clips are made, "
-        "one after another, from the seed, the seed + 1 and so on. *MagiHuman Decode* gives a list, and *Save Video* saves "
+        "# Four seeds, four clips\n\n`batch_size` of *Empty MagiHuman Latent* (an advanced input) says how many "
+        "clips are made, "
+        "one after another, from the seed, the seed + 1 and so on. *MagiHuman Decode* gives a list, and *Save Video* "
+        "saves "
         "each. To make one of them again, set its seed and a batch of 1.\n\n"), 440)
     add_loaders(d, "distill", wan=False)
     add_prompt(d)
@@ -414,7 +432,8 @@ def seeds_batch() -> Drawing:
 
 def voice_draft() -> Drawing:
     d = Drawing("voice_draft", (
-        "# Voice draft\n\nThe voice alone, in a few seconds: three takes of one line. When you like one, save it from its "
+        "# Voice draft\n\nThe voice alone, in a few seconds: three takes of one line. When you like one, save it "
+        "from its "
         "player, open *lip_sync*, and load it there: the clip then speaks with exactly this voice.\n\n"), 400)
     d.group("Models").add("model", "MagiHumanModelLoader", model="magihuman/distill/")
     d.add("clip", "MagiHumanTextEncoderLoader", text_encoder=TEXT)

@@ -1,5 +1,7 @@
 """Clips longer than a window: the core's estimate through every way of sampling in ComfyUI, and what windows cost."""
 
+from itertools import pairwise
+
 import comfy.nested_tensor
 import comfy.patcher_extension
 import comfy.sample
@@ -84,7 +86,7 @@ def test_core_ksampler_goes_with_windows(model, network, start):
         given["noise_mask"], disable_pbar=True, seed=SEED).unbind()
 
     def euler(model, x, sigmas, extra, disable):
-        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, after in pairwise(sigmas):
             x0 = model(x, sigma[None])
             x = x0 + after / sigma * (x - x0)
         return x
