@@ -37,8 +37,17 @@ def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3]; see encode_frames."""
-    return encode_frames(vae, rearrange(images[..., :3], "f h w c -> 1 c f h w") * 2 - 1, like)
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3], through any video VAE of ComfyUI.
+
+    like: the clip's video latent. Raises InputError where the VAE makes other latents.
+    """
+    check(vae, "video")
+    found = vae.encode(images[..., :3])
+    if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
+        raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
+                         f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
+                         "VAE.")
+    return found
 
 
 def still_latent(vae, image: Tensor, like: Tensor) -> Tensor:
@@ -80,17 +89,8 @@ def check_size(width: int, height: int) -> None:
 
 
 def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
-    """Frames [1, 3, F, h, w] in [-1, 1] -> raw latents [1, C, T, H, W], through any video VAE of ComfyUI.
-
-    like: the clip's video latent. Raises InputError where the VAE makes other latents.
-    """
-    check(vae, "video")
-    found = vae.encode((rearrange(frames, "1 c f h w -> f h w c") + 1) / 2)
-    if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
-        raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
-                         f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
-                         "VAE.")
-    return found
+    """Frames [1, 3, F, h, w] in [-1, 1] -> raw latents [1, C, T, H, W]; see frames_latent."""
+    return frames_latent(vae, (rearrange(frames, "1 c f h w -> f h w c") + 1) / 2, like)
 
 
 def stereo(audio: dict) -> tuple[Tensor, int]:

@@ -111,7 +111,7 @@ class VideoStage(nn.Module):
         """Frames [B, 3, F, h, w] in [-1, 1] -> raw latents."""
         if isinstance(self.vae, TurboVAE):
             raise InputError("The Turbo VAE can only decode. Connect a Wan2.2 VAE where images are encoded.")
-        return self.vae.encode(pixels.to(device or pixels.device), normalized=False)
+        return self.vae.encode(pixels, normalized=False, device=device)
 
     def encode_tiled(self, pixels: Tensor, **_) -> Tensor:
         return self.encode(pixels)
