@@ -12,8 +12,8 @@ SHARES = {"network": 0.65, "picture decoder": 0.35}
 class Overall:
     """A progress callback (stage, done, total) that draws one bar over all stages.
 
-    Networks count for about two thirds of a clip and its decoder for the rest; as a stage goes on, its own pace corrects
-    what was assumed.
+    Networks count for about two thirds of a clip and its decoder for the rest; as a stage goes on, its own pace
+    corrects what was assumed.
     """
 
     def __init__(self, bar) -> None:

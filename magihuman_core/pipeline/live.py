@@ -29,6 +29,7 @@ from ..sizes import FPS, decoded_frames
 from ..vae.audio import AudioVAE, encoder_context
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
+from ..vae.video_blocks import State
 from . import stages
 from .parts import Parts
 from .request import Pass, Request
@@ -89,7 +90,8 @@ class LatentDecoder:
     """Latent frames in, frames out: one latent frame is held back as context, until the end."""
 
     def __init__(self, vae: TurboVAE | VideoVAE) -> None:
-        self.vae, self.waiting, self.state = vae, torch.empty(0), {}
+        self.vae, self.waiting = vae, torch.empty(0)
+        self.state: State = {}
         self.first = True
 
     def decode(self, latents: Tensor, last: bool) -> Tensor:
@@ -164,8 +166,9 @@ class Live:
         x, shapes = pack_latents(*noise)
         negative = None if self.pass_.guidance is None else self.conditions.negative
         texts: Texts = (self.conditions.of_window(start, self.pass_.window), negative)
-        model = WindowedDenoiser(self.dit, shapes, plan_windows(self.audio_length, self.pass_.window), lambda _: texts,
-                                 self.pass_.guidance, latent.frozen_video, latent.frozen_audio)
+        windows = plan_windows(self.audio_length, self.pass_.window, 1)
+        model = WindowedDenoiser(self.dit, shapes, windows, lambda _: texts, self.pass_.guidance,
+                                 latent.frozen_video, latent.frozen_audio)
         x = SOLVERS[self.pass_.recipe.solver](model, x, flow_sigmas(self.pass_.steps), {"seed": seed}, disable=True)
         video = unpack_latents(x, shapes)[0]
         new = video if self.last is None else video[:, :, self.carried :]

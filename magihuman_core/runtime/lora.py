@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
-from ..nn.quantized_linear import QuantizedLinear, dequantized_rows
+from ..nn.layers import RMSNorm
+from ..nn.quantized_linear import NarrowLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
@@ -201,7 +202,7 @@ def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: tor
         return partial(module.register_forward_hook, LinearHook(delta, strength))
     if leaf == "bias":
         return partial(module.register_forward_hook, partial(add_to_bias, delta.up * strength))
-    return partial(module.change_weight, delta.up * strength)
+    return partial(cast(RMSNorm, module).change_weight, delta.up * strength)
 
 
 class LinearHook:
@@ -211,7 +212,7 @@ class LinearHook:
         self.delta, self.strength = delta, strength
         self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
 
-    def __call__(self, module: nn.Linear | QuantizedLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         d = self.delta
         x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
         change = F.linear(x, d.up.to(x.dtype)) * d.scale
@@ -224,7 +225,7 @@ class LinearHook:
         return out
 
 
-def dora_factor(layer: nn.Linear | QuantizedLinear, delta: Delta) -> Tensor:
+def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
     """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
     assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
     down, parts = delta.down.float() * delta.scale, []
