@@ -194,7 +194,7 @@ def test_where_teacher_and_fake_agree_nothing_is_to_be_matched_and_else_the_stud
     loss, _ = distillation.matching_loss(clean, text, keep)
     loss.backward()
     for latent in clean:
-        assert float((latent.grad * latent.detach()).sum()) > 0, "a step down makes the latents smaller, as the teacher wants"
+        assert float((latent.grad * latent.detach()).sum()) > 0, "a step down makes the latents smaller"
 
 
 def test_simulated_clips_have_what_was_given(distillation):
