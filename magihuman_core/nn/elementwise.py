@@ -54,6 +54,11 @@ def swiglu7(u: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.addcmul(gated, gated, linear).to(dtype)  # gated * (linear + 1)
 
 
+def scaled(y: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """y [..., n] * scale [n], in fp32."""
+    return y.float().mul(scale).to(dtype)  # cast first: of a product of two dtypes a CPU holds one more copy
+
+
 @dataclass(frozen=True)
 class Elementwise:
     """These functions, as they are or compiled."""
@@ -63,6 +68,7 @@ class Elementwise:
     gate: Callable[..., Tensor] = gate
     gelu7: Callable[..., Tensor] = gelu7
     swiglu7: Callable[..., Tensor] = swiglu7
+    scaled: Callable[..., Tensor] = scaled
 
 
 EAGER = Elementwise()

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .elementwise import EAGER, Elementwise
+
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
@@ -43,6 +45,8 @@ class NarrowLinear(nn.Module):
 class QuantizedLinear(NarrowLinear):
     """A linear layer on a weight in 8 bits. `weight` is the data."""
 
+    elementwise: Elementwise = EAGER
+
     def __init__(self, inputs: int, outputs: int, *, dtype: torch.dtype, device=None):
         super().__init__(inputs, outputs, dtype=dtype, device=device)
         scale = torch.empty(outputs, dtype=torch.float32, device=device)
@@ -50,8 +54,7 @@ class QuantizedLinear(NarrowLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs], in x's dtype."""
-        y = super().forward(x).float()  # here, since of a product of two dtypes a CPU would hold one more copy
-        return y.mul_(self.scale).to(x.dtype)
+        return self.elementwise.scaled(super().forward(x), self.scale, x.dtype)
 
 
 def narrow_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool],

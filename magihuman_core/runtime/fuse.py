@@ -15,26 +15,30 @@ log = logging.getLogger(__name__)
 
 
 def fuse_elementwise(module: nn.Module, fuse: bool | None, device: torch.device | str) -> bool:
-    """Let a module that has been loaded run its elementwise work compiled, or not; returns which.
+    """Let a module run its elementwise work compiled on a device, or not; returns which. fuse: see can_fuse."""
+    fused = can_fuse(fuse, device)
+    _choose(module, compiled() if fused else EAGER)
+    if fused:
+        log.info("Elementwise work is fused: the first step takes some seconds more, while kernels are compiled.")
+    return fused
+
+
+def can_fuse(fuse: bool | None, device: torch.device | str) -> bool:
+    """Whether to fuse on a device, to be asked before weights are read; it is tried once in a process.
 
     fuse: True: always; None: where it pays and can be done, which is on CUDA with Triton; False: never.
     Raises InputError for True where there is no compiler.
     """
-    device = torch.device(device)
-    if fuse is None and device.type != "cuda":
-        fuse = False
-    elif fuse is not False:
-        reason = why_not(device.type)
-        if reason and fuse:
-            raise InputError(f"fuse is True, but torch.compile cannot build kernels for {device.type} here: {reason}. "
-                             "Install a C++ compiler (for the CPU) or Triton (for CUDA), or leave fuse out.")
-        if reason:
-            log.info("Elementwise work is not fused: %s.", reason)
-        fuse = not reason
-    _choose(module, compiled() if fuse else EAGER)
-    if fuse:
-        log.info("Elementwise work is fused: the first step takes some seconds more, while kernels are compiled.")
-    return fuse
+    kind = torch.device(device).type
+    if fuse is False or (fuse is None and kind != "cuda"):
+        return False
+    reason = why_not(kind)
+    if reason and fuse:
+        raise InputError(f"fuse is True, but torch.compile cannot build kernels for {kind} here: {reason}. "
+                         "Install a C++ compiler (for the CPU) or Triton (for CUDA), or leave fuse out.")
+    if reason:
+        log.info("Elementwise work is not fused: %s.", reason)
+    return not reason
 
 
 def _choose(module: nn.Module, elementwise: Elementwise) -> None:

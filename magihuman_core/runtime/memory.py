@@ -219,7 +219,7 @@ def _tiled(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, ...], dty
         # before it is added; in a dry run of several windows the one before stands for it.
         several = length > config.first_chunk_size
         window = min(length, max(config.first_chunk_size, config.step_size))
-        held, piece = window * (1 + several), window * (not several)
+        held, piece = float(window * (1 + several)), window * (not several)
     else:
         held, piece = decoded_frames(length) / config.temporal_factor, 1  # the whole clip, and a latent frame's
     # The latent is there whole, too, and once more denormalized.

@@ -13,7 +13,7 @@ from ...magihuman_core.checkpoint.checkpoint import Checkpoint
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import MagiHumanDiT
 from ...magihuman_core.recipes import RECIPES
-from ...magihuman_core.runtime.fuse import fuse_elementwise
+from ...magihuman_core.runtime.fuse import can_fuse, fuse_elementwise
 from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.dit_keys import network_config, split_official
 from ...magihuman_core.weights.open import open_checkpoint
@@ -56,6 +56,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     options = model_options or {}
     device = options.get("load_device", mm.get_torch_device())
     offload = options.get("offload_device", mm.unet_offload_device())
+    fuse = can_fuse(fuse, device)  # what cannot be done is said before weights are read
     check_tensors(tensors, MagiHumanDiT(config, device="meta").state_dict(), tensors.name)
 
     dtype = options.get("dtype", dtype)

@@ -99,12 +99,12 @@ def test_tiles_need_what_is_said(config, tile):
         for _ in vae.decode_windows(torch.empty(latent, device="meta"), tile=tile):
             pass
 
-    measured = dry_run(run, "cpu")
-    assert 0.97 < decoding_activations(config, latent, torch.float32, "cpu", tile) / measured < 1.1
+    measured, on_cpu = dry_run(run, "cpu"), decoding_activations(config, latent, torch.float32, "cpu", tile)
+    assert 0.97 < on_cpu / measured < 1.1
     # On a card the frames are elsewhere: two windows, or the whole clip.
     clip = 4 * 3 * 17 * 16 * 11 * 16 * 12
     on_card = decoding_activations(config, latent, torch.float32, "cuda", tile)
-    assert on_card < measured - 0.9 * clip
+    assert on_card <= on_cpu - clip
 
 
 def test_a_smaller_tile_after_one_that_was_too_large():
