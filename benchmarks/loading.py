@@ -1,19 +1,16 @@
 """How much memory loading and converting a large checkpoint takes, against the usual way.
 
-usage: python benchmarks/loading.py [--gigabytes 2]
+usage: python -m benchmarks.loading [--quick]
 
-Writes a random fp32 network of that size in official layout into a temporary folder, then runs each way in a
-process of its own and prints the peak of resident memory over the size of the loaded model, and the time.
+Writes a random fp32 network of 2 GB (quick: 0.2) in official layout into a temporary folder, then runs each way in a
+process of its own: the peak of resident memory over the size of the loaded model, and the time.
 """
 
-import argparse
 import multiprocessing
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from process_memory import resident
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, MagiHumanDiT, load_dit
@@ -22,6 +19,8 @@ from magihuman_core.checkpoint.write import write_checkpoint
 from magihuman_core.tools.convert import convert
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
 from magihuman_core.weights.open import open_checkpoint
+
+from .measure import Row, main, resident, seconds
 
 
 def config(gigabytes: float) -> DiTConfig:
@@ -71,12 +70,10 @@ def measure(way: str, path: Path, small: Path, answers) -> None:
     torch.set_num_threads(1)
     WAYS[way](small)
     before = resident("VmRSS")
-    start = time.perf_counter()
-    dit = WAYS[way](path)
-    seconds = time.perf_counter() - start
+    loaded = []
+    taken = seconds(lambda: loaded.append(WAYS[way](path)))
     peak = resident("VmHWM") - before
-    loaded = sum(p.nbytes for p in dit.parameters()) if dit is not None else 0
-    answers.put((peak, loaded, seconds))
+    answers.put((peak, sum(p.nbytes for dit in loaded if dit is not None for p in dit.parameters()), taken))
 
 
 def write_network(path: Path, sizes: DiTConfig) -> None:
@@ -84,25 +81,24 @@ def write_network(path: Path, sizes: DiTConfig) -> None:
     write_checkpoint(path, {key: RandomTensor(tuple(value.shape), torch.float32) for key, value in shapes.items()})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=2, help="size of the checkpoint (default %(default)s)")
-    arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+def rows(quick: bool = False) -> list[Row]:
+    """Peak over loaded size, or alone where nothing stays loaded, of each way."""
+    context, found = multiprocessing.get_context("spawn"), []
     with tempfile.TemporaryDirectory() as folder:
         path, small = Path(folder) / "large.safetensors", Path(folder) / "small.safetensors"
-        write_network(path, config(arguments.gigabytes))
+        write_network(path, config(0.2 if quick else 2))
         write_network(small, config(0.01))
-        print(f"checkpoint: {path.stat().st_size / 1e9:.2f} GB in fp32")
         for way in WAYS:
             answers = context.Queue()
             process = context.Process(target=measure, args=(way, path, small, answers))
             process.start()
-            peak, loaded, seconds = answers.get()
+            peak, loaded, taken = answers.get()
             process.join()
-            ratio = f"{peak / loaded:5.2f} x the loaded {loaded / 1e9:.2f} GB" if loaded else ""
-            print(f"{way:<15} peak {peak / 1e9:5.2f} GB  {ratio:<28} {seconds:6.1f} s")
+            note = f"peak {peak / 1e9:.2f} GB, {taken:.1f} s, file {path.stat().st_size / 1e9:.2f} GB in fp32"
+            found.append(Row(f"{way}: peak / loaded", peak / loaded, note=note) if loaded else
+                         Row(f"{way}: peak", peak / 1e9, "GB", note))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

@@ -1,20 +1,21 @@
 """How much of a forward pass is matrix products and attention, and how much memory it needs.
 
-usage: python benchmarks/network.py [--repeats N]
+usage: python -m benchmarks.network [--quick]
 
-Prints the ratio (time of the bare matrix products and attention of the same shapes) / (time of our forward
-pass), both measured in turns in this process, and the peak of resident memory over the weights.
+The ratio is (time of the bare matrix products and attention of the same shapes) / (time of our forward pass), both
+measured in turns in one process: 1 where nothing else took any time.
 """
 
-import argparse
-import time
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from process_memory import resident
 
-from magihuman_core import DiTConfig, MagiHumanDiT
+from magihuman_core import DiTConfig, InputError, MagiHumanDiT
+from magihuman_core.runtime.fuse import fuse_elementwise
+
+from .measure import Row, fill_randomly, interleaved, main, resident
 
 T, H, W, AUDIO, TEXT = 13, 16, 28, 51, 128
 CONFIG = DiTConfig(
@@ -23,7 +24,7 @@ CONFIG = DiTConfig(
 )  # fmt: skip
 
 
-def bare_products(dit: MagiHumanDiT):
+def bare_products(dit: MagiHumanDiT, dtype: torch.dtype):
     """The same linear layers on the same numbers of tokens, and the same attention, and nothing else."""
     video, tokens = T * H * W // 4, T * H * W // 4 + AUDIO + TEXT
     segments = {"video": video, "audio": AUDIO, "text": TEXT, "shared": tokens}
@@ -31,9 +32,9 @@ def bare_products(dit: MagiHumanDiT):
     for block in dit.blocks:
         for name, expert in block.experts.items():
             for layer in (m for m in expert.modules() if isinstance(m, torch.nn.Linear)):
-                work.append((torch.randn(segments[name], layer.in_features), layer.weight))
-    q = torch.randn(1, CONFIG.heads, tokens, CONFIG.head_dim)
-    k, v = torch.randn(2, 1, CONFIG.kv_heads, tokens, CONFIG.head_dim)
+                work.append((torch.randn(segments[name], layer.in_features, dtype=dtype), layer.weight))
+    q = torch.randn(1, CONFIG.heads, tokens, CONFIG.head_dim, dtype=dtype)
+    k, v = torch.randn(2, 1, CONFIG.kv_heads, tokens, CONFIG.head_dim, dtype=dtype)
 
     def run() -> None:
         for x, weight in work:
@@ -44,33 +45,34 @@ def bare_products(dit: MagiHumanDiT):
     return run
 
 
-def seconds(function) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    args = parser.parse_args()
-    torch.set_num_threads(2)
+@torch.inference_mode()
+def rows(quick: bool = False) -> list[Row]:
+    """Ratios in fp32 and bf16, plain and fused, and the peak of memory over the weights."""
     torch.manual_seed(0)
-    dit = MagiHumanDiT(CONFIG).eval()
-    for parameter in dit.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
+    found = []
     clip = torch.randn(1, 48, T, H, W), torch.randn(1, 64, AUDIO), torch.randn(1, TEXT, 3584)
-    with torch.inference_mode():
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype)[6:]
+        dit = fill_randomly(MagiHumanDiT(CONFIG, dtype=dtype, device="meta"), "cpu").eval()
+        bare = bare_products(dit, dtype)
         dit(*(x[..., :4] if x.ndim == 5 else x for x in clip))  # the libraries' own buffers
-        Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-        before = resident("VmRSS")
-        dit(*clip)
-        print(f"peak memory over the weights: {(resident('VmHWM') - before) / 2**20:.0f} MB")
-        bare = bare_products(dit)
-        times = [(seconds(bare), seconds(lambda: dit(*clip))) for _ in range(args.repeats)]
-    products, forward = (min(column) for column in zip(*times, strict=True))
-    print(f"products and attention {products:.3f} s, forward {forward:.3f} s, ratio {products / forward:.3f}")
+        if dtype == torch.float32 and sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
+            before = resident("VmRSS")
+            dit(*clip)
+            found.append(Row("peak memory over the weights", (resident("VmHWM") - before) / 2**20, "MB"))
+        for fuse in (False, True):
+            words = f"bare products and attention / forward, {name}, {'fused' if fuse else 'plain'}"
+            try:
+                fuse_elementwise(dit, fuse, "cpu")
+            except InputError as error:
+                found.append(Row(words, None, note=str(error)))
+                continue
+            dit(*clip)  # compiles
+            products, forward = interleaved(bare, lambda dit=dit: dit(*clip), repeats=2 if quick else 7)
+            found.append(Row(words, products / forward, note=f"{products:.3f} s of {forward:.3f} s"))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

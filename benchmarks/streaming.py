@@ -1,28 +1,29 @@
 """One step of a network as large as the released ones (15.3 billion weights) on a machine that cannot hold it.
 
-usage: python benchmarks/streaming.py [--resident 0] [--dtype bf16|fp32] [--keep bf16|fp8|int8] [--from file|memory]
-                                      [--steps 2] [--folder /tmp]
+usage: python -m benchmarks.streaming [--quick] [--resident 0] [--dtype bf16|fp32] [--keep bf16|fp8|int8]
+                                      [--from file|memory] [--steps 2] [--guided] [--folder /tmp]
 
 Makes a file with the released keys, shapes and dtypes in --folder, with holes for zeros and small random
 values in embedders and heads (so it takes no space and is read without a disk), streams its blocks through
-two buffers, and deletes it. Prints the time of each step, the peak of resident memory, and what was
-estimated. The first step reads with nothing in the page cache; a disk's speed comes on top.
+two buffers, and deletes it. The first step reads with nothing in the page cache; a disk's speed comes on top.
+--quick: the first eight layers alone.
 """
 
 import argparse
 import json
+import re
 import struct
 import tempfile
-import time
 from math import prod
 from pathlib import Path
 
 import torch
-from process_memory import resident
 
 from magihuman_core import DiTConfig, load_dit
-from magihuman_core.runtime.memory import estimate, size
+from magihuman_core.runtime.memory import estimate
 from magihuman_core.runtime.streaming import streamer_of
+
+from .measure import Row, resident, seconds, table
 
 KEYS = Path(__file__).parents[1] / "tests" / "data" / "real_config" / "dit_keys.json"
 LATENT, AUDIO, TEXT = (2, 4, 4), 5, 32  # frames, height, width in latent cells; tokens
@@ -30,10 +31,13 @@ KEEP = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "int8": torch.int8}
 NAMES = {"torch.bfloat16": ("BF16", 2), "torch.float32": ("F32", 4)}
 
 
-def write_network(path: Path, dtype: str) -> None:
+def write_network(path: Path, dtype: str, layers: int) -> None:
     """The released network with holes: only embedders, heads and rotary bands have values."""
     header, end, filled = {}, 0, {}
     for key, spec in json.loads(KEYS.read_text())["keys"].items():
+        layer = re.match(r"block\.layers\.(\d+)\.", key)
+        if layer and int(layer[1]) >= layers:
+            continue
         stored = "torch.float32" if dtype == "fp32" else spec["dtype"]
         name, width = NAMES[stored]
         length = width * prod(spec["shape"])
@@ -51,40 +55,48 @@ def write_network(path: Path, dtype: str) -> None:
             file.write(values.flatten().view(torch.uint8).numpy().tobytes())
 
 
-def main() -> None:
+@torch.inference_mode()
+def rows(quick: bool = False, *, resident_blocks: int = 0, dtype: str = "bf16", keep: str = "bf16",
+         source: str | None = None, steps: int = 2, guided: bool = False, folder: str | None = None) -> list[Row]:
+    """Seconds of loading and of each step, and the peak of memory beside the estimate, which has no Python and PyTorch
+    in it. guided: two passes in each step, which share every fetch."""
+    torch.manual_seed(0)
+    before = resident("VmRSS")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "network.safetensors"
+        write_network(path, dtype, 8 if quick else 40)
+        loaded = []
+        taken = seconds(lambda: loaded.append(load_dit(path, dtype=KEEP[keep], resident_blocks=resident_blocks,
+                                                       stream_from=source)))
+        dit = loaded.pop()
+        found = [Row("loading", taken, "s", f"a file of {path.stat().st_size / 1e9:.1f} GB with holes")]
+        c: DiTConfig = dit.config
+        clip = (torch.randn(1, c.video_channels, *LATENT), torch.randn(1, c.audio_channels, AUDIO),
+                torch.randn(1, TEXT, c.text_channels))
+        streamer = streamer_of(dit.blocks)
+        for step in range(steps):
+            outs = []
+            taken = seconds(lambda outs=outs: outs.extend(dit.forward_many([clip] * (1 + guided))))
+            assert all(bool(out.isfinite().all()) and bool(out.any()) for pair in outs for out in pair)
+            note = "" if streamer is None else f"{streamer.nbytes / 1e9 / taken:.2f} GB/s of weights"
+            found.append(Row(f"step {step + 1}, {c.layers} blocks", taken, "s", note))
+        if streamer is not None:
+            streamer.close()
+    expected = estimate(c, width=16 * LATENT[2], height=16 * LATENT[1], tokens=AUDIO, text_tokens=TEXT, device="cpu",
+                        dtype=KEEP[keep], resident_blocks=resident_blocks, guided=guided)
+    found.append(Row("peak of memory", (resident("VmHWM") - before) / 1e9, "GB",
+                     f"estimated {expected.total / 1e9:.2f} GB"))
+    return found
+
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--resident", type=int, default=0, help="blocks that stay in memory")
+    parser.add_argument("--quick", action="store_true", help="the first eight layers alone")
+    parser.add_argument("--resident", dest="resident_blocks", type=int, default=0, help="blocks that stay in memory")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the file")
     parser.add_argument("--keep", choices=KEEP, default="bf16", help="how weights are kept once they are read")
     parser.add_argument("--from", dest="source", choices=("file", "memory"), help="where streamed blocks come from")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--guided", action="store_true", help="two passes in each step, which share every fetch")
     parser.add_argument("--folder", default=None, help="where the file is made")
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder, torch.inference_mode():
-        path = Path(folder) / "network.safetensors"
-        write_network(path, args.dtype)
-        print(f"file: {size(path.stat().st_size)}, on disk {size(512 * path.stat().st_blocks)}")
-        start = time.perf_counter()
-        dit = load_dit(path, dtype=KEEP[args.keep], resident_blocks=args.resident, stream_from=args.source)
-        print(f"loaded in {time.perf_counter() - start:.1f} s, {size(resident('VmHWM'))} at the peak")
-        c: DiTConfig = dit.config
-        clip = (torch.randn(1, c.video_channels, *LATENT), torch.randn(1, c.audio_channels, AUDIO),
-                torch.randn(1, TEXT, c.text_channels))
-        for step in range(args.steps):
-            start = time.perf_counter()
-            outs = dit.forward_many([clip] * (1 + args.guided))
-            assert all(bool(out.isfinite().all()) and bool(out.any()) for pair in outs for out in pair)
-            print(f"step {step + 1}: {time.perf_counter() - start:.1f} s")
-        print(f"peak of resident memory: {size(resident('VmHWM'))}")
-        streamer = streamer_of(dit.blocks)
-        if streamer is not None:
-            streamer.close()
-        found = estimate(c, width=16 * LATENT[2], height=16 * LATENT[1], tokens=AUDIO, text_tokens=TEXT, device="cpu",
-                         dtype=KEEP[args.keep], resident_blocks=args.resident, guided=args.guided)
-        print(f"estimated, without Python and PyTorch themselves: {found}")
-
-
-if __name__ == "__main__":
-    main()
+    print(table(rows(**vars(parser.parse_args()))))
