@@ -22,6 +22,8 @@ SMALL = {
 # (width, height, frames) of the video that each must give at these sizes
 EXPECTED = {
     "lip_sync": (64, 96, 13),  # as long as the voice
+    "lip_sync_540p": (128, 192, 13),
+    "lip_sync_upright": (128, 192, 13),
     "picture_to_clip_540p": (128, 192, 9),
     "picture_to_clip_1080p": (128, 192, 9),
     "extend_clip": (64, 96, 33 + 8),  # of 33 frames that are decoded, 25 are the overlap
