@@ -10,8 +10,8 @@ from ...magihuman_core.sampling.super_resolution import cover_video
 START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
 
 
-class StartState:
-    """Mixed into a schedule, which then begins from the model's own start state.
+class StartState(comfy.model_sampling.CONST):
+    """Mixed into a schedule of flow, which then begins from the model's own start state.
 
     noise_level: see start_state. So every sampler of ComfyUI starts right, with any noise node.
     """
@@ -24,7 +24,7 @@ class StartState:
         return start_state(noise, latent_image, self.noise_level)
 
 
-class FlowSampling(StartState, comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+class FlowSampling(StartState, comfy.model_sampling.ModelSamplingDiscreteFlow):
     """Rectified flow with the model's own start state."""
 
 

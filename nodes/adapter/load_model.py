@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import comfy.model_management as mm
-import comfy.model_patcher
 import comfy.ops
 import comfy.patcher_extension
 import torch
@@ -22,6 +21,7 @@ from ...magihuman_core.weights.precision import may_quantize
 from . import weights
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
+from .patcher import make_patcher
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
@@ -86,8 +86,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     add_alias_layers(network, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
-    base = comfy.model_patcher.ModelPatcher if plain else comfy.model_patcher.CoreModelPatcher
-    patcher = patcher_class(base)(model, load_device=device, offload_device=offload)
+    patcher = make_patcher(model, device, offload, tensors.path, plain, patcher_class)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, move_unmanaged_weights)
     return patcher
 

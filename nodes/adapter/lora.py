@@ -171,8 +171,8 @@ class OfficialNames(ModelPatcher):
         other = next((patch.role for patch in patches.values() if isinstance(patch, FromModel)), self.model.role)
         if other != self.model.role and self.get_attachment(MERGED) is None:
             self.set_attachments(MERGED, other)
-            log.warning("A %s model is merged with a %s one. The result is sampled as a %s model, like the first of the "
-                        "two; choose another mode in MagiHuman Sampler where the second has the larger share.",
+            log.warning("A %s model is merged with a %s one. The result is sampled as a %s model, like the first of "
+                        "the two; choose another mode in MagiHuman Sampler where the second has the larger share.",
                         self.model.role, other, self.model.role)
         network = self.model.diffusion_model
         shapes = {PREFIX + name: weight.shape for name, weight in network.named_parameters()}
@@ -189,7 +189,7 @@ class OfficialNames(ModelPatcher):
         return self._add_split(lambda split: add(hook, split, strength_patch, strength_model), patches)
 
     def model_state_dict(self, filter_prefix=None):
-        """The weights, without alias layers and without the scales of quantized ones, which are no weights of their own.
+        """The weights, without alias layers and without what quantized ones have besides, such as scales.
 
         filter_prefix: given by nodes that compute with the values, which are therefore decoded.
         """

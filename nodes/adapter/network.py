@@ -1,5 +1,7 @@
 """MagiHuman's network in the shape ComfyUI calls networks in."""
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import comfy.model_prefetch
 import comfy.ops
@@ -59,14 +61,15 @@ class ComfyDiT(MagiHumanDiT):
         return executor.execute(x, timestep, context, options, **kwargs)
 
     def _forward(self, x, timestep, context=None, transformer_options=None, text_lengths=(), **_):
-        if torch.is_tensor(x) and torch.is_grad_enabled():
-            return self._video_alone(x, timestep, context, transformer_options)
-        if torch.is_tensor(x) or len(x) != 2:
+        streams = [x] if torch.is_tensor(x) else x
+        if len(streams) == 1 and torch.is_grad_enabled():
+            return self._video_alone(streams[0], timestep, context, transformer_options)
+        if len(streams) != 2:
             raise InputError(
                 "The latent holds one stream only, but MagiHuman makes picture and sound together: use Empty "
                 "MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
             )
-        video, audio = x
+        video, audio = streams
         options = transformer_options
         anchor = getattr(options.get("context_window"), "causal_anchor_index", -1) >= 0
         video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
@@ -88,7 +91,7 @@ class ComfyDiT(MagiHumanDiT):
         return self._forward([video, audio], timestep, context, options)[0]
 
 
-def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: tuple[int, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A batch as the network's inputs, one for each of the texts that were joined in it, without their padding.
 
     lengths: of these texts; where they do not go with `text`, since another node changed it, it is taken as it is.

@@ -77,7 +77,7 @@ class StreamGuider(comfy.samplers.CFGGuider):
         given = options.pop("sampler_cfg_function", None)
         if self.guidance is None:
             if given is not None and not self._told:
-                log.warning("A node sets how guidance is computed, but this way of sampling has none: it has no effect.")
+                log.warning("A node sets how guidance is computed, which has no effect: this way of sampling has none.")
             self._told = True
             # What other nodes do around guidance sees the positive alone.
             options["disable_cfg1_optimization"] = False

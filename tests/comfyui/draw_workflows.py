@@ -90,6 +90,9 @@ HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 260, "MagiHumanSampler
            "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660}
 
 
+GROWN = {"CreateVideo": 60}  # by how much newer versions of ComfyUI draw a node taller
+
+
 class Drawing:
     """A workflow in the making: a note, then groups from left to right, with nodes below one another."""
 
@@ -134,8 +137,9 @@ class Drawing:
             if options.get("control_after_generate"):
                 stored.append("randomize")
             for option, count in EXTRA.items():
-                if options.get(option):
-                    stored.extend(["image"] if option != "audio_upload" else [None] * count)
+                # Not behind a film: newer versions of Load Video have an editor in that place.
+                if options.get(option) and option != "video_upload":
+                    stored.extend(["image"] if option == "image_upload" else [None] * count)
         left, width = COLUMNS[self.column]
         least = 20 * max(len(sockets), len(info["output"])) + 24 * len(stored) + 14
         node = {
@@ -152,7 +156,7 @@ class Drawing:
             node["properties"]["cnr_id"] = "comfy-core"
         if models := [file for name, (_, files) in FILES.items() if name in stored for file in files]:
             node["properties"]["models"] = models
-        self.bottom += node["size"][1] + 80
+        self.bottom += node["size"][1] + 80 + GROWN.get(kind, 0)
         self.nodes.append(node)
         self.groups[-1][1].append(node)
         self.by_key[key] = node

@@ -1,6 +1,8 @@
 """Our MODEL among other nodes: core's own, and what community packs do around samplers and guidance."""
 
 import comfy.hooks
+import comfy.model_prefetch
+import comfy.ops
 import comfy.sample
 import comfy.samplers
 import comfy.sd
@@ -49,8 +51,8 @@ def one_node(model, latent=EMPTY, steps=2, mode="auto", level=220):
 
 
 def in_parts(model, sampler, sigmas=None, latent=EMPTY, guidance="auto"):
-    guider = run(sampling.MagiHumanGuider, model=model, **TEXTS, guidance=guidance, video=5.0, video_late=2.0, audio=5.0,
-                 sr_scale=3.5)
+    guider = run(sampling.MagiHumanGuider, model=model, **TEXTS, guidance=guidance, video=5.0, video_late=2.0,
+                 audio=5.0, sr_scale=3.5)
     sigmas = flow_sigmas(2) if sigmas is None else sigmas
     return run(SamplerCustomAdvanced, noise=run(RandomNoise, noise_seed=7), guider=guider, sampler=sampler,
                sigmas=sigmas, latent_image=latent)["samples"].unbind()
@@ -242,9 +244,10 @@ def test_weights_in_8_bits_are_merged_extracted_and_hooked(distilled, model, pla
 
 def test_guidance_brings_each_block_in_once_for_both_texts(base, monkeypatch):
     """Through our guider and stock ones, and the same numbers as in two passes."""
-    import comfy.model_prefetch
-
-    popped = []
+    popped, brought = [], []
+    cast = comfy.ops.cast_bias_weight
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", lambda layer, *args, **kwargs: brought.append(
+        layer.weight.nbytes) or cast(layer, *args, **kwargs))
     pop = comfy.model_prefetch.prefetch_queue_pop
     monkeypatch.setattr(comfy.model_prefetch, "prefetch_queue_pop",
                         lambda queue, device, module, *args, **kwargs: popped.append(module) or pop(
@@ -252,10 +255,13 @@ def test_guidance_brings_each_block_in_once_for_both_texts(base, monkeypatch):
     once = one_node(base), stock(base)
     blocks = list(base.model.diffusion_model.blocks)
     assert popped == [*blocks, None] * 4  # two steps in each of the two runs
+    bytes_once = sum(brought)
     popped.clear()
+    brought.clear()
     monkeypatch.setattr("magihuman_pack.nodes.adapter.conds.TextCond.can_concat", lambda self, other: False)
     twice = one_node(base), stock(base)
     assert popped == [*blocks, None] * 8
+    assert sum(brought) >= 1.8 * bytes_once > 0
     for a, b in zip(once, twice, strict=True):
         assert max_error(a, b) < 1e-5
 
