@@ -1,4 +1,7 @@
-"""The two ways in which what a user gave can be wrong."""
+"""The two ways in which what a user gave can be wrong, and the one in which a machine can be too small."""
+
+# What else than an OutOfMemoryError says: MPS and drivers; the CPU on Linux, on Windows; cuBLAS and cuDNN.
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
 
 class InputError(ValueError):
@@ -7,3 +10,13 @@ class InputError(ValueError):
 
 class CheckpointError(ValueError):
     """A weight file is damaged, of the wrong kind, or incomplete; the message names it and the remedy."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the system had no memory left.
+
+    torch says so in many ways: of CUDA, ROCm and XPU by a class of its own, of MPS, libraries and the CPU by text.
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -1,4 +1,4 @@
-"""Sizes of a clip: from pixels and seconds to latent pixels, audio latents and frames, and back.
+"""Sizes of a clip: from pixels and seconds to latent pixels, audio latents and frames, and back; and bytes in words.
 
 Video and audio keep one clock: 25 frames and 25 audio latents each second. Four frames make one latent frame, the
 first frame makes one by itself.
@@ -53,3 +53,11 @@ def decoded_frames(latent_frames: int) -> int:
 def latent_of_frame(frame: int) -> int:
     """The latent frame that a frame is decoded from: frame 0 from the first, 1 to 4 from the second, ..."""
     return (frame + 3) // 4
+
+
+def byte_size(count: int) -> str:
+    """Bytes for people, in the units of downloads and data sheets: 31.2 GB, 640 MB."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.{0 if count >= 10 * unit and unit < 10**9 else 1}f} {name}"
+    return f"{count} bytes"

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..nn.quantized_linear import NarrowLinear
 from .checkpoint import Checkpoint, as_checkpoint
 from .header import quoted
-from .quantized import EIGHT_BITS
 
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
 
@@ -19,9 +19,10 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: t
     """Put every tensor in its place in module, which may have been built on the meta device.
 
     tensors must hold exactly the keys and shapes of module.state_dict(). Floating tensors are cast to dtype (None: kept
-    as stored) while they are read, those for which keep_fp32(key) holds to float32, and those that the module has in
-    8 bits to that; the model never exists twice. Those for which skip(key) holds stay as they are, for someone else to
-    fill. A tensor that is in memory already, with the right dtype and device, is taken over and not copied.
+    as stored) while they are read, those for which keep_fp32(key) holds to float32, and those of layers that keep a
+    dtype of their own to that; the model never exists twice. Those for which skip(key) holds stay as they are, for
+    someone else to fill. A tensor that is in memory already, with the right dtype and device, is taken over and not
+    copied.
     Raises CheckpointError when keys are missing or left over, when a shape differs, or a weight is NaN or infinite.
     """
     checkpoint = as_checkpoint(tensors)
@@ -30,7 +31,7 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: t
     for key, (place, owner, leaf) in places.items():
         if skip(key):
             continue
-        own = place.dtype if place.dtype in EIGHT_BITS else dtype
+        own = place.dtype if isinstance(owner, NarrowLinear) else dtype
         wanted = torch.float32 if keep_fp32(key) else own
         tensor = checkpoint.read(key, wanted if checkpoint.dtype(key).is_floating_point else None)
         check_finite(tensor, key, checkpoint.name)

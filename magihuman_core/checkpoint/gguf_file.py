@@ -46,6 +46,7 @@ class _DamagedError(Exception):
 def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file as a checkpoint; block formats are decoded as they are read. Raises CheckpointError."""
     try:
+        data = TensorFile(path)
         with explain_read_errors(path), path.open("rb") as file:
             size = path.stat().st_size
             values, tensors = _read_header(_Reader(file, size))
@@ -60,7 +61,7 @@ def open_gguf(path: Path) -> Checkpoint:
             if name in entries:
                 raise _DamagedError(f"the name {quoted(name)} stands twice in it")
             told = _told_shape(values.get(SHAPE + name), shape)
-            entries[name] = _entry(path, size, name, shape, told, kind, begin + offset)
+            entries[name] = _entry(data, size, name, shape, told, kind, begin + offset)
             types.add(BLOCKS[kind][0] if kind in BLOCKS else str(PLAIN[kind])[6:])
     except _DamagedError as error:
         raise CheckpointError(f"{path}: is damaged or cut off: {error}. {DOWNLOAD_AGAIN}") from None
@@ -146,7 +147,7 @@ def _told_shape(told: object, stored: tuple[int, ...]) -> tuple[int, ...]:
     return stored
 
 
-def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
+def _entry(file: TensorFile, size: int, name: str, stored: tuple[int, ...], shape: tuple[int, ...], kind: int,
            begin: int) -> LazyTensor:
     type_name, block, block_bytes = BLOCKS.get(kind, ("", 1, 1))
     if 0 in stored and max(stored) > size:  # could claim any width, and modules are built by widths
@@ -161,8 +162,8 @@ def _entry(path: Path, size: int, name: str, stored: tuple[int, ...], shape: tup
         info = TensorInfo(torch.uint8, (prod(stored[:-1]), stored[-1] // block * block_bytes), begin)
     if begin + info.nbytes > size:
         raise _DamagedError(f"{quoted(name)} lies behind its end")
-    data = StoredTensor(TensorFile(path), info)
-    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, path, kind))
+    data = StoredTensor(file, info)
+    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, file.path, kind))
 
 
 def _decode(path: Path, kind: int, data: Tensor) -> Tensor:

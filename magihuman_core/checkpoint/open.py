@@ -45,8 +45,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         return open_gguf(path)
     if allow_pickle and kind == "pickle":
         return open_training_checkpoint(path)
-    tensors, metadata = read_header(path)
     file = TensorFile(path, mapped)
+    tensors, metadata = read_header(path)
     return Checkpoint({key: StoredTensor(file, info) for key, info in tensors.items()}, str(path), metadata, path)
 
 

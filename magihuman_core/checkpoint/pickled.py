@@ -7,25 +7,62 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, as_checkpoint, strip_prefix
+from .checkpoint import Checkpoint, strip_prefix
+from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
+from .lazy_tensor import LazyTensor
+from .tensor_file import StoredTensor, TensorFile
 
 
 def open_training_checkpoint(path: Path) -> Checkpoint:
     """Open a training checkpoint (a dictionary with `ema_state_dict`, or a plain table of tensors).
 
-    weights_only lets torch build nothing but tensors and plain containers, and mmap leaves the tensors on
-    disk until they are used. A file that needs more than that is refused, never opened another way.
+    weights_only lets torch build nothing but tensors and plain containers, and these without content, but with the
+    places in the file from which they are read when they are used. A file that needs more than that is refused, never
+    opened another way.
     """
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and seldom needed
+
+    file = TensorFile(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with FakeTensorMode():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged or hostile files
         raise CheckpointError(f"{path}: cannot be read safely as a training checkpoint "
                               f"({type(error).__name__}). Use a .safetensors version of it.") from None
     content = content if isinstance(content, dict) else {}
     nested = (content.get(name) for name in ("ema_state_dict", "state_dict"))
     content = next((table for table in nested if isinstance(table, dict)), content)
-    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
-               and value.layout is torch.strided and not value.is_meta}
-    if not tensors:
+    entries = {key: _entry(file, key, value) for key, value in content.items() if isinstance(key, str)
+               and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta}
+    if not entries:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
-    return replace(strip_prefix(as_checkpoint(tensors, str(path)), ("module.",)), path=path)
+    return replace(strip_prefix(Checkpoint(entries, str(path)), ("module.",)), path=path)
+
+
+def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:
+    """The tensor of the file that one without content stands for. Raises CheckpointError."""
+    # An attribute that torch documents for this use (notes on serialization).
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if offset is None:  # a format from before 2020
+        raise CheckpointError(f"{file.path}: is a training checkpoint of an old format. Use a .safetensors version.")
+    begin = offset + tensor.storage_offset() * tensor.dtype.itemsize
+    if tensor.is_contiguous():
+        info = TensorInfo(tensor.dtype, tuple(tensor.shape), begin)
+    else:
+        span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        info = TensorInfo(tensor.dtype, (span,), begin)
+    if begin + info.nbytes > file.stamp.size:
+        raise CheckpointError(f"{file.path}: is damaged: {quoted(key)} lies behind its end. {DOWNLOAD_AGAIN}")
+    stored = StoredTensor(file, info)
+    return stored if tensor.is_contiguous() else Strided(stored, tensor.shape, tensor.stride())
+
+
+class Strided(LazyTensor):
+    """A tensor whose elements lie in another order in the file, such as a transposed one. It is read whole."""
+
+    def __init__(self, flat: LazyTensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        super().__init__(shape, flat.dtype)
+        self.flat, self.stride = flat, stride
+
+    def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
+        return self.flat.read(dtype).as_strided(self.shape, self.stride)[begin:end]

@@ -34,9 +34,9 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
     entries: dict[str, LazyTensor] = {}
     where: dict[str, str] = {}
     for shard in shards:
+        file, name = TensorFile(shard, mapped), shard.relative_to(folder).as_posix()
         tensors, metadata = read_header(shard)
         texts = {**metadata, **texts}
-        file, name = TensorFile(shard, mapped), shard.relative_to(folder).as_posix()
         for key, info in tensors.items():
             wanted = weight_map.get(key)
             if key in entries and wanted is None:

@@ -1,8 +1,11 @@
 """Reading tensors out of a file at known places."""
 
-from io import FileIO
-from mmap import ACCESS_COPY, mmap
+import os
+from io import BufferedReader, FileIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import NamedTuple
+from warnings import catch_warnings, filterwarnings
 
 import torch
 from torch import Tensor
@@ -12,19 +15,38 @@ from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors
 from .lazy_tensor import PIECE, LazyTensor
 
 
+class Stamp(NamedTuple):
+    """What changes when somebody writes into a file, or puts another one in its place."""
+
+    size: int
+    changed: int  # nanoseconds
+
+    @classmethod
+    def of(cls, file: Path | int) -> "Stamp":
+        """Of a path or an open file's number. Raises OSError."""
+        status = os.stat(file)  # noqa: PTH116  a Path knows no open file
+        return cls(status.st_size, status.st_mtime_ns)
+
+
 class TensorFile:
     """Reads tensors out of one file, whose header has been checked.
 
     Reading copies into fresh memory, and with a cast goes piece by piece through a small buffer, never
     through a memory map: the pages of a map count as resident memory until the system takes them back.
-    With mapped=True a tensor that keeps its dtype is a view of the file instead. The map is private:
-    writing into such a tensor does not change the file.
+    With mapped=True a tensor that keeps its dtype is a view of the file instead, which nobody may write into: the map
+    is read-only, so that no system reserves memory for it. While such views are in use, whoever cuts the file off ends
+    the process that looks at them; replacing it by renaming another one harms nothing.
+
+    Each read makes sure that the file is still the one that it was when this was made: before its header is read.
     """
 
     def __init__(self, path: Path, mapped: bool = False) -> None:
+        """Raises CheckpointError where there is no such file."""
         self.path = path
         self.mapped = mapped
-        self._map: mmap | None = None
+        self._mapped: tuple[BufferedReader, mmap] | None = None
+        with explain_read_errors(path):
+            self.stamp = Stamp.of(path)
 
     def read(self, info: TensorInfo, dtype: torch.dtype) -> Tensor:
         """Read a tensor, as stored or cast. Raises CheckpointError."""
@@ -36,6 +58,7 @@ class TensorFile:
             return result
         flat = result.view(-1)
         with explain_read_errors(self.path), self.path.open("rb", buffering=0) as file:
+            self._check(file)
             file.seek(info.begin)
             if dtype == info.dtype:
                 self._fill(file, flat)
@@ -47,6 +70,13 @@ class TensorFile:
                 piece.copy_(part)
         return result
 
+    def _check(self, file: BufferedReader | FileIO) -> None:
+        """Raise CheckpointError where an open file is not the one that the header was read of."""
+        found = Stamp.of(file.fileno())
+        if found != self.stamp:
+            became = "became shorter" if found.size < self.stamp.size else "was changed or replaced"
+            raise CheckpointError(f"{self.path}: {became} after it was opened. Load it again once it is complete.")
+
     def _fill(self, file: FileIO, flat: Tensor) -> None:
         """Read the next bytes of the file into a contiguous tensor."""
         view = flat.view(torch.uint8).numpy().data
@@ -57,13 +87,16 @@ class TensorFile:
             view = view[count:]
 
     def _view(self, info: TensorInfo) -> Tensor:
-        if self._map is None:
-            with self.path.open("rb") as file:
-                self._map = mmap(file.fileno(), 0, access=ACCESS_COPY)
-        if info.begin + info.nbytes > len(self._map):
-            raise CheckpointError(f"{self.path}: became shorter after it was opened. {DOWNLOAD_AGAIN}")
+        with explain_read_errors(self.path):
+            if self._mapped is None:
+                file = self.path.open("rb")
+                self._mapped = file, mmap(file.fileno(), 0, access=ACCESS_READ)
+            file, mapped = self._mapped
+            self._check(file)
         count = info.nbytes // info.dtype.itemsize
-        return torch.frombuffer(self._map, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
+        with catch_warnings():
+            filterwarnings("ignore", message="The given buffer is not writable")  # which is intended
+            return torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=info.begin).view(info.shape)
 
 
 class StoredTensor(LazyTensor):

@@ -8,6 +8,7 @@ from pathlib import Path
 INDEX = ".safetensors.index.json"
 READABLE = (".safetensors", ".gguf", ".ckpt")
 REFUSED = (".pt", ".pth", ".bin", ".zst")  # not opened, but named in messages
+DEPTH = 3  # folders below a given one that are searched
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
 
 

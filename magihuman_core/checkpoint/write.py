@@ -12,6 +12,7 @@ import torch
 
 from ..atomic import whole_file
 from ..errors import CheckpointError
+from ..sizes import byte_size
 from .assign import is_finite
 from .header import DTYPE_NAMES, quoted
 from .lazy_tensor import LazyTensor, row_ranges
@@ -58,6 +59,6 @@ def write_checkpoint(path: str | Path, entries: Mapping[str, LazyTensor], metada
     except OSError as error:
         remedy = "Choose another folder."
         if error.errno == errno.ENOSPC:
-            remedy = f"{total / 2**30:.1f} GiB are needed: make room, or choose another folder."
+            remedy = f"{byte_size(total)} are needed: make room, or choose another folder."
         raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}). {remedy}") from None
     return path

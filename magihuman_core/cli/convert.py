@@ -3,6 +3,7 @@
 import argparse
 
 from ..recipes import RECIPES
+from ..sizes import byte_size
 
 
 def add_convert(commands, common: argparse.ArgumentParser) -> None:
@@ -26,7 +27,6 @@ def convert(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..tools.convert import convert as write
-    from ..tools.inspect import size_text
 
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc="converting", leave=False) as bar:
         def progress(done: int, total: int) -> None:
@@ -35,5 +35,5 @@ def convert(arguments: argparse.Namespace) -> int:
 
         path = write(arguments.source, arguments.target, dtype=arguments.dtype, layout=arguments.layout,
                      role=arguments.role, progress=progress)
-    print(f"{path}: {size_text(path.stat().st_size)} written")
+    print(f"{path}: {byte_size(path.stat().st_size)} written")
     return 0

@@ -3,8 +3,17 @@
 import argparse
 from pathlib import Path
 
-from .generate import said_of
-from .options import add_making, add_models, add_output, add_prompt, inputs_of, make_pipeline, making_options, read_prompt
+from .options import (
+    add_making,
+    add_models,
+    add_output,
+    add_prompt,
+    inputs_of,
+    make_pipeline,
+    making_options,
+    read_prompt,
+    said_of,
+)
 from .progress import overall
 
 

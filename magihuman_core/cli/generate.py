@@ -2,10 +2,19 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
-from .options import add_making, add_models, add_output, add_prompt, inputs_of, make_pipeline, making_options, read_prompt
+from .options import (
+    add_making,
+    add_models,
+    add_output,
+    add_prompt,
+    inputs_of,
+    make_pipeline,
+    making_options,
+    read_prompt,
+    said_of,
+)
 from .progress import overall
 
 
@@ -26,6 +35,8 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio-only", action="store_true",
                         help="a draft of the voice, quickly: --out is a WAV file, without a picture")
     add_output(parser)
+    parser.add_argument("--save-latents", metavar="FILE", help="keep the clip's latents, too, as .safetensors, before "
+                        "it is decoded: magihuman decode makes a clip of them")
     parser.add_argument("--seconds", type=float, metavar="S",
                         help="length (default 4, or that of --audio, --script or --from)")
     seed = parser.add_mutually_exclusive_group()
@@ -48,6 +59,10 @@ def generate(arguments: argparse.Namespace) -> int:
     outs = [_numbered(Path(arguments.out), seed) if arguments.seeds else Path(arguments.out) for seed in seeds]
     for out in outs:
         check_output(out, inputs_of(arguments))
+    latents = None
+    if arguments.save_latents is not None:
+        file = Path(arguments.save_latents)
+        latents = [_numbered(file, seed) if arguments.seeds else file for seed in seeds]
     options = making_options(arguments)
     if arguments.clip is not None:
         if arguments.image or arguments.audio or arguments.keyframe or arguments.loop:
@@ -57,16 +72,12 @@ def generate(arguments: argparse.Namespace) -> int:
     options["keyframes"] = dict(arguments.keyframe)
     pipeline = make_pipeline(arguments)
     with overall() as progress:
-        clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True, **options)
+        clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,
+                                        save_latents=latents, **options)
         for out, clip in zip(outs, clips, strict=True):
             clip.save(out)
             progress.said(said_of(out, clip))
     return 0
-
-
-def said_of(out: Path, clip: Any) -> str:
-    video = clip.video
-    return f"{out}: {clip.seconds:.2f} s, {video.width}x{video.height}, {video.count} frames with sound"
 
 
 def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:

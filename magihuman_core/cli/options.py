@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..recipes import BASE, DISTILLED, SR_540P
 
 if TYPE_CHECKING:
+    from ..pipeline.clip import Clip
     from ..pipeline.pipeline import MagiHumanPipeline
 
 MAX_TEXT_FILE = 1 << 20  # bytes; a prompt has about a thousand
@@ -62,10 +63,14 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", action="append", default=[], type=_lora, metavar="FILE[:STRENGTH]",
                         help="change the base or distilled network by a LoRA; may be given several times")
     parser.add_argument("--resident-blocks", type=int, metavar="N",
-                        help="keep only N of the network's blocks in memory and bring in the others when needed: "
-                        "slower, for little memory (default all)")
+                        help="keep only N of the network's blocks on the device and bring in the others when needed, "
+                        "which is slower (default: as many as fit)")
+    parser.add_argument("--stream-from", choices=("memory", "file"),
+                        help="where blocks that do not stay come from: main memory, which is fast, or the file "
+                        "(default: memory, where they fit there)")
     parser.add_argument("--tile", type=int, metavar="N",
-                        help="decode the picture in squares of N x 16 pixels, for little memory (default whole)")
+                        help="decode the picture in squares of N x 16 pixels (default: whole frames, or the largest "
+                        "squares that fit)")
 
 
 def make_pipeline(arguments: argparse.Namespace) -> MagiHumanPipeline:
@@ -76,7 +81,8 @@ def make_pipeline(arguments: argparse.Namespace) -> MagiHumanPipeline:
     dtype = DTYPES[arguments.dtype]
     return MagiHumanPipeline.from_folder(
         arguments.models, parts=dict(arguments.part), device=arguments.device, dtype=dtype and getattr(torch, dtype),
-        resident_blocks=arguments.resident_blocks, tile=arguments.tile, loras=arguments.lora)
+        resident_blocks=arguments.resident_blocks, stream_from=arguments.stream_from, tile=arguments.tile,
+        loras=arguments.lora)
 
 
 def making_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -96,10 +102,16 @@ def read_prompt(arguments: argparse.Namespace):
 
 def inputs_of(arguments: argparse.Namespace) -> list[str | Path]:
     """All files that a command reads, whatever it is: none of them may be written over."""
-    names = ("clip", "image", "audio", "mask", "script", "prompt_file", "negative_file")
+    names = ("clip", "latents", "image", "audio", "mask", "script", "prompt_file", "negative_file")
     files = [value for name in names if (value := getattr(arguments, name, None)) is not None]
     files += [file for _, file in getattr(arguments, "keyframe", [])]
     return files + [file for _, file in arguments.part] + [file for file, _ in arguments.lora]
+
+
+def said_of(out: Path, clip: Clip) -> str:
+    """The answer once a clip is written."""
+    video = clip.video
+    return f"{out}: {clip.seconds:.2f} s, {video.width}x{video.height}, {video.count} frames with sound"
 
 
 def read_text(path: str, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: magihuman demo | generate | dub | retake | extend | live | inspect | convert.
+"""The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
 
 Answers go to standard output; progress, timings and errors to standard error. Exit codes: 0 done; 2 the input
 or a file cannot be used, said in one sentence; 1 an internal error; 130 interrupted by Ctrl-C.
@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, is_out_of_memory
 from .convert import add_convert
+from .decode import add_decode
 from .demo import add_demo
 from .edits import add_dub, add_extend, add_retake
 from .generate import add_generate
@@ -40,7 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true", help="say more; show where an error arose")
-    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_inspect, add_convert):
+    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_decode, add_inspect,
+                add_convert):
         add(commands, common)
     return parser
 
@@ -69,11 +71,10 @@ def _explain(error: Exception) -> tuple[str, int]:
     """A sentence for the user, and the exit code."""
     if isinstance(error, (InputError, CheckpointError)):
         return str(error), 2
-    # torch says so in three ways; on a CPU it is a plain RuntimeError.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
-            error):
-        return ("there is not enough memory. When making a clip, choose a smaller size, fewer seconds, --dtype fp8, "
-                "--resident-blocks or --tile."), 2
+    if is_out_of_memory(error):
+        return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
+                "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
+                "size (--upscale, --width, --height), then --seconds."), 2
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2

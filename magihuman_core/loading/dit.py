@@ -32,7 +32,8 @@ def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
     source: a file, folder, index file or mapping of tensors in any layout. dtype: what blocks are stored and
     computed in, torch.bfloat16 (default, as released) or torch.float32; or torch.float8_e4m3fn, float8_e5m2 or
     int8, which they are only stored in (see nn/quantized_linear.py; taken over from the file where it has them so)
-    and computed in compute_dtype, by default bf16. Embedders, heads and norms are fp32 in any case.
+    and computed in compute_dtype, by default bf16; bfloat16 computed in float32 is for devices without
+    bf16. Embedders, heads and norms are fp32 in any case.
     overrides: fields of DiTConfig that no checkpoint records: positions ("v1" for super-resolution), local_layers
     and local_radius.
     resident_blocks: how many blocks stay in memory, None: all. The others are brought in when they are needed (see

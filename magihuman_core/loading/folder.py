@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..checkpoint.shards import named_files
-from ..checkpoint.weight_files import REFUSED, walk
+from ..checkpoint.weight_files import DEPTH, REFUSED, walk
 from ..errors import CheckpointError, InputError
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
@@ -40,7 +40,6 @@ PARTS = {
 }
 # What names of unreadable files tell of them.
 HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",), "text_encoder": ("text", "t5")}
-DEPTH = 3  # folders below the given one that are searched
 
 
 class ModelFolder(Mapping):

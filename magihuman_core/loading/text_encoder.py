@@ -15,6 +15,7 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
 from ..runtime.build import build_text_encoder
+from ..runtime.streaming import LAYERS, check_resident_blocks, choose_streamed, is_streamed, stream_blocks
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
 from ..weights.comfyui_saved import TOKENIZER
@@ -26,7 +27,9 @@ from ..weights.text_encoder_keys import encoder_keys
 
 def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
                       config: Mapping | TextEncoderConfig | None = None, *, dtype: torch.dtype | None = None,
-                      device: torch.device | str = "cpu", operations: Operations = nn) -> TextEncoder:
+                      device: torch.device | str = "cpu", operations: Operations = nn,
+                      compute_dtype: torch.dtype | None = None, resident_layers: int | None = None,
+                      stream_from: str | None = "file") -> TextEncoder:
     """Load T5Gemma's encoder of any size, with its tokenizer.
 
     source: file, folder, index file, or mapping of tensors, with or without the decoder.
@@ -34,14 +37,25 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
     that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
     dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
-    computed in bf16 (see nn/quantized_linear.py). Raises CheckpointError and InputError.
+    computed in bf16 (see nn/quantized_linear.py). compute_dtype: another one than the weights', such as fp32 where a
+    device has no bf16. resident_layers: how many layers stay in memory, None: all. The others are brought in when they
+    are needed, as the network's blocks are (see load_dit), by default from the file: a prompt passes through once.
+    Raises CheckpointError and InputError.
     """
+    check_resident_blocks(resident_layers, "resident_layers")
     checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
+    if dtype is None and resident_layers is not None:
+        dtype = checkpoint.dtype(LAYERS + "0.self_attn.q_proj.weight")
     with explain_shape_errors(checkpoint.name, "text_encoder"):
-        encoder = build_text_encoder(sizes, dtype, operations=operations)
+        encoder = build_text_encoder(sizes, dtype, compute_dtype=compute_dtype, operations=operations)
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
-    computed = None if dtype is None else compute_dtype_of(dtype)
-    assign_weights(encoder, tensors, dtype=computed, device=device, keep_fp32=keep_fp32)
+    kept = None if dtype is None else compute_dtype_of(dtype)
+    layers = encoder.encoder.layers
+    streamed = choose_streamed(layers, resident_layers)
+    assign_weights(encoder, tensors, dtype=kept, device=device, keep_fp32=keep_fp32,
+                   skip=lambda key: is_streamed(key, streamed, LAYERS))
+    if streamed:
+        stream_blocks(layers, tensors, streamed, device, stream_from, LAYERS)
     encoder.tokenizer = tokenizer
     return encoder.eval()
 

@@ -1,6 +1,7 @@
-"""Linear layers whose weights stay in 8 bits: half of bf16's memory, and the same products.
+"""Linear layers whose weights are kept in fewer bits than they compute in.
 
     y = (x data^T) * scale        data: fp8 or int8 [outputs, inputs]; scale: fp32, one for each output
+    y = x data^T                  data: bf16, where a device without bf16 computes in fp32
 
 Every fp8 and int8 value is exact in bf16, so that data is brought to the dtype of x when it is needed, and what
 is lost was lost when the weight was rounded. Only memory is saved: the products themselves run in x's dtype.
@@ -16,25 +17,22 @@ from torch import Tensor, nn
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 
 
-class QuantizedLinear(nn.Module):
-    """A linear layer without bias on a weight in 8 bits, for inference. `weight` is the data."""
+class NarrowLinear(nn.Module):
+    """A linear layer without bias, for inference, whose weight is kept in a dtype of its own, and computed with in x's.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, dtype: torch.dtype, device=None):
         super().__init__()
-        data = torch.empty(outputs, inputs, dtype=dtype, device=device)
-        scale = torch.empty(outputs, dtype=torch.float32, device=device)
-        self.weight = nn.Parameter(data, requires_grad=False)
-        self.scale = nn.Parameter(scale, requires_grad=False)
-        self._decoded: Tensor | None = None  # the data in the dtype of x, while it is held
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype, device=device), requires_grad=False)
+        self._decoded: Tensor | None = None  # the weight in the dtype of x, while it is held
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs], in x's dtype."""
-        y = F.linear(x, self.weight.to(x.dtype) if self._decoded is None else self._decoded)
-        return (y * self.scale).to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype) if self._decoded is None else self._decoded)
 
     @contextmanager
     def hold(self, x: Tensor) -> Iterator[None]:
-        """Decode the data once for many calls with inputs like x."""
+        """Decode the weight once for many calls with inputs like x."""
         self._decoded = self.weight.to(x.dtype)
         try:
             yield
@@ -42,17 +40,33 @@ class QuantizedLinear(nn.Module):
             self._decoded = None
 
 
-def quantize_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool]) -> None:
-    """Replace linear layers by layers whose weights are in 8 bits, still to be filled; nothing for other dtypes.
+class QuantizedLinear(NarrowLinear):
+    """A linear layer on a weight in 8 bits. `weight` is the data."""
 
-    may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in 8 bits.
+    def __init__(self, inputs: int, outputs: int, *, dtype: torch.dtype, device=None):
+        super().__init__(inputs, outputs, dtype=dtype, device=device)
+        scale = torch.empty(outputs, dtype=torch.float32, device=device)
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs], in x's dtype."""
+        return (super().forward(x) * self.scale).to(x.dtype)
+
+
+def narrow_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool],
+                   compute_dtype: torch.dtype | None = None) -> None:
+    """Replace linear layers by layers whose weights are in dtype, still to be filled.
+
+    Of 8 bits, or another one than compute_dtype; else nothing changes.
+    may_quantize: whether the weight of this name, such as blocks.3.mlp.down_proj.weight, may be in fewer bits.
     """
-    if dtype not in EIGHT_BITS:
+    if dtype is None or (dtype not in EIGHT_BITS and compute_dtype in (None, dtype)):
         return
     for name, layer in list(module.named_modules()):
         if isinstance(layer, nn.Linear) and may_quantize(f"{name}.weight"):
             owner, _, leaf = name.rpartition(".")
-            narrow = QuantizedLinear(layer.in_features, layer.out_features, dtype=dtype, device=layer.weight.device)
+            kind = QuantizedLinear if dtype in EIGHT_BITS else NarrowLinear
+            narrow = kind(layer.in_features, layer.out_features, dtype=dtype, device=layer.weight.device)
             setattr(module.get_submodule(owner), leaf, narrow)
 
 
@@ -61,7 +75,7 @@ def compute_dtype_of(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype in EIGHT_BITS else dtype
 
 
-def dequantized_rows(layer: nn.Linear | QuantizedLinear, rows: slice) -> Tensor:
+def dequantized_rows(layer: nn.Linear | NarrowLinear, rows: slice) -> Tensor:
     """Some rows of a linear layer's weight as numbers, fp32 [rows, inputs]."""
     weight = layer.weight[rows].float()
     return weight * layer.scale[rows, None] if isinstance(layer, QuantizedLinear) else weight

@@ -51,10 +51,7 @@ class Making:
         if waveform is None:
             assert self.request.audio is not None
             waveform = resample(*self.request.audio, OUTPUT_RATE)
-        count = min(len(frames), waveform.shape[1] // SAMPLES_PER_FRAME)
-        if count < 1:
-            raise InputError("The sound is shorter than one frame. Give a longer one.")
-        return frames.part(0, count), waveform[:, : count * SAMPLES_PER_FRAME]
+        return cut_to_shorter(frames, waveform)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
         """The latents of the whole clip, to be edited later without encoding it; None where there are none."""
@@ -84,6 +81,14 @@ class Making:
         for keyframe, still in zip(self.request.keyframes, stills, strict=True):
             latent = keep_still(latent, min(keyframe.index, latent.video.shape[2] - 1), still.cpu())
         return latent
+
+
+def cut_to_shorter(frames: Frames, waveform: Tensor) -> tuple[Frames, Tensor]:
+    """Frames and audio [2, samples] at 44.1 kHz as long as the shorter of the two. Raises InputError."""
+    count = min(len(frames), waveform.shape[1] // SAMPLES_PER_FRAME)
+    if count < 1:
+        raise InputError("The sound is shorter than one frame. Give a longer one.")
+    return frames.part(0, count), waveform[:, : count * SAMPLES_PER_FRAME]
 
 
 def check_channels(parts: Parts, latent: Tensor, channels: int) -> None:

@@ -14,6 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
+from ..runtime.devices import computes_bf16
 from ..weights.open import open_checkpoint
 
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
@@ -30,6 +31,7 @@ class Parts:
     device: torch.device
     dtype: torch.dtype | None = None
     resident_blocks: int | None = None
+    stream_from: str | None = None
     tile: int | None = None
     loras: Sequence[tuple[str | Path, float]] = ()
     notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already
@@ -43,10 +45,11 @@ class Parts:
             log.warning("%s", "".join(filter(str.isprintable, notice))[:500])  # a text out of a file
         return checkpoint
 
-    def load(self, loader: Callable[..., Module], source: Any, *arguments: Any, **options: Any) -> Module:
-        """A module from one of the loaders, on the device to compute on."""
+    def load(self, loader: Callable[..., Module], source: Any, *arguments: Any, device: torch.device | None = None,
+             **options: Any) -> Module:
+        """A module from one of the loaders, on a device, by default the one to compute on."""
         started = time.perf_counter()
-        module = loader(source, *arguments, device=self.device, **options)
+        module = loader(source, *arguments, device=device or self.device, **options)
         log.info("loaded in %.1f s", time.perf_counter() - started)
         return module
 
@@ -57,6 +60,14 @@ class Parts:
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
         return stored_dtype(tensors, may_quantize) or torch.bfloat16
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
+        """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""
+        return None if dtype == torch.float32 or computes_bf16(self.device) else torch.float32
+
+    def vae_dtype(self) -> torch.dtype:
+        """What a video VAE decodes in."""
+        return torch.bfloat16 if self.device.type != "cpu" and computes_bf16(self.device) else torch.float32
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -21,6 +21,7 @@ from ..loading.folder import ModelFolder, find_models
 from ..media.frames import Frames
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE
+from ..runtime.devices import release_memory
 from ..sampling.frozen import JointLatent
 from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
@@ -28,9 +29,21 @@ from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask, retake_times
 from .live import CARRIED, Live
-from .making import Making
+from .making import Making, cut_to_shorter
 from .parts import Parts, choose_device
-from .request import Pass, Picture, Progress, Prompt, Request, Size, Waveform, make_request, read_audio
+from .request import (
+    Pass,
+    Picture,
+    Progress,
+    Prompt,
+    Request,
+    Size,
+    Waveform,
+    check_memory_options,
+    make_request,
+    read_audio,
+)
+from .saved import SavedClip, check_target, load_clip
 from .source import Source, open_source
 
 P = ParamSpec("P")
@@ -58,8 +71,10 @@ class MagiHumanPipeline:
         device: "auto" takes CUDA where there is one.
         dtype: of network and text encoder, see load_dit; None: bfloat16, or the 8 bits that a file has its weights
         in, but float32 for small models on a CPU.
-        resident_blocks: how many of the network's blocks stay in memory, None: all (see runtime/streaming.py).
-        tile: side of the squares the Turbo VAE decodes, in latent pixels (16 pixels each); None: whole frames.
+        resident_blocks: how many of the network's blocks stay on the device, None: as many as fit (see
+        runtime/plan.py). stream_from: where the others come from, "memory" or "file"; None: memory, where they fit.
+        tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
+        largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
@@ -68,7 +83,7 @@ class MagiHumanPipeline:
                  keyframes: Mapping[float | str, Picture] | None = None, loop: bool = False,
                  audio: str | Path | Waveform | None = None, seconds: float | None = None, width: int | None = None,
                  height: int | None = None, seed: int = 0, denoise: float = 1.0, progress: Progress | None = None,
-                 lazy: bool = False, **options: Any) -> Clip:
+                 lazy: bool = False, save_latents: str | Path | None = None, **options: Any) -> Clip:
         """Make one clip.
 
         prompt: what is seen and heard; or a script, (seconds, prompt) of each part of the clip.
@@ -84,6 +99,7 @@ class MagiHumanPipeline:
         progress: called with (stage, done, total).
         lazy: decode the frames only when they are read or saved, window by window, so that memory does not grow with
         the clip's length.
+        save_latents: a .safetensors file to write before anything is decoded; see `decode`.
         options: what all ways to make a clip take:
         mode: "distilled" (few steps, no guidance) or "base" (with guidance away from `negative`, default
         DEFAULT_NEGATIVE_PROMPT); None: what the folder has, distilled first. steps, guidance: default: the mode's
@@ -96,24 +112,48 @@ class MagiHumanPipeline:
         """
         return next(self.generate_seeds(
             prompt, [seed], clip=clip, image=image, keyframes=keyframes, loop=loop, audio=audio, seconds=seconds,
-            width=width, height=height, denoise=denoise, progress=progress, lazy=lazy, **options))
+            width=width, height=height, denoise=denoise, progress=progress, lazy=lazy,
+            save_latents=None if save_latents is None else [save_latents], **options))
 
     def generate_seeds(self, prompt: Prompt, seeds: Sequence[int], *, clip: str | Path | Clip | None = None,
-                       progress: Progress | None = None, lazy: bool = False, **options: Any) -> Iterator[Clip]:
-        """One clip for each seed, all else as for `generate`; the models are loaded once for all of them."""
+                       progress: Progress | None = None, lazy: bool = False,
+                       save_latents: Sequence[str | Path] | None = None, **options: Any) -> Iterator[Clip]:
+        """One clip for each seed, all else as for `generate`; the models are loaded once for all of them.
+
+        save_latents: a file for each seed.
+        """
         if not seeds:
             raise InputError("seeds is empty: give at least one.")
+        targets = [check_target(path) for path in save_latents or ()]
+        if targets and len(targets) != len(seeds):
+            raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")
         if clip is None:
             if options.get("denoise", 1.0) != 1.0:
                 raise InputError("denoise below 1 needs a clip to begin with. Give one, or leave denoise out.")
-            return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy)
+            return self._make(Making(self._request(prompt, seeds, **options)), progress, lazy, targets)
         if options.pop("seconds", None) is not None:
             raise InputError("seconds cannot be chosen for a clip made of another: it has the other one's length.")
         source = open_source(clip)
         audio = options.pop("audio", None)
         request = self._request_for(source, prompt, seeds, **options)
         heard = None if audio is None else read_audio(audio, None)
-        return self._make(Regeneration(request, source, heard), progress, lazy)
+        return self._make(Regeneration(request, source, heard), progress, lazy, targets)
+
+    def decode(self, latents: str | Path, *, progress: Progress | None = None, lazy: bool = False) -> Clip:
+        """The clip of latents that `generate` saved, with its sound: that of the network, or the one that drove it.
+
+        progress, lazy: as for generate. Raises InputError and CheckpointError.
+        """
+        saved = load_clip(latents)
+        check_memory_options(self.parts)
+        if "turbo_vae" not in self.parts.models:
+            self.parts.models.require("video_vae", "decoding the picture")
+        if saved.waveform is None:
+            self.parts.models.require("audio_vae", "sound")
+        clip = self._decode(
+            saved, lambda frames, decoded: cut_to_shorter(frames, saved.waveform if decoded is None else decoded),
+            progress or _silent)
+        return clip if lazy else clip.decoded()
 
     def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
             edge: int | None = None,
@@ -212,8 +252,9 @@ class MagiHumanPipeline:
         options.setdefault("seconds", source.count / FPS)
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
 
-    def _make(self, making: Making, progress: Progress | None, lazy: bool) -> Iterator[Clip]:
-        """The clip of each seed, one after the other."""
+    def _make(self, making: Making, progress: Progress | None, lazy: bool,
+              targets: Sequence[Path] = ()) -> Iterator[Clip]:
+        """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
@@ -224,8 +265,15 @@ class MagiHumanPipeline:
                 results = self._sample(request.upscaling, conditions, latents,
                                        list(zip(request.seeds, results, strict=True)), progress)
         generated = bool(latents[request.first.size].audio_mask.any())
-        for seed, (video, audio) in zip(request.seeds, results, strict=True):
-            clip = self._clip(making, seed, video, audio if generated else None, progress)
+        saved = [SavedClip(video.cpu(), audio.cpu() if generated else None, None,
+                           {**request.facts(seed), **making.facts})
+                 for seed, (video, audio) in zip(request.seeds, results, strict=True)]
+        for each, target in zip(saved, targets, strict=False):
+            heard = None if generated else making.finish(self._frames(each.video), None)[1]
+            replace(each, waveform=heard).save(target)
+            log.info("%s: the latents are saved; magihuman decode makes a clip of them.", target)
+        for each, (video, audio) in zip(saved, results, strict=True):
+            clip = self._decode(each, making.finish, progress)
             if request.upscaling is None:
                 whole = making.whole(video.cpu(), audio.cpu())
                 if whole is not None and decoded_frames(whole[0].shape[2]) == clip.video.count:
@@ -242,15 +290,21 @@ class MagiHumanPipeline:
         return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, latents[pass_.size],
                            jobs, progress)
 
-    def _clip(self, making: Making, seed: int, video: Tensor, audio: Tensor | None, progress: Progress) -> Clip:
-        """A clip whose frames are decoded when they are read. audio: None where it was given and not generated."""
+    def _decode(self, saved: SavedClip, finish: Callable[[Frames, Tensor | None], tuple[Frames, Tensor]],
+                progress: Progress) -> Clip:
+        """A clip whose frames are decoded when they are read. finish: what is done with frames and audio, decoded."""
         with torch.inference_mode():
-            waveform = None if audio is None else self._stage("sound decoder", stages.decode_audio, audio)
-            height, width = (side * PIXELS_PER_LATENT for side in video.shape[3:])
-            decoded = Frames(decoded_frames(video.shape[2]), height, width, lambda: self._decoded(video))
-            frames, waveform = making.finish(decoded, waveform)
+            decoded = None
+            if saved.audio is not None:
+                decoded = self._stage("sound decoder", stages.decode_audio, saved.audio.to(self.parts.device))
+            frames, waveform = finish(self._frames(saved.video), decoded)
         frames = frames.counted(lambda done, total: progress("picture decoder", done, total))
-        return Clip(frames, waveform, metadata={**making.request.facts(seed), **making.facts})
+        return Clip(frames, waveform, metadata=dict(saved.facts))
+
+    def _frames(self, video: Tensor) -> Frames:
+        """Frames that are decoded of a latent when they are read."""
+        height, width = (side * PIXELS_PER_LATENT for side in video.shape[3:])
+        return Frames(decoded_frames(video.shape[2]), height, width, lambda: self._decoded(video))
 
     def _decoded(self, video: Tensor) -> Iterator[Tensor]:
         started = time.perf_counter()
@@ -280,9 +334,7 @@ class MagiHumanPipeline:
 
     def _release(self) -> None:
         """Give memory of a part that is gone back to the device."""
-        if self.parts.device.type == "cuda":
-            torch.cuda.synchronize(self.parts.device)
-            torch.cuda.empty_cache()
+        release_memory(self.parts.device)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
 from ..recipes import BASE, RECIPES, SR_540P, SR_1080P, UPSCALERS, Guidance, Recipe, upscaled_size, upscaler_for
 from ..runtime.lora import check_strength
-from ..runtime.streaming import check_resident_blocks
+from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
 from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
@@ -232,9 +232,7 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
 
 def check_parts(parts: Parts, request: Request) -> None:
     """Raise InputError for options that no part can be run with, CheckpointError unless all parts are there."""
-    if parts.tile is not None and parts.tile <= OVERLAP:
-        raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
-    check_resident_blocks(parts.resident_blocks)
+    check_memory_options(parts)
     for file, strength in parts.loras:
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
@@ -246,3 +244,11 @@ def check_parts(parts: Parts, request: Request) -> None:
         parts.models.require("video_vae", "a reference picture (--image)")
     if "turbo_vae" not in parts.models:
         parts.models.require("video_vae", "decoding the picture")
+
+
+def check_memory_options(parts: Parts) -> None:
+    """Raise InputError for options of memory that nothing can be run with."""
+    if parts.tile is not None and parts.tile <= OVERLAP:
+        raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
+    check_resident_blocks(parts.resident_blocks)
+    check_stream_from(parts.stream_from)

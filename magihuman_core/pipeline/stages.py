@@ -3,6 +3,7 @@ part is gone with the function's last line."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_out_of_memory
 from ..loading.dit import load_dit
-from ..loading.text_encoder import load_text_encoder
+from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored_config
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
 from ..media.waveform import OUTPUT_RATE, resample, to_stereo
 from ..model.dit import MagiHumanDiT
+from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
-from ..runtime.memory import log_estimate
+from ..runtime.memory import encoding_activations, estimate, weight_bytes
+from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
 from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
@@ -28,7 +31,7 @@ from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
 from ..sampling.windows import AUDIO_PER_FRAME, Texts, Window, WindowedDenoiser, plan_windows
-from ..sizes import FPS, decoded_frames
+from ..sizes import FPS, byte_size, decoded_frames
 from ..text.script import Segment, prompt_at
 from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE
@@ -39,6 +42,11 @@ from ..weights.precision import may_quantize
 from ..weights.text_encoder_keys import encoder_keys
 from .parts import Parts
 from .request import Keyframe, Pass, Progress, Size, Waveform
+
+CPU = torch.device("cpu")
+WINDOW = 32  # frames turned into bytes at a time
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,18 +70,23 @@ class Conditions:
 def encode_texts(parts: Parts, segments: Sequence[Segment], negative: str | None) -> Conditions:
     """The texts of all prompts."""
     checkpoint = encoder_keys(open_checkpoint(parts.open("text_encoder"), "text_encoder"))
-    encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"),
-                         dtype=parts.weights_dtype(checkpoint, may_quantize))
+    dtype = parts.weights_dtype(checkpoint, may_quantize)
+    compute_dtype, free = parts.compute_dtype(dtype), free_memory(parts.device)
+    plan = plan_blocks(config_from_shapes(checkpoint, stored_config(checkpoint)), free, dtype=dtype,
+                       compute_dtype=compute_dtype, device=parts.device)
+    log_plan(plan, free)
+    encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"), dtype=dtype,
+                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks)
     return Conditions(segments, [encoder.encode(segment.prompt) for segment in segments],
                       None if negative is None else encoder.encode(negative))
 
 
 def encode_keyframes(parts: Parts, keyframes: Sequence[Keyframe], sizes: Sequence[Size]) -> dict[Size, list[Tensor]]:
     """The latent [1, C, 1, H, W] of each picture, cropped to each of these pixel sizes."""
-    vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=torch.float32)
+    vae, device = _load_encoder(parts, STILL_FRAMES if any(keyframe.index for keyframe in keyframes) else 1, sizes)
 
     def encode(keyframe: Keyframe, size: Size) -> Tensor:
-        still = fit_image(keyframe.image, *size).to(parts.device)
+        still = fit_image(keyframe.image, *size).to(device)
         if keyframe.index:  # a latent frame of a moving picture is made of four frames
             still = still.expand(-1, -1, STILL_FRAMES, -1, -1)
         return vae.encode(still)[:, :, -1:]
@@ -86,8 +99,25 @@ def encode_frames(parts: Parts, videos: Sequence[Frames]) -> list[Tensor]:
 
     Frames are read and encoded a few at a time.
     """
-    vae = parts.load(load_video_vae, parts.open("video_vae"), dtype=torch.float32)
-    return [_encode_frames(vae, frames, parts.device) for frames in videos]
+    vae, device = _load_encoder(parts, max(map(len, videos)), [(frames.width, frames.height) for frames in videos])
+    return [_encode_frames(vae, frames, device) for frames in videos]
+
+
+def _load_encoder(parts: Parts, frames: int, sizes: Sequence[Size]) -> tuple[VideoVAE, torch.device]:
+    """The video VAE and where it encodes so many frames of these sizes: on the device, or where it is too small, on
+    the CPU."""
+    vae, dtype = parts.load(load_video_vae, parts.open("video_vae"), dtype=torch.float32, device=CPU), torch.float32
+    free = None if parts.device.type == "cpu" else free_memory(parts.device)
+    if free is not None:
+        frames = min(frames, 1 + 2 * vae.config.temporal_factor)  # more wait in main memory until their turn
+        needed = weight_bytes(vae.config, dtype) + max(
+            encoding_activations(vae.config, (1, 3, frames, height, width), dtype, parts.device.type)
+            for width, height in sizes)
+        if needed > usable(free):
+            log.info("Encoding needs %s, of which %s are free on %s: it is done on the CPU.", byte_size(needed),
+                     byte_size(free), parts.device)
+            return vae, CPU
+    return vae.to(parts.device), parts.device
 
 
 def _encode_frames(vae: VideoVAE, frames: Frames, device: torch.device) -> Tensor:
@@ -172,19 +202,45 @@ def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
 def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
     """The frames of a video latent in pieces, uint8 [f, h, w, 3], decoded window by window as they are asked for.
 
-    By the Turbo VAE where there is one, else by the slower Wan2.2 VAE.
+    By the Turbo VAE where there is one, else by the slower Wan2.2 VAE; in tiles where whole frames do not fit. Where
+    memory runs out nevertheless, it begins again once, with smaller ones.
     """
     vae = load_decoder(parts)
-    options: dict[str, Any] = {"tile": parts.tile} if isinstance(vae, TurboVAE) else {}
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
-    log_estimate(vae.config, device=parts.device, loaded=True, width=width, height=height,
-                 tokens=decoded_frames(latent.shape[2]), dtype=vae.dtype, **options)
-    for window in vae.decode_windows(latent.to(parts.device), **options):
-        yield frames_to_uint8(window).cpu()
+    options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
+                               "dtype": vae.dtype, "device": parts.device}
+    free = free_memory(parts.device)
+    if parts.tile is None:
+        before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
+        plan = plan_decoding(vae.config, before, **options)
+    else:
+        plan = estimate(vae.config, tile=parts.tile, **options)
+    log_plan(plan, free, loaded=True)
+    tile, done, smaller = plan.tile, 0, smaller_tile(plan.tile, width, height, vae.config.spatial_factor)
+    while True:
+        try:
+            position = 0
+            for window in vae.decode_windows(latent.to(parts.device), tile=tile):
+                for part in window.split(WINDOW, dim=2):
+                    frames = frames_to_uint8(part).cpu()
+                    position += len(frames)
+                    if position > done:
+                        yield frames[max(0, len(frames) - (position - done)) :]
+                        done = position
+            return
+        except (RuntimeError, MemoryError) as error:
+            if smaller is None or not is_out_of_memory(error):
+                raise
+        # Outside of the handler: the error itself holds what was computed until it arose.
+        log.warning("Memory ran out while the picture was decoded in %s: it is tried once more in tiles of %d x %d.",
+                    "whole frames" if tile is None else f"tiles of {tile} x {tile}", smaller, smaller)
+        release_memory(parts.device)
+        tile, smaller = smaller, None
 
 
 def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
-    dtype = torch.float32 if parts.device.type == "cpu" else torch.bfloat16
+    """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
+    dtype = parts.vae_dtype()
     if "turbo_vae" in parts.models:
         return parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
     return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
@@ -196,13 +252,23 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
     dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
+    loras = () if pass_.recipe.super_resolution else parts.loras
     clip: dict[str, Any] = {
         "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
-        "guided": pass_.guidance is not None, "dtype": dtype, "resident_blocks": parts.resident_blocks}
-    log_estimate(replace(config, **overrides), device=parts.device, **clip)
-    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, **clip)
-    dit = parts.load(load_dit, checkpoint, dtype=dtype, resident_blocks=parts.resident_blocks, **overrides)
-    if not pass_.recipe.super_resolution:
-        for file, strength in parts.loras:
-            apply_lora(dit, file, strength)
+        "guided": pass_.guidance is not None, "dtype": dtype}
+    options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
+    free = free_memory(parts.device)
+    if free is not None:
+        free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
+    if parts.resident_blocks is None:
+        plan = plan_blocks(replace(config, **overrides), free, **options)
+    else:
+        plan = estimate(replace(config, **overrides), resident_blocks=parts.resident_blocks, **options)
+    log_plan(plan, free)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps,
+                resident_blocks=plan.resident_blocks, **clip)
+    dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
+                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, **overrides)
+    for file, strength in loras:
+        apply_lora(dit, file, strength)
     return dit

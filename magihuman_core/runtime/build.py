@@ -10,7 +10,7 @@ from torch import nn
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
 from ..nn.operations import Operations
-from ..nn.quantized_linear import compute_dtype_of, quantize_linears
+from ..nn.quantized_linear import compute_dtype_of, narrow_linears
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
 from ..vae.audio import AudioVAE, AudioVAEConfig
@@ -25,32 +25,36 @@ VAES: dict[type, Callable[..., nn.Module]] = {
 
 def build_dit(config: DiTConfig, dtype: torch.dtype, *, compute_dtype: torch.dtype | None = None,
               operations: Operations = nn) -> MagiHumanDiT:
-    """The network, its blocks' weights in dtype, which may be one of 8 bits.
+    """The network, its blocks' large weights in dtype, which may be one of 8 bits.
 
-    compute_dtype: also of the weights that are not kept in 8 bits; by default dtype, or bf16 where that is of 8 bits.
+    compute_dtype: also of the other weights; by default dtype, or bf16 where that is of 8 bits.
     """
     computed = compute_dtype or compute_dtype_of(dtype)
     dit = MagiHumanDiT(config, operations=operations, dtype=computed, device="meta")
-    quantize_linears(dit, dtype, may_quantize)
+    narrow_linears(dit, dtype, may_quantize, computed)
     return dit.requires_grad_(False)
 
 
 def build_text_encoder(config: TextEncoderConfig, dtype: torch.dtype | None, *,
-                       operations: Operations = nn) -> TextEncoder:
-    """The text encoder, without tokenizer, its linear layers' weights in dtype; None: torch's default."""
-    computed = None if dtype is None else compute_dtype_of(dtype)
-    encoder = TextEncoder(config, operations=operations, dtype=computed, device="meta")
-    quantize_linears(encoder, dtype, may_quantize)
+                       compute_dtype: torch.dtype | None = None, operations: Operations = nn) -> TextEncoder:
+    """The text encoder, without tokenizer, its linear layers' weights in dtype; None: torch's default.
+
+    compute_dtype: by default that of the weights, or bf16 where they are of 8 bits.
+    """
+    kept = None if dtype is None else compute_dtype_of(dtype)
+    encoder = TextEncoder(config, operations=operations, dtype=kept, device="meta")
+    encoder.compute_dtype = compute_dtype
+    narrow_linears(encoder, dtype, may_quantize, compute_dtype)
     return encoder.requires_grad_(False)
 
 
-def on_meta(config: Config, dtype: torch.dtype) -> Any:
+def on_meta(config: Config, dtype: torch.dtype, compute_dtype: torch.dtype | None = None) -> Any:
     """The part of this configuration, without content."""
     with torch.inference_mode(False):
         if isinstance(config, DiTConfig):
-            part: nn.Module = build_dit(config, dtype)
+            part: nn.Module = build_dit(config, dtype, compute_dtype=compute_dtype)
         elif isinstance(config, TextEncoderConfig):
-            part = build_text_encoder(config, dtype)
+            part = build_text_encoder(config, dtype, compute_dtype=compute_dtype)
         else:
             part = VAES[type(config)](config, dtype=dtype, device="meta")
         return part.eval().requires_grad_(False)

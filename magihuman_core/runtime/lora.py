@@ -25,7 +25,7 @@ from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
-from ..nn.quantized_linear import QuantizedLinear, dequantized_rows
+from ..nn.quantized_linear import NarrowLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
@@ -211,7 +211,7 @@ class LinearHook:
         self.delta, self.strength = delta, strength
         self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
 
-    def __call__(self, module: nn.Linear | QuantizedLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         d = self.delta
         x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
         change = F.linear(x, d.up.to(x.dtype)) * d.scale
@@ -224,7 +224,7 @@ class LinearHook:
         return out
 
 
-def dora_factor(layer: nn.Linear | QuantizedLinear, delta: Delta) -> Tensor:
+def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
     """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
     assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
     down, parts = delta.down.float() * delta.scale, []

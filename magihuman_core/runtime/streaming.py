@@ -4,12 +4,13 @@ Some blocks are resident. The others share two buffers on the compute device: wh
 a worker thread fills the other with the block that comes next. It reads from the file, and casts, decodes or rounds on
 the way; or copies from main memory, where the blocks were read once.
 
-    file or main memory -> [pinned memory, unless the device is the CPU] -> buffer -> the block's parameters
+    file -> [pinned memory, unless the device is the CPU] -> buffer -> the block's parameters
+    main memory, pinned where the device is CUDA          -> buffer -> the block's parameters
 
-Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident. The network
-knows nothing of it: a hook of each streamed block fetches its weights before it runs, and the numbers are the same as
-when it is resident, bit for bit. Conditional and unconditional pass share each fetch, since MagiHumanDiT.forward_many
-goes through the blocks once for both.
+Only the matrices of the blocks are streamed; norms, embedders and heads are small and always resident. The layers of
+the text encoder are streamed in the same way. The models know nothing of it: a hook of each streamed block fetches its
+weights before it runs, and the numbers are the same as when it is resident, bit for bit. Conditional and unconditional
+pass share each fetch, since MagiHumanDiT.forward_many goes through the blocks once for both.
 
 The path for CUDA (a stream of its own for copies) follows PyTorch's documentation but its speed has not been measured.
 """
@@ -17,32 +18,33 @@ The path for CUDA (a stream of its own for copies) follows PyTorch's documentati
 from __future__ import annotations
 
 import logging
-import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import check_finite
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..errors import InputError
+from ..sizes import byte_size
 from ..weights.precision import keep_fp32
+from .buffers import Plan, Reader, Slot, fill, plan_block
+from .devices import free_memory
 
-ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at
-PIECE = 8 << 20  # bytes read at a time: what is needed beside the buffers stays small
+BLOCKS = "blocks."  # how the names of the network's blocks begin
+LAYERS = "encoder.layers."  # and of the text encoder's layers
+WHENCE = {None: "the file", "file": "the file", "memory": "main memory"}
 SPARE = 4 << 30  # bytes of main memory left to others where blocks are kept in it
 
 log = logging.getLogger(__name__)
 
 
-def is_streamed(key: str, blocks: Iterable[int]) -> bool:
-    """Whether one of our keys is a matrix of one of these blocks."""
-    return key.startswith("blocks.") and not keep_fp32(key) and int(key.split(".", 2)[1]) in blocks
+def is_streamed(key: str, blocks: Iterable[int], prefix: str = BLOCKS) -> bool:
+    """Whether one of our keys is a matrix of one of these blocks, whose names begin with prefix."""
+    index, _, name = key.removeprefix(prefix).partition(".")
+    return key.startswith(prefix) and not keep_fp32(name) and int(index) in blocks
 
 
 def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, ...]:
@@ -66,32 +68,37 @@ def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, .
     return tuple(index for index in range(len(blocks)) if index not in stay)
 
 
-def check_resident_blocks(resident: int | None) -> None:
-    """Raise InputError unless so many blocks can stay."""
+def check_resident_blocks(resident: int | None, name: str = "resident_blocks") -> None:
+    """Raise InputError, with the argument's name, unless so many blocks can stay."""
     if resident is not None and (isinstance(resident, bool) or not isinstance(resident, int) or resident < 0):
-        raise InputError(f"resident_blocks is {resident!r}, expected a whole number of blocks, 0 or more.")
+        raise InputError(f"{name} is {resident!r}, expected a whole number, 0 or more.")
 
 
 def streamed_sizes(blocks: nn.ModuleList, streamed: Sequence[int]) -> tuple[int, int]:
     """Bytes that come in at each pass, and bytes of the buffers."""
-    sizes = [plan_block(index, blocks[index]).nbytes for index in streamed]
+    sizes = [plan_block("", index, blocks[index]).nbytes for index in streamed]
     return sum(sizes), min(2, len(sizes)) * max(sizes, default=0)
 
 
 def stream_blocks(blocks: nn.ModuleList, tensors: Checkpoint, streamed: Sequence[int],
-                  device: torch.device | str, stream_from: str | None = None) -> BlockStreamer:
+                  device: torch.device | str, stream_from: str | None = None, prefix: str = BLOCKS) -> BlockStreamer:
     """Let these blocks fetch their weights before they run; see BlockStreamer and load_dit. Raises InputError."""
-    if stream_from not in (None, "file", "memory"):
-        raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
+    check_stream_from(stream_from)
     if stream_from is None and torch.device(device).type != "cpu":
         needed = streamed_sizes(blocks, streamed)[0] + SPARE
-        stream_from = "memory" if needed < (free_memory() or 0) else "file"
-    streamer = BlockStreamer(blocks, tensors, streamed, device=device, in_memory=stream_from == "memory")
+        stream_from = "memory" if needed < (free_memory("cpu") or 0) else "file"
+    streamer = BlockStreamer(blocks, tensors, streamed, device=device, in_memory=stream_from == "memory", prefix=prefix)
     for index in streamed:
         blocks[index].register_forward_pre_hook(Fetch(streamer, index))
-    log.info("%d of %d blocks are resident; %.1f GB of the others come in from %s at each step.",
-             len(blocks) - len(streamed), len(blocks), streamer.nbytes / 1e9, stream_from or "file")
+    log.info("%d of %d blocks are resident; %s of the others come in from %s at each pass.",
+             len(blocks) - len(streamed), len(blocks), byte_size(streamer.nbytes), WHENCE[stream_from])
     return streamer
+
+
+def check_stream_from(stream_from: str | None) -> None:
+    """Raise InputError for a place that no weights come from."""
+    if stream_from not in WHENCE:
+        raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
 
 
 def streamer_of(blocks: nn.ModuleList) -> BlockStreamer | None:
@@ -100,112 +107,28 @@ def streamer_of(blocks: nn.ModuleList) -> BlockStreamer | None:
     return next((hook.streamer for hook in hooks if isinstance(hook, Fetch)), None)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a weight goes: in the module and in a buffer."""
-
-    key: str
-    owner: nn.Module
-    leaf: str
-    shape: torch.Size
-    dtype: torch.dtype
-    begin: int  # byte in the buffer
-
-    def view(self, buffer: Tensor) -> Tensor:
-        """Its part of a flat buffer of bytes, in its own shape."""
-        end = self.begin + self.shape.numel() * self.dtype.itemsize
-        return buffer[self.begin : end].view(self.dtype).view(self.shape)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A block's weights, one after another in a buffer."""
-
-    places: Sequence[Place]
-    nbytes: int
-
-
-def plan_block(index: int, block: nn.Module) -> Plan:
-    """Lay the matrices of a block out in a buffer."""
-    places, begin = [], 0
-    for name, parameter in block.named_parameters():
-        if keep_fp32(name):
-            continue
-        owner, _, leaf = name.rpartition(".")
-        places.append(Place(f"blocks.{index}.{name}", block.get_submodule(owner), leaf, parameter.shape,
-                            parameter.dtype, begin))
-        begin += -(-parameter.nbytes // ALIGNMENT) * ALIGNMENT
-    return Plan(places, begin)
-
-
-class Slot:
-    """A buffer on the compute device, with a pinned one before it where that is not the CPU (staged)."""
-
-    def __init__(self, nbytes: int, device: torch.device, staged: bool | None = None):
-        self.buffer = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        self.host = self.buffer
-        if device.type != "cpu" if staged is None else staged:
-            self.host = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.index: int | None = None  # the block it holds, or is being filled with
-        self.filling: Future | None = None
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.copied = self.used = None  # events: the last copy is done; the last computation is done
-
-    def begin_host(self) -> Tensor:
-        """The host's buffer, once the copy that was read from it is over."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.host
-
-    def send(self, nbytes: int) -> None:
-        """Bring what is in the host's buffer to the device."""
-        if self.host is self.buffer:
-            return
-        if self.copies is None:
-            self.buffer[:nbytes].copy_(self.host[:nbytes])
-            return
-        with torch.cuda.stream(self.copies):
-            if self.used is not None:
-                self.copies.wait_event(self.used)
-            self.buffer[:nbytes].copy_(self.host[:nbytes], non_blocking=True)
-            self.buffer.record_stream(self.copies)
-            self.copied = self.copies.record_event()
-
-    def begin_use(self) -> None:
-        """Let what is computed from now on wait for the copy."""
-        if self.copied is not None:
-            torch.cuda.current_stream(self.buffer.device).wait_event(self.copied)
-
-    def end_use(self) -> None:
-        """Let the next copy wait for what has been computed until now."""
-        if self.copies is not None:
-            self.used = torch.cuda.current_stream(self.buffer.device).record_event()
-
-
 class BlockStreamer:
     """Holds the weights of streamed blocks; `fetch(index)` puts those of a block in place.
 
     blocks: the network's; tensors: its weights under our keys; streamed: indices of blocks, whose matrices
     are on the meta device, in the dtypes they will have. in_memory: read them all now and keep them in main memory.
+    prefix: how the blocks' names in tensors begin.
     For inference only: a fetch overwrites what a backward pass would need. One forward pass at a time.
     Raises CheckpointError, also while fetching, when a weight cannot be read or is not finite.
     """
 
     def __init__(self, blocks: nn.ModuleList, tensors: Checkpoint, streamed: Sequence[int], *,
-                 device: torch.device | str = "cpu", in_memory: bool = False):
+                 device: torch.device | str = "cpu", in_memory: bool = False, prefix: str = BLOCKS):
         self.device, self.in_memory = torch.device(device), in_memory
-        self.plans = {index: plan_block(index, blocks[index]) for index in streamed}
+        self.plans = {index: plan_block(prefix, index, blocks[index]) for index in streamed}
         self.following = dict(zip(streamed, (*streamed[1:], *streamed[:1]), strict=True))
         self.reader = Reader(tensors)
         if in_memory:
-            kept: dict[str, LazyTensor] = {}
             for plan in self.plans.values():
-                buffer = torch.empty(plan.nbytes, dtype=torch.uint8)
-                self.reader.read(plan, buffer)
-                kept |= {place.key: InMemory(place.view(buffer)) for place in plan.places}
-            self.reader.tensors = tensors.with_entries(kept)
+                self.reader.keep(plan, self.device)
         largest = max(plan.nbytes for plan in self.plans.values())
-        self.slots = [Slot(largest, self.device) for _ in range(min(2, len(self.plans)))]
+        staged = self.device.type != "cpu" and not in_memory
+        self.slots = [Slot(largest, self.device, staged) for _ in range(min(2, len(self.plans)))]
         self.current: Slot | None = None
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="weights")
         # A read that nobody waits for any more ends with its piece, not with its block.
@@ -285,43 +208,3 @@ class Fetch:
 
     def __call__(self, block: nn.Module, inputs: tuple) -> None:
         self.streamer.fetch(self.index)
-
-
-def fill(slot: Slot, plan: Plan, reader: Reader) -> None:
-    """What the worker does. It knows nothing of the streamer, so that it does not keep it alive."""
-    with torch.inference_mode():  # which each thread has for itself
-        reader.read(plan, slot.begin_host())
-        slot.send(plan.nbytes)
-
-
-class Reader:
-    """Reads blocks out of a checkpoint, a few rows at a time."""
-
-    def __init__(self, tensors: Checkpoint):
-        self.tensors = tensors
-        self.checked: set[str] = set()  # known to be finite
-        self.stop = threading.Event()
-
-    def read(self, plan: Plan, buffer: Tensor) -> None:
-        """Fill the buffer. Raises CheckpointError."""
-        for place in plan.places:
-            weight = place.view(buffer)
-            entry = self.tensors.entries[place.key]
-            rows = max(1, PIECE // max(1, weight[:1].nbytes))
-            for top in range(0, weight.shape[0], rows):
-                if self.stop.is_set():
-                    return
-                bottom = min(top + rows, weight.shape[0])
-                weight[top:bottom] = entry.read(place.dtype, (top, bottom))
-            if place.key not in self.checked:
-                check_finite(weight, place.key, self.tensors.name)
-                self.checked.add(place.key)
-
-
-def free_memory() -> int | None:
-    """Bytes of main memory that are free or can be freed; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return None

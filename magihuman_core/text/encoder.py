@@ -160,14 +160,15 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = TextEncoderConfig.from_mapping(config)
         self.tokenizer = tokenizer
+        self.compute_dtype: torch.dtype | None = None  # of forward where it is told none; None: the weights'
         self.encoder = T5GemmaEncoder(self.config, operations=operations, dtype=dtype, device=device)
 
     def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Token ids [1, n] (integers) -> last hidden state [1, n, hidden], in dtype (None: the weights')."""
+        """Token ids [1, n] (integers) -> last hidden state [1, n, hidden], in dtype (None: compute_dtype)."""
         if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
             raise InputError(f"ids must be integers of shape [1, n] with n > 0, got {ids.dtype} of shape "
                              f"{list(ids.shape)}.")
-        return self.encoder(ids, dtype)
+        return self.encoder(ids, dtype or self.compute_dtype)
 
     def tokenize(self, text: str) -> Tensor:
         """A prompt's token ids [1, n], uncut. No BOS or EOS, whatever the tokenizer's template says.

@@ -7,14 +7,14 @@ from pathlib import Path
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import DTYPE_NAMES, file_format, quoted
 from ..checkpoint.json_file import read_json
-from ..checkpoint.weight_files import INDEX, READABLE, REFUSED, walk
+from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, walk
 from ..errors import CheckpointError
 from ..recipes import RECIPES
+from ..sizes import byte_size
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
 from .diagnose import describe_lora, estimates, find_problems, notes, without_path
 
-DEPTH = 3  # folders below the given one that are described
 MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
@@ -69,7 +69,7 @@ def _describe_file(path: Path, read_all: bool) -> str:
         return f"{path}\n  problem    {without_path(error, path)}"
     if found == "safetensors":
         return _describe_checkpoint(path, read_all)
-    return f"{path}\n  is         not a weight file ({size_text(path.stat().st_size)}); nothing here uses it"
+    return f"{path}\n  is         not a weight file ({byte_size(path.stat().st_size)}); nothing here uses it"
 
 
 def _describe_json(path: Path) -> str:
@@ -128,8 +128,8 @@ def _contents(checkpoint: Checkpoint) -> str:
     sizes: Counter[str] = Counter()
     for entry in entries:
         sizes[DTYPE_NAMES.get(entry.dtype, str(entry.dtype))] += entry.nbytes
-    dtypes = [f"{name} {size_text(size)}" for name, size in sizes.most_common()] if len(sizes) > 1 else sizes
-    total = size_text(sum(sizes.values()))
+    dtypes = [f"{name} {byte_size(size)}" for name, size in sizes.most_common()] if len(sizes) > 1 else sizes
+    total = byte_size(sum(sizes.values()))
     return f"{len(checkpoint):,} tensors, {_count(parameters)} values, {total} ({', '.join(dtypes)})"
 
 
@@ -138,11 +138,3 @@ def _count(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.2f} {name}"
     return f"{number:,}"
-
-
-def size_text(size: int) -> str:
-    """Bytes in the unit that reads best."""
-    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if size >= 1024**exponent:
-            return f"{size / 1024**exponent:.1f} {unit}"
-    return f"{size:,} bytes"

@@ -24,40 +24,56 @@ def joined_frames(pieces: Iterable[Tensor], length: int, device: torch.device | 
     return frames
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, overlap: int, scale: int) -> Tensor:
+def decode_in_tiles(decode: Callable[[Tensor], Iterable[Tensor]], z: Tensor, tile: int, overlap: int,
+                    scale: int) -> Tensor:
     """Decode z tile by tile, and average neighbours with weights that fall linearly across their overlap.
 
-    decode: [B, C, T, h, w] -> [B, c, F, scale*h, scale*w]. tile and overlap are in latent pixels, along
-    both axes. Gives what decode(z) would, up to what lies beyond a tile's edge; with a tile that covers
-    the image, exactly that. Raises InputError unless 0 <= overlap < tile.
+    decode: [B, C, T, h, w] -> pieces [B, c, f, scale*h, scale*w], one after another in time. tile and overlap are in
+    latent pixels, along both axes. Gives what decode(z) would, joined, up to what lies beyond a tile's edge; with a
+    tile that covers the image, exactly that. More tiles are put together in main memory, where the result is: only
+    one piece of one tile is on z's device at a time. Raises InputError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
         raise InputError(f"Tiles of {tile} latent pixels cannot overlap by {overlap}."
                          " Choose an overlap of at least 0 and less than the tile.")
     height, width = z.shape[-2:]
     if height <= tile and width <= tile:
-        return decode(z)
-    out = weights = torch.empty(0)
-    corners = [(top, left) for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap)]
-    for top, left in corners:
-        part = decode(z[..., top : top + tile, left : left + tile])
-        if (top, left) == corners[0]:
-            out = part.new_zeros(*part.shape[:3], height * scale, width * scale, dtype=torch.float32)
-            weights = out.new_zeros(out.shape[-2:])
-        h, w = part.shape[-2:]
-        rows = _ramp(h, overlap * scale, top > 0, top * scale + h < height * scale)
-        columns = _ramp(w, overlap * scale, left > 0, left * scale + w < width * scale)
-        weight = torch.outer(rows, columns).to(out.device)
-        where = (..., slice(top * scale, top * scale + h), slice(left * scale, left * scale + w))
-        out[where] += part * weight
-        weights[where] += weight
-    return (out / weights).to(part.dtype) if torch.is_grad_enabled() else out.div_(weights).to(part.dtype)
+        pieces = list(decode(z))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    home = z.device if z.is_meta else torch.device("cpu")
+    out = torch.empty(0)
+    for top, rows in _spans(height, tile, overlap, scale):
+        for left, columns in _spans(width, tile, overlap, scale):
+            part = z[..., top : top + tile, left : left + tile]
+            weight = torch.outer(rows, columns).to(z.device)
+            pieces = ((piece * weight).to(home) for piece in decode(part))
+            if not out.numel():
+                pieces = list(pieces)
+                length = sum(piece.shape[2] for piece in pieces)
+                shape = (*pieces[0].shape[:2], length, height * scale, width * scale)
+                out = torch.zeros(shape, dtype=torch.float32, device=home)
+            vertical = slice(top * scale, top * scale + len(rows))
+            horizontal = slice(left * scale, left * scale + len(columns))
+            position = 0
+            for piece in pieces:
+                out[:, :, position : position + piece.shape[2], vertical, horizontal] += piece
+                position += piece.shape[2]
+    return out.to(z.dtype)
 
 
-def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """First positions of tiles that cover `size`; the last tile is pushed back so that it is whole."""
+def _spans(size: int, tile: int, overlap: int, scale: int) -> list[tuple[int, Tensor]]:
+    """Tiles along one axis: their first latent pixels, and the weights of their pixels, which add up to one.
+
+    The last tile is pushed back so that it is whole.
+    """
     last = max(size - tile, 0)
-    return [*range(0, last, tile - overlap), last]
+    length = min(tile, size) * scale
+    spans = [(start, _ramp(length, overlap * scale, start > 0, start < last))
+             for start in (*range(0, last, tile - overlap), last)]
+    total = torch.zeros(size * scale)
+    for start, ramp in spans:
+        total[start * scale : start * scale + length] += ramp
+    return [(start, ramp / total[start * scale : start * scale + length]) for start, ramp in spans]
 
 
 def _ramp(size: int, overlap: int, low: bool, high: bool) -> Tensor:

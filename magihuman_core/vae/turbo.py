@@ -219,8 +219,9 @@ class TurboVAE(nn.Module):
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] in about [-1, 1], in the dtype of z.
 
         normalized: whether z is normalized (as the Transformer has it) or raw (as ComfyUI's sockets do).
-        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams.
-        output_device: where the frames are put together, so that z's device need not hold the clip; None: z's.
+        tile, overlap: in latent pixels; decode images larger than `tile` in tiles with blended seams, and put them
+        together in main memory. output_device: where the frames are put together, so that z's device need not hold the
+        clip; None: z's, or with tiles main memory.
         Raises InputError when z has another number of dimensions or channels, or is empty.
         """
         self.check_latent(z)
@@ -249,11 +250,11 @@ class TurboVAE(nn.Module):
             yield frames[:, :, factor * before : end]
 
     def _decode_window(self, z: Tensor, first_chunk: bool, tile: int | None, overlap: int) -> Tensor:
-        def decode(part: Tensor) -> Tensor:
-            return self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
+        def decode(part: Tensor) -> Iterator[Tensor]:
+            yield self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
 
         if tile is None:
-            return decode(z)
+            return next(decode(z))
         return decode_in_tiles(decode, z, tile, overlap, self.config.spatial_factor)
 
     @property

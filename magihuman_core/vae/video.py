@@ -171,22 +171,26 @@ class VideoVAE(nn.Module):
                output_device: torch.device | str | None = None) -> Tensor:
         """Latents [B, C, T, H, W] -> frames [B, 3, 4T-3, 16H, 16W] clamped to [-1, 1], in the dtype of z.
 
-        normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger
-        than `tile` in tiles with blended seams. output_device: where frames and tiles are put together, so that
-        z's device need not hold the clip; None: z's. Raises InputError when z has another shape.
+        normalized: whether z is normalized or raw. tile, overlap: in latent pixels; decode images larger than `tile`
+        in tiles with blended seams, and put them together in main memory. output_device: where the frames are put
+        together, so that z's device need not hold the clip; None: z's, or with tiles main memory.
+        Raises InputError when z has another shape.
         """
-        def whole(part: Tensor) -> Tensor:
-            windows = self.decode_windows(part, normalized=normalized)
-            return joined_frames(windows, 1 + self.config.temporal_factor * (part.shape[2] - 1), output_device)
-
         self.check_latent(z)
         if tile is None:
-            return whole(z)
-        return decode_in_tiles(whole, z, tile, overlap, self.config.spatial_factor)
+            windows = self.decode_windows(z, normalized=normalized)
+            return joined_frames(windows, 1 + self.config.temporal_factor * (z.shape[2] - 1), output_device)
+        frames = decode_in_tiles(lambda part: self.decode_windows(part, normalized=normalized), z, tile, overlap,
+                                 self.config.spatial_factor)
+        return frames if output_device is None else frames.to(output_device)
 
-    def decode_windows(self, z: Tensor, *, normalized: bool = True) -> Iterator[Tensor]:
-        """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time."""
+    def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
+                       overlap: int = OVERLAP) -> Iterator[Tensor]:
+        """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time; with a tile all at once."""
         self.check_latent(z)
+        if tile is not None:
+            yield self.decode(z, normalized=normalized, tile=tile, overlap=overlap)
+            return
         if normalized:
             z = self.statistics.denormalize(z)
         state: State = {}

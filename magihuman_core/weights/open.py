@@ -27,8 +27,8 @@ def open_checkpoint(source: str | Path | Mapping[str, Tensor], kind: str | None 
     an index, or a diffusers-style folder around it), or a mapping from names to tensors.
     kind: what is wanted, a key of recognize.KINDS: anything else is refused, and in a diffusers-style folder
     it chooses the part. A "network" in any layout, and a VAE from diffusers, get their official names.
-    mapped: tensors whose dtype is kept are views of the file instead of copies (private: writing into them does not
-    change the file). raw: give names and tensors as they are stored.
+    mapped: tensors whose dtype is kept are views of the file instead of copies, read-only: writing into them ends the
+    process. raw: give names and tensors as they are stored.
     allow_pickle_checkpoint: also take the Turbo VAE's training checkpoint (.ckpt), by torch.load with
     weights_only, which runs no code; its averaged weights are given.
     Raises CheckpointError with the file and the remedy.

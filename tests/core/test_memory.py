@@ -1,6 +1,7 @@
 """Estimates of memory against what processes really took, and what they say."""
 
 import logging
+import re
 import sys
 import weakref
 from dataclasses import replace
@@ -15,9 +16,10 @@ from magihuman_core.pipeline import stages
 from magihuman_core.recipes import SR_1080P
 from magihuman_core.runtime.build import build_dit, build_text_encoder
 from magihuman_core.runtime.dry_run import dry_run
-from magihuman_core.runtime.memory import available, estimate, log_estimate, size
+from magihuman_core.runtime.memory import estimate
+from magihuman_core.runtime.plan import log_plan
 from magihuman_core.runtime.streaming import streamer_of
-from magihuman_core.sizes import audio_length, latent_frames
+from magihuman_core.sizes import audio_length, byte_size, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
@@ -130,7 +132,7 @@ def test_the_released_network():
     assert found.activations <= eight.activations < 1.2 * found.activations + 3e8  # one decoded matrix
     few = estimate(real, resident_blocks=0)
     assert few.weights < 4e9 and few.activations == found.activations and few.streamed > 0.99 * 30.5e9
-    assert "30.6 GB more come in at each step" in str(few)
+    assert "30.6 GB more come in at each pass" in str(few)
     upscaler = replace(real, **SR_1080P.overrides(40))
     large = estimate(upscaler, width=1920, height=1088, resident_blocks=0)
     assert large.activations < 4e9  # 53,781 tokens: a whole MLP at once would take 15 GB
@@ -201,20 +203,22 @@ def test_errors_and_words():
             estimate(NETWORK, **wrong)
     with pytest.raises(InputError, match="resident_blocks"):
         estimate(NETWORK, resident_blocks=-1)
-    assert [size(n) for n in (0, 6e6, 64e6, 1.25e9)] == ["0.1 MB", "6.0 MB", "64 MB", "1.2 GB"]
-    assert available("cpu") > 1e8 and available("meta") is None
+    found = [byte_size(count) for count in (0, 999, 2500, 6 * 10**6, 64 * 10**6, 1_250_000_000, 57 * 10**9)]
+    assert found == ["0 bytes", "999 bytes", "2.5 kB", "6.0 MB", "64 MB", "1.2 GB", "57.0 GB"]
 
 
 def test_the_log_says_it_before_a_part_is_loaded(caplog):
-    with caplog.at_level(logging.WARNING):
-        log_estimate(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
-    assert not caplog.records
+    found = estimate(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
     with caplog.at_level(logging.INFO):
-        log_estimate(NETWORK, device="cpu", width=64, height=64, seconds=0.2)
-        assert [record.levelname for record in caplog.records] == ["INFO"] and "network, 64x64" in caplog.text
-        huge = replace(NETWORK, layers=400, hidden=16384, sandwich_layers=(), gelu_layers=())
-        log_estimate(huge, device="cpu", width=64, height=64, seconds=0.2)
-    assert caplog.records[-1].levelname == "WARNING" and "are free" in caplog.text
+        log_plan(found, free=found.total)
+        log_plan(found, free=None)
+        log_plan(found, free=found.activations, loaded=True)
+        assert [record.levelname for record in caplog.records] == ["INFO"] * 3 and "network, 64x64" in caplog.text
+        log_plan(found, free=found.total - 1)
+    assert caplog.records[-1].levelname == "WARNING"
+    assert re.search(r"Only [\d.]+ MB of memory are free, and the network needs [\d.]+ MB at least.* Lower, in this "
+                     r"order: weights in 8 bits \(.*\), then fewer resident blocks \(.*\), then a smaller picture",
+                     caplog.text)
 
 
 @pytest.mark.parametrize("blocks", [None, 1])

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from magihuman_core import CheckpointError, DiTConfig, InputError, MagiHumanDiT, load_dit
 from magihuman_core.checkpoint.lazy_tensor import LazyTensor
-from magihuman_core.runtime.streaming import Slot, choose_streamed, streamed_sizes, streamer_of
+from magihuman_core.runtime.buffers import Slot
+from magihuman_core.runtime.streaming import choose_streamed, streamed_sizes, streamer_of
 from magihuman_core.weights.dit_keys import official_state_dict
 from magihuman_core.weights.open import open_checkpoint
 

@@ -172,7 +172,7 @@ def test_inspect_counts_and_names(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     text = describe(tmp_path / "x.safetensors")
     assert "Wan2.1" in text
-    assert "2 tensors, 1.10 million values, 4.2 MiB (F32 4.2 MiB, F16 6 bytes)" in text
+    assert "2 tensors, 1.10 million values, 4.4 MB (F32 4.4 MB, F16 6 bytes)" in text
     assert "'decoder.upsamples.0.residual.2.weight'" in text
     with pytest.raises(CheckpointError, match="no such file"):
         describe(tmp_path / "nowhere")

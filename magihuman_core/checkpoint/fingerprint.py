@@ -1,0 +1,44 @@
+"""Telling whether weights on disk are still the ones that were read."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from .header import explain_read_errors
+from .shards import named_files
+from .tensor_file import Stamp
+from .weight_files import DEPTH, INDEX, walk
+
+HASHED = 1 << 20  # bytes from the beginning of a file: of weights the header
+
+
+def fingerprint(path: str | Path) -> str:
+    """A text that is another one when the weights at this path are others: for caches of what was loaded.
+
+    path: a file, an index file (its shards count too) or a folder (all weights and JSON in it and below). Of each
+    file name, size and time of change count, and its first megabyte, in which the header lies. Files are not read
+    further, so this takes milliseconds. Raises CheckpointError where there is nothing, or it cannot be read.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in _files(path):
+        with explain_read_errors(file), file.open("rb") as opened:
+            stamp = Stamp.of(opened.fileno())
+            name = file.name if file == path else file.relative_to(path if path.is_dir() else path.parent).as_posix()
+            digest.update(f"{name}\0{stamp.size}\0{stamp.changed}\0".encode("utf-8", "surrogateescape"))
+            digest.update(opened.read(HASHED))
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The files that count, in a fixed order."""
+    if not path.is_dir():
+        yield path
+        if path.name.endswith(INDEX):
+            yield from (path.parent / name for name in sorted(named_files(path)) if (path.parent / name).is_file())
+        return
+    for found in walk(path, DEPTH):
+        if isinstance(found, OSError):
+            with explain_read_errors(Path(found.filename)):
+                raise found
+        yield from (file for file in found.files if file.suffix == ".json" or file in found.shards + found.single)

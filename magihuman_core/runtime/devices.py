@@ -1,0 +1,55 @@
+"""What a device has and can do, of whichever kind it is: CUDA and ROCm, MPS, XPU, the CPU."""
+
+from types import ModuleType
+
+import psutil
+import torch
+
+# AMD's cards without bf16 of their own, by the beginnings of their names.
+OLD_AMD = ("gfx8", "gfx900", "gfx906", "gfx101", "gfx103")
+
+
+def device_module(device: torch.device) -> ModuleType | None:
+    """torch's module for devices of this type, such as torch.cuda; None of the meta device."""
+    try:
+        return torch.get_device_module(device)
+    except RuntimeError:
+        return None
+
+
+def free_memory(device: str | torch.device) -> int | None:
+    """Bytes that are free on a device, or can be freed there; None where nothing tells."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return psutil.virtual_memory().available
+    if device.type == "mps":  # shares main memory, but does not get all of it
+        left = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+        return max(0, min(left, psutil.virtual_memory().available))
+    module = device_module(device)
+    if module is None or not hasattr(module, "mem_get_info"):
+        return None
+    try:
+        free = module.mem_get_info(device)[0]
+    except RuntimeError:  # drivers of some integrated devices do not tell
+        return None
+    # What torch keeps for later use counts as free, too.
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Wait for all work on a device, and give the memory that torch keeps for later use back to others."""
+    module = device_module(device)
+    if device.type == "cpu" or module is None or not hasattr(module, "empty_cache"):
+        return
+    torch.accelerator.synchronize(device)
+    module.empty_cache()
+
+
+def computes_bf16(device: str | torch.device) -> bool:
+    """Whether a device multiplies in bfloat16 by itself. NVIDIA's cards before the RTX 30 series do not."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return True
+    if torch.version.hip:
+        return not torch.cuda.get_device_properties(device).gcnArchName.startswith(OLD_AMD)
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,0 +1,122 @@
+"""What devices tell, and memory that a device copies from."""
+
+import gc
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from magihuman_core.errors import is_out_of_memory
+from magihuman_core.runtime import buffers, devices
+from magihuman_core.runtime.buffers import PinnedMemory, Slot, host_memory
+from magihuman_core.runtime.devices import computes_bf16, free_memory, release_memory
+
+
+def test_free_memory_of_the_main_memory_and_of_what_has_none():
+    assert 1e8 < free_memory("cpu") < psutil.virtual_memory().total
+    assert free_memory("meta") is None
+    release_memory(torch.device("cpu"))
+
+
+def test_free_memory_of_an_accelerator_counts_what_torch_keeps_for_later(monkeypatch):
+    """A device with 8 bytes, of which somebody else has 3 and torch 4, of which 1 is in use."""
+    module = SimpleNamespace(mem_get_info=lambda device: (1, 8), memory_reserved=lambda device: 4,
+                             memory_allocated=lambda device: 1)
+    monkeypatch.setattr(devices, "device_module", lambda device: module)
+    assert free_memory("cuda:1") == free_memory("xpu") == 4
+
+    def refuse(device):
+        raise RuntimeError("the driver does not tell")
+
+    module.mem_get_info = refuse
+    assert free_memory("xpu") is None
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 100)
+    monkeypatch.setattr(torch.mps, "current_allocated_memory", lambda: 40)
+    assert free_memory("mps") == 60
+
+
+def test_the_cache_of_any_accelerator_is_emptied(monkeypatch):
+    done = []
+    module = SimpleNamespace(empty_cache=lambda: done.append("emptied"))
+    monkeypatch.setattr(devices, "device_module", lambda device: module)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: done.append(device.type))
+    for kind in ("cuda", "mps", "xpu"):
+        release_memory(torch.device(kind))
+    assert done == ["cuda", "emptied", "mps", "emptied", "xpu", "emptied"]
+
+
+@pytest.mark.parametrize(("hip", "capability", "name", "expected"), [
+    (None, (7, 5), "", False), (None, (8, 0), "", True), (None, (12, 0), "", True),
+    ("6.4", (10, 3), "gfx1030", False), ("6.4", (11, 0), "gfx1100", True), ("6.4", (9, 0), "gfx90a:sramecc+", True),
+])  # fmt: skip
+def test_cards_without_bf16(hip, capability, name, expected, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=name))
+    assert computes_bf16("cuda:0") is expected
+    assert computes_bf16("cpu") and computes_bf16("mps")
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), MemoryError(),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), RuntimeError("CUDA error: out of memory"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+])  # fmt: skip
+def test_every_way_of_having_no_memory_left(error):
+    assert is_out_of_memory(error)
+
+
+def test_what_is_no_lack_of_memory():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 62, dtype=torch.uint8)  # what the CPU itself says
+    assert is_out_of_memory(found.value)
+    for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(28, "No space left")):
+        assert not is_out_of_memory(error)
+
+
+class Runtime:
+    """What is asked of the CUDA runtime, which says yes or no."""
+
+    def __init__(self, answer):
+        self.answer, self.pinned, self.asked = answer, {}, []
+
+    def cudaHostRegister(self, address, size, flags):  # noqa: N802 - the runtime's own names
+        self.asked.append((address, size, flags))
+        if self.answer == 0:
+            self.pinned[address] = size
+        return self.answer
+
+    def cudaHostUnregister(self, address):  # noqa: N802
+        del self.pinned[address]
+        return 0
+
+
+@pytest.mark.parametrize("answer", [0, 2])
+def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkeypatch):
+    runtime, device = Runtime(answer), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    waited, discarded = [], []
+    monkeypatch.setattr(buffers, "discard_error", discarded.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(list(runtime.pinned)))
+    size = (5 << 20) + 4096
+    buffer = host_memory(size, device)
+    assert buffer.nbytes == size and runtime.asked == [(buffer.data_ptr(), size, 1)]
+    buffer.fill_(7)
+    view = buffer[4096:].view(torch.bfloat16)
+    del buffer
+    gc.collect()
+    assert len(runtime.pinned) == (answer == 0)  # a view is in use
+    assert view.numel() and waited == [] and discarded == ([] if answer == 0 else [device])
+    address = list(runtime.pinned)
+    del view
+    gc.collect()
+    assert runtime.pinned == {}
+    if answer == 0:
+        assert waited == [address]  # pinned still, while a copy may be under way
+
+
+def test_main_memory_for_other_devices_is_torchs_own():
+    assert host_memory(5, torch.device("cpu")).nbytes == 5
+    assert not isinstance(Slot(8, torch.device("cpu"), staged=True).host, PinnedMemory)
