@@ -63,7 +63,8 @@ class Parser(argparse.ArgumentParser):
         for action in self._actions:
             found += [*action.option_strings, *map(str, action.choices or ())]
             if isinstance(action.choices, dict):
-                found += [name for parser in action.choices.values() for name in parser.known]
+                found += [name for parser in action.choices.values() if isinstance(parser, Parser)
+                          for name in parser.known]
         return found
 
 
