@@ -6,6 +6,9 @@ from pathlib import Path
 from ..sizes import byte_size
 from .fits import fit, in_words, settings, target_of
 from .folder import ModelFolder, find_models
+from ..weights.open import open_checkpoint
+from ..weights.text_encoder_keys import encoder_keys
+from .text_encoder import TOKENIZER
 from .wishes import Need, Wish, look, missing_in_words
 
 
@@ -25,6 +28,8 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
     lines = [f"For: {wish}", "Looked in: " + ("no folder; all is taken as missing" if models is None else str(models.path)), ""]
     lines += _there(needs)
     missing = list(missing_in_words(needs))
+    if models is not None and (without := _without_tokenizer(models)):
+        missing.append(f"Missing: tokenizer.json in {without}. It is on the page of the text encoder.")
     lines += [*missing, ""] if missing else []
     runs = True
     if target is None:
@@ -34,6 +39,18 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
         runs = found.runs
         lines += in_words(found)
     return [*lines, "", *settings(wish, target)], not missing and runs
+
+
+def _without_tokenizer(models: ModelFolder) -> Path | None:
+    """The folder of a text encoder that has no tokenizer beside it, nor inside its file."""
+    for path in models.found.get("text_encoder", ()):
+        folder = path if path.is_dir() else path.parent
+        if encoder_keys(open_checkpoint(path, "text_encoder")).metadata.get(TOKENIZER):
+            return None
+        places = (models.path, folder, folder / "tokenizer", folder.parent / "tokenizer")
+        if any((place / "tokenizer.json").is_file() for place in places):
+            return None
+    return folder if "text_encoder" in models.found else None
 
 
 def _there(needs: Iterable[Need]) -> Iterator[str]:

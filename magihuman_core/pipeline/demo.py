@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
-from ..loading.folder import ModelFolder
+from ..loading.folder import DEMO, ModelFolder
 from ..recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
@@ -25,7 +25,7 @@ def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size:
     """What a user of the demo should know of a wish that it cannot fulfil; nothing for other models."""
     if not models.is_demo:
         return
-    unknown = unknown_words(models.get("tokenizer"), " ".join(prompts))
+    unknown = unknown_words(DEMO / "text_encoder/tokenizer.json", " ".join(prompts))
     if unknown:
         more = ", ..." if len(unknown) > SHOWN else ""
         yield f"The demo does not know these words, and passes them over: {', '.join(unknown[:SHOWN])}{more}."
@@ -37,9 +37,9 @@ def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size:
         yield f"The demo was trained on clips of {DEMO_SECONDS} seconds: longer ones look worse."
 
 
-def unknown_words(tokenizer: Path | None, text: str) -> list[str]:
+def unknown_words(tokenizer: Path, text: str) -> list[str]:
     """Words of a prompt that a tokenizer of single words has no entry for, in their order; [] for any other one."""
-    content = None if tokenizer is None else read_json(tokenizer, MAX_TOKENIZER)
+    content = read_json(tokenizer, MAX_TOKENIZER)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or model.get("type") != "WordLevel":
         return []
