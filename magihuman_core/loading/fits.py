@@ -10,7 +10,6 @@ import torch
 from ..model.config import RELEASED
 from ..recipes import Recipe
 from ..runtime.cards import Card, this_card
-from ..runtime.devices import free_memory
 from ..runtime.memory import Estimate
 from ..runtime.plan import plan_blocks, plan_decoding, usable
 from ..runtime.work import duration, work
@@ -40,7 +39,8 @@ def target_of(memory: float | None) -> Target | None:
         return Target(f"a card with {memory:g} GB", round(memory * 2**30) - TAKEN)
     if not torch.cuda.is_available():
         return None
-    return Target(torch.cuda.get_device_name(), free_memory("cuda"), this_card("cuda"))
+    # Not what is free now: what other programs and ComfyUI itself keep there can be given back.
+    return Target(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1] - TAKEN, this_card("cuda"))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def fit(wish: Wish, target: Target) -> Fit:
 def in_words(found: Fit) -> Iterator[str]:
     """What of it fits, line by line; the last one says whether it will run."""
     free = found.target.free
-    yield f"On {found.target.name}" + ("" if free is None else f", {byte_size(free)} free") + " (estimated):"
+    yield f"On {found.target.name}" + ("" if free is None else f", of which {byte_size(free)} can be used") + " (estimated):"
     for recipe, plan in found.networks:
         width, height = found.wish.size(recipe)
         yield f"  {recipe.role} network, {width}x{height}, {SECONDS} s: {byte_size(plan.total)}{_rest(plan)}"

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..sizes import byte_size
-from .fits import fit, in_words, settings, target_of
-from .folder import ModelFolder, find_models
+from ..weights.comfyui_saved import TOKENIZER
 from ..weights.open import open_checkpoint
 from ..weights.text_encoder_keys import encoder_keys
-from .text_encoder import TOKENIZER
+from .fits import fit, in_words, settings, target_of
+from .folder import ModelFolder, find_models
 from .wishes import Need, Wish, look, missing_in_words
 
 
