@@ -86,8 +86,9 @@ def main() -> None:
         convolutions, decode, frames = measure(config, latent, dtype, args.repeats)
         width, height = (side * config.spatial_factor for side in latent[:0:-1])
         memory = decoding_activations(config, (1, config.latent_channels, *latent), dtype, "cpu")
-        print(f"{name}, {width}x{height}, {args.dtype}: {decode / frames:.4f} s a frame;"
-              f" convolutions {convolutions:.3f} s, decode {decode:.3f} s, ratio {convolutions / decode:.3f}; {memory / 2**20:.0f} MiB", flush=True)
+        print(f"{name}, {width}x{height}, {args.dtype}: {decode / frames:.4f} s a frame; convolutions"
+              f" {convolutions:.3f} s, decode {decode:.3f} s, ratio {convolutions / decode:.3f};"
+              f" {memory / 2**20:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.gpu_table [--write]
 
-For each size of memory one common card: what of the network stays on it, how the picture is decoded, and how long a clip
-of 5 seconds takes, distilled and with super-resolution. --write puts the table into README.md.
+For each size of memory one common card: what of the network stays on it, how the picture is decoded, and how long a
+clip of 5 seconds takes, distilled and with super-resolution. --write puts the table into README.md.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
 from magihuman_core.runtime.build import on_meta
 from magihuman_core.runtime.cards import Card, find_card
-from magihuman_core.runtime.memory import Estimate, estimate
+from magihuman_core.runtime.memory import estimate
 from magihuman_core.runtime.streaming import choose_streamed, streamed_sizes
 from magihuman_core.runtime.work import duration, work
 from magihuman_core.text.config import TextEncoderConfig
@@ -42,11 +42,15 @@ class Network:
     streamed: int  # bytes that come in at each step
 
 
-@cache
 def network(recipe: Recipe, dtype: torch.dtype, free: float) -> Network:
-    config = replace(RELEASED, **recipe.overrides(40))
-    activations = estimate(config, width=recipe.width, height=recipe.height, seconds=SECONDS, dtype=dtype).activations
-    return next((plan for plan in plans(dtype) if plan.weights + activations <= free), plans(dtype)[-1])
+    needed = activations(recipe, dtype)
+    return next((plan for plan in plans(dtype) if plan.weights + needed <= free), plans(dtype)[-1])
+
+
+@cache
+def activations(recipe: Recipe, dtype: torch.dtype) -> int:
+    config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
+    return estimate(config, width=recipe.width, height=recipe.height, seconds=SECONDS, dtype=dtype).activations
 
 
 @cache
@@ -60,19 +64,20 @@ def plans(dtype: torch.dtype) -> list[Network]:
     return found
 
 
-def decoding(recipe: Recipe, free: float) -> tuple[Estimate, int | None]:
+def decoding(recipe: Recipe, free: float) -> tuple[int, int | None]:
     """What the Turbo VAE takes, and its tile."""
-    found = None
-    for tile in TILES:
-        found = estimate(TurboVAEConfig(), width=recipe.width, height=recipe.height, seconds=SECONDS, tile=tile), tile
-        if found[0].total <= free:
-            break
-    return found
+    needs = ((turbo(recipe, tile), tile) for tile in TILES)
+    return next((need for need in needs if need[0] <= free), (turbo(recipe, TILES[-1]), TILES[-1]))
+
+
+@cache
+def turbo(recipe: Recipe, tile: int | None) -> int:
+    return estimate(TurboVAEConfig(), width=recipe.width, height=recipe.height, seconds=SECONDS, tile=tile).total
 
 
 def step_seconds(recipe: Recipe, dtype: torch.dtype, card: Card, streamed: int) -> float:
     """Of a step, in which weights come in while the card computes."""
-    config = replace(RELEASED, **recipe.overrides(40))
+    config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
     found = work(config, width=recipe.width, height=recipe.height, seconds=SECONDS, dtype=dtype)
     return max(found.seconds(card), streamed / card.link)
 
@@ -114,7 +119,7 @@ def _network(free: float) -> str:
 
 def _decoding(free: float) -> str:
     found, tile = decoding(SR_1080P, free)
-    return _size(found.total) + ("" if tile is None else f" (1080p in tiles of {tile})")
+    return _size(found) + ("" if tile is None else f" (1080p in tiles of {tile})")
 
 
 def _size(count: int) -> str:

@@ -41,6 +41,6 @@ def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> 
     for given in inputs:
         same = False
         with suppress(OSError):  # one of the two is not there
-            same = given is not None and os.path.samefile(target, given)
+            same = given is not None and Path(target).samefile(given)
         if same:
             raise InputError(f"{target}: is the source itself, or a link to it. Give another name.")

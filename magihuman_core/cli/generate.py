@@ -64,10 +64,9 @@ def generate(arguments: argparse.Namespace) -> int:
         file = Path(arguments.save_latents)
         latents = [_numbered(file, seed) if arguments.seeds else file for seed in seeds]
     options = making_options(arguments)
-    if arguments.clip is not None:
-        if arguments.image or arguments.audio or arguments.keyframe or arguments.loop:
-            raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe "
-                             "and --loop, or use magihuman dub.")
+    if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
+        raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
+                         "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
     pipeline = make_pipeline(arguments)

@@ -12,6 +12,8 @@ from ..errors import InputError
 from .options import add_models, add_prompt, inputs_of, make_pipeline, read_prompt
 
 CHUNK = 0.2  # seconds of audio that are handed on at once
+NO_SOUND = "No sound came. Send 16-bit PCM or a WAV."
+STDIN, STDOUT = 0, 1  # file descriptors
 WAITING = 50  # chunks that may wait: then the sender has to
 
 
@@ -29,7 +31,8 @@ def add_live(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--channels", type=int, choices=(1, 2), default=1, help="of PCM (default %(default)s)")
     parser.add_argument("--fill-silence", action="store_true",
                         help="where no sound comes for a while, go on with silence instead of waiting for it")
-    parser.add_argument("--out", default="-", metavar="FILE", help="where the video goes; - is standard output (default)")
+    parser.add_argument("--out", default="-", metavar="FILE",
+                        help="where the video goes; - is standard output (default)")
     parser.add_argument("--container", choices=("mp4", "matroska"), default="mp4",
                         help="fragmented mp4, or Matroska (default %(default)s)")
     parser.add_argument("--width", type=int, metavar="N", help="pixels (default the model's own)")
@@ -49,17 +52,16 @@ def live(arguments: argparse.Namespace) -> int:
 
     check_not_input(arguments.out, inputs_of(arguments))
     prompt = read_prompt(arguments)
-    pipeline = make_pipeline(arguments)
     names = ("image", "width", "height", "seed", "mode", "steps", "window", "overlap")
     options = {name: getattr(arguments, name) for name in names}
-    with _opened(arguments.audio, "rb", sys.stdin.buffer) as source:
+    with _opened(arguments.audio, "rb", STDIN) as source:
         chunks = Chunks(source, arguments.rate, arguments.channels, arguments.fill_silence)
-        windows = pipeline.stream(chunks, rate=chunks.rate, prompt=prompt, **options)
+        windows = make_pipeline(arguments).stream(chunks, rate=chunks.rate, prompt=prompt, **options)
         first = next(windows, None)
         if first is None:
-            raise InputError("No sound came. Send 16-bit PCM or a WAV.")
+            raise InputError(NO_SOUND)
         frames, _ = first
-        with (_opened(arguments.out, "wb", sys.stdout.buffer) as target,
+        with (_opened(arguments.out, "wb", STDOUT) as target,
               LiveFile(target, frames.shape[2], frames.shape[1], chunks.rate, arguments.container) as file):
             try:
                 file.write(*first)
@@ -72,22 +74,17 @@ def live(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _opened:  # noqa: N801, a context manager like open()
-    """A file by its name, or for "-" the given one, which stays open."""
+def _opened(name: str, mode: str, standard: int) -> BinaryIO:
+    """A file by its name, or for "-" the one of a number, which stays open when this is closed.
 
-    def __init__(self, name: str, mode: str, standard: BinaryIO) -> None:
-        self.own = name != "-"
-        try:
-            self.file = open(name, mode) if self.own else standard  # noqa: SIM115, PTH123
-        except OSError as error:
-            raise InputError(f"{name}: cannot be opened ({error.strerror or error}). Check the name.") from None
-
-    def __enter__(self) -> BinaryIO:
-        return self.file  # type: ignore[return-value]
-
-    def __exit__(self, *error: object) -> None:
-        if self.own:
-            self.file.close()
+    Without a buffer: what has come is read at once, and a thread that waits for more holds no lock. Raises InputError.
+    """
+    try:
+        if name == "-":
+            return open(standard, mode, buffering=0, closefd=False)
+        return open(name, mode, buffering=0)  # noqa: PTH123
+    except OSError as error:
+        raise InputError(f"{name}: cannot be opened ({error.strerror or error}). Check the name.") from None
 
 
 class Chunks:
@@ -118,7 +115,9 @@ class Chunks:
 
     def _header(self) -> bytes:
         """Read a WAV's header, where there is one; what was read of PCM otherwise. Raises InputError."""
-        head = self.file.read(12)
+        head = _upto(self.file, 12)
+        if not head:
+            raise InputError(NO_SOUND)
         if not (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
             return head
         while True:
@@ -135,9 +134,8 @@ class Chunks:
         size = 2 * self.channels
         wanted = round(CHUNK * self.rate) * size
         waiting = self.rest
-        read = getattr(self.file, "read1", self.file.read)  # what is there, without waiting for more
         while not self.stopped.is_set():
-            data = read(wanted)
+            data = self.file.read(wanted)  # what is there, without waiting for all of it
             waiting += data
             whole = len(waiting) // size * size
             if whole:
@@ -156,8 +154,16 @@ class Chunks:
         return None
 
 
+def _upto(file: BinaryIO, count: int) -> bytes:
+    """So many bytes, or fewer at the end."""
+    data = b""
+    while len(data) < count and (more := file.read(count - len(data))):
+        data += more
+    return data
+
+
 def _exactly(file: BinaryIO, count: int) -> bytes:
-    data = file.read(count)
+    data = _upto(file, count)
     if len(data) < count:
         raise InputError("The WAV ends within its header. Send a whole one.")
     return data

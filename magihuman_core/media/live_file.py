@@ -28,7 +28,9 @@ class _Pipe:
         self.file = file
 
     def write(self, data: bytes) -> int:
-        self.file.write(data)
+        rest = memoryview(data)
+        while rest:  # a pipe may take less than it is given
+            rest = rest[self.file.write(rest) :]
         self.file.flush()
         return len(data)
 

@@ -137,7 +137,8 @@ class AudioTrack:
         """Encode all samples before `end`; silence where there are none."""
         import av
 
-        part = self.audio[:, self.position - self.dropped : end - self.dropped].detach().cpu().float().clamp(-1, 1).expand(2, -1)
+        part = self.audio[:, self.position - self.dropped : end - self.dropped]
+        part = part.detach().cpu().float().clamp(-1, 1).expand(2, -1)
         part = torch.nn.functional.pad(part, (0, end - self.position - part.shape[1]))
         frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout="stereo")
         frame.sample_rate, frame.pts, frame.time_base = self.rate, self.position, Fraction(1, self.rate)

@@ -1,4 +1,4 @@
-"""Reading videos of any kind: at 25 frames per second, upright, in one size, with audio that begins with the picture."""
+"""Reading videos of any kind: at 25 frames per second, upright, in one size, with audio in step."""
 
 from __future__ import annotations
 

@@ -33,8 +33,9 @@ class RMSNorm(nn.Module):
         self._changes.append(change)
         return WeightChange(self._changes, change)
 
-    def forward(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self.elementwise.norm(x, self.scale(x.device), self.eps, dtype)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The norm in a dtype, by default fp32."""
+        return self.elementwise.norm(x, self.scale(x.device), self.eps, dtype or torch.float32)
 
     def rotated(self, x: Tensor, sin: Tensor, cos: Tensor, dtype: torch.dtype) -> Tensor:
         """The norm of every head of x [B, L, heads, size], turned by the rotary angles [L, n]."""

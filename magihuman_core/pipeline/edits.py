@@ -48,14 +48,14 @@ class Regeneration(Making):
     """A clip of which a part is made anew.
 
     audio: what is heard instead of the clip's own, and drives it. region: [height, width] in the clip's own size, 1
-    where the picture is made anew; None: everywhere. times: the first and last latent frame of what is made anew; None: all of
-    the clip, but for its first latent frame where keep_first.
+    where the picture is made anew; None: everywhere. times: the first and last latent frame of what is made anew;
+    None: all of the clip, but for its first latent frame where keep_first.
     """
 
     source: Source
     audio: Waveform | None = None
     region: Tensor | None = None
-    edge: int | None = None  # pixels of its soft border; None: a 32nd of the picture's shorter side
+    edge: int | None = None  # pixels of its soft border; None: a 32nd of the shorter side
     times: tuple[int, int] | None = None
     video: bool = True  # whether the video of these times is made anew
     new_audio: bool = False  # whether their audio is
@@ -86,10 +86,9 @@ class Regeneration(Making):
         else:
             frames = frames.part(0, count)
         if self.audio is not None:
-            return frames, self._recording()
-        if waveform is None:
+            return frames, self._recording(self.audio)
+        if waveform is None or self.times is None:
             return frames, self.source.waveform
-        assert self.times is not None
         start, end = (frame * SAMPLES_PER_FRAME for frame in shown_frames(*self.times))
         return frames, replaced(self.source.waveform, waveform, start, end)
 
@@ -100,10 +99,9 @@ class Regeneration(Making):
     def facts(self) -> dict[str, Any]:
         return {"driven_by_sound": self.audio is not None}
 
-    def _recording(self) -> Tensor:
-        """The new recording, as long as the clip: cut, or followed by silence."""
-        assert self.audio is not None
-        waveform = resample(*self.audio, OUTPUT_RATE)
+    def _recording(self, audio: Waveform) -> Tensor:
+        """A recording, as long as the clip: cut, or followed by silence."""
+        waveform = resample(*audio, OUTPUT_RATE)
         return F.pad(waveform, (0, self.source.count * SAMPLES_PER_FRAME - waveform.shape[1]))
 
     def _encoded(self, parts: Parts, run: RunStage, sizes: list[Size]) -> dict[Size, Tensor]:
@@ -122,7 +120,7 @@ class Regeneration(Making):
         """So many audio latents of what is heard; those the clip was made of, where it has them."""
         if self.audio is None and self.source.latents is not None:
             return self.source.latents[1]
-        waveform = self.source.waveform if self.audio is None else self._recording()
+        waveform = self.source.waveform if self.audio is None else self._recording(self.audio)
         padded = F.pad(waveform, (0, length * SAMPLES_PER_FRAME - waveform.shape[1]))
         audio: Tensor = run("sound of the clip", stages.encode_audio, (padded, OUTPUT_RATE))
         return audio[:, :, :length].cpu()
@@ -192,15 +190,15 @@ class Extension(Making):
 
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
         kept, source = self.kept, self.source
-        if waveform is None:
-            assert self.request.audio is not None
-            new = resample(*self.request.audio, OUTPUT_RATE)
-            old = source.waveform
-        else:
+        if self.request.audio is not None:
+            old, new = source.waveform, resample(*self.request.audio, OUTPUT_RATE)
+        elif waveform is not None:
             start = kept * SAMPLES_PER_FRAME
             joined = torch.cat([source.waveform[:, : -start or None], waveform[:, :start]], 1)
             old = replaced(source.waveform, joined, source.waveform.shape[1] - FADE, source.waveform.shape[1])
             new = waveform[:, start:]
+        else:
+            raise InputError("The continuation has no sound: its audio was neither given nor generated.")
         count = min(len(frames) - kept, new.shape[1] // SAMPLES_PER_FRAME)
         if count < 1:
             raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
@@ -237,7 +235,7 @@ def retake_times(start: float, end: float, source: Source) -> tuple[int, int]:
     """The latent frames of a retake from start to end, in seconds. Raises InputError for a time that is none."""
     seconds = source.count / FPS
     for name, value in (("start", start), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
     if start >= end:
         raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")

@@ -164,8 +164,9 @@ class Live:
         x, shapes = pack_latents(*noise)
         negative = None if self.pass_.guidance is None else self.conditions.negative
         texts: Texts = (self.conditions.of_window(start, self.pass_.window), negative)
-        model = WindowedDenoiser(self.dit, shapes, plan_windows(self.audio_length, self.pass_.window), lambda _: texts,
-                                 self.pass_.guidance, latent.frozen_video, latent.frozen_audio)
+        windows = plan_windows(self.audio_length, self.pass_.window, 1)
+        model = WindowedDenoiser(self.dit, shapes, windows, lambda _: texts, self.pass_.guidance,
+                                 latent.frozen_video, latent.frozen_audio)
         x = SOLVERS[self.pass_.recipe.solver](model, x, flow_sigmas(self.pass_.steps), {"seed": seed}, disable=True)
         video = unpack_latents(x, shapes)[0]
         new = video if self.last is None else video[:, :, self.carried :]

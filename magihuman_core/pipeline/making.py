@@ -48,9 +48,10 @@ class Making:
 
         waveform: [2, samples] at 44.1 kHz; None: the clip's audio was not generated.
         """
-        if waveform is None:
-            assert self.request.audio is not None
+        if self.request.audio is not None:
             waveform = resample(*self.request.audio, OUTPUT_RATE)
+        if waveform is None:
+            raise InputError("The clip has no sound: its audio was neither given nor generated.")
         return cut_to_shorter(frames, waveform)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:

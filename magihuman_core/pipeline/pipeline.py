@@ -152,9 +152,13 @@ class MagiHumanPipeline:
             self.parts.models.require("video_vae", "decoding the picture")
         if saved.waveform is None:
             self.parts.models.require("audio_vae", "sound")
-        clip = self._decode(
-            saved, lambda frames, decoded: cut_to_shorter(frames, saved.waveform if decoded is None else decoded),
-            progress or _silent)
+
+        def finish(frames: Frames, decoded: Tensor | None) -> tuple[Frames, Tensor]:
+            waveform = saved.waveform if decoded is None else decoded
+            assert waveform is not None  # noqa: S101  a file has the one or the other
+            return cut_to_shorter(frames, waveform)
+
+        clip = self._decode(saved, finish, progress or _silent)
         return clip if lazy else clip.decoded()
 
     def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
@@ -221,19 +225,18 @@ class MagiHumanPipeline:
             live = Live(self.parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
         return live.windows(audio_chunks, rate)
 
-    def generate_audio(self, prompt: Prompt, **options: Any) -> Waveform:
+    def generate_audio(self, prompt: Prompt, *, seed: int = 0, progress: Progress | None = None,
+                       **options: Any) -> Waveform:
         """A voice alone, quickly, as a draft: (fp32 [2, samples], 44100). options: as for generate.
 
         It may then drive a clip, as its audio.
         """
         with torch.inference_mode():
-            request = self._request(prompt, [options.pop("seed", 0)], **options, width=PIXELS_PER_TOKEN,
-                                    height=PIXELS_PER_TOKEN)
+            request = self._request(prompt, [seed], **options, width=PIXELS_PER_TOKEN, height=PIXELS_PER_TOKEN)
             making = Making(request)
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             latents = making.latents(self.parts, self._stage)
-            progress = options.pop("progress", None) or _silent
-            [(_, audio)] = self._sample(request.first, conditions, latents, [(request.seeds[0], None)], progress)
+            [(_, audio)] = self._sample(request.first, conditions, latents, [(seed, None)], progress or _silent)
             return self._stage("sound decoder", stages.decode_audio, audio), OUTPUT_RATE
 
     def _request(self, prompt: Prompt, seeds: Sequence[int], *, width: int | None = None, height: int | None = None,

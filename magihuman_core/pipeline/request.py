@@ -204,7 +204,7 @@ def windows_of(parts: Parts, recipe: Recipe, window: float | None, overlap: floa
     if overlap is None:
         return frames, max(1, min(WINDOW_OVERLAP, frames // 2))
     shared = shared_frames(overlap)
-    if not 1 <= shared < frames:
+    if overlap >= window or not 1 <= shared < frames:
         raise InputError(f"overlap is {overlap:g} s for windows of {window:g} s, expected at least 0.16 s, and less "
                          "than a window. Choose longer windows (--window) or another overlap (--overlap).")
     return frames, shared

@@ -40,7 +40,7 @@ def fuse_elementwise(module: nn.Module, fuse: bool | None, device: torch.device 
 def _choose(module: nn.Module, elementwise: Elementwise) -> None:
     for part in module.modules():
         if hasattr(part, "elementwise"):
-            part.elementwise = elementwise
+            setattr(part, "elementwise", elementwise)  # noqa: B010 - nn.Module's own attributes have no type
 
 
 @cache

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
+from ..nn.layers import RMSNorm
 from ..nn.quantized_linear import NarrowLinear, dequantized_rows
 from ..weights.fused import Part
 from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
@@ -201,7 +202,7 @@ def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: tor
         return partial(module.register_forward_hook, LinearHook(delta, strength))
     if leaf == "bias":
         return partial(module.register_forward_hook, partial(add_to_bias, delta.up * strength))
-    return partial(module.change_weight, delta.up * strength)
+    return partial(cast(RMSNorm, module).change_weight, delta.up * strength)
 
 
 class LinearHook:

@@ -33,8 +33,8 @@ class Norm(RMSNorm):
         super().__init__(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype, device=device)
         nn.init.zeros_(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return super().forward(x, dtype or x.dtype)
 
 
 def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:

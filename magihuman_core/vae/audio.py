@@ -183,7 +183,9 @@ class OobleckDecoder(Layers):
 def exact_convolutions() -> Iterator[None]:
     """On CUDA fp32 convolutions compute in TF32, with 10 bits after the point, unless told otherwise: audible here."""
     # The newer of PyTorch's two switches where there is one, for it refuses to read the older when both were used.
-    switch, name, exact = torch.backends.cudnn, "allow_tf32", False
+    switch: Any = torch.backends.cudnn
+    name: str = "allow_tf32"
+    exact: object = False
     if hasattr(switch, "conv"):
         switch, name, exact = switch.conv, "fp32_precision", "ieee"
     before = getattr(switch, name)

@@ -82,7 +82,7 @@ def convolve(conv: nn.Module, x: Tensor) -> Tensor:
 
 def has_onednn() -> bool:
     """Whether this PyTorch computes convolutions on a CPU with oneDNN."""
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def over_time(layer: Function, x: Tensor, context: int = 0, prepare: PixelFunction | None = None,

@@ -46,16 +46,16 @@ def decode_in_tiles(decode: Callable[[Tensor], Iterable[Tensor]], z: Tensor, til
         for left, columns in _spans(width, tile, overlap, scale):
             part = z[..., top : top + tile, left : left + tile]
             weight = torch.outer(rows, columns).to(z.device)
-            pieces = ((piece * weight).to(home) for piece in decode(part))
+            weighted: Iterable[Tensor] = ((piece * weight).to(home) for piece in decode(part))
             if not out.numel():
-                pieces = list(pieces)
-                length = sum(piece.shape[2] for piece in pieces)
-                shape = (*pieces[0].shape[:2], length, height * scale, width * scale)
+                weighted = first = list(weighted)
+                length = sum(piece.shape[2] for piece in first)
+                shape = (*first[0].shape[:2], length, height * scale, width * scale)
                 out = torch.zeros(shape, dtype=torch.float32, device=home)
             vertical = slice(top * scale, top * scale + len(rows))
             horizontal = slice(left * scale, left * scale + len(columns))
             position = 0
-            for piece in pieces:
+            for piece in weighted:
                 out[:, :, position : position + piece.shape[2], vertical, horizontal] += piece
                 position += piece.shape[2]
     return out.to(z.dtype)

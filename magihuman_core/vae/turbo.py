@@ -7,7 +7,7 @@ latent frames that overlap by one frame of context on either side, so memory is 
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,13 +85,14 @@ class ResNet(nn.Module):
         super().__init__()
         self.relu, self.eps = relu, eps
 
-        def conv(inputs: int, outputs: int, shortcut: bool = False) -> nn.Module:
+        def conv(inputs: int, outputs: int, shortcut: bool = False) -> Conv | SeparableConv:
             if depthwise_kernel:
                 return SeparableConv(inputs, outputs, 1 if shortcut else depthwise_kernel, **factory)
             return Conv(inputs, outputs, (1, 1, 1) if shortcut else (3, 3, 3), **factory)
 
-        self.conv1 = conv(inputs, outputs)
-        self.conv2 = conv(outputs, outputs)
+        conv1, conv2 = conv(inputs, outputs), conv(outputs, outputs)
+        self.conv1, self.conv2 = conv1, conv2
+        self.context = conv1.context + conv2.context  # frames on either side that it looks at
         self.conv_shortcut = conv(inputs, outputs, shortcut=True) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class Upsampler(nn.Module):
 
     def __init__(self, channels: int, *, spatio_only: bool, operations: Operations, **factory: Any) -> None:
         super().__init__()
-        self.time_conv = None
+        self.time_conv, self.context = None, 0 if spatio_only else 1
         if not spatio_only:
             self.time_conv = Conv(channels, 2 * channels, (3, 1, 1), operations=operations, **factory)
         conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
@@ -186,18 +187,33 @@ class TurboVAEDecoder(nn.Module):
         last = widths[-1] if config.use_unpatchify else widths[-1] // 4
         self.conv_out = Conv(last, config.out_channels * self.patch**2, (3, 3, 3), **factory)
 
-    def forward(self, z: Tensor, first_chunk: bool = True) -> Tensor:
+    def forward(self, z: Tensor, first_chunk: bool = True, surplus: tuple[int, int] = (0, 0)) -> Tensor:
         """Raw latents [B, C, T, H, W] -> [B, 3, F, 16H, 16W] in about [-1, 1].
 
-        F is 4T-3 for the first chunk of a clip, 4T for a later one. (4 and 16 in the released network.)
+        F is 4T-3 for the first chunk of a clip, 4T for a later one (4 and 16 in the released network), less the
+        `surplus`: so many frames at either end that nobody wants. They are dropped inside, once the layers to come
+        need them no more for the frames between.
         """
         x = self.mid_block(self.conv_in(z))
-        for layer in (layer for block in self.up_blocks for layer in block.layers()):
+        layers: list[Any] = [layer for block in self.up_blocks for layer in cast(UpBlock, block).layers()]
+        doublings = [i for i, layer in enumerate(layers) if getattr(layer, "time_conv", None) is not None]
+        last = doublings[-1] if doublings else -1  # after it, layers run on as many frames as come out
+        for index, layer in enumerate(layers):
+            if index > last:
+                reach = sum(later.context for later in layers[index:]) + self.conv_out.context
+                x, surplus = _cropped(x, surplus, reach)
             x = layer(x, first_chunk) if isinstance(layer, Upsampler) else layer(x)
+        x, surplus = _cropped(x, surplus, self.conv_out.context)
         if self.upsampler2d_1 is not None:
             x = self.upsampler2d_1(norm_silu(x))
-        x = self.conv_out(x, norm_silu)
+        x, _ = _cropped(self.conv_out(x, norm_silu), surplus, 0)
         return channels_to_pixels(x, self.patch) if self.patch > 1 else x
+
+
+def _cropped(x: Tensor, surplus: tuple[int, int], reach: int) -> tuple[Tensor, tuple[int, int]]:
+    """x without the surplus frames that lie further than `reach` from the others, and the surplus that is left."""
+    before, after = (max(count - reach, 0) for count in surplus)
+    return x[:, :, before : x.shape[2] - after], (surplus[0] - before, surplus[1] - after)
 
 
 class TurboVAE(nn.Module):
@@ -243,15 +259,13 @@ class TurboVAE(nn.Module):
             start, stop = (0, first) if index == 0 else (first + (index - 1) * step, first + index * step)
             # One latent frame of context on either side, whose frames are thrown away.
             before, after = int(index > 0), int(index < windows)
-            frames = self._decode_window(z[:, :, start - before : stop + after], index == 0, tile, overlap)
-            end = frames.shape[2] - factor * after
-            if index == windows:
-                end -= factor * padding
-            yield frames[:, :, factor * before : end]
+            surplus = factor * before, factor * (after if index < windows else padding)
+            yield self._decode_window(z[:, :, start - before : stop + after], index == 0, surplus, tile, overlap)
 
-    def _decode_window(self, z: Tensor, first_chunk: bool, tile: int | None, overlap: int) -> Tensor:
+    def _decode_window(self, z: Tensor, first_chunk: bool, surplus: tuple[int, int], tile: int | None,
+                       overlap: int) -> Tensor:
         def decode(part: Tensor) -> Iterator[Tensor]:
-            yield self.decoder(part.to(self.dtype), first_chunk).to(z.dtype)
+            yield self.decoder(part.to(self.dtype), first_chunk, surplus).to(z.dtype)
 
         if tile is None:
             return next(decode(z))

@@ -8,7 +8,7 @@ memory is flat in the clip's length.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         x = causal(self.conv1, x, state)
         for layer in (*self.downsamples, *self.middle):
             x = layer(x, state)
-        return causal(self.head["2"], x, state, self.head["0"].silu)
+        return causal(self.head["2"], x, state, cast(RMSNorm, self.head["0"]).silu)
 
 
 class Decoder(nn.Module):
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
             x = layer(x, state)
         for stage in self.upsamples:
             x = stage(x, state, first)
-        return causal(self.head["2"], x, state, self.head["0"].silu)
+        return causal(self.head["2"], x, state, cast(RMSNorm, self.head["0"]).silu)
 
 
 class VideoVAE(nn.Module):

@@ -5,7 +5,7 @@ the last frames it saw. With state None a clip goes through in one piece; the nu
 the first frame of a clip is never mixed with later ones by the steps that change the frame rate.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +80,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         norm1, conv1, norm2, conv2 = self.residual.values()
-        y = causal(conv1, x, state, norm1.silu)
-        y = with_past(conv2, y, state, norm2.silu)  # what conv1 gave is let go before conv2 runs
+        y = causal(conv1, x, state, cast(RMSNorm, norm1).silu)
+        y = with_past(conv2, y, state, cast(RMSNorm, norm2).silu)  # what conv1 gave is let go before conv2 runs
         y = convolve(conv2, y)
         return add(y, x if self.shortcut is None else convolve(self.shortcut, x))
 

@@ -98,6 +98,42 @@ def test_the_built_in_demo(tmp_path, capsys, upscale):
         assert sheet.size == (6 * size, 2 * size)
 
 
+def test_seeds_script_keyframes_and_a_draft_that_drives(generate, random_models, photograph, tmp_path, capsys):
+    """From a draft of the voice to clips of two seeds with it, then a dub, a retake and an extension of one."""
+    (tmp_path / "script.txt").write_text(f"0.2 {PROMPT}\n0.2 {PROMPT}\n", encoding="utf-8")
+    common = ["generate", "--models", str(random_models), "--script", str(tmp_path / "script.txt"), *SMALL]
+    assert main([*common, "--audio-only", "--out", str(tmp_path / "draft.wav")]) == 0
+    assert soundfile.info(tmp_path / "draft.wav").duration == pytest.approx(0.44, abs=0.05)
+    code, _, said = generate(tmp_path / "a.mp4", "--audio", str(tmp_path / "draft.wav"), "--seeds", "3,5",
+                                  "--keyframe", f"last={photograph}", "--window", "0.3", "--overlap", "0.16")
+    assert code == 0, said
+    assert names(tmp_path) == ["a_3.mp4", "a_5.mp4", "draft.wav", "script.txt"]
+    clip, edit = str(tmp_path / "a_3.mp4"), ["--models", str(random_models), "--steps", "1", "--device", "cpu"]
+    for name, *options in (("dub", "--audio", str(tmp_path / "draft.wav"), "--mouth", "0.5,0.5,0.5,0.9"),
+                           ("retake", "--start", "0.1", "--end", "0.2"), ("extend", "--seconds", "0.2")):
+        out = tmp_path / f"{name}.mp4"
+        assert main([name, clip, "--out", str(out), *options, *edit]) == 0, capsys.readouterr().err
+        assert size_of(out) == (64, 32)
+
+
+@pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
+def test_no_command_writes_over_what_it_reads(generate, random_models, tmp_path, capsys, link):
+    film = tmp_path / "film.mp4"
+    film.write_bytes(b"precious")
+    out = film if link is None else tmp_path / "out.mp4"
+    if link is not None:
+        link(out, film)
+    models = ["--models", str(random_models), "--out", str(out), "--prompt", PROMPT]
+    calls = [["dub", str(film), "--audio", "v.wav"], ["dub", "c.mp4", "--audio", str(film)], ["extend", str(film)],
+             ["retake", str(film), "--start", "0", "--end", "1"], ["generate", "--from", str(film)],
+             ["generate", "--audio", str(film)], ["generate", "--keyframe", f"1={film}"],
+             ["live", "--audio", str(film)]]
+    for call in calls:
+        assert main([*call, *models]) == 2, call
+        assert "is the source itself" in capsys.readouterr().err
+    assert film.read_bytes() == b"precious" and len(names(tmp_path)) == (1 if link is None else 2)
+
+
 def test_inspect_of_a_damaged_file_is_an_answer(tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("<!DOCTYPE html><html></html>")
     assert main(["inspect", str(tmp_path / "a.safetensors")]) == 1
@@ -317,9 +353,9 @@ def test_a_prompt_too_short_for_super_resolution_is_refused_before_sampling(gene
 # In a process of its own: signals, limits, imports
 
 
-def start(*arguments: str) -> subprocess.Popen:
+def start(*arguments: str, stdin: int | None = None) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, *arguments], stdin=stdin, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment,
                             # A test run in the background inherits that SIGINT is ignored, and would hand it on.
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

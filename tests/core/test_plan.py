@@ -34,7 +34,7 @@ PARTS = {
 # GB of a card -> what is planned: blocks or layers that stay, or the tile; None: all, or whole frames. Published
 # sizes of tensors give the same: a block in bf16 is 0.55 GB, one of the sandwich 1.6 GB, a layer of text 0.4 GB.
 PLANS = {
-    8: (10, 1, None, 1, 40, 48), 12: (19, 3, 1, 5, 56, 64), 16: (29, 5, 4, 18, 64, 96),
+    8: (10, 1, None, 1, 56, 48), 12: (19, 3, 1, 5, 80, 64), 16: (29, 5, 4, 18, None, 96),
     24: (None, 19, 14, None, None, None),
 }  # fmt: skip
 

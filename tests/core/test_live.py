@@ -1,0 +1,202 @@
+"""A face for a voice that is still being spoken: windows in the order of their sound, through real pipes."""
+
+import io
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import magihuman_core as mh
+from magihuman_core.cli import main
+from magihuman_core.cli.live import Chunks
+from magihuman_core.media.live_file import LiveFile
+from magihuman_core.pipeline.live import AudioBuffer
+from magihuman_core.pipeline.pipeline import MagiHumanPipeline
+
+from .golden import names
+from .test_cli import PROMPT, start
+
+SMALL = {"width": 64, "height": 32, "steps": 1, "window": 0.5, "overlap": 0.16}  # 4 latent frames, 1 carried
+
+
+@pytest.fixture(scope="module")
+def pipeline(random_models):
+    return MagiHumanPipeline.from_folder(random_models, device="cpu")
+
+
+def tone(seconds, rate=16000):
+    return 0.5 * torch.sin(torch.arange(round(seconds * rate)) * 2 * np.pi * 300 / rate)
+
+
+def test_windows_come_as_soon_as_their_sound_is_there(pipeline, photograph):
+    """15 audio latents and 2 more make the first window."""
+    read = []
+
+    def chunks():
+        for number in range(100):
+            read.append(number)
+            yield tone(1.0)[number * 160 : (number + 1) * 160]  # 10 ms
+
+    given, counts = [], []
+    for frames, sound in pipeline.stream(chunks(), rate=16000, prompt=PROMPT, image=photograph, seed=3, **SMALL):
+        assert frames.dtype == torch.uint8 and frames.shape[1:] == (32, 64, 3)
+        assert sound.shape == (2, len(frames) * 640)
+        given.append(sound)
+        counts.append((len(frames), len(read)))
+    assert counts[0] == (9, 68)  # 17 frames of sound have come; one latent frame is held back
+    assert counts[1:] == [(16, 100)]  # the end: nothing is held back any more
+    assert sum(count for count, _ in counts) == 25
+    assert torch.equal(torch.cat(given, 1)[0], tone(1.0))
+
+
+def test_the_chunks_make_no_difference(pipeline):
+    def made(size, convert=lambda x: x):
+        stream = pipeline.stream(map(convert, tone(1.3).split(size)), rate=16000, prompt=PROMPT, seed=3, **SMALL)
+        return torch.cat([frames for frames, _ in stream])
+
+    whole = made(100_000)
+    assert whole.shape[0] == 33
+    assert (made(777).int() - whole.int()).abs().max() <= 1
+    ints = made(5000, lambda chunk: (chunk * 32768).round().clamp(-32768, 32767).to(torch.int16)[None])
+    assert (ints.int() - whole.int()).abs().float().mean() < 1
+
+
+def test_each_window_goes_on_from_the_one_before(pipeline):
+    """The same seed and sound: the second window differs where the first one did."""
+    streams = [list(pipeline.stream([torch.cat([head, tone(0.7)])], rate=16000, prompt=PROMPT, seed=3, **SMALL))
+               for head in (tone(0.6), tone(0.6) * 0)]
+    assert not torch.equal(streams[0][-1][0], streams[1][-1][0])
+
+
+def test_memory_of_sound_does_not_grow():
+    buffer = AudioBuffer(16000)
+    for second in range(100):
+        buffer.append(tone(1.0))
+        buffer.forget(25 * second)
+    assert buffer.end == 2500 and buffer.samples.shape[1] == 16000
+    assert torch.equal(buffer.read(2499, 2501)[0], torch.cat([tone(1.0)[-640:], torch.zeros(640)]))
+
+
+def test_closing_ends_the_stream_and_no_sound_gives_nothing(pipeline):
+    ended = []
+
+    def endless():
+        try:
+            while True:
+                yield tone(0.2)
+        finally:
+            ended.append(True)
+
+    stream = pipeline.stream(endless(), rate=16000, prompt=PROMPT, **SMALL)
+    next(stream)
+    stream.close()
+    assert ended == [True]
+    assert list(pipeline.stream([], rate=16000, prompt=PROMPT, **SMALL)) == []
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"rate": 11024}, "rate is 11024"), ({"rate": 16000, "upscale": "540p"}, "without super-resolution"),
+    ({"rate": 16000, "overlap": 0.6}, "cannot carry 4"),
+])  # fmt: skip
+def test_streams_that_cannot_be(pipeline, options, words):
+    with pytest.raises(mh.InputError, match=words):
+        next(pipeline.stream([tone(1)], prompt=PROMPT, **{**SMALL, **options}))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_what_was_written_so_far_is_a_whole_video(container):
+    """Cut off in the middle, without an end, it still plays up to there."""
+    target = io.BytesIO()
+    file = LiveFile(target, 64, 32, 16000, container)
+    for _ in range(3):
+        file.write(torch.zeros(25, 32, 64, 3, dtype=torch.uint8), tone(1.0).expand(2, -1))
+    unfinished = target.getvalue()
+    with file:
+        pass
+    for data, least in ((unfinished, 25), (target.getvalue(), 75)):
+        with av.open(io.BytesIO(data)) as film:
+            assert sum(1 for _ in film.decode(video=0)) >= least
+    with av.open(io.BytesIO(target.getvalue())) as film:
+        assert sum(frame.samples for frame in film.decode(audio=0)) >= 3 * 16000
+
+
+ARGUMENTS = ["--width", "64", "--height", "32", "--steps", "1", "--window", "0.5", "--overlap", "0.16", "--device",
+             "cpu"]
+
+
+def live(random_models: Path, *more: str) -> subprocess.Popen:
+    process = start("-m", "magihuman_core", "live", "--models", str(random_models), "--prompt", PROMPT, *ARGUMENTS,
+                    *more, stdin=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    return process
+
+
+def decoded(data: bytes) -> tuple[int, float]:
+    """Frames, and seconds of sound."""
+    with av.open(io.BytesIO(data)) as film:
+        count = sum(1 for _ in film.decode(video=0))
+    with av.open(io.BytesIO(data)) as film:
+        samples = sum(frame.samples for frame in film.decode(audio=0))
+        return count, samples / film.streams.audio[0].rate
+
+
+def test_from_pipe_to_pipe(random_models):
+    pcm = (tone(1.3) * 32767).short().numpy().tobytes()
+    out, said = live(random_models).communicate(pcm, timeout=250)
+    assert out, said.decode()
+    count, seconds = decoded(out)
+    assert count == 33 and seconds == pytest.approx(33 / 25, abs=0.1)
+
+
+def test_a_growing_wav_in_stereo():
+    wav = io.BytesIO()
+    sound = tone(1.0, 24000).expand(2, -1)
+    soundfile.write(wav, sound.T.numpy(), 24000, subtype="PCM_16", format="WAV")
+    data = bytearray(wav.getvalue())
+    at = data.index(b"data")
+    data[at + 4 : at + 8] = b"\xff\xff\xff\xff"  # as a recorder writes it that does not know the end
+    chunks = Chunks(io.BytesIO(bytes(data)), 16000, 1, fill=False)
+    read = torch.cat(list(chunks), 1)
+    assert chunks.rate == 24000 and read.shape == (2, 24000)
+    torch.testing.assert_close(read / 32768, sound, atol=1e-4, rtol=0)
+
+
+def test_silence_is_filled_in_where_no_sound_comes():
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", 0) as source, os.fdopen(writer, "wb", 0) as sink:
+        sink.write(np.full(6400, 1000, "<i2").tobytes())
+        chunks = iter(Chunks(source, 16000, 1, fill=True))
+        heard = torch.cat([next(chunks) for _ in range(6)], 1)
+    assert heard[0, :6400].eq(1000).all() and heard[0, 6400:].eq(0).all() and heard.shape[1] > 6400
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"", "No sound came."), (b"RIFF\x10\0\0\0WAVEfmt ", "ends within its header"),
+])  # fmt: skip
+def test_sound_that_is_none_is_said_at_once(random_models, tmp_path, capsys, content, words):
+    (tmp_path / "a.wav").write_bytes(content)
+    assert main(["live", "--models", str(random_models), "--prompt", PROMPT, "--audio", str(tmp_path / "a.wav"),
+                 "--out", str(tmp_path / "out.mp4")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("magihuman: ") and words in said
+    assert names(tmp_path) == ["a.wav"]
+
+
+def test_an_interrupted_stream_ends_well(random_models):
+    process = live(random_models)
+    process.stdin.write((tone(1.3) * 32767).short().numpy().tobytes())
+    process.stdin.flush()
+    head = process.stdout.read(1)  # the first window is there, and more sound is waited for
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait(60) == 0, process.stderr.read().decode()
+    assert decoded(head + rest)[0] >= 9
+    assert b"stopped" in process.stderr.read()
