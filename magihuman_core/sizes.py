@@ -33,6 +33,22 @@ def floor_size(width: int, height: int) -> tuple[int, int]:
     return floored
 
 
+def fit_area(width: int, height: int, area: int, name: str) -> tuple[int, int]:
+    """A clip's own size in multiples of 32 pixels, or where that is larger than an area, one of its aspect.
+
+    Raises InputError, which says `name`, for a clip smaller than 32x32.
+    """
+    factor = min(1.0, (area / (width * height)) ** 0.5)
+    if factor < 1:
+        tokens = [max(1, round(side * factor / PIXELS_PER_TOKEN)) for side in (width, height)]
+    else:
+        tokens = [side // PIXELS_PER_TOKEN for side in (width, height)]
+    wide, high = tokens
+    if wide < 1 or high < 1:
+        raise InputError(f"{name}: is {width}x{height} pixels, expected at least 32x32. Give a larger clip.")
+    return wide * PIXELS_PER_TOKEN, high * PIXELS_PER_TOKEN
+
+
 def audio_length(seconds: float) -> int:
     """Audio latents of a clip of this length: 25 for each second, and one. Raises InputError."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:

@@ -1,5 +1,6 @@
 """Nodes that make what sampling starts from: an empty clip, content that stays as it is, and an enlarged clip."""
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -10,17 +11,17 @@ from ..magihuman_core.recipes import BASE, upscaled_size
 from ..magihuman_core.sampling import frozen
 from ..magihuman_core.sampling.super_resolution import upsample
 from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, audio_length, floor_size
-from .adapter.media import audio_latent, fit_length, frames_latent, image_latent, stereo
-from .adapter.streams import empty, joint_latent, split, with_streams
+from .adapter.media import audio_latent, fit_length, image_latent, stereo
+from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
 
 CATEGORY = "MagiHuman/latent"
-MAX_SECONDS = 60
+MAX_SECONDS = 3600
 SECONDS_TIP = (
-    "Length of the clip, 0.2 to 60. The model was made for 4 to 10 seconds; time and memory grow faster than the "
-    "length."
+    "Length of the clip, 0.2 to 3600. The model was made for 4 to 10 seconds: for more, use MagiHuman Windows."
 )
 FROM_AUDIO, FROM_LATENT = "from the sound", "from the latent"
 FACTOR = "factor"
+log = logging.getLogger(__name__)
 UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
 
 
@@ -40,13 +41,16 @@ class EmptyMagiHumanLatent(io.ComfyNode):
                 io.Int.Input("height", default=BASE.height, min=64, max=4096, step=PIXELS_PER_TOKEN,
                              tooltip="Pixels, as the width."),
                 io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2, tooltip=SECONDS_TIP),
+                io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, advanced=True, tooltip=(
+                    "Clips to make, 1 to 64. MagiHuman Sampler makes them one after another, from seed, seed + 1 and "
+                    "so on, and MagiHuman Decode gives a list of them.")),
             ],
             outputs=[io.Latent.Output()],
         )
 
     @classmethod
-    def execute(cls, width, height, seconds) -> io.NodeOutput:
-        return io.NodeOutput(empty(*floor_size(width, height), audio_length(seconds)))
+    def execute(cls, width, height, seconds, batch_size=1) -> io.NodeOutput:
+        return io.NodeOutput(empty(*floor_size(width, height), audio_length(seconds), batch=batch_size))
 
 
 class MagiHumanReferenceImage(io.ComfyNode):
@@ -91,7 +95,8 @@ class MagiHumanDrivingAudio(io.ComfyNode):
                     "from the sound: the clip gets as long as the recording. from the latent: the recording is cut "
                     "to the clip, or followed by silence.")),
                 io.Float.Input("max_seconds", default=20.0, min=0.2, max=MAX_SECONDS, step=0.2, advanced=True, tooltip=(
-                    "A longer recording is cut here, 0.2 to 60, so that memory does not run out.")),
+                    "A longer recording is cut here, 0.2 to 3600, so that memory does not run out. With MagiHuman "
+                    "Windows, clips may be as long as you like.")),
             ],
             outputs=[io.Latent.Output(tooltip="The clip with its sound held fixed.")],
         )
@@ -102,56 +107,19 @@ class MagiHumanDrivingAudio(io.ComfyNode):
         clip_length = start.audio.shape[2]
         waveform, rate = stereo(audio)
         if length == FROM_AUDIO:
-            waveform = waveform[:, : round(max_seconds * rate)]
+            most = round(max_seconds * rate)
+            if waveform.shape[1] > most:
+                log.warning("The recording lasts %.1f s and is cut at %g s: raise max_seconds of MagiHuman Driving "
+                            "Audio.", waveform.shape[1] / rate, max_seconds)
+            waveform = waveform[:, :most]
         else:
             waveform = fit_length(waveform, round(clip_length / FPS * rate))
         driving = audio_latent(audio_vae, waveform, rate, start.audio)
         if length == FROM_LATENT:
             driving = driving[:, :, :clip_length]
-        return io.NodeOutput(with_streams(latent, frozen.keep_audio(start, driving)))
-
-
-class MagiHumanExtend(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="MagiHumanExtend",
-            display_name="MagiHuman Extend",
-            category=CATEGORY,
-            description="Continues a clip: its last frames and their sound begin the new one, and stay as they are. "
-                        "In the result, leave out the first `overlap` frames and join the rest to the old clip.",
-            search_aliases=["continue video", "long video", "extend clip", "magihuman"],
-            inputs=[
-                io.Vae.Input("vae", tooltip="The Wan2.2 VAE. The Turbo VAE cannot encode."),
-                io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
-                io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height multiples of "
-                                                 "32."),
-                io.Audio.Input("audio", tooltip="The clip's sound."),
-                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
-                               tooltip="Length of what is added, 0.2 to 60 seconds."),
-                io.Float.Input("overlap_seconds", default=1.0, min=0.04, max=10.0, step=0.16, advanced=True, tooltip=(
-                    "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and movement "
-                    "better, and costs time. Made shorter where the clip is.")),
-            ],
-            outputs=[
-                io.Latent.Output(tooltip="The overlap, held fixed, and the empty rest."),
-                io.Int.Output(display_name="overlap", tooltip="Frames of the old clip at the start of the new one."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, vae, audio_vae, images, audio, seconds, overlap_seconds) -> io.NodeOutput:
-        frames, height, width = images.shape[:3]
-        if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
-            raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
-                             "crop them.")
-        waveform, rate = stereo(audio)
-        kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
-        latent = empty(width, height, kept + round(seconds * FPS))
-        start = joint_latent(latent)
-        old = frames_latent(vae, images[-kept:], start.video)
-        old_audio = audio_latent(audio_vae, frozen.last_samples(waveform, rate, frames, kept), rate, start.audio)
-        return io.NodeOutput(with_streams(latent, frozen.keep_start(start, old, old_audio)), kept)
+        result = with_streams(latent, frozen.keep_audio(start, driving))
+        result.pop(FRAMES, None)  # the clip is as long as the recording now
+        return io.NodeOutput(result)
 
 
 class MagiHumanLatentUpscale(io.ComfyNode):
@@ -194,4 +162,4 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
 
 
-NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanExtend, MagiHumanLatentUpscale]
+NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanLatentUpscale]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 
 CENTRE = 0.5**0.5  # level of the centre channel in stereo, -3 dB
+FADE = 441  # samples, 10 ms, over which audio is cross-faded
 OUTPUT_RATE = 44100  # samples/s outside of the model: what players and AAC take
 
 
@@ -53,3 +54,18 @@ def to_stereo(waveform: Tensor) -> Tensor:
     if waveform.shape[-2] in (2, 4):
         return front
     return (front + CENTRE * waveform[..., 2:3, :]) / (1 + CENTRE)
+
+
+def replaced(waveform: Tensor, other: Tensor, start: int, end: int) -> Tensor:
+    """A waveform [2, n] with its samples from start to end those of another, cross-faded at both inner ends."""
+    end = min(end, waveform.shape[1], other.shape[1])
+    length = end - start
+    share = torch.ones(length)
+    fade = min(FADE, length)
+    if start > 0:
+        share[:fade] *= torch.linspace(0, 1, fade)
+    if end < waveform.shape[1]:
+        share[length - fade :] *= torch.linspace(1, 0, fade)
+    result = waveform.clone()
+    result[:, start:end] = torch.lerp(waveform[:, start:end], other[:, start:end].to(waveform), share)
+    return result

@@ -13,20 +13,19 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..media.frames import Frames
-from ..media.image import crop_and_resize
-from ..media.waveform import OUTPUT_RATE, resample
-from ..sampling.frozen import JointLatent, all_generated, keep_audio, keep_start
+from ..media.mask import Ellipse, check_mask, crop_mask, ellipse_mask, soft_edge
+from ..media.waveform import FADE, OUTPUT_RATE, replaced, resample
+from ..sampling.frozen import JointLatent, all_generated, continued_length, keep_audio, keep_start
 from ..sampling.regenerate import (
     all_kept,
     latent_region,
-    latents_between,
     open_frames,
     open_region,
+    seen_share,
     shown_frames,
-    soft_edge,
 )
 from ..sampling.windows import AUDIO_PER_FRAME
-from ..sizes import FPS, decoded_frames, latent_frames, latent_of_frame
+from ..sizes import decoded_frames, latent_frames
 from . import stages
 from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels
 from .parts import Parts
@@ -36,11 +35,7 @@ from .source import Source
 if TYPE_CHECKING:
     from PIL import Image
 
-Ellipse = tuple[float, float, float, float]  # centre x, centre y, width, height, in fractions of the picture
 Mask = Union[str, Path, "Image.Image", Tensor, Ellipse]
-
-FADE = 441  # samples, 10 ms, over which audio is cross-faded
-LEAD = 3  # frames over which a retake fades in and out
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Regeneration(Making):
             first, last = self.times or (int(self.keep_first), latent.video.shape[2] - 1)
             opened = open_frames(latent, first, last, video=self.video, audio=self.new_audio)
             if self.region is not None:
-                region = latent_region(_fitted(self.region, *size))
+                region = latent_region(crop_mask(self.region, *size))
                 opened = JointLatent(opened.video, opened.audio, open_region(latent, region).video_mask.minimum(
                     opened.video_mask), opened.audio_mask)
             result[size] = self.with_stills(opened, stills[size])
@@ -128,16 +123,11 @@ class Regeneration(Making):
     def _share(self, size: Size):
         """How much of the new picture is seen: within the region up to its soft edge, and within the times."""
         edge = min(size) // 32 if self.edge is None else self.edge
-        where = torch.ones(1, 1) if self.region is None else soft_edge(_fitted(self.region, *size), edge)
+        where = torch.ones(1, 1) if self.region is None else soft_edge(crop_mask(self.region, *size), edge)
         start, end = (0, self.source.count) if self.times is None else shown_frames(*self.times)
 
         def share(first: int, last: int) -> Tensor:
-            frames = torch.arange(first, last)
-            level = ((frames >= start) & (frames < end)).float()
-            if start > 0:
-                level *= ((frames - start + 1) / LEAD).clamp(0, 1)
-            if end < self.source.count:
-                level *= ((end - frames) / LEAD).clamp(0, 1)
+            level = seen_share(torch.arange(first, last), start, end, self.source.count)
             return level[:, None, None, None] * where[None, :, :, None]
 
         return share
@@ -177,7 +167,7 @@ class Extension(Making):
             check_channels(parts, encoded[0], self.channels(parts)[0])
             starts.update(zip(rest, encoded, strict=True))
         if request.audio is None:
-            length = AUDIO_PER_FRAME * (overlap + -(-(request.audio_length - 1) // AUDIO_PER_FRAME)) - 1
+            length = continued_length(overlap, request.audio_length - 1)
         else:
             length = audio.shape[2]
         result = {}
@@ -216,35 +206,6 @@ class Extension(Making):
                 torch.cat([old_audio[:, :, : self.source.count], audio[:, :, self.kept :].to(old_audio)], 2))
 
 
-def replaced(waveform: Tensor, other: Tensor, start: int, end: int) -> Tensor:
-    """A waveform [2, n] with its samples from start to end those of another, cross-faded at both inner ends."""
-    end = min(end, waveform.shape[1], other.shape[1])
-    length = end - start
-    share = torch.ones(length)
-    fade = min(FADE, length)
-    if start > 0:
-        share[:fade] *= torch.linspace(0, 1, fade)
-    if end < waveform.shape[1]:
-        share[length - fade :] *= torch.linspace(1, 0, fade)
-    result = waveform.clone()
-    result[:, start:end] = torch.lerp(waveform[:, start:end], other[:, start:end].to(waveform), share)
-    return result
-
-
-def retake_times(start: float, end: float, source: Source) -> tuple[int, int]:
-    """The latent frames of a retake from start to end, in seconds. Raises InputError for a time that is none."""
-    seconds = source.count / FPS
-    for name, value in (("start", start), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
-    if start >= end:
-        raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
-    if start >= seconds:
-        raise InputError(f"start is {start:g} s, but the clip ends at {seconds:.2f} s. Choose an earlier time.")
-    first, last = latents_between(start, min(end, seconds))
-    return first, min(last, latent_of_frame(source.count - 1))
-
-
 def read_mask(mask: Mask, width: int, height: int) -> Tensor:
     """What of a picture of this size is made anew: fp32 [height, width], 1 there.
 
@@ -259,32 +220,5 @@ def read_mask(mask: Mask, width: int, height: int) -> Tensor:
             raise InputError(f"mask has shape {tuple(mask.shape)}, expected [height, width].")
     else:
         found = torch.from_numpy(np.array(read_image(mask).convert("L"), dtype=np.float32) / 255)
-    if not bool((found > 0.5).any()):
-        raise InputError("The mask is black all over: nothing would change. Paint white what is to be made anew.")
-    if bool((found > 0.5).all()):
-        raise InputError("The mask is white all over. Leave it out, or paint black what is to stay.")
+    check_mask(found)
     return F.interpolate(found[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
-
-
-def ellipse_mask(ellipse: Ellipse, width: int, height: int) -> Tensor:
-    """A mask [height, width] that is 1 within an ellipse, such as a mouth: (0.5, 0.65, 0.3, 0.2) is its centre, x and
-    y, its width and its height, in fractions of the picture. Raises InputError.
-    """
-    if len(ellipse) != 4 or not all(0 < value < 1 for value in ellipse):
-        raise InputError(f"The ellipse is {ellipse}, expected centre x, centre y, width and height, each a fraction of "
-                         "the picture between 0 and 1.")
-    x, y, wide, high = ellipse
-    across = ((torch.arange(width) + 0.5) / width - x) / (wide / 2)
-    down = ((torch.arange(height) + 0.5) / height - y) / (high / 2)
-    found = (across[None, :] ** 2 + down[:, None] ** 2 <= 1).float()
-    if not bool(found.any()):
-        raise InputError(f"The ellipse {ellipse} covers no pixel of {width}x{height}. Make it larger.")
-    return found
-
-
-def _fitted(mask: Tensor, width: int, height: int) -> Tensor:
-    """A mask of the clip's own size, cropped and resized as the clip is."""
-    from PIL import Image
-
-    image = Image.fromarray((mask.clamp(0, 1) * 255).byte().numpy())
-    return torch.from_numpy(np.array(crop_and_resize(image, width, height), dtype=np.float32) / 255)

@@ -23,11 +23,12 @@ from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
 from ..sampling.frozen import JointLatent
+from ..sampling.regenerate import retake_times
 from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
 from . import stages
 from .clip import Clip
-from .edits import Extension, Mask, Regeneration, read_mask, retake_times
+from .edits import Extension, Mask, Regeneration, read_mask
 from .live import CARRIED, Live
 from .making import Making, cut_to_shorter
 from .parts import Parts, choose_device
@@ -190,7 +191,7 @@ class MagiHumanPipeline:
         if audio_only and video_only:
             raise InputError("A retake cannot be of the audio only and of the video only. Choose one, or neither.")
         source = open_source(clip)
-        times = retake_times(start, end, source)
+        times = retake_times(start, end, source.count)
         request = self._request_for(source, prompt, [seed], **options)
         return next(self._make(Regeneration(request, source, times=times, video=not audio_only,
                                             new_audio=not video_only), progress, lazy))

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..media.frames import Frames
 from ..media.video_file import open_video
 from ..media.waveform import OUTPUT_RATE, resample
-from ..sizes import FPS, PIXELS_PER_TOKEN
+from ..sizes import FPS, fit_area
 from .clip import Clip
 from .request import Size
 
@@ -37,16 +37,7 @@ class Source:
 
     def fitted_size(self, area: int) -> Size:
         """The clip's own size in multiples of 32 pixels, or where that is larger than an area, one of its aspect."""
-        width, height = self.size
-        factor = min(1.0, (area / (width * height)) ** 0.5)
-        if factor < 1:
-            tokens = (max(1, round(side * factor / PIXELS_PER_TOKEN)) for side in (width, height))
-        else:
-            tokens = (side // PIXELS_PER_TOKEN for side in (width, height))
-        wide, high = tokens
-        if wide < 1 or high < 1:
-            raise InputError(f"{self.name}: is {width}x{height} pixels, expected at least 32x32. Give a larger clip.")
-        return wide * PIXELS_PER_TOKEN, high * PIXELS_PER_TOKEN
+        return fit_area(*self.size, area, self.name)
 
 
 def open_source(clip: str | Path | Clip) -> Source:

@@ -112,6 +112,11 @@ def overlap_frames(seconds: float, frames: int, samples: int, rate: int) -> int:
     return decoded_frames(latent_frames(kept))
 
 
+def continued_length(overlap: int, added: int) -> int:
+    """Audio latents of a clip's continuation: `overlap` latent frames of the clip, then `added` frames or a few more."""
+    return 4 * (overlap + -(-added // 4)) - 1
+
+
 def last_samples(waveform: Tensor, rate: int, frames: int, kept: int) -> Tensor:
     """The part of a clip's waveform [2, samples] that goes with its last `kept` of `frames` frames.
 

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from ..sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
 from .frozen import JointLatent
 
+LEAD = 3  # frames over which a retake fades in and out
 STILL_FRAMES = 5  # frames of a still that is encoded for a place other than the first: its second latent is taken
 
 
@@ -53,10 +55,40 @@ def shown_frames(first: int, last: int) -> tuple[int, int]:
     return max(0, 4 * first - 3), decoded_frames(last + 1)
 
 
+def seen_share(frames: Tensor, start: int, end: int, count: int) -> Tensor:
+    """How much of what was made anew is seen in each of some frames (their numbers), fp32.
+
+    It fades in and out within its own frames, start to end (exclusive), but for the ends of the clip of `count` frames.
+    """
+    level = ((frames >= start) & (frames < end)).float()
+    if start > 0:
+        level *= ((frames - start + 1) / LEAD).clamp(0, 1)
+    if end < count:
+        level *= ((end - frames) / LEAD).clamp(0, 1)
+    return level
+
+
 def latents_between(start: float, end: float) -> tuple[int, int]:
     """The first and last latent frame that show something of the time from start to end, in seconds."""
     first, last = math.floor(start * FPS + 1e-6), math.ceil(end * FPS - 1e-6) - 1
     return latent_of_frame(first), latent_of_frame(max(first, last))
+
+
+def retake_times(start: float, end: float, count: int) -> tuple[int, int]:
+    """The first and last latent frame of a retake from start to end, in seconds, of a clip of `count` frames.
+
+    Raises InputError for a time that is none.
+    """
+    seconds = count / FPS
+    for name, value in (("start", start), ("end", end)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
+    if start >= end:
+        raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
+    if start >= seconds:
+        raise InputError(f"start is {start:g} s, but the clip ends at {seconds:.2f} s. Choose an earlier time.")
+    first, last = latents_between(start, min(end, seconds))
+    return first, min(last, latent_of_frame(count - 1))
 
 
 def latent_region(mask: Tensor) -> Tensor:
@@ -64,16 +96,3 @@ def latent_region(mask: Tensor) -> Tensor:
     shares = F.avg_pool2d(mask[None, None].float(), PIXELS_PER_LATENT)[0, 0]
     region = shares >= 0.25
     return region if region.any() else shares == shares.max()
-
-
-def soft_edge(mask: Tensor, edge: int) -> Tensor:
-    """A mask [height, width] (0..1) that rises from 0 at its own border to 1 over `edge` pixels inward; fp32.
-
-    Nothing outside the mask is touched.
-    """
-    inside = (mask > 0.5).float()
-    if edge < 1:
-        return inside
-    padded = F.pad(inside[None, None], (edge,) * 4, mode="replicate")
-    share = F.avg_pool2d(padded, 2 * edge + 1, stride=1)[0, 0]  # a half on a straight border
-    return (2 * share - 1).clamp(0, 1) * inside

@@ -144,11 +144,12 @@ class VideoVAE(nn.Module):
         """Raw latents in one piece -> frames, not clamped. State None: a whole clip, as for training."""
         return channels_to_pixels(self.decoder(self.conv2(z), state), self.config.patch)
 
-    def encode(self, video: Tensor, *, normalized: bool = True) -> Tensor:
+    def encode(self, video: Tensor, *, normalized: bool = True, device: torch.device | str | None = None) -> Tensor:
         """Frames [B, 3, F, h, w] in [-1, 1] -> the mean of their latents [B, C, 1 + (F-1)//4, h/16, w/16].
 
         Nothing is sampled. Frames beyond the last whole group of four are dropped, as ComfyUI does.
         normalized: give normalized latents (as the Transformer has them) or raw ones (as ComfyUI's sockets).
+        device: where the network is, if the frames wait elsewhere; they are brought there a few at a time.
         Raises InputError for another number of dimensions or channels, no frame, or sizes that 16 does not divide.
         """
         group, factor = self.config.temporal_factor, self.config.spatial_factor
@@ -163,7 +164,7 @@ class VideoVAE(nn.Module):
         latents = []
         for start in [0, *range(1, shape[2] - group + 1, group)]:
             piece = video[:, :, start : start + (group if start else 1)]
-            latents.append(self.moments(piece.to(self.dtype), state)[0].to(video.dtype))
+            latents.append(self.moments(piece.to(device or piece.device, self.dtype), state)[0].to(video.dtype))
         raw = torch.cat(latents, dim=2)
         return self.statistics.normalize(raw) if normalized else raw
 

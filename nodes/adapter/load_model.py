@@ -18,6 +18,7 @@ from ...magihuman_core.weights.align import aligned
 from ...magihuman_core.weights.dit_keys import network_config, split_official
 from ...magihuman_core.weights.open import open_checkpoint
 from ...magihuman_core.weights.precision import may_quantize
+from ...magihuman_core.weights.roles import window_seconds
 from . import weights
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
@@ -33,6 +34,7 @@ def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str 
     tensors = split_official(checkpoint, config)
     patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast, fuse=fuse,
                           model_options=model_options, disable_dynamic=disable_dynamic)
+    patcher.model.window = window_seconds(RECIPES[role], checkpoint.metadata)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
     patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, fuse, model_options))
     return patcher

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb
-from ...magihuman_core.media.waveform import resample, to_stereo
-from ...magihuman_core.sizes import PIXELS_PER_LATENT
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample, to_stereo
+from ...magihuman_core.sampling.regenerate import STILL_FRAMES
+from ...magihuman_core.sampling.windows import AUDIO_PER_FRAME
+from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
 from .vae import check
 
 if TYPE_CHECKING:
@@ -35,22 +37,60 @@ def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3]; see encode_frames."""
-    return encode_frames(vae, rearrange(images[..., :3], "f h w c -> 1 c f h w") * 2 - 1, like)
-
-
-def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
-    """Frames [1, 3, F, h, w] in [-1, 1] -> raw latents [1, C, T, H, W], through any video VAE of ComfyUI.
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3], through any video VAE of ComfyUI.
 
     like: the clip's video latent. Raises InputError where the VAE makes other latents.
     """
     check(vae, "video")
-    found = vae.encode((rearrange(frames, "1 c f h w -> f h w c") + 1) / 2)
+    found = vae.encode(images[..., :3])
     if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
         raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
                          f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
                          "VAE.")
     return found
+
+
+def still_latent(vae, image: Tensor, like: Tensor) -> Tensor:
+    """The latent [1, C, 1, H, W] of an IMAGE's first image, for another place in a clip than its first.
+
+    A latent frame of a moving picture is made of four frames: the picture is encoded as a still.
+    """
+    width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
+    still = fit_image(to_pil(image), width, height).expand(-1, -1, STILL_FRAMES, -1, -1)
+    return encode_frames(vae, still, like)[:, :, -1:]
+
+
+def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, Tensor]:
+    """Both latents, [1, C, T, H, W] and [1, c, 4T - 1], of an IMAGE [F, h, w, 3] and its AUDIO.
+
+    The last frame is repeated to fill a latent frame; audio is cut to the frames, or followed by silence.
+    Raises InputError for sizes that 32 does not divide, or VAEs of another kind.
+    """
+    count, height, width = images.shape[:3]
+    check_size(width, height)
+    check(vae, "video")
+    check(audio_vae, "audio")
+    like = torch.empty(1, vae.latent_channels, 0, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    filled = torch.cat([images[..., :3], images[-1:, ..., :3].expand(-(count - 1) % 4, -1, -1, -1)])
+    video = frames_latent(vae, filled, like)
+    samples = OUTPUT_RATE // FPS
+    length = AUDIO_PER_FRAME * video.shape[2] - 1
+    waveform = fit_length(resample(*stereo(audio), OUTPUT_RATE), count * samples)
+    waveform = fit_length(waveform, length * samples)
+    like = torch.empty(1, audio_vae.latent_channels, 0, dtype=video.dtype, device=video.device)
+    return video, audio_latent(audio_vae, waveform, OUTPUT_RATE, like)[:, :, :length]
+
+
+def check_size(width: int, height: int) -> None:
+    """Raise InputError for frames of a size that no clip has."""
+    if height % PIXELS_PER_TOKEN or width % PIXELS_PER_TOKEN:
+        raise InputError(f"The frames are {width}x{height} pixels, expected multiples of 32: resize or "
+                         "crop them, or use MagiHuman Fit Clip.")
+
+
+def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
+    """Frames [1, 3, F, h, w] in [-1, 1] -> raw latents [1, C, T, H, W]; see frames_latent."""
+    return frames_latent(vae, (rearrange(frames, "1 c f h w -> f h w c") + 1) / 2, like)
 
 
 def stereo(audio: dict) -> tuple[Tensor, int]:

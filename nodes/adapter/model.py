@@ -39,6 +39,7 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         BaseModel.__init__(self, model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=ComfyDiT)
         self.model_sampling = FlowSampling(model_config)
         self.role = model_config.role
+        self.window = RECIPES[self.role].window  # seconds that it makes in one piece
         if self.super_resolution:
             self.model_sampling.noise_level = RECIPES[self.role].noise_level
 

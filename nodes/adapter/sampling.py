@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import fields
 from typing import Any
 
 import comfy.model_management
@@ -17,11 +18,13 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.recipes import SR_540P, Guidance
 from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
 from ...magihuman_core.sampling.denoiser import video_scales
+from ...magihuman_core.sampling.frozen import JointLatent
+from ...magihuman_core.sampling.noise import SEEDS
 from ...magihuman_core.sampling.solvers import SOLVERS
 from ...magihuman_core.sizes import TEXT_TOKENS
 from .flow import START, FlowSampling, start_state
 from .model import MagiHumanModel
-from .streams import check_shapes, fit_mask, nested
+from .streams import check_shapes, fit_mask, joint_latent, nested, with_streams
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,10 @@ class StreamGuider(comfy.samplers.CFGGuider):
         model = self.model_patcher.model
         conds = [cond.get("cross_attn") for group in self.original_conds.values() for cond in group]
         text = max((cond.shape[1] for cond in conds if cond is not None), default=TEXT_TOKENS)
-        (batch, _, frames, height, width), (_, _, audio) = self._shapes
+        handler, shapes = self.model_options.get("context_handler"), self._shapes
+        if hasattr(handler, "window_shapes"):  # MagiHuman Windows
+            shapes = handler.window_shapes(shapes)
+        (batch, _, frames, height, width), (*_, audio) = shapes
         size = (frames, height, width)
         compute_dtype = model.diffusion_model.compute_dtype
         activations = batch * network_activations(
@@ -122,6 +128,26 @@ def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options:
 
     sample.__name__ = solver  # ComfyUI's log names it
     return comfy.samplers.KSAMPLER(sample, extra_options=options)
+
+
+def run_each(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:
+    """Sample the clips of a LATENT one by one, from seed, seed + 1 and so on; see run.
+
+    So memory is that of one clip, and each of them can be made again alone.
+    """
+    latent = complete(guider.model_patcher, latent)
+    count = latent["samples"].unbind()[0].shape[0]
+    if count == 1:
+        return run(guider, sampler, sigmas, latent, seed)
+    clip = joint_latent(latent)
+    rest = {key: value for key, value in latent.items() if key != "batch_index"}
+    results = []
+    for number in range(count):
+        one = JointLatent(*(getattr(clip, field.name)[number : number + 1] for field in fields(clip)))
+        given = with_streams(rest, one) if "noise_mask" in latent else {**rest, "samples": nested(one.video, one.audio)}
+        log.info("Clip %d of %d, seed %d.", number + 1, count, (seed + number) % SEEDS)
+        results.append(run(guider, sampler, sigmas, given, (seed + number) % SEEDS)["samples"].unbind())
+    return {**latent, "samples": nested(*(torch.cat(streams) for streams in zip(*results, strict=True)))}
 
 
 def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) -> dict:

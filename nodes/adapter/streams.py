@@ -12,6 +12,8 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.sampling.frozen import JointLatent, empty_latent
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
 
+FRAMES = "magihuman_frames"  # of a LATENT: frames of the clip that was encoded, where the last latent frame holds more
+
 
 def nested(*streams: Tensor) -> comfy.nested_tensor.NestedTensor:
     """Video [B, C, T, H, W] and audio [B, c, A] as one value of a LATENT socket."""
@@ -79,8 +81,9 @@ def with_streams(latent: dict, streams: JointLatent) -> dict:
             "noise_mask": nested(streams.video_mask, streams.audio_mask)}
 
 
-def empty(width: int, height: int, audio_length: int, channels: tuple[int, int] = (48, 64)) -> dict:
-    """A LATENT of zeros for a size in pixels and a number of audio latents."""
+def empty(width: int, height: int, audio_length: int, channels: tuple[int, int] = (48, 64), batch: int = 1) -> dict:
+    """A LATENT of zeros for a size in pixels and a number of audio latents. batch: clips in it."""
     latent = empty_latent(width, height, audio_length, channels, comfy.model_management.intermediate_device())
-    return {"samples": nested(latent.video, latent.audio), "downscale_ratio_spacial": PIXELS_PER_LATENT,
+    streams = (stream.repeat(batch, *[1] * (stream.ndim - 1)) for stream in (latent.video, latent.audio))
+    return {"samples": nested(*streams), "downscale_ratio_spacial": PIXELS_PER_LATENT,
             "downscale_ratio_temporal": 4}

@@ -87,7 +87,8 @@ COLUMNS = ((0, 340), (420, 440), (940, 320), (1340, 320), (1740, 320), (2140, 32
 GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1309b")
 # Heights of nodes with a text, a picture or a player in them.
 HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 260, "MagiHumanSampler": 420, "SaveVideo": 420,
-           "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660}
+           "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660,
+           "PreviewAudio": 160}
 
 
 GROWN = {"CreateVideo": 60}  # by how much newer versions of ComfyUI draw a node taller
@@ -285,28 +286,161 @@ def upscale(target: str, size: str, cost: str) -> Drawing:
         f"is.\n\n{cost} Only one of the two networks has to be in memory at a time.\n\n"), image=True, upscaler=target)
 
 
+CLIP_NOTE = ("*Load Video* names `clip.mp4`: choose your own film, of any rate and size. *MagiHuman Fit Clip* brings "
+"it to "
+             "25 frames per second and multiples of 32 pixels, at most about 448x256.\n\n")
+
+
+def add_clip(d: Drawing, title: str) -> None:
+    """A film as a clip: nodes "load" and "old"."""
+    d.group(title).add("load", "LoadVideo", title="Load the clip", file="clip.mp4")
+    d.add("old", "MagiHumanFitClip", video="load")
+
+
+def add_windows(d: Drawing) -> None:
+    d.add("windows", "MagiHumanWindows", model="model")
+
+
 def extend_clip() -> Drawing:
     d = Drawing("extend_clip", (
-        "# Extend a clip\n\nThe last second of a clip is held fixed, and 4 new seconds follow in the same voice and "
-        "picture. The new part without that second is joined to the old clip.\n\n*Load Video* names `clip.mp4`: choose "
-        "a clip of 25 frames per second, with sound, its width and height multiples of 32, such as one made here. "
-        "Write a prompt for what is to follow. *Trim Audio Duration* starts where the overlap (1 second) ends: change "
-        "both together.\n\n"), 520)
+        "# Extend a clip\n\nThe end of a clip is held fixed, and 4 new seconds follow in the same voice and picture. "
+        "*MagiHuman Join* leaves that end out of the new part and joins the two, picture and sound together.\n\n"
+        + CLIP_NOTE + "Write a prompt for what is to follow. For a recording that is to be spoken, connect *Load "
+        "Audio* to "
+        "`driving` of *MagiHuman Extend*, and its `AUDIO` to `audio` of *MagiHuman Decode*.\n\n"), 520)
     add_loaders(d, "distill", wan=True)
     add_prompt(d)
-    d.group("What is there").add("load", "LoadVideo", title="Load the clip to extend", file="clip.mp4")
-    d.add("old", "GetVideoComponents", video="load")
+    add_clip(d, "What is there")
     d.add("more", "MagiHumanExtend", vae="wan", audio_vae="audio_vae", images="old", audio="old")
     add_sampler(d.group("What follows"), "sample", "more")
     d.add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample")
-    d.group("Joined").add("new", "ImageFromBatch", title="New frames, without the overlap", image="decode",
-                          batch_index=("more", "overlap"), length=4096)
-    d.add("frames", "BatchImagesNode", **{"images.image0": "old", "images.image1": "new"})
-    d.add("new_audio", "TrimAudioDuration", title="New sound, without the overlap", audio="decode", start_index=1.0,
-          duration=3600.0)
-    d.add("audio", "AudioConcat", audio1="old", audio2="new_audio")
-    d.group("Film").add("video", "CreateVideo", images="frames", audio="audio", fps=25.0)
-    return d.add("save", "SaveVideo", video="video", filename_prefix="video/magihuman_extended")
+    d.group("Film").add("join", "MagiHumanJoin", old_images="old", old_audio="old", images="decode", audio="decode",
+                        overlap=("more", "overlap"))
+    return d.add("save", "SaveVideo", video="join", filename_prefix="video/magihuman_extended")
+
+
+def long_speech() -> Drawing:
+    d = Drawing("long_speech", (
+        "# Long speech: minutes from one picture and one recording\n\n*MagiHuman Windows* makes the clip in "
+        "overlapping "
+        "windows that are blended in every step: the face, the voice and the lips hold, and memory is that of 5 "
+        "seconds. "
+        "*MagiHuman Decode to Video* decodes while *Save Video* writes.\n\n*Load Audio* names `voice.wav`: choose "
+        "your own "
+        "recording, of any length up to `max_seconds`. The prompt describes the person and the manner of speaking; it "
+        "need not hold all of the words.\n\n" + IMAGE_NOTE), 520)
+    add_loaders(d, "distill", wan=True)
+    add_windows(d)
+    add_prompt(d)
+    d.group("First frame").add("image", "LoadImage", image="picture.png")
+    d.add("empty", "EmptyMagiHumanLatent")
+    d.add("start", "MagiHumanReferenceImage", vae="wan", image="image", latent="empty")
+    d.group("Voice").add("voice", "LoadAudio", audio="voice.wav")
+    d.add("driven", "MagiHumanDrivingAudio", audio_vae="audio_vae", audio="voice", latent="start", max_seconds=600.0)
+    add_sampler(d.group("Clip", below=True), "sample", "driven", model="windows")
+    d.group("Film").add("decode", "MagiHumanDecodeVideo", vae="turbo", audio_vae="audio_vae", latent="sample",
+                        audio="voice")
+    return d.add("save", "SaveVideo", video="decode", filename_prefix="video/magihuman_long")
+
+
+def add_paste(d: Drawing, sound: str) -> None:
+    """Decode what was sampled, paste it over the old frames, and save the film. sound: what is heard where it is "
+    "held."""
+    d.group("Film").add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample", audio=sound)
+    d.add("paste", "ImageCompositeMasked", title="New over old, within the mask", destination="old", source="decode",
+          mask="part")
+    d.add("video", "CreateVideo", images="paste", audio="decode", fps=25.0)
+
+
+def dub() -> Drawing:
+    d = Drawing("dub", (
+        "# Dub: new words for an old clip\n\nThe mouth follows a new recording; everything else of the picture "
+        "stays, and "
+        "is pasted back outside of the mask.\n\n" + CLIP_NOTE + "*Load Audio* names `voice.wav`, the new recording: "
+        "it is cut "
+        "to the clip, or followed by silence. Lay the ellipse of *MagiHuman Mouth Mask* over the mouth and chin; for "
+        "any "
+        "other shape paint a mask, and connect it to `mask`. The prompt describes the person and what is said "
+        "now.\n\n"),
+        560)
+    add_loaders(d, "distill", wan=True)
+    add_windows(d)
+    add_prompt(d)
+    add_clip(d, "Old clip")
+    d.add("mouth", "MagiHumanMouthMask", images="old")
+    d.group("New voice").add("voice", "LoadAudio", audio="voice.wav")
+    d.add("clip_latent", "MagiHumanEncodeClip", vae="wan", audio_vae="audio_vae", images="old", audio="voice")
+    d.add("part", "MagiHumanRegenerate", latent="clip_latent", part="picture", mask="mouth")
+    add_sampler(d.group("Clip", below=True), "sample", "part", model="windows")
+    add_paste(d, "voice")
+    return d.add("save", "SaveVideo", video="video", filename_prefix="video/magihuman_dub")
+
+
+def retake() -> Drawing:
+    d = Drawing("retake", (
+        "# Retake: a moment performed again\n\nPicture and sound from `start` to `end` are made anew, in one with "
+        "what is "
+        "before and after; the rest of the clip stays.\n\n" + CLIP_NOTE + "Set `start` and `end` of *MagiHuman "
+        "Regenerate* in "
+        "seconds. A second or less works best: another expression, a clearer word. Other words are not sure to be "
+        "said. "
+        "Try some seeds. `part` makes only the picture or only the sound.\n\n"), 540)
+    add_loaders(d, "distill", wan=True)
+    add_windows(d)
+    add_prompt(d)
+    add_clip(d, "Clip")
+    d.group("Moment").add("clip_latent", "MagiHumanEncodeClip", vae="wan", audio_vae="audio_vae", images="old",
+                          audio="old")
+    d.add("part", "MagiHumanRegenerate", latent="clip_latent", start=0.48, end=0.96)
+    add_sampler(d.group("Made anew", below=True), "sample", "part", model="windows")
+    add_paste(d, "old")
+    return d.add("save", "SaveVideo", video="video", filename_prefix="video/magihuman_retake")
+
+
+def keyframes_loop() -> Drawing:
+    d = Drawing("keyframes_loop", (
+        "# Keyframes and loop\n\nThe picture is the first and the last frame, so that the clip loops. *at* of "
+        "*MagiHuman "
+        "Keyframe* chooses the place: the first frame, the last, both, or a second. For several pictures, put one of "
+        "these "
+        "nodes behind another.\n\n" + IMAGE_NOTE), 440)
+    add_loaders(d, "distill", wan=True)
+    add_prompt(d)
+    d.group("Pictures").add("image", "LoadImage", image="picture.png")
+    d.add("empty", "EmptyMagiHumanLatent", seconds=4.0)
+    d.add("start", "MagiHumanKeyframe", vae="wan", image="image", latent="empty", at="first and last")
+    add_sampler(d.group("Clip"), "sample", "start")
+    d.group("Film").add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample")
+    return d.add("save", "SaveVideo", video="decode", filename_prefix="video/magihuman_loop")
+
+
+def seeds_batch() -> Drawing:
+    d = Drawing("seeds_batch", (
+        "# Four seeds, four clips\n\n`batch_size` of *Empty MagiHuman Latent* (an advanced input) says how many "
+        "clips are made, "
+        "one after another, from the seed, the seed + 1 and so on. *MagiHuman Decode* gives a list, and *Save Video* "
+        "saves "
+        "each. To make one of them again, set its seed and a batch of 1.\n\n"), 440)
+    add_loaders(d, "distill", wan=False)
+    add_prompt(d)
+    d.group("Clips").add("empty", "EmptyMagiHumanLatent", seconds=4.0, batch_size=4)
+    add_sampler(d, "sample", "empty")
+    d.group("Films").add("decode", "MagiHumanDecode", vae="turbo", audio_vae="audio_vae", latent="sample")
+    return d.add("save", "SaveVideo", video="decode", filename_prefix="video/magihuman_seed")
+
+
+def voice_draft() -> Drawing:
+    d = Drawing("voice_draft", (
+        "# Voice draft\n\nThe voice alone, in a few seconds: three takes of one line. When you like one, save it "
+        "from its "
+        "player, open *lip_sync*, and load it there: the clip then speaks with exactly this voice.\n\n"), 400)
+    d.group("Models").add("model", "MagiHumanModelLoader", model="magihuman/distill/")
+    d.add("clip", "MagiHumanTextEncoderLoader", text_encoder=TEXT)
+    d.add("audio_vae", "MagiHumanAudioVAELoader", vae=AUDIO)
+    add_prompt(d)
+    d.group("Voice").add("voice", "MagiHumanVoiceDraft", model="model", positive=("text", "positive"),
+                         audio_vae="audio_vae", seconds=5.0, seed=1, takes=3)
+    return d.add("preview", "PreviewAudio", audio="voice")
 
 
 def draw_all() -> list[Drawing]:
@@ -332,6 +466,12 @@ def draw_all() -> list[Drawing]:
             "times the work of the distilled one. Guidance is 5 for sound, 5 and later 2 for the picture; the negative "
             "prompt (an advanced input of *MagiHuman Text Encode*) counts here.\n\n"), network="base"),
         extend_clip(),
+        long_speech(),
+        dub(),
+        retake(),
+        keyframes_loop(),
+        seeds_batch(),
+        voice_draft(),
         make_clip("demo", "demo", 260, (
             "# Demo\n\nPress **Run**: nothing to download, a CPU is enough. A small model that comes with the nodes "
             "draws cartoon people who say syllables of a made-up language: 2 seconds, 128x128.\n\nIt knows only the "

@@ -19,8 +19,9 @@ from ui_graph import NOTES, inputs_of, sockets_of, widget_values  # noqa: E402
 
 RECORD = json.loads((ROOT / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))
 NODES = RECORD["nodes"]
-NAMES = ["base_full_cfg", "demo", "extend_clip", "lip_sync", "lip_sync_540p", "lip_sync_upright", "picture_to_clip",
-         "picture_to_clip_1080p", "picture_to_clip_540p", "text_to_clip"]  # fmt: skip
+NAMES = ["base_full_cfg", "demo", "dub", "extend_clip", "keyframes_loop", "lip_sync", "lip_sync_540p", "lip_sync_upright",
+         "long_speech", "picture_to_clip", "picture_to_clip_1080p", "picture_to_clip_540p", "retake", "seeds_batch",
+         "text_to_clip", "voice_draft"]  # fmt: skip
 MEDIA = {"LoadImage", "LoadAudio", "LoadVideo"}
 MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "loras"}
 DEMO = "built-in demo"
@@ -185,7 +186,7 @@ DAMAGE = {  # what is done to a workflow, given its sampler, empty latent and mo
     "wrong type": lambda w, *_: w["links"][0].__setitem__(5, "IMAGE"),
     "control missing": lambda w, sampler, *_: sampler["widgets_values"].remove("randomize"),
     "unknown choice": lambda w, sampler, latent, loader: loader["widgets_values"].__setitem__(1, "teacher"),
-    "out of range": lambda w, sampler, latent, loader: latent["widgets_values"].__setitem__(2, 3600),
+    "out of range": lambda w, sampler, latent, loader: latent["widgets_values"].__setitem__(2, 36000),
     "path outside": lambda w, sampler, latent, loader: loader["widgets_values"].__setitem__(0, "../secret.safetensors"),
     "one value more": lambda w, sampler, latent, loader: latent["widgets_values"].append(1),
     "on one another": lambda w, sampler, latent, loader: latent.update(pos=list(sampler["pos"])),

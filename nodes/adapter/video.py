@@ -1,0 +1,76 @@
+"""VIDEO of ComfyUI as a clip: at 25 frames per second, in one size, with sound as long as the picture."""
+
+import logging
+from fractions import Fraction
+
+import torch
+from comfy_api.latest import InputImpl
+from torch import Tensor
+
+from ...magihuman_core.errors import InputError
+from ...magihuman_core.media.frames import Frames
+from ...magihuman_core.media.video_file import TOLERANCE, open_video
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.recipes import BASE
+from ...magihuman_core.sizes import FPS, fit_area, floor_size
+from .media import fit_length, stereo
+
+log = logging.getLogger(__name__)
+
+
+def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
+    """(IMAGE [F, h, w, 3], AUDIO) of a VIDEO of any rate, size and length.
+
+    width, height: pixels, floored to multiples of 32; 0: the video's own, or of its aspect where it is larger than
+    what the base model makes. Raises InputError for a video that is none, or holds a picture only.
+    """
+    frames, audio = _from_file(video) or _from_components(video)
+    if len(frames) < 2:
+        raise InputError("The video has one frame only. Use it as a picture, with MagiHuman Reference Image.")
+    own = fit_area(frames.width, frames.height, BASE.area, "The video")
+    width, height = floor_size(width or own[0], height or own[1])
+    images = torch.empty(len(frames), height, width, 3)
+    position = 0
+    for piece in frames.resized(width, height).pieces():
+        torch.div(piece, 255, out=images[position : position + len(piece)])
+        position += len(piece)
+    samples = len(frames) * OUTPUT_RATE // FPS
+    if audio is None:
+        log.warning("The video has no sound; silence is taken for it.")
+        waveform = torch.zeros(2, samples)
+    else:
+        waveform = fit_length(resample(*audio, OUTPUT_RATE), samples)
+    return images, {"waveform": waveform[None], "sample_rate": OUTPUT_RATE}
+
+
+def _from_file(video) -> tuple[Frames, tuple[Tensor, int] | None] | None:
+    """The frames and the audio of a VIDEO that is a file, of which only a few frames are decoded at a time."""
+    source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
+    if not isinstance(source, str):
+        return None
+    file = open_video(source)
+    start, seconds = video.get_active_trim_window()
+    first = min(round(start * FPS), file.count)
+    end = min(file.count, first + round(seconds * FPS)) if seconds else file.count
+    audio = file.audio()
+    if audio is not None:
+        waveform, rate = audio
+        audio = waveform[:, round(first * rate / FPS) : round(end * rate / FPS)], rate
+    frames = file.frames(file.width, file.height)
+    return (frames if end - first == file.count else frames.part(first, end)), audio
+
+
+def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:
+    """Those of a VIDEO that was made of images; each of 25 frames per second is the one that is shown at its time."""
+    parts = video.get_components()
+    images, rate = parts.images, Fraction(parts.frame_rate)
+    count = max(1, int((len(images) / rate + TOLERANCE) * FPS))
+    chosen = ((torch.arange(count) / FPS + TOLERANCE) * float(rate)).long().clamp(max=len(images) - 1)
+
+    def pieces():
+        for number in chosen.tolist():
+            yield (images[number : number + 1, ..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+    audio = parts.audio
+    empty = audio is None or audio["waveform"].shape[-1] == 0
+    return Frames(count, images.shape[1], images.shape[2], pieces), None if empty else stereo(audio)

@@ -1,0 +1,99 @@
+"""The node that continues a clip."""
+
+import torch
+from comfy_api.latest import io
+
+from ..magihuman_core.errors import InputError
+from ..magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ..magihuman_core.sampling import frozen
+from ..magihuman_core.sampling.windows import AUDIO_PER_FRAME
+from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_frames
+from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
+from .adapter.streams import empty, joint_latent, split, with_streams
+from .latents import CATEGORY, MAX_SECONDS
+
+
+class MagiHumanExtend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanExtend",
+            display_name="MagiHuman Extend",
+            category=CATEGORY,
+            description="Continues a clip: its last frames and their sound begin the new one, and stay as they are. "
+                        "MagiHuman Join puts both together.",
+            search_aliases=["continue video", "long video", "extend clip", "magihuman"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The Wan2.2 VAE. The Turbo VAE cannot encode."),
+                io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
+                io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height multiples of "
+                                                 "32: from MagiHuman Fit Clip."),
+                io.Audio.Input("audio", tooltip="The clip's sound."),
+                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
+                               tooltip="Length of what is added, 0.2 to 3600 seconds. A recording sets it by itself."),
+                io.Float.Input("overlap_seconds", default=1.0, min=0.04, max=10.0, step=0.16, tooltip=(
+                    "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and movement "
+                    "better, and costs time. Made shorter where the clip is.")),
+                io.Audio.Input("driving", optional=True, tooltip=(
+                    "A recording that is heard from the end of the clip on, and that the lips follow.")),
+                io.Latent.Input("latent", optional=True, tooltip=(
+                    "The clip's own latent, where a sampler here made it: its end is carried over as it is, which "
+                    "makes the joint smoother than encoding the frames.")),
+            ],
+            outputs=[
+                io.Latent.Output(tooltip="The overlap, held fixed, and the empty rest."),
+                io.Int.Output(display_name="overlap", tooltip="Frames of the old clip at the start of the new one, "
+                                                            "for MagiHuman Join."),
+                io.Audio.Output(tooltip="With a recording: the sound of the new clip, for `audio` of MagiHuman "
+                                        "Decode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, vae, audio_vae, images, audio, seconds, overlap_seconds, driving=None,
+                latent=None) -> io.NodeOutput:
+        frames, height, width = images.shape[:3]
+        check_size(width, height)
+        waveform, rate = stereo(audio)
+        kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
+        carried = None if latent is None else split(latent)
+        if carried is not None:
+            whole = decoded_frames(carried[0].shape[2])
+            if whole > frames:  # a joined clip may have more
+                raise InputError(f"The latent is one of {whole} frames, but there are {frames}: connect the latent "
+                                 "that the frames were decoded from, or none.")
+            kept = min(kept, whole)
+        overlap = latent_frames(kept)
+        tail = resample(frozen.last_samples(waveform, rate, frames, kept), rate, OUTPUT_RATE)
+        tail = fit_length(tail, kept * OUTPUT_RATE // FPS)
+        sound = None
+        length = frozen.continued_length(overlap, round(seconds * FPS))
+        if driving is not None:
+            tail = torch.cat([tail, resample(*stereo(driving), OUTPUT_RATE)], 1)
+            sound = {"waveform": tail[None], "sample_rate": OUTPUT_RATE}
+        if carried is not None and carried[0].shape[3:] != (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT):
+            raise InputError(f"The latent is one of {carried[0].shape[4] * PIXELS_PER_LATENT}x"
+                             f"{carried[0].shape[3] * PIXELS_PER_LATENT} pixels, but the frames are {width}x{height}: "
+                             "connect the latent that the frames were decoded from, or none.")
+        like = joint_latent(empty(width, height, length))
+        heard = None
+        if carried is None or driving is not None:
+            heard = audio_latent(audio_vae, tail, OUTPUT_RATE, like.audio)
+            length = heard.shape[2] if driving is not None else length
+        start = joint_latent(empty(width, height, length))
+        if carried is None:
+            old = frames_latent(vae, images[-kept:], start.video)
+        else:
+            video, audio_latents = carried
+            old = video[:1, :, -overlap:]
+            if heard is None:
+                first = AUDIO_PER_FRAME * (video.shape[2] - overlap)
+                heard = audio_latents[:1, :, first : first + kept]
+        clip = frozen.keep_start(start, old, heard)
+        if driving is not None:
+            clip = frozen.keep_audio(clip, heard)
+        result = with_streams(empty(width, height, length), clip)
+        return io.NodeOutput(result, kept, sound)
+
+
+NODES = [MagiHumanExtend]
