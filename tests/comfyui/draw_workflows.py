@@ -83,7 +83,7 @@ Dialogue:
 Background Sound:
 <No prominent background sound>"""
 # Of each column: where it begins, and how broad its nodes are.
-COLUMNS = ((0, 340), (420, 440), (940, 320), (1340, 320), (1740, 320), (2140, 320))
+COLUMNS = ((0, 340), (390, 440), (880, 320), (1250, 320), (1620, 320), (1990, 320))
 GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1309b")
 # Heights of nodes with a text, a picture or a player in them.
 HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 260, "MagiHumanSampler": 420, "SaveVideo": 420,
@@ -102,7 +102,7 @@ class Drawing:
         self.name, self.nodes, self.links, self.groups, self.by_key = name, [], [], [], {}
         self.column, self.bottom = -1, 0
         self.note = {
-            "id": 1, "type": "MarkdownNote", "pos": [-700, 0], "size": [640, height], "flags": {}, "order": 0,
+            "id": 1, "type": "MarkdownNote", "pos": [-680, 0], "size": [630, height], "flags": {}, "order": 0,
             "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text],
             "color": "#222", "bgcolor": "#000",
         }
@@ -184,7 +184,7 @@ class Drawing:
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"magihuman/{self.name}")), "revision": 0,
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
             "links": self.links, "groups": [_box(i, *group) for i, group in enumerate(self.groups)], "config": {},
-            "extra": {"ds": {"scale": 0.55, "offset": [850, 220]}}, "version": 0.4,
+            "extra": {"ds": {"scale": 0.6, "offset": [815, 200]}}, "version": 0.4,
         }
         text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{self.name}.json").write_text(text, encoding="utf-8")
