@@ -31,8 +31,8 @@ def table(entries: Iterable[Download]) -> str:
     entries = list(entries)
     lines = ["| what | take | from | GB | folder in `ComfyUI/models` | loader |", "|---|---|---|---|---|---|"]
     lines += [f"| {WHAT[entry.part]} | {_take(entry)} | [{entry.repository}]({entry.address})"
-              f"{' (terms)' if entry.gated else ''} | {'about ' if entry.counted else ''}{entry.gb:g} | `{entry.folder}/` | "
-              f"{LOADERS.get(entry.part, 'Load MagiHuman Model')} |" for entry in entries]
+              f"{' (terms)' if entry.gated else ''} | {'about ' if entry.counted else ''}{entry.gb:g} | "
+              f"`{entry.folder}/` | {LOADERS.get(entry.part, 'Load MagiHuman Model')} |" for entry in entries]
     return "\n".join(lines) + "\n"
 
 

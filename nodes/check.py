@@ -35,8 +35,8 @@ class MagiHumanCheck(io.ComfyNode):
             node_id="MagiHumanCheck",
             display_name="MagiHuman Check",
             category="MagiHuman",
-            description="Says what is there for a clip, what is missing and where to get it, what fits on this card, and "
-                        "what to set. It loads and downloads nothing.",
+            description="Says what is there for a clip, what is missing and where to get it, what fits on this card, "
+                        "and what to set. It loads and downloads nothing.",
             search_aliases=["missing models", "download", "requirements", "vram", "magihuman"],
             inputs=[
                 io.Combo.Input("start", options=list(STARTS), default="picture and voice",

@@ -1,8 +1,8 @@
 """The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
 
 Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes:
-0 done; 2 the input or a file cannot be used, said in one sentence; 1 an internal error, or problems that `inspect` found;
-130 interrupted by Ctrl-C.
+0 done; 2 the input or a file cannot be used, said in one sentence; 1 an internal error, or problems that `inspect`
+found; 130 interrupted by Ctrl-C.
 """
 
 import argparse
@@ -84,8 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="magihuman", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="A person who speaks, picture and sound made together (daVinci-MagiHuman).",
-        epilog="First try: magihuman demo\nWhat is missing for a clip: magihuman inspect ComfyUI/models --for \"picture "
-               "voice 540p\"")
+        epilog="First try: magihuman demo\n"
+               "What is missing for a clip: magihuman inspect ComfyUI/models --for \"picture voice 540p\"")
     parser.add_argument("--version", action="version", version=f"magihuman {version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)

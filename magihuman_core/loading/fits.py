@@ -96,7 +96,8 @@ def fit(wish: Wish, target: Target) -> Fit:
 def in_words(found: Fit) -> Iterator[str]:
     """What of it fits, line by line; the last one says whether it will run."""
     free = found.target.free
-    yield f"On {found.target.name}" + ("" if free is None else f", of which {byte_size(free)} can be used") + " (estimated):"
+    usable_part = "" if free is None else f", of which {byte_size(free)} can be used"
+    yield f"On {found.target.name}{usable_part} (estimated):"
     for recipe, plan in found.networks:
         width, height = found.wish.size(recipe)
         yield f"  {recipe.role} network, {width}x{height}, {SECONDS} s: {byte_size(plan.total)}{_rest(plan)}"
@@ -105,14 +106,14 @@ def in_words(found: Fit) -> Iterator[str]:
     yield f"  picture decoder: {byte_size(found.decoder.total)}{tiles}"
     main = psutil.virtual_memory().total
     if main < MAIN_MEMORY:
-        yield f"  main memory: {byte_size(main)}; 32 GB are wanted, with less much is read from the disk again and again"
+        yield f"  main memory: {byte_size(main)}; 32 GB are wanted, with less the disk is read again and again"
     if not found.runs:
         lower = "without 1080p" if found.wish.upscale == "1080p" else "without super-resolution" if (
             found.wish.upscale) else "shorter and smaller"
         yield f"  It will not run as it is. Make the clip {lower}."
         return
-    seconds = found.seconds
-    yield "  It will run." + ("" if seconds is None else f" A clip of {SECONDS} seconds takes about {duration(seconds)}.")
+    taken = found.seconds
+    yield "  It will run." + ("" if taken is None else f" A clip of {SECONDS} seconds takes about {duration(taken)}.")
 
 
 def _rest(plan: Estimate) -> str:
@@ -130,7 +131,8 @@ def settings(wish: Wish, target: Target | None) -> Iterator[str]:
         yield "  originals: weight_dtype int8 in Load MagiHuman Model, fp8_e4m3fn in Load MagiHuman Text Encoder"
     if wish.upright:
         yield "  width and height in Empty MagiHuman Latent: 256 and 448"
-    command = ["magihuman generate --models FOLDER --prompt-file prompt.txt", "--image photo.jpg" if wish.picture else "",
-               "--audio voice.wav" if wish.voice else "", "--mode base" if wish.base else "",
+    command = ["magihuman generate --models FOLDER --prompt-file prompt.txt",
+               "--image photo.jpg" if wish.picture else "", "--audio voice.wav" if wish.voice else "",
+               "--mode base" if wish.base else "",
                "--width 256 --height 448" if wish.upright else "", f"--upscale {wish.upscale}" if wish.upscale else ""]
     yield f"  on the command line: {' '.join(filter(None, command))}"

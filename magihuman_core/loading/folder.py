@@ -43,7 +43,7 @@ PARTS = {
 HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",), "text_encoder": ("text", "t5")}
 
 
-class MissingParts(CheckpointError):
+class MissingPartsError(CheckpointError):
     """Parts that a clip needs and a folder does not have; `parts` names them, `path` the folder."""
 
     def __init__(self, path: Path, parts: Sequence[str], what: str | None = None, purpose: str | None = None) -> None:
@@ -86,7 +86,9 @@ class ModelFolder(Mapping):
         return self.path == DEMO
 
     def require_all(self, parts: Mapping[str, str]) -> None:
-        """Raise MissingParts unless all are there, or the fault of a file that may be one of them. parts: part -> for what.
+        """Raise MissingPartsError unless all are there, or the fault of a file that may be one of them.
+
+        parts: part -> what it is needed for.
         """
         missing = [part for part in parts if part not in self.found]
         for part in missing:
@@ -94,7 +96,7 @@ class ModelFolder(Mapping):
         if len(missing) == 1:
             self.require(missing[0], parts[missing[0]])
         if missing:
-            raise MissingParts(self.path, missing)
+            raise MissingPartsError(self.path, missing)
         for part in parts:
             self[part]
 
@@ -104,7 +106,7 @@ class ModelFolder(Mapping):
             self[part]
             return part
         self._raise_damaged(part)
-        raise MissingParts(self.path, [part], what, purpose)
+        raise MissingPartsError(self.path, [part], what, purpose)
 
     def _raise_damaged(self, part: str) -> None:
         """A file that could not be read may well be the missing part: its own fault is the better answer."""

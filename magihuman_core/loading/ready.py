@@ -25,7 +25,8 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
     """As check, for a folder that was searched already."""
     needs = look(models, wish.parts)
     target = target_of(memory)
-    lines = [f"For: {wish}", "Looked in: " + ("no folder; all is taken as missing" if models is None else str(models.path)), ""]
+    looked = "no folder; all is taken as missing" if models is None else models.path
+    lines = [f"For: {wish}", f"Looked in: {looked}", ""]
     lines += _there(needs)
     missing = list(missing_in_words(needs))
     if models is not None and (without := _without_tokenizer(models)):

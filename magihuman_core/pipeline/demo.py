@@ -15,9 +15,10 @@ from ..weights.text_encoder_keys import encoder_keys
 MAX_TOKENIZER = 100_000_000  # bytes; the demo's has two thousand
 SHOWN = 8  # words that are named
 # Words that carry no content of their own, and those of the form of a prompt.
-FORM = set("""a an the and with without of in on at to from is are as it its his her their who that this no not front
-wears wearing has person happily says saying say clear voice lips lip open opens close closes every syllable syllables
-camera static shot soft light dialogue background sound prominent he she they""".split())
+FORM = re.findall(r"\w+", """
+    a an the and with without of in on at to from is are as it its his her their who that this no not front
+    wears wearing has person happily says saying say clear voice lips lip open opens close closes every syllable
+    syllables camera static shot soft light dialogue background sound prominent he she they""")
 
 
 def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size: tuple[int, int], length: float,
@@ -32,7 +33,8 @@ def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size:
     if picture:
         yield "The demo knows its own drawn people only: the face of a photograph is not kept."
     if size != (DEMO_SIDE, DEMO_SIDE) or large not in (None, (DEMO_LARGE, DEMO_LARGE)):
-        yield f"The demo was trained on {DEMO_SIDE}x{DEMO_SIDE}, and {DEMO_LARGE}x{DEMO_LARGE} after super-resolution: others look worse."
+        yield (f"The demo was trained on {DEMO_SIDE}x{DEMO_SIDE}, and {DEMO_LARGE}x{DEMO_LARGE} after "
+               "super-resolution: other sizes look worse.")
     if length > DEMO_SECONDS + 0.1:
         yield f"The demo was trained on clips of {DEMO_SECONDS} seconds: longer ones look worse."
 
@@ -48,7 +50,7 @@ def unknown_words(tokenizer: Path, text: str) -> list[str]:
 
 
 def check_same_model(models: ModelFolder, role: str) -> None:
-    """Raise CheckpointError where network and text encoder are not of one model, such as the demo's with the real one's.
+    """Raise CheckpointError where network and text encoder are of two models, such as the demo's with the real one's.
 
     Only headers are read.
     """
@@ -58,6 +60,6 @@ def check_same_model(models: ModelFolder, role: str) -> None:
         return  # which its loader will say
     gives = encoder.shape("encoder.norm.weight")[0]
     if takes != gives:
-        raise CheckpointError(f"{models['text_encoder']}: this text encoder gives {gives} numbers for each token, but the "
-                              f"network takes {takes}. They are of different models, as the demo's and the real ones are: "
-                              "take all parts from one model.")
+        raise CheckpointError(f"{models['text_encoder']}: this text encoder gives {gives} numbers for each token, but "
+                              f"the network takes {takes}. They are of different models, as the demo's and the real "
+                              "ones are: take all parts from one model.")

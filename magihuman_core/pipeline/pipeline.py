@@ -362,7 +362,8 @@ class MagiHumanPipeline:
 def check_text(conditions: stages.Conditions) -> None:
     """Raise InputError for a prompt that super-resolution networks cannot read."""
     if min(text.shape[1] for text in conditions.texts) < 2:
-        raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer one.")
+        raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
+                         "one.")
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -179,7 +179,7 @@ def say_tips(models: ModelFolder, request: Request) -> None:
 
 
 def require_parts(models: ModelFolder, mode: str | None, upscale: str | Size | None, *, pictures: bool) -> None:
-    """Raise MissingParts, which names all that are, unless a folder holds what a clip needs."""
+    """Raise MissingPartsError, which names all that are, unless a folder holds what a clip needs."""
     network = mode if mode in ("base", "distilled") else "base" if "base" in models and "distilled" not in models else (
         "distilled")
     needed = {network: f"mode {mode}" if mode else "making a clip", "text_encoder": "reading the prompt",

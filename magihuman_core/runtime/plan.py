@@ -89,8 +89,8 @@ def in_words(found: Estimate, free: int | None, *, loaded: bool = False) -> str:
         return ""
     first = f"{found.part[0].upper()}{found.part[1:]}: wants {byte_size(needed)}, {byte_size(free)} are free"
     if found.resident_blocks is not None:
-        return (f"{first}, so {found.resident_blocks} of {found.blocks} layers stay, and the others wait in main memory "
-                "or on the disk: it will run, more slowly.")
+        return (f"{first}, so {found.resident_blocks} of {found.blocks} layers stay, and the others wait in main "
+                "memory or on the disk: it will run, more slowly.")
     return f"{first}{', so it works in small squares' if found.tile is not None else ''}: it will run."
 
 

@@ -17,8 +17,9 @@ FOLDER = REPOSITORY / "example_workflows"
 NODES = json.loads((REPOSITORY / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))["nodes"]
 sys.path[:0] = [str(HERE), str(REPOSITORY)]
 
-from magihuman_core.loading.downloads import EIGHT_BITS, download, total_gb  # noqa: E402
 from ui_graph import EXTRA, WIDGETS, inputs_of, sockets_of  # noqa: E402
+
+from magihuman_core.loading.downloads import EIGHT_BITS, download, total_gb  # noqa: E402
 
 DEMO = "built-in demo"
 NETWORKS = {"distill": "distilled", "base": "base", "540p_sr": "sr_540p", "1080p_sr": "sr_1080p"}
@@ -33,22 +34,20 @@ FILES_NOTE = """## Files: {total} GB in all
 For cards of 12, 16, 24 GB and more: take these, leave *weight_dtype* at *default*. Put them below `ComfyUI/models`, \
 then press R.
 
-| take | from | folder | size |
-|---|---|---|---|
 {rows}
 
-*Terms*: log in and accept the terms on that page first. *About*: counted, not read from the page.{unlisted} *MagiHuman \
-Check* names all that is missing. With the original files (some 160 GB, see README) choose them in the loaders, and set \
-*weight_dtype* to int8 on cards below 40 GB.
+*Terms*: log in and accept the terms on that page first. *About*: counted, not read from the page.{unlisted} \
+*MagiHuman Check* names all that is missing. With the original files (some 160 GB, see README) choose them in the \
+loaders, and set *weight_dtype* to int8 on cards below 40 GB.
 """
-UNLISTED = (" **ComfyUI's own list of missing models shows single files only. Not in it: {folders}**: fetch these yourself"
-            "{text}.")
+UNLISTED = (" **ComfyUI's own list of missing models shows single files only. Not in it: {folders}**: fetch these "
+            "yourself{text}.")
 
 
 def row(entry) -> str:
     what = entry.what if entry.take else f"`{entry.what}`" if not entry.whole_folder else f"`{entry.path}`: all files"
     terms = " (terms)" if entry.gated else ""
-    return f"| {what} | [{entry.repository}]({entry.address}){terms} | `{entry.folder}/` | {entry.size} |"
+    return f"- {what}, {entry.size}, from [{entry.repository}]({entry.address}){terms} into `{entry.folder}/`"
 
 
 def files_note(entries) -> str:
@@ -274,9 +273,10 @@ def make_clip(name: str, file: str, height: int, text: str, *, network: str = "d
 
 def lip_sync(name: str, height: int, head: str, **more) -> Drawing:
     return make_clip(name, name, height, (
-        f"{head}The recording is the clip's sound and sets its length; the lips follow it. In *MagiHuman Decode* it replaces "
-        "the decoded sound, so the film has your recording itself.\n\n*Load Audio* names `voice.wav`: choose your own "
-        "recording. **Put its words into the prompt**, in the body and in the dialogue.\n\n"), image=True, voice=True, **more)
+        f"{head}The recording is the clip's sound and sets its length; the lips follow it. In *MagiHuman Decode* it "
+        "replaces the decoded sound, so the film has your recording itself.\n\n*Load Audio* names `voice.wav`: choose "
+        "your own recording. **Put its words into the prompt**, in the body and in the dialogue.\n\n"), image=True, voice=True,
+        **more)
 
 
 def upscale(target: str, size: str, cost: str) -> Drawing:
@@ -303,7 +303,7 @@ def add_windows(d: Drawing) -> None:
 
 def extend_clip() -> Drawing:
     d = Drawing("extend_clip", (
-        "# Extend a clip\n\nThe end of a clip is held fixed, and 4 new seconds follow in the same voice and picture. "
+        "# Extend a clip\n\nThe end of a clip is kept, and 4 new seconds follow in the same voice and picture. "
         "*MagiHuman Join* leaves that end out of the new part and joins the two, picture and sound together.\n\n"
         + CLIP_NOTE + "Write a prompt for what is to follow. For a recording that is to be spoken, connect *Load "
         "Audio* to "
@@ -434,7 +434,7 @@ def voice_draft() -> Drawing:
         "# Voice draft\n\nThe voice alone, in a few seconds: three takes of one line. When you like one, save it "
         "from its "
         "player, open *lip_sync*, and load it there: the clip then speaks with exactly this voice.\n\n"), 400)
-    d.group("Models").add("model", "MagiHumanModelLoader", model="magihuman/distill/")
+    d.group("Models").add("model", "MagiHumanModelLoader", model=CHOSEN["distilled"].choice)
     d.add("clip", "MagiHumanTextEncoderLoader", text_encoder=TEXT)
     d.add("audio_vae", "MagiHumanAudioVAELoader", vae=AUDIO)
     add_prompt(d)
@@ -453,11 +453,12 @@ def draw_all() -> list[Drawing]:
             "# Picture to clip\n\nThe picture becomes the first frame and stays as it is.\n\n"), image=True),
         lip_sync("lip_sync", 620, "# Lip sync: picture and own voice, 448x256\n\n"),
         lip_sync("lip_sync_540p", 700, (
-            "# Lip sync in 540p: picture and own voice\n\nFirst a clip of 448x256, then a second network enlarges it to "
-            "896x512 in 5 steps. "), upscaler="540p"),
+            "# Lip sync in 540p: picture and own voice\n\nFirst a clip of 448x256, then a second network enlarges it "
+            "to 896x512 in 5 steps. "), upscaler="540p"),
         lip_sync("lip_sync_upright", 700, (
-            "# Upright lip sync in 540p: picture and own voice\n\nFirst a clip of 256x448, then a second network enlarges it "
-            "to 512x896 in 5 steps. Width and height stand in *Empty MagiHuman Latent*. "), upscaler="540p", upright=True),
+            "# Upright lip sync in 540p: picture and own voice\n\nFirst a clip of 256x448, then a second network "
+            "enlarges it to 512x896 in 5 steps. Width and height stand in *Empty MagiHuman Latent*. "),
+            upscaler="540p", upright=True),
         upscale("540p", "896x512", "This second pass takes about three times as long as the first."),
         upscale("1080p", "1920x1088",
                 "It is for large cards, or patience: most of the time and memory goes into this step."),

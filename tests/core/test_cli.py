@@ -328,7 +328,7 @@ def test_every_command_has_examples_that_its_parser_takes():
 
 
 def test_people_read_of_steps_and_not_of_seconds_in_engineers_words(generate, tmp_path):
-    code, answer, said = generate(tmp_path / "a.mp4", "--upscale", "96x64", "--sr-steps", "1")
+    code, _, said = generate(tmp_path / "a.mp4", "--upscale", "96x64", "--sr-steps", "1")
     assert code == 0 and "1 of 5: reading the prompt" in said and "5 of 5: writing the picture" in said
     assert "tip: Prompt: " in said and "loaded in" not in said and "tokens" not in said
     assert "warning: Prompt" not in said

@@ -107,7 +107,7 @@ def test_folders_and_sizes_of_notes_are_those_of_the_list():
             if node["type"] != "MarkdownNote":
                 continue
             for line in node["widgets_values"][0].splitlines():
-                if (match := ADDRESS.search(line)) and line.startswith("|"):
+                if (match := ADDRESS.search(line)) and line.startswith("- "):
                     rows += 1
                     assert any(known.address == match[0] and f"`{known.folder}/`" in line and known.size in line
                                for known in downloads()), line

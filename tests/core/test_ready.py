@@ -36,7 +36,7 @@ def test_words_of_a_wish(words, parts, template):
 
 
 def test_words_that_are_not_known_are_put_right():
-    with pytest.raises(InputError, match="'vioce'.*Did you mean voice"):
+    with pytest.raises(InputError, match=r"'vioce'.*Did you mean voice"):
         parse_wish("picture vioce")
     with pytest.raises(InputError, match="Leave one of them out"):
         parse_wish("540p 1080p")
@@ -68,7 +68,8 @@ def test_what_is_there_and_what_is_missing(random_models, tmp_path, capsys):
     lines, complete = check(parse_wish("picture voice 540p"), models)
     text = "\n".join(lines)
     assert not complete
-    missing = {need.part for need in look(find_models(models), parse_wish("picture voice 540p").parts) if not need.found}
+    needs = look(find_models(models), parse_wish("picture voice 540p").parts)
+    missing = {need.part for need in needs if not need.found}
     assert missing == {"sr_540p", "audio_vae"}
     for part in missing:
         assert download(part, "8 bits").address in text and download(part, "8 bits").folder in text
@@ -117,8 +118,8 @@ def test_words_of_the_demos_card_are_known_and_others_are_named():
 
 def test_a_wish_that_the_demo_cannot_fulfil_is_told(tmp_path, photograph, capsys):
     out = tmp_path / "a.mp4"
-    assert main(["generate", "--models", "demo", "--prompt", "A dragon says: ma so", "--image", str(photograph), "--steps",
-                 "1", "--seconds", "0.4", "--out", str(out)]) == 0
+    assert main(["generate", "--models", "demo", "--prompt", "A dragon says: ma so", "--image", str(photograph),
+                 "--steps", "1", "--seconds", "0.4", "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert f"{DEMO_SIDE}x{DEMO_SIDE}" in said.out
     assert "tip: The demo does not know these words, and passes them over: dragon." in said.err

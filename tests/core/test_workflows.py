@@ -19,9 +19,9 @@ from ui_graph import NOTES, inputs_of, sockets_of, widget_values  # noqa: E402
 
 RECORD = json.loads((ROOT / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))
 NODES = RECORD["nodes"]
-NAMES = ["base_full_cfg", "demo", "dub", "extend_clip", "keyframes_loop", "lip_sync", "lip_sync_540p", "lip_sync_upright",
-         "long_speech", "picture_to_clip", "picture_to_clip_1080p", "picture_to_clip_540p", "retake", "seeds_batch",
-         "text_to_clip", "voice_draft"]  # fmt: skip
+NAMES = ["base_full_cfg", "demo", "dub", "extend_clip", "keyframes_loop", "lip_sync", "lip_sync_540p",
+         "lip_sync_upright", "long_speech", "picture_to_clip", "picture_to_clip_1080p", "picture_to_clip_540p",
+         "retake", "seeds_batch", "text_to_clip", "voice_draft"]  # fmt: skip
 MEDIA = {"LoadImage", "LoadAudio", "LoadVideo"}
 MODEL_FOLDERS = {"diffusion_models", "text_encoders", "vae", "loras"}
 DEMO = "built-in demo"
