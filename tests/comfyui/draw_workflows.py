@@ -275,8 +275,8 @@ def lip_sync(name: str, height: int, head: str, **more) -> Drawing:
     return make_clip(name, name, height, (
         f"{head}The recording is the clip's sound and sets its length; the lips follow it. In *MagiHuman Decode* it "
         "replaces the decoded sound, so the film has your recording itself.\n\n*Load Audio* names `voice.wav`: choose "
-        "your own recording. **Put its words into the prompt**, in the body and in the dialogue.\n\n"), image=True, voice=True,
-        **more)
+        "your own recording. **Put its words into the prompt**, in the body and in the dialogue.\n\n"),
+        image=True, voice=True, **more)
 
 
 def upscale(target: str, size: str, cost: str) -> Drawing:
