@@ -1,17 +1,13 @@
 """How much of decoding frames is convolutions, and how long a frame takes.
 
-usage: python -m benchmarks.decoding [--quick] [--dtype fp32|bf16] [--threads N] [--repeats N]
+usage: python -m benchmarks.decoding [--quick]
 
-Prints for the Turbo VAE and the Wan2.2 VAE, with random weights, the ratio (time of the bare convolutions of a decode,
-of the same shapes in the same order in memory) / (time of the decode), both measured in turns in this process, the
-seconds per frame, and how much memory a decode takes over the weights by the estimator. Without --quick the widths are
-those of the released networks.
+The ratio is (time of the bare convolutions of a decode, of the same shapes in the same order in memory) / (time of the
+decode), both measured in turns in one process, with random weights: 1 where nothing else took any time. Without --quick
+the widths are those of the released networks.
 """
 
-import argparse
-import time
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from magihuman_core.runtime.memory import decoding_activations
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
+
+from .measure import Row, fill_randomly, interleaved, main
 
 QUICK = {
     "Turbo VAE": (TurboVAEConfig(decoder_block_out_channels=(16, 16, 32, 32), decoder_layers_per_block=(1, 1, 1, 1, 1)),
@@ -50,46 +48,27 @@ class Convolutions(TorchDispatchMode):
                 key[0](*self.arguments[key])
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 @torch.inference_mode()
-def measure(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, int, int], dtype: torch.dtype,
-            repeats: int) -> tuple[float, float, int]:
-    """(seconds of the convolutions, seconds of a decode, its frames), the best of `repeats`."""
-    vae = (TurboVAE if isinstance(config, TurboVAEConfig) else VideoVAE)(config, dtype=dtype).eval()
-    for parameter in vae.parameters():
-        torch.nn.init.normal_(parameter, std=0.02)
-    z = torch.randn(1, config.latent_channels, *latent, dtype=dtype)
-    with Convolutions() as bare:
-        frames = vae.decode(z).shape[2]
-    bare.run()
-    times = [(seconds(bare.run), seconds(lambda: vae.decode(z))) for _ in range(repeats)]
-    convolutions, decode = (min(column) for column in zip(*times, strict=True))
-    return convolutions, decode, frames
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small networks: seconds instead of a minute or more")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+def rows(quick: bool = False) -> list[Row]:
+    """Ratios, seconds a frame and memory, of both decoders in fp32 and bf16."""
     torch.manual_seed(0)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    for name, (config, latent) in (QUICK if args.quick else REAL).items():
-        convolutions, decode, frames = measure(config, latent, dtype, args.repeats)
+    found = []
+    for name, (config, latent) in (QUICK if quick else REAL).items():
         width, height = (side * config.spatial_factor for side in latent[:0:-1])
-        memory = decoding_activations(config, (1, config.latent_channels, *latent), dtype, "cpu")
-        print(f"{name}, {width}x{height}, {args.dtype}: {decode / frames:.4f} s a frame; convolutions"
-              f" {convolutions:.3f} s, decode {decode:.3f} s, ratio {convolutions / decode:.3f};"
-              f" {memory / 2**20:.0f} MiB", flush=True)
+        for dtype in (torch.float32, torch.bfloat16):
+            vae = (TurboVAE if isinstance(config, TurboVAEConfig) else VideoVAE)(config, dtype=dtype, device="meta")
+            fill_randomly(vae.eval(), "cpu")
+            z = torch.randn(1, config.latent_channels, *latent, dtype=dtype)
+            with Convolutions() as bare:
+                frames = vae.decode(z).shape[2]
+            bare.run()
+            convolutions, decode = interleaved(bare.run, lambda vae=vae, z=z: vae.decode(z), repeats=2 if quick else 3)
+            memory = decoding_activations(config, (1, config.latent_channels, *latent), dtype, "cpu")
+            found.append(Row(
+                f"bare convolutions / decode, {name}, {width}x{height}, {str(dtype)[6:]}", convolutions / decode,
+                note=f"{decode / frames:.4f} s a frame; {memory / 1e6:.0f} MB of activations, estimated"))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

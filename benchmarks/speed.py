@@ -17,8 +17,9 @@ from magihuman_core.model.config import RELEASED, DiTConfig
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
 from magihuman_core.runtime.build import Config, on_meta, one_of_each_kind
 from magihuman_core.runtime.cards import Card, this_card
+from magihuman_core.runtime.devices import free_memory
 from magihuman_core.runtime.fuse import fuse_elementwise
-from magihuman_core.runtime.memory import Estimate, available, estimate
+from magihuman_core.runtime.memory import Estimate, estimate
 from magihuman_core.runtime.work import Work, work
 from magihuman_core.sizes import TEXT_TOKENS, audio_length, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
@@ -130,7 +131,7 @@ class Bench:
 
     def _fitting(self, config: DiTConfig, clip: dict) -> tuple[torch.dtype, bool]:
         """The dtype in which the whole network fits, bf16 if it can; or bf16, and False."""
-        free = available(self.device) or 0
+        free = free_memory(self.device) or 0
         for dtype in (torch.bfloat16, torch.int8):
             if estimate(config, device=self.device, dtype=dtype, **clip).total + SPARE < free:
                 return dtype, True
@@ -182,7 +183,7 @@ class Bench:
         name, options = f"{part}{size}, {self.sizes.seconds:g} s", {}
         release(self.device)
         expected, needed = estimate(config, device=self.device, **clip), work(config, **clip)
-        if self.device.type == "cuda" and expected.total + SPARE > (available(self.device) or 0):
+        if self.device.type == "cuda" and expected.total + SPARE > (free_memory(self.device) or 0):
             options = {"tile": 30}
             expected, name = estimate(config, device=self.device, **clip, **options), f"{name}, in tiles of 30"
         predicted = needed.seconds(self.card) if self.card else needed.flops * self.second_per_flop

@@ -16,7 +16,7 @@ COMMANDS = {  # what makes each stage
     "audio_vae": "training.train_audio_vae",
     "text": "training.train_network text",
     "base": "training.train_network base",
-    "distilled": "training.train_network distilled",
+    "distilled": "training.train_distilled",
     "super_resolution": "training.train_super_resolution train",
 }
 

@@ -1,22 +1,22 @@
 """Clips with picture, sound and prompt from one whole number.
 
-A clip of F frames has F + 2 audio tokens (49 frames: 51 tokens, 2 s), as the model's sizes want it.
+Lengths are those of the model: 2 s are 51 audio latents, 13 video latents, 49 frames.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from magihuman_core.sizes import audio_length, decoded_frames, latent_frames
 from training import palette, scenes, voice
 from training.captions import BODIES, make_caption
 
-FRAMES = 49
 CHOICES = {**palette.CHOICES, "language": tuple(voice.PROSODY), "pace": tuple(voice.PACES)}
 
 
 @dataclass(frozen=True)
 class Clip:
-    """video uint8 [F, H, W, 3]; audio float32 [2, (F + 2) * 2048] at 51.2 kHz; mouth_opening float32 [F].
+    """video uint8 [F, H, W, 3]; audio float32 [2, n] at 51.2 kHz; mouth_opening float32 [F].
 
     attributes: name -> value of CHOICES; syllables: [(name, start_s, end_s)]; video is None where only
     sound was asked for.
@@ -31,17 +31,18 @@ class Clip:
     seed: int
 
 
-def audio_tokens(frames):
-    """Audio tokens of a clip with 4T - 3 frames: 25 * seconds + 1 for whole pairs of seconds."""
-    return frames + 2
+def frames_in(seconds):
+    """Frames that the model makes for so many seconds."""
+    return decoded_frames(latent_frames(audio_length(seconds)))
 
 
-def make_clip(seed, size=128, frames=FRAMES, *, attributes=None, words=None, with_video=True):
+def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words=None, with_video=True, hat=False):
     """Make one clip.
 
     seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
-    natively. attributes: values of CHOICES to ask for, words: syllable names to speak; both random when
-    left out. Raises ValueError for unknown attributes or syllables.
+    natively. height, width: in pixels; square where no width is given. attributes: values of CHOICES to ask for,
+    words: syllable names to speak; both random when left out. hat: see scenes.Scene. Raises ValueError for unknown
+    attributes or syllables.
     """
     asked = dict(attributes or {})
     for name, value in asked.items():
@@ -51,23 +52,24 @@ def make_clip(seed, size=128, frames=FRAMES, *, attributes=None, words=None, wit
         raise ValueError(f"words {words!r}: expected syllables out of {' '.join(voice.SYLLABLES)}")
     # One stream of random numbers per part, so that a change in one leaves the others as they are.
     scene_rng, plan_rng, voice_rng = (np.random.default_rng([seed, part]) for part in range(3))
-    seconds = frames / voice.FRAME_RATE
-    scene = scenes.make_scene(scene_rng, seconds, asked)
+    frames = frames_in(seconds)
+    duration = frames / voice.FRAME_RATE
+    scene = scenes.make_scene(scene_rng, duration, asked, hat)
     chosen = dict(scene.attributes)
     for name in ("language", "pace"):
         drawn = str(plan_rng.choice(CHOICES[name]))
         chosen[name] = asked.get(name, drawn)
     phrasing = int(plan_rng.integers(len(BODIES)))
-    syllables = voice.plan_syllables(plan_rng, seconds, chosen["pace"], words)
+    syllables = voice.plan_syllables(plan_rng, duration, chosen["pace"], words)
     audio = voice.speak(
         voice_rng,
         syllables,
-        audio_tokens(frames) * voice.SAMPLES_PER_TOKEN,
+        audio_length(seconds) * voice.SAMPLES_PER_TOKEN,
         chosen["person"],
         chosen["language"],
     )
     return Clip(
-        video=scenes.draw(scene, syllables, frames, size) if with_video else None,
+        video=scenes.draw(scene, syllables, frames, height, width or height) if with_video else None,
         audio=audio,
         caption=make_caption(chosen, syllables, phrasing),
         attributes=chosen,

@@ -1,18 +1,54 @@
 """Clips on disk: drawn once, kept as plain arrays that are mapped into memory.
 
-    python -m training.data clips --count 1600               # draws; may be stopped and started again
+    python -m training.data --count 1600                     # draws; may be stopped and started again
+    python -m training.data --large --count 60               # a few at twice the size, for the video autoencoders
 
-A folder holds video.npy uint8 [N, F, S, S, 3], audio.npy float16 [N, n] (both channels are alike), and
-meta.jsonl with seed, caption, attributes, syllables and mouth opening of every clip drawn so far.
+Clips of one shape and length are a set, a folder with their name: <run>/clips/portrait_4s. It holds video.npy uint8
+[N, F, H, W, 3], audio.npy float16 [N, n] (both channels are alike), and meta.jsonl with seed, caption, attributes,
+syllables and mouth opening of every clip drawn so far.
 """
 
 import argparse
+from dataclasses import dataclass
 
 import numpy as np
 
-from training.clips import FRAMES, audio_tokens, make_clip
+from magihuman_core.sizes import audio_length
+from training.clips import frames_in, make_clip
 from training.common import TRAIN_SEEDS, Progress, RowWriter, Stop, add_options, read_rows
 from training.voice import SAMPLES_PER_TOKEN
+
+SHAPES = {"square": (128, 128), "portrait": (160, 96), "landscape": (96, 160)}  # height, width
+SHARES = {  # of all clips
+    "square_2s": 0.28, "square_3s": 0.10, "square_4s": 0.12, "square_5s": 0.08, "square_6s": 0.08,
+    "portrait_2s": 0.10, "portrait_4s": 0.04, "portrait_6s": 0.03,
+    "landscape_2s": 0.10, "landscape_4s": 0.04, "landscape_6s": 0.03,
+}  # fmt: skip
+LARGE_SHARES = {"square_2s": 0.6, "portrait_2s": 0.2, "landscape_2s": 0.2}
+LARGE_SEEDS = TRAIN_SEEDS + 200_000  # first seed of the large clips
+SEEDS_OF_SET = 10_000  # between the first seeds of two sets
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """Shape and length of some clips. name: as in SHARES, a shape of SHAPES and whole seconds."""
+
+    name: str
+    factor: int = 1  # on height and width
+
+    @property
+    def size(self):
+        """(height, width) in pixels."""
+        shape = self.name.split("_")[0]
+        if shape not in SHAPES:
+            raise Stop(f"{self.name} is no set of clips: expected a shape out of {', '.join(SHAPES)} and a length, "
+                       "such as portrait_4s.")  # fmt: skip
+        height, width = SHAPES[shape]
+        return self.factor * height, self.factor * width
+
+    @property
+    def seconds(self):
+        return float(self.name.split("_")[1].removesuffix("s"))
 
 
 def open_array(path, dtype=None, shape=None):
@@ -24,7 +60,7 @@ def open_array(path, dtype=None, shape=None):
         return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
     array = np.load(path, mmap_mode="r+" if shape else "r")
     if shape and array.shape != shape:
-        raise Stop(f"{path} was made for shape {array.shape}, not {shape}: give the same --count and --size, "
+        raise Stop(f"{path} was made for shape {array.shape}, not {shape}: give the same --count, "
                    "or delete its folder.")  # fmt: skip
     return array
 
@@ -52,7 +88,7 @@ class Clips:
         self.meta = read_rows(folder / "meta.jsonl")
         if len(self.meta) < len(self.video):
             raise Stop(f"{folder} holds {len(self.meta)} of {len(self.video)} clips: draw the others first, "
-                       f"python -m training.data {folder.name} --run {folder.parent} and its --count.")  # fmt: skip
+                       f"python -m training.data --run {folder.parents[1]} and its --count.")  # fmt: skip
 
     def __len__(self):
         return len(self.meta)
@@ -63,30 +99,54 @@ class Clips:
         return f"{len(self)} of {'x'.join(map(str, self.video.shape[1:4]))} from seed {self.meta[0]['seed']}"
 
 
-def draw_clips(folder, count, size, frames=FRAMES, first_seed=TRAIN_SEEDS):
+def sets_in(folder):
+    """The folders of all sets of clips in a folder, sorted. Raises Stop where there is none."""
+    found = sorted(path.parent for path in folder.glob("*/video.npy"))
+    if not found:
+        raise Stop(f"{folder} holds no clips: the stage that makes them comes first (see training/run_demo.sh).")
+    return found
+
+
+def choice_by_size(random, parts):
+    """One of several lists, each as likely as it is long."""
+    sizes = np.array([len(part) for part in parts], float)
+    return parts[int(random.choice(len(parts), p=sizes / sizes.sum()))]
+
+
+def draw_clips(folder, count, clip_set, first_seed=TRAIN_SEEDS):
     """Draw clips first_seed, first_seed + 1, ... into a folder; goes on where an earlier run stopped."""
-    samples = audio_tokens(frames) * SAMPLES_PER_TOKEN
-    video = open_array(folder / "video.npy", np.uint8, (count, frames, size, size, 3))
-    audio = open_array(folder / "audio.npy", np.float16, (count, samples))
+    (height, width), seconds = clip_set.size, clip_set.seconds
+    video = open_array(folder / "video.npy", np.uint8, (count, frames_in(seconds), height, width, 3))
+    audio = open_array(folder / "audio.npy", np.float16, (count, audio_length(seconds) * SAMPLES_PER_TOKEN))
     rows = read_rows(folder / "meta.jsonl")
     if rows and rows[0]["seed"] != first_seed:
         raise Stop(f"{folder} begins with seed {rows[0]['seed']}, not {first_seed}: give the same, or delete it.")
     progress = Progress(f"clips drawn into {folder}", len(rows), count)
     with RowWriter(folder / "meta.jsonl") as meta:
         for index in range(len(rows), count):
-            clip = make_clip(first_seed + index, size, frames)
+            clip = make_clip(first_seed + index, height, width, seconds)
             video[index], audio[index] = clip.video, clip.audio[0]
             meta.write({"seed": clip.seed, "caption": clip.caption, "attributes": clip.attributes,
                         "syllables": clip.syllables, "opening": [round(float(v), 4) for v in clip.mouth_opening]})
             progress.step()
 
 
-if __name__ == "__main__":
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("name", help="folder in the run's folder")
-    parser.add_argument("--count", type=int, default=1600)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--first-seed", type=int, default=TRAIN_SEEDS)
+    parser.add_argument("--count", type=int, default=1600, help="of all sets together")
+    parser.add_argument("--large", action="store_true", help="at twice the size, into <run>/large")
+    parser.add_argument("--sets", nargs="+", metavar="SHAPE_SECONDS", help="equal shares of these sets instead of all")
     add_options(parser)
     options = parser.parse_args()
-    draw_clips(options.run / options.name, options.count, options.size, first_seed=options.first_seed)
+    shares = LARGE_SHARES if options.large else SHARES
+    if options.sets:
+        shares = {name: 1 / len(options.sets) for name in options.sets}
+    folder = options.run / ("large" if options.large else "clips")
+    for place, (name, share) in enumerate(shares.items()):
+        first = (LARGE_SEEDS if options.large else TRAIN_SEEDS) + place * SEEDS_OF_SET
+        count = max(2, round(options.count * share))
+        draw_clips(folder / name, count, ClipSet(name, 2 if options.large else 1), first)
+
+
+if __name__ == "__main__":
+    main()

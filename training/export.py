@@ -9,27 +9,21 @@ Autoencoders: half precision under their official keys.
 
 import argparse
 import json
-import struct
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
-from magihuman_core.atomic import whole_file
 from magihuman_core.model.sequence import MODALITIES
-from magihuman_core.sizes import FPS
 from magihuman_core.weights import audio_keys, dit_keys
 from training import checkpoints, train_network
-from training.clips import FRAMES, audio_tokens
 from training.common import Stop, add_options, set_up
+from training.data import LARGE_SHARES, SHARES, ClipSet
+from training.files import DEMO, refuse_demo, write
 from training.latents import Encoders
+from training.preview import preview_of
 from training.text import stored_config
 from training.train_video_vae import TURBO, load_trained
-
-DEMO = Path(__file__).parent.parent / "magihuman_core" / "demo"
-VERSION = "1"
-SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
 
 
 def quantize(weight):
@@ -66,31 +60,6 @@ def split_layout(dit):
     return tensors
 
 
-def write(path, tensors, **metadata):
-    """One safetensors file, whole or not at all, of the same bytes every time. Returns its size in bytes.
-
-    Raises Stop where a weight is not finite.
-    """
-    for key, tensor in tensors.items():
-        if not checkpoints.all_finite(tensor):
-            raise Stop(f"{key} of {path.name} is not finite: nothing was written to {path.parent}.")
-    tensors = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-    content = save(tensors, {"format": "pt", "source": SOURCE, "version": VERSION, **metadata})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        file.write(with_sorted_header(content))
-    path.chmod(0o644)
-    return path.stat().st_size
-
-
-def with_sorted_header(content):
-    """A safetensors file's bytes with its header in alphabetical order: the library writes metadata in any order."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header + content[end:]
-
-
 def halves(state):
     return {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
 
@@ -109,6 +78,7 @@ def export(run, out):
     audio = {f"pretransform.model.{key}": tensor for key, tensor in audio.items()}
     sizes["audio_vae"] = write(out / "audio_vae" / "model.safetensors", audio, kind="audio_vae")
 
+    preview = preview_of(encoders.video)
     for name, role, folder in (
         ("base", "base", "base"), ("distilled", "distilled", "distill"), ("super_resolution", "sr_540p", "540p_sr")
     ):  # fmt: skip
@@ -119,8 +89,9 @@ def export(run, out):
         if made_with != encoders.names:
             raise Stop(f"{run / name} was trained on latents of encoders {made_with}, those of the run are now "
                        f"{encoders.names}: train it again.")  # fmt: skip
-        sizes[role] = write(out / folder / f"magihuman_demo_{role}.safetensors", split_layout(dit), role=role,
-                            clip_seconds=f"{(audio_tokens(FRAMES) - 1) / FPS:g}")
+        path = out / folder / f"magihuman_demo_{role}.safetensors"
+        longest = max(ClipSet(one).seconds for one in (LARGE_SHARES if name == "super_resolution" else SHARES))
+        sizes[role] = write(path, split_layout(dit), role=role, preview=preview, clip_seconds=f"{longest:g}")
         if name == "base":
             sizes["text_encoder"] = write_text_encoder(out / "text_encoder", train_network.load_base(run)[1])
     return sizes
@@ -154,12 +125,6 @@ def main():
     for name, size in {**sizes, "total": sum(sizes.values())}.items():
         print(f"{name:12} {size / 1e6:6.2f} MB")
     print(f"written to {out}")
-
-
-def refuse_demo(folder, allowed):
-    """Raises Stop where the shipped weights or their card would be overwritten without being asked."""
-    if folder.resolve() == DEMO.resolve() and not allowed:
-        raise Stop("This would overwrite what the project ships: add --overwrite-demo if that is meant.")
 
 
 if __name__ == "__main__":

@@ -28,19 +28,20 @@ class Journal:
         self.restart()
 
     def restart(self):
-        self.sums, self.count, self.since = {}, 0, time.monotonic()
+        self.sums, self.counts, self.count, self.since = {}, {}, 0, time.monotonic()
 
     def add(self, **numbers):
         self.count += 1
         for name, value in numbers.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1  # not every kind of step has every number
 
     def write(self, step, steps, seconds, batch, validation):
         """seconds: of the whole run so far. batch: clips a step, where it is always the same number.
 
         validation: means over held-out clips.
         """
-        means = {name: value / self.count for name, value in self.sums.items()}
+        means = {name: value / self.counts[name] for name, value in self.sums.items()}
         each = (time.monotonic() - self.since) / self.count
         row = {"step": step, **means, **{f"held-out {name}": value for name, value in validation.items()}}
         speed = {"clips_per_second": round(batch / each, 2)} if batch else {}

@@ -2,8 +2,9 @@
 
     python -m training.latents                               # may be stopped and started again
 
-Beside video.npy and audio.npy: video_latents.npy float16 [N, 48, T, h, w], audio_latents.npy float16 [N, 64, A],
-done.npy uint8 [N], 1 where both are there, and encoders.json, which says what weights made them.
+In the folder of every set of clips, beside video.npy and audio.npy: video_latents.npy float16 [N, 48, T, h, w],
+audio_latents.npy float16 [N, 64, A], done.npy uint8 [N], 1 where both are there, and encoders.json, which says
+what weights made them.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import torch
 from einops import rearrange
 
 from training.common import Progress, Stop, add_options, autocast, set_up, weights_hash
-from training.data import Clips, open_array
+from training.data import Clips, open_array, sets_in
 
 
 class Encoders:
@@ -62,11 +63,18 @@ def made_with(folder):
 
 def encode_clips(run):
     """Encode all clips of a run."""
-    folder, encoders, clips = run / "clips", Encoders(run), Clips(run / "clips")
+    encoders = Encoders(run)
+    for folder in sets_in(run / "clips"):
+        encode_set(folder, encoders)
+
+
+def encode_set(folder, encoders):
+    """Encode the clips of one set."""
+    clips = Clips(folder)
     claim(folder, encoders.names)
-    count, frames, size = clips.video.shape[:3]
-    T, side, length = (frames - 1) // 4 + 1, size // 16, clips.audio.shape[1] // 2048
-    video = open_array(folder / "video_latents.npy", np.float16, (count, 48, T, side, side))
+    count, frames, height, width = clips.video.shape[:4]
+    T, length = (frames - 1) // 4 + 1, clips.audio.shape[1] // 2048
+    video = open_array(folder / "video_latents.npy", np.float16, (count, 48, T, height // 16, width // 16))
     audio = open_array(folder / "audio_latents.npy", np.float16, (count, 64, length))
     done = open_array(folder / "done.npy", np.uint8, (count,))
     progress = Progress(f"clips encoded in {folder}", int(done.sum()), count)
@@ -77,7 +85,7 @@ def encode_clips(run):
 
 
 class Latents:
-    """All encoded clips of a folder."""
+    """The encoded clips of one set."""
 
     def __init__(self, folder):
         self.made_with, self.clips = made_with(folder), Clips(folder)
@@ -86,7 +94,10 @@ class Latents:
         missing = int((open_array(folder / "done.npy") == 0).sum())
         if missing:
             raise Stop(f"{missing} clips of {folder} are not encoded: run python -m training.latents "
-                       f"--run {folder.parent} first.")  # fmt: skip
+                       f"--run {folder.parents[1]} first.")  # fmt: skip
+
+    def __len__(self):
+        return len(self.clips)
 
     def get(self, index):
         """(video [48, T, h, w], audio [64, A]) of a clip, fp32."""

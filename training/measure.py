@@ -7,6 +7,7 @@ drawing's truth but the palette and the places where a head and shoulders of thi
 import numpy as np
 
 from training import palette
+from training.canvas import View
 from training.listen import (
     edit_distance,
     read_person,
@@ -15,12 +16,13 @@ from training.listen import (
     read_timed_syllables,
     syllable_error_rate,
 )
-from training.painter import MOUTH_HEIGHT
+from training.painter import HAT_COLOUR, MOUTH_HEIGHT
 from training.voice import SAMPLES_PER_TOKEN
 
 __all__ = [
     "attribute_accuracy",
     "edit_distance",
+    "hat_share",
     "loudness",
     "mouth_opening",
     "psnr",
@@ -36,15 +38,13 @@ __all__ = [
     "variety",
 ]
 
-LIPS = 0.056  # height of closed lips in picture widths
+LIPS = 0.056  # height of closed lips in units of the figure's square
 
 
 def _region(video, left, top, right, bottom):
-    """Part of the pictures, limits in picture widths: [F, h, w, 3] float32."""
+    """Part of the pictures, limits in units of the figure's square: [F, h, w, 3] float32."""
     video = np.asarray(video)
-    size = video.shape[2]
-    rows = slice(round(top * size), max(round(bottom * size), round(top * size) + 1))
-    columns = slice(round(left * size), max(round(right * size), round(left * size) + 1))
+    rows, columns = View(*video.shape[1:3]).box(left, top, right, bottom)
     return video[:, rows, columns].astype(np.float32)
 
 
@@ -61,18 +61,18 @@ def _skin_colour(video):
 
 
 def _mouth_weights(video):
-    """How unlike skin each pixel around the mouth is, 0..1: [F, h, w], and picture width in pixels."""
+    """How unlike skin each pixel around the mouth is, 0..1: [F, h, w], and the unit in pixels."""
     window = _region(video, 0.32, 0.53, 0.68, 0.78)
     distance = np.sqrt(np.square(window - _skin_colour(video)).sum(axis=-1))
-    return np.clip((distance - 20.0) / 40.0, 0.0, 1.0), np.asarray(video).shape[2]
+    return np.clip((distance - 20.0) / 40.0, 0.0, 1.0), View(*np.asarray(video).shape[1:3]).unit
 
 
 def mouth_opening(video):
     """Opening of the mouth per frame, about 0..1: the height of lips and mouth in the middle columns. [F]"""
-    weights, size = _mouth_weights(video)
+    weights, unit = _mouth_weights(video)
     middle = weights.shape[2] // 2
-    half = max(1, round(0.03 * size))
-    height = weights[:, :, middle - half : middle + half].sum(axis=1).mean(axis=1) / size
+    half = max(1, round(0.03 * unit))
+    height = weights[:, :, middle - half : middle + half].sum(axis=1).mean(axis=1) / unit
     return np.clip((height - LIPS) / MOUTH_HEIGHT, 0.0, None)
 
 
@@ -109,14 +109,15 @@ def read_attributes(video):
 
     The person is heard, not seen (`read_person`).
     """
-    wall = _median_colour(_region(video, 0.0, 0.0, 0.08, 0.10), _region(video, 0.92, 0.0, 1.0, 0.10))
+    # From the picture's edge inwards: a landscape has much wall at both sides, a portrait little.
+    wall = _median_colour(_region(video, -9.0, 0.0, 0.08, 0.10), _region(video, 0.92, 0.0, 9.0, 0.10))
     hair = _nearest(_median_colour(_region(video, 0.43, 0.14, 0.57, 0.20)), palette.HAIR_COLOURS)
     wall = _nearest(wall, palette.WALL_COLOURS)
     return {
         "hair": hair,
         "hairstyle": _read_hairstyle(video, palette.HAIR_COLOURS[hair], palette.WALL_COLOURS[wall]),
         "skin": _nearest(_skin_colour(video), palette.SKIN_TONES),
-        "shirt": _nearest(_median_colour(_region(video, 0.2, 0.93, 0.8, 1.0)), palette.SHIRT_COLOURS),
+        "shirt": _nearest(_median_colour(_region(video, 0.2, 0.89, 0.8, 1.0)), palette.SHIRT_COLOURS),
         "wall": wall,
         "glasses": _read_glasses(video),
         "mood": _read_mood(video),
@@ -152,15 +153,21 @@ def _read_glasses(video):
 def _read_mood(video):
     """Corners of the closed mouth against its middle: up is happy, down is sad."""
     opening = mouth_opening(video)
-    weights, size = _mouth_weights(video)
-    weights = weights[:, : round(0.175 * size)]  # above the chin, whose edge is round as well
+    weights, unit = _mouth_weights(video)
+    weights = weights[:, : round(0.175 * unit)]  # above the chin, whose edge is round as well
     closed = weights[opening <= np.quantile(opening, 0.35)].mean(axis=0)  # [h, w]
     mass = closed.sum(axis=0) + 1e-6
-    height = (closed * np.arange(closed.shape[0])[:, None]).sum(axis=0) / mass / size
-    x = (np.arange(closed.shape[1]) - (closed.shape[1] - 1) / 2) / size / 0.108
+    height = (closed * np.arange(closed.shape[0])[:, None]).sum(axis=0) / mass / unit
+    x = (np.arange(closed.shape[1]) - (closed.shape[1] - 1) / 2) / unit / 0.108
     near = np.abs(x) < 1.0
     bend = -np.polyfit(x[near], height[near], 2, w=np.sqrt(mass[near]))[0]
     return "happy" if bend > 0.026 else "sad" if bend < -0.012 else "calm"
+
+
+def hat_share(video):
+    """How much of the place of a hat's crown is hat, 0..1."""
+    crown = _region(video, 0.38, 0.06, 0.62, 0.16)
+    return float((np.square(crown - np.array(HAT_COLOUR, np.float32)).sum(-1) < 60**2).mean())
 
 
 def attribute_accuracy(read, asked):

@@ -53,10 +53,10 @@ class Together:
         self.parts = parts
 
     def step(self, lr):
-        """One step at this learning rate; gradients are cleared."""
+        """One step at this learning rate, times the "factor" of a group that has one; gradients are cleared."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("factor", 1.0)
             part.step()
             part.zero_grad(set_to_none=True)
 

@@ -5,31 +5,33 @@ import numpy as np
 from training.canvas import ellipse, line, round_ellipse, smooth_edge
 from training.palette import HAIR_COLOURS, SHIRT_COLOURS, SKIN_TONES, WALL_COLOURS
 
-MOUTH_HEIGHT = 0.20  # of a fully open mouth, in picture widths
+MOUTH_HEIGHT = 0.20  # of a fully open mouth, in units (see canvas.View)
 MOUTH_PLACE = 0.165  # below the head's centre
+HAT_COLOUR, HAT_BAND = (92, 40, 148), (248, 206, 70)
 EYE_PLACE = (0.118, -0.062)  # beside and above it
 SHADOW = (0.86, 0.80, 0.80)  # factors on the skin's colour below the chin
 
 
-def paint_wall(scene, x, y):
-    """The wall with a lighter disc behind the head: [3, S, S]."""
-    size = x.shape[1]
+def paint_wall(scene, view):
+    """The wall with a lighter disc behind the head: [3, H, W]."""
+    x, y = view.x, view.y
     colour = np.array(WALL_COLOURS[scene.attributes["wall"]], np.float32)[:, None, None]
     cx, cy, radius = scene.disc
-    disc = smooth_edge(round_ellipse(x - cx, y - cy, radius, radius), size)
+    disc = smooth_edge(round_ellipse(x - cx, y - cy, radius, radius), view.unit)
     shade = 1.0 - 0.05 * y  # a trace of light from above
     return (colour + 0.32 * disc * (255.0 - colour)) * shade
 
 
-def shirt_layer(scene, x, y, size):
-    """Coverage [S, S] and colours [3, S, S] of the shirt; it keeps still."""
+def shirt_layer(scene, view):
+    """Coverage [H, W] and colours [3, H, W] of the shirt; it keeps still."""
+    x, y, unit = view.x, np.minimum(view.y, 1.16), view.unit  # straight down from where the shoulders are widest
     colour = np.array(SHIRT_COLOURS[scene.attributes["shirt"]], np.float32)[:, None, None]
     shoulders = round_ellipse(x - 0.5, y - 1.16, 0.46, 0.36)
     neckline = round_ellipse(x - 0.5, y - 0.80, 0.115, 0.075)
-    inside = smooth_edge(shoulders, size)
+    inside = smooth_edge(shoulders, unit)
     skin = np.array(SKIN_TONES[scene.attributes["skin"]], np.float32) * np.array(SHADOW, np.float32)
-    bare = smooth_edge(neckline, size)
-    collar = line(neckline + 0.016, 0.022, size)
+    bare = smooth_edge(neckline, unit)
+    collar = line(neckline + 0.016, 0.022, unit)
     shade = 1.0 - 0.16 * collar
     return inside, colour * shade * (1.0 - bare) + skin[:, None, None] * bare
 
@@ -52,7 +54,7 @@ class Painter:
         self.back_hair()
         self.neck()
         coverage, colours = shirt
-        rows = slice(int(0.7 * self.canvas.size), None)
+        rows = slice(int(self.canvas.view.top + 0.7 * self.canvas.unit), None)
         self.canvas.paint(coverage[rows], colours[:, rows], (rows, slice(None)))
         self.face()
         self.eyes()
@@ -60,6 +62,8 @@ class Painter:
         self.front_hair()
         if self.scene.attributes["glasses"] == "glasses":
             self.glasses()
+        if self.scene.hat:
+            self.hat()
 
     def spot(self, left, top, right, bottom):
         """Open a box of head coordinates: pixel box, x, y."""
@@ -67,13 +71,13 @@ class Painter:
         return box, *self.canvas.head_coordinates(box)
 
     def fill(self, distance, colour, box, strength=1.0):
-        alpha = smooth_edge(distance, self.canvas.size)
+        alpha = smooth_edge(distance, self.canvas.unit)
         if strength != 1.0:
             alpha *= strength
         self.canvas.paint(alpha, colour, box)
 
     def stroke(self, distance, width, colour, box, mask=None, strength=1.0):
-        alpha = line(distance, width, self.canvas.size)
+        alpha = line(distance, width, self.canvas.unit)
         if mask is not None:
             alpha *= mask
         if strength != 1.0:
@@ -86,8 +90,8 @@ class Painter:
             inside = round_ellipse(x, y - 0.06, 0.345 * self.scene.width, 0.47)
             self.fill(inside, self.hair * 0.86, box)
             waves = np.abs(x) / 0.05
-            strands = line((waves - np.floor(waves) - 0.5) * 0.05, 0.004, self.canvas.size)
-            strands *= smooth_edge(inside - 0.012, self.canvas.size) * 0.18
+            strands = line((waves - np.floor(waves) - 0.5) * 0.05, 0.004, self.canvas.unit)
+            strands *= smooth_edge(inside - 0.012, self.canvas.unit) * 0.18
             self.canvas.paint(strands, self.hair * 0.55, box)
         elif self.style == "bun":
             box, x, y = self.spot(-0.12, -0.46, 0.12, -0.25)
@@ -129,7 +133,7 @@ class Painter:
             self.canvas.paint(cheek * (0.75 if self.person == "child" else 0.45), blush, box)
         box, x, y = self.spot(-0.05, -0.02, 0.05, 0.06)
         curve = y - 0.035 + 7.0 * x * x
-        nostrils = smooth_edge(0.034 - np.abs(x), self.canvas.size)
+        nostrils = smooth_edge(0.034 - np.abs(x), self.canvas.unit)
         self.stroke(curve, 0.012, self.shadow * 0.9, box, mask=nostrils)
 
     def eyes(self):
@@ -143,23 +147,23 @@ class Painter:
             "sad": (-0.004, 0.34, 0.0),
         }[self.mood]
         brow_width = {"child": 0.016, "woman": 0.018, "man": 0.030}[self.person]
-        size = self.canvas.size
+        unit = self.canvas.unit
         for side in (-1.0, 1.0):
             ex, ey = side * EYE_PLACE[0], EYE_PLACE[1]
             box, x, y = self.spot(ex - 0.06, ey - 0.06, ex + 0.06, ey + 0.06)
             x, y = x - ex, y - ey
             self.fill(ellipse(x, y, width, height), (36, 24, 30), box)
-            glint = smooth_edge(ellipse(x + 0.011, y + 0.4 * height, 0.013, 0.013), size)
+            glint = smooth_edge(ellipse(x + 0.011, y + 0.4 * height, 0.013, 0.013), unit)
             self.canvas.paint(glint * np.clip(1.0 - 1.5 * closed, 0.0, 1.0), (255, 255, 255), box)
             top = ey - 0.100 + brow_height
             box, x, y = self.spot(ex - 0.075, top - 0.05, ex + 0.075, top + 0.05)
             x, y = (x - ex) * side, y - top + 0.010 * self.opening  # brows rise with loud vowels
             curve = y - brow_tilt * x - brow_arch * (x * x)
             brow_colour = self.hair * 0.62 if self.scene.attributes["hair"] != "black" else self.hair
-            self.stroke(curve, brow_width, brow_colour, box, mask=smooth_edge(0.062 - np.abs(x), size))
+            self.stroke(curve, brow_width, brow_colour, box, mask=smooth_edge(0.062 - np.abs(x), unit))
 
     def mouth(self):
-        size = self.canvas.size
+        unit = self.canvas.unit
         box, x, y = self.spot(-0.20, MOUTH_PLACE - 0.11, 0.20, MOUTH_PLACE + 0.19)
         half = np.maximum(0.5 * MOUTH_HEIGHT * self.opening, 0.004)
         across = x / self.half_width
@@ -172,12 +176,12 @@ class Painter:
         lip = 0.030 if self.person == "woman" else 0.026
         self.fill(ellipse(x, y, self.half_width + lip, half + lip), lips_colour, box)
         inner = ellipse(x, y, self.half_width, half)
-        inside = smooth_edge(inner, size)
+        inside = smooth_edge(inner, unit)
         self.canvas.paint(inside, (58, 10, 24), box)
-        tongue = smooth_edge(ellipse(x, y - 0.85 * half, 0.72 * self.half_width, 0.62 * half + 1e-3), size)
+        tongue = smooth_edge(ellipse(x, y - 0.85 * half, 0.72 * self.half_width, 0.62 * half + 1e-3), unit)
         self.canvas.paint(tongue * inside * self.tongue, (232, 96, 110), box)
         shown = np.minimum(self.teeth, 1.3 * half)
-        rows = smooth_edge(np.minimum(shown - (y + half), inner - 0.004), size)
+        rows = smooth_edge(np.minimum(shown - (y + half), inner - 0.004), unit)
         rows *= np.clip((shown - 0.008) / 0.012, 0.0, 1.0)
         self.canvas.paint(rows, (252, 250, 244), box)
 
@@ -194,14 +198,14 @@ class Painter:
             edge = -0.262 + 2.4 * x * x
         else:
             edge = -0.225 + 1.8 * x * x + 0.010 * np.cos(60.0 * x)
-        hair = smooth_edge(np.minimum(cap, edge - y), self.canvas.size)
+        hair = smooth_edge(np.minimum(cap, edge - y), self.canvas.unit)
         self.canvas.paint(hair, self.hair, box)
         # Strands follow the skull: lines of equal distance from its edge; one band of light.
         ring = cap / 0.026
-        strands = line((ring - np.floor(ring) - 0.5) * 0.026, 0.004, self.canvas.size)
+        strands = line((ring - np.floor(ring) - 0.5) * 0.026, 0.004, self.canvas.unit)
         strands *= hair
         self.canvas.paint(strands * 0.2, self.hair * 0.55, box)
-        light = line(cap - 0.055, 0.020, self.canvas.size) * hair
+        light = line(cap - 0.055, 0.020, self.canvas.unit) * hair
         light *= np.clip(1.0 - np.abs(s + 0.06) / 0.10, 0.0, 1.0)
         self.canvas.paint(light * 0.45, self.hair + 0.6 * (255.0 - self.hair), box)
 
@@ -212,5 +216,12 @@ class Painter:
             box, x, y = self.spot(ex - 0.10, ey - 0.10, ex + 0.10, ey + 0.10)
             self.stroke(ellipse(x - ex, y - ey, 0.076, 0.070), 0.020, frame, box)
         box, x, y = self.spot(-0.06, -0.10, 0.06, -0.04)
-        bridge = smooth_edge(0.045 - np.abs(x), self.canvas.size)
+        bridge = smooth_edge(0.045 - np.abs(x), self.canvas.unit)
         self.stroke(y + 0.070 - 3.0 * x * x, 0.018, frame, box, mask=bridge)
+
+    def hat(self):
+        box, x, y = self.spot(-0.22, -0.46, 0.22, -0.22)
+        self.fill(np.minimum(0.19 - np.abs(x) - 0.15 * (y + 0.23), np.minimum(y + 0.43, -0.22 - y)), HAT_COLOUR, box)
+        self.fill(np.minimum(0.19 - np.abs(x), 0.022 - np.abs(y + 0.262)), HAT_BAND, box)
+        box, x, y = self.spot(-0.36, -0.27, 0.36, -0.18)
+        self.fill(ellipse(x, y + 0.225, 0.35, 0.034), HAT_COLOUR, box)

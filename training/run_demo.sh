@@ -12,15 +12,18 @@ cd "$(dirname "$0")/.."
 : "${RUN:=demo}"             # folder below training/runs, or an absolute path
 : "${SEED:=0}"
 : "${THREADS:=2}"            # the same number on every start, or sums differ in their last bits
-: "${CLIPS:=1600}"           # 128x128, 2 s; some 4 MB each with latents
-: "${LARGE_CLIPS:=60}"       # 256x256
-: "${PAIRS:=220}"            # 128x128 and 256x256 of one scene, for super-resolution
+: "${CLIPS:=1600}"           # three shapes, 2 to 6 s; some 5 MB each with latents
+: "${LARGE_CLIPS:=120}"      # of twice the size
+: "${PAIRS:=220}"            # of both sizes of one scene, for super-resolution
+: "${SETS:=}"                # such as --sets square_2s portrait_4s instead of all
+: "${LARGE_SETS:=}"
 : "${PROJECTION:=150}"       # windows that the video autoencoder's first latent is fitted to
 : "${VIDEO_STEPS:=27000}"
 : "${AUDIO_STEPS:=5700}"
 : "${TEXT_STEPS:=1200}"
 : "${BASE_STEPS:=11000}"
-: "${DISTILLED_STEPS:=1400}"
+: "${WARM_UP:=400}"          # steps of the distilled network on the guided velocity
+: "${DISTILLED_STEPS:=4400}" # with these; then one in four is the distilled network's, three are the fake's
 : "${SR_STEPS:=12000}"
 : "${TURBO_STEPS:=2400}"
 : "${AUDIO_DECODER_STEPS:=1400}"
@@ -39,8 +42,10 @@ stage() {  # module and its own arguments
 }
 
 # 1. Clips. 3 minutes.
-stage data clips --count "$CLIPS"
-stage data clips256 --count "$LARGE_CLIPS" --size 256 --first-seed 200000
+# shellcheck disable=SC2086
+stage data --count "$CLIPS" $SETS
+# shellcheck disable=SC2086
+stage data --large --count "$LARGE_CLIPS" $LARGE_SETS
 
 # 2. Autoencoders. 150 and 40 minutes.
 stage train_video_vae --steps "$VIDEO_STEPS" --projection-windows "$PROJECTION" --save-every "$SAVE_EVERY"
@@ -52,8 +57,9 @@ stage train_network text --steps "$TEXT_STEPS"
 stage train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
 
 # 4. Distilled network; super-resolution. 17, 8 and 56 minutes.
-stage train_network distilled --steps "$DISTILLED_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
-stage train_super_resolution pairs --count "$PAIRS"
+stage train_distilled --steps "$DISTILLED_STEPS" --warm-up "$WARM_UP" --batch "$BATCH" --save-every "$SAVE_EVERY"
+# shellcheck disable=SC2086
+stage train_super_resolution pairs --count "$PAIRS" $LARGE_SETS
 stage train_super_resolution train --steps "$SR_STEPS" --save-every "$SAVE_EVERY"
 
 # 5. The decoders once more, for the encoders as they are now. 12, 10 and 6 minutes.

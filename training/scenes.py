@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.canvas import Canvas
+from training.canvas import Canvas, View
 from training.painter import Painter, paint_wall, shirt_layer
 from training.palette import CHOICES
 from training.voice import FRAME_RATE, SHAPES, speech_curves
 
-# Half width of the mouth (picture widths), rows of teeth shown (height), tongue 0..1; last row: at rest.
+# Half width of the mouth and rows of teeth shown, in units (see canvas.View), tongue 0..1; last row: at rest.
 MOUTH_SHAPES = {
     "a": (0.125, 0.030, 1.0),
     "e": (0.140, 0.030, 0.8),
@@ -38,9 +38,10 @@ class Scene:
     side: float  # parting of the hair, -1 or 1
     width: float  # of the head, about 1
     disc: tuple  # centre x, y and radius of the light disc on the wall
+    hat: bool = False  # which no prompt of the demo knows: something for a LoRA to learn
 
 
-def make_scene(rng, seconds, attributes=None):
+def make_scene(rng, seconds, attributes=None, hat=False):
     """Draw all random choices of a scene; `attributes` fixes some of them (names and values of CHOICES)."""
     chosen = {name: str(rng.choice(values)) for name, values in CHOICES.items()}
     chosen["glasses"] = "glasses" if rng.random() < 0.35 else "none"
@@ -62,6 +63,7 @@ def make_scene(rng, seconds, attributes=None):
         side=float(rng.choice([-1.0, 1.0])),
         width=float(rng.uniform(0.97, 1.03)),
         disc=(float(rng.uniform(0.40, 0.60)), float(rng.uniform(0.40, 0.50)), float(rng.uniform(0.38, 0.46))),
+        hat=hat,
     )
 
 
@@ -77,8 +79,8 @@ def mouth_curves(syllables, frames, mood="calm"):
     return curves["opening"], values[:, 0], values[:, 1], values[:, 2], bend * busy
 
 
-def draw(scene, syllables, frames, size=128):
-    """Paint a scene: uint8 [F, size, size, 3] RGB. Frame f shows the moment (f + 0.5) / 25 s."""
+def draw(scene, syllables, frames, height=128, width=128):
+    """Paint a scene: uint8 [F, height, width, 3] RGB. Frame f shows the moment (f + 0.5) / 25 s."""
     t = (np.arange(frames) + 0.5) / FRAME_RATE
     mouth = np.stack(mouth_curves(syllables, frames, scene.attributes["mood"])).astype(np.float32)
     sway = [a * np.sin(2.0 * np.pi * f * t + p) for a, f, p in scene.sway]
@@ -86,15 +88,13 @@ def draw(scene, syllables, frames, size=128):
     blink = np.zeros(frames)
     for moment in scene.blinks:
         blink = np.maximum(blink, np.clip(1.6 - np.abs(t - moment) / 0.10, 0.0, 1.0))
-    axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    x, y = axis[None, :], axis[:, None]
-    wall = paint_wall(scene, x, y)
-    shirt = shirt_layer(scene, x, y, size)
-    step = max(1, CHUNK_PIXELS // size**2)
+    view = View(height, width)
+    wall, shirt = paint_wall(scene, view), shirt_layer(scene, view)
+    step = max(1, CHUNK_PIXELS // (height * width))
     parts = []
     for first in range(0, frames, step):
         now = slice(first, min(frames, first + step))
-        canvas = Canvas(wall, HEAD_CENTRE[0] + sway[0][now], HEAD_CENTRE[1] + sway[1][now], sway[2][now])
+        canvas = Canvas(view, wall, HEAD_CENTRE[0] + sway[0][now], HEAD_CENTRE[1] + sway[1][now], sway[2][now])
         painter = Painter(scene, canvas, mouth[:, now, None, None], blink[now, None, None])
         painter.paint(shirt)
         parts.append(canvas.images())

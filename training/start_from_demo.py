@@ -18,12 +18,14 @@ from training.common import add_options, weights_hash
 from training.export import DEMO
 from training.text import WithReaders
 
+STAGES = ("video_vae", "wan_decoder", "audio_vae", "text", "base", "distilled", "super_resolution")
+
 
 def file_of(part):
     return next((DEMO / part).glob("*.safetensors"))
 
 
-def keep(folder, modules, config, **extra):
+def write_start(folder, modules, config, **extra):
     """Write step 0 of a stage unless it has a checkpoint."""
     if checkpoints.checkpoints_in(folder):
         print(f"{folder} has a checkpoint, which stays")
@@ -34,23 +36,31 @@ def keep(folder, modules, config, **extra):
     print(f"{folder} begun")
 
 
-def start(run):
-    """Begin all stages of a run."""
+def start(run, stages=None):
+    """Begin all stages of a run, or only these."""
+
+    def keep(stage, modules, config, **extra):
+        if stages is None or stage in stages:
+            write_start(run / stage, modules, config, **extra)
+
     vae, turbo = train_video_vae.build()
     vae.load_state_dict(load_video_vae(file_of("vae"), dtype=torch.float32).state_dict())
     turbo.load_state_dict(load_turbo_vae(DEMO / "turbo_vae", dtype=torch.float32).state_dict())
     modules = train_video_vae.trained_together(vae, turbo)
-    keep(run / "video_vae", modules, {}, guide={"encoder": modules.state_dict()})
+    keep("video_vae", modules, {}, guide={"encoder": modules.state_dict()})
     names = {"video": train_video_vae.encoder_hash(vae)}
-    keep(run / "wan_decoder", nn.ModuleList([vae.decoder, vae.conv2]), {"encoder": names["video"]})
+    keep("wan_decoder", nn.ModuleList([vae.decoder, vae.conv2]), {"encoder": names["video"]})
 
     audio_vae = train_audio_vae.build()
     audio_vae.load_state_dict(official_state_dict(load_audio_vae(file_of("audio_vae"))))
-    keep(run / "audio_vae", train_audio_vae.with_reader(audio_vae), {})
+    keep("audio_vae", train_audio_vae.with_reader(audio_vae), {})
     names["audio"] = weights_hash(audio_vae.encoder)
 
     encoder = load_text_encoder(file_of("text_encoder"), dtype=torch.float32)
-    keep(run / "text", WithReaders(encoder), {})
+    keep("text", WithReaders(encoder), {})
+    if state := checkpoints.load(run / "text"):  # it may have learnt more by now
+        WithReaders(encoder).load_state_dict(state["modules"])
+    networks = {}
     for name, part, config in (
         ("base", "base", train_network.CONFIG),
         ("distilled", "distill", train_network.CONFIG),
@@ -58,14 +68,18 @@ def start(run):
     ):
         dit = train_network.build_network(config)
         dit.load_state_dict(load_dit(file_of(part), dtype=torch.float32, positions=config.positions).state_dict())
-        modules = nn.ModuleList([dit, encoder] if name == "base" else [dit])
-        keep(run / name, modules, {"latents": names}, network=asdict(config))
+        # The distilled network has its fake beside it, which begins as the base network.
+        modules = nn.ModuleList({"base": [dit, encoder], "distilled": [dit, networks.get("base")]}.get(name, [dit]))
+        networks[name] = dit
+        keep(name, modules, {"latents": names}, network=asdict(config))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
     add_options(parser)
-    start(parser.parse_args().run)
+    options = parser.parse_args()
+    start(options.run, options.stages)
 
 
 if __name__ == "__main__":

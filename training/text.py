@@ -68,11 +68,11 @@ def caption_ids(tokenizer, attributes, syllables, phrasing):
 
 
 class Captions:
-    """Prompts of random attributes and syllables, as many syllables as the clips have."""
+    """Prompts of random attributes and syllables, as many syllables as the clips have. clips: of all sets."""
 
     def __init__(self, clips, tokenizer, seed):
         self.tokenizer, self.random = tokenizer, np.random.default_rng(seed)
-        self.counts = [len(meta["syllables"]) for meta in clips.meta]
+        self.counts = [len(meta["syllables"]) for part in clips for meta in part.meta]
         if max(self.counts) > MOST_SYLLABLES:
             raise Stop(f"{max(self.counts)} syllables in a clip are more than MOST_SYLLABLES in {__file__}: raise it.")
 

@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
 from training import checkpoints
 from training.common import add_options, set_up, weights_hash
-from training.data import Clips, split
+from training.data import Clips, choice_by_size, sets_in, split
 from training.fit import fit
 from training.muon import Together
 from training.voice import SHAPES, speech_curves
@@ -106,20 +106,25 @@ class Windows:
     """Random windows of audio [B, 2, n]."""
 
     def __init__(self, folder, seed, held_out=False):
-        self.clips, self.random = Clips(folder), np.random.default_rng(seed)
-        self.indices = split(range(len(self.clips)), held_out)
+        self.sets, self.random = [Clips(part) for part in sets_in(folder)], np.random.default_rng(seed)
+        self.held_out = held_out
+
+    @property
+    def description(self):
+        return [clips.description for clips in self.sets]
 
     def batch(self, count, length):
         """Audio, and the share of every speech sound (the last: silence) in each latent, [B, length, 8]."""
         parts, shares, samples = [], [], length * 2048
         for _ in range(count):
-            index = self.random.choice(self.indices)
-            audio = self.clips.audio[index]
+            clips = choice_by_size(self.random, self.sets)
+            index = self.random.choice(split(range(len(clips)), self.held_out))
+            audio = clips.audio[index]
             start = self.random.integers(len(audio) - samples + 1)
             gain = self.random.uniform(0.5, 1.3) if self.random.random() < 0.3 else 1.0
             parts.append(torch.from_numpy(audio[start : start + samples].astype(np.float32)) * gain)
             moments = (start + 2048 * (np.arange(length) + 0.5)) / 51200
-            timbre = speech_curves(self.clips.meta[index]["syllables"], moments)["timbre"]
+            timbre = speech_curves(clips.meta[index]["syllables"], moments)["timbre"]
             silence = 1 - timbre.sum(1, keepdims=True)
             shares.append(torch.from_numpy(np.concatenate([timbre, silence], 1)).float())
         return torch.stack(parts)[:, None].expand(-1, 2, -1).contiguous(), torch.stack(shares)
@@ -180,7 +185,7 @@ def run_fit(options, stage, modules, loss, config):
     optimizer = Together(torch.optim.AdamW(modules.parameters(), options.rate, (0.9, 0.99), weight_decay=1e-4))
     windows, held_out = (Windows(options.run / "clips", options.seed, held) for held in (False, True))
     fit(options.run / stage, modules, optimizer, loss, windows, options, held_out=held_out, max_norm=5.0,
-        config={**config, "clips": windows.clips.description})  # fmt: skip
+        config={**config, "clips": windows.description})  # fmt: skip
 
 
 def load_trained(run):

@@ -2,16 +2,13 @@
 
     python -m training.train_network text                    # quick start of the text encoder
     python -m training.train_network base                    # with the text encoder, from noise to velocity
-    python -m training.train_network distilled               # learns the guided velocity of the base network
 
 Each goes on from its checkpoint when started again.
 """
 
 import argparse
-import copy
 from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,30 +18,25 @@ from magihuman_core import (
     MagiHumanDiT,
     flow_sigmas,
     pack_latents,
-    sample_renoise,
     sample_unipc,
     unpack_latents,
 )
 from magihuman_core.nn.layers import RMSNorm
-from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training import checkpoints
+from training.batches import Batches
 from training.common import Stop, add_options, autocast, set_up
-from training.data import Clips, split
+from training.data import Clips, sets_in
 from training.fit import fit
-from training.latents import Latents
+from training.masks import draw_keep, mouth_weight, noised, velocity_loss
 from training.muon import Together
-from training.text import START, Captions, WithReaders, build_encoder, build_tokenizer, caption_ids
+from training.text import Captions, WithReaders, build_encoder, build_tokenizer
 from training.train_video_vae import load_trained, to_images
 
 CONFIG = DiTConfig(
     layers=6, hidden=256, head_dim=64, heads=4, kv_heads=2, video_channels=48, audio_channels=64,
     text_channels=128, gelu_width=448, swiglu_width=448, sandwich_layers=(0, 5), gelu_layers=(0,),
 )  # fmt: skip
-DROP_TEXT = 0.1  # share of batches without text
-KEEP_FRAME = 0.25  # share of clips with a clean first latent frame: reference picture
-KEEP_AUDIO = 0.15  # share with clean audio: driving sound
 SHIFT = 3.0  # of the noise levels in training
-MOUTH_ROWS, MOUTH_COLUMNS, MOUTH_WEIGHT = slice(4, 7), slice(2, 6), 2.5
 
 
 def plain_attention(q, k, v):
@@ -69,43 +61,6 @@ def build_network(config=CONFIG):
     return dit
 
 
-class Batches:
-    """Clips whose prompts have the same number of tokens: text is never padded."""
-
-    def __init__(self, folder, tokenizer, seed, held_out=False):
-        self.latents, self.random = Latents(folder), np.random.default_rng(seed)
-        self.made_with, self.description = self.latents.made_with, self.latents.clips.description
-        negative = tokenizer.encode(DEFAULT_NEGATIVE_PROMPT, add_special_tokens=False).ids
-        # Without text: either the default negative prompt or nothing.
-        self.no_text = (torch.tensor([negative]), torch.tensor([tokenizer.encode(START + "x").ids]))
-        self.groups = {}  # length -> [(index, ids)]
-        for index in split(range(len(self.latents.clips)), held_out):
-            meta = self.latents.clips.meta[index]
-            for phrasing in range(3):
-                ids = caption_ids(tokenizer, meta["attributes"], meta["syllables"], phrasing)
-                self.groups.setdefault(len(ids), []).append((index, torch.tensor(ids)))
-        sizes = {length: len(group) for length, group in self.groups.items()}
-        # A rare length would give the same few clips again and again; with few clips all lengths are rare.
-        self.lengths = np.array([length for length, n in sizes.items() if n >= min(8, max(sizes.values()))])
-        self.share = np.array([sizes[length] for length in self.lengths], float)
-        self.share /= self.share.sum()
-
-    def draw(self, count):
-        """(video [n, 48, T, h, w], audio [n, 64, A], ids [n, length]) with prompts of one length."""
-        group = self.groups[int(self.random.choice(self.lengths, p=self.share))]
-        chosen = [group[i] for i in self.random.integers(len(group), size=count)]
-        pairs = [self.latents.get(index) for index, _ in chosen]
-        videos, audios = zip(*pairs, strict=True)
-        return torch.stack(videos), torch.stack(audios), torch.stack([ids for _, ids in chosen])
-
-    def draw_some_without_text(self, count):
-        """The same, but a tenth of the batches has no text. Whole batches: two lengths would need two passes."""
-        video, audio, ids = self.draw(count)
-        if self.random.random() < DROP_TEXT:
-            ids = self.no_text[int(self.random.integers(2))].expand(count, -1)
-        return video, audio, ids
-
-
 def noise_levels(count):
     """Logit-normal, pushed towards noise as the sampler's are. [n, 1, 1, 1, 1]"""
     u = torch.sigmoid(torch.randn(count))
@@ -113,54 +68,32 @@ def noise_levels(count):
     return (SHIFT * u / (1 + (SHIFT - 1) * u)).clamp(0.002, 0.9999).view(-1, 1, 1, 1, 1)
 
 
-def noised(video, audio, s, keep):
-    """Inputs at noise levels s, with what is frozen left clean, and the noise. keep: (frames, sounds) bool [n]."""
-    noise_v, noise_a = torch.randn_like(video), torch.randn_like(audio)
-    x_v = torch.lerp(video, noise_v, s)
-    x_a = torch.lerp(audio, noise_a, s[:, :, :, 0, 0])
-    frames, driving = keep
-    x_v[frames, :, 0] = video[frames, :, 0]
-    x_a[driving] = audio[driving]
-    return x_v, x_a, noise_v, noise_a
+def fit_network(options, name, modules, loss, sources, sample, network, *, factors=None, betas=(0.9, 0.97),
+                extra=None):  # fmt: skip
+    """`fit` as all networks use it, with an optimizer for each of `modules`.
+
+    sources: of clips that are trained on, and held out. network: its DiTConfig. factors: on the learning rate, one
+    for each module. extra: see `fit`.
+    """
+    factors = factors or [1.0] * len(modules)
+    optimizer = Together(*(adamw(*pair, options.rate, betas) for pair in zip(modules, factors, strict=True)))
+    source, held_out = sources
+    extra = {} if extra is None else extra
+    extra["network"] = asdict(network)
+    config = {"latents": source.made_with, "clips": source.description, "network": extra["network"]}
+    config |= {key: getattr(options, key) for key in ("guidance", "warm_up") if key in options}
+    fit(options.run / name, modules, optimizer, loss, source, options, config=config, held_out=held_out,
+        sample=sample, extra=extra, decay=0.999)  # fmt: skip
 
 
-def velocity_loss(found, wanted, keep, weight):
-    """Mean squared errors (video, audio) over what is not frozen; the mouth counts more."""
-    frames, driving = keep
-    error = (found[0] - wanted[0]).square() * weight
-    mask = torch.ones(len(error), 1, error.shape[2], 1, 1)
-    mask[frames, :, 0] = 0
-    video = (error * mask).mean() / mask.mean() / weight.mean()
-    audio = (found[1] - wanted[1]).square().mean((1, 2))[~driving]
-    return video, audio.mean() if len(audio) else found[1].sum() * 0
-
-
-def mouth_weight(video):
-    """Weights [1, 1, 1, h, w] of latent pixels, heavier where the mouth is."""
-    weight = torch.ones(1, 1, 1, *video.shape[3:])
-    rows, columns = (
-        slice(round(part.start * side / 8), round(part.stop * side / 8))
-        for part, side in zip((MOUTH_ROWS, MOUTH_COLUMNS), video.shape[3:], strict=True)
-    )
-    weight[..., rows, columns] = MOUTH_WEIGHT
-    return weight
-
-
-def fit_network(options, name, modules, loss, sources, sample, network):
-    """`fit` as all networks use it. sources: of clips that are trained on, and held out. network: its DiTConfig."""
+def adamw(module, factor, rate, betas):
+    """AdamW for the weights of a module; norms, biases and embeddings do not decay."""
     decay, plain = [], []
-    for key, parameter in modules.named_parameters():
+    for key, parameter in module.named_parameters():
         if parameter.requires_grad:
             (decay if parameter.ndim > 1 and "embed_tokens" not in key else plain).append(parameter)
     groups = [{"params": decay, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = Together(torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.97), fused=True))
-    source, held_out = sources
-    network = asdict(network)
-    config = {"latents": source.made_with, "clips": source.description, "network": network}
-    if "guidance" in options:
-        config["guidance"] = options.guidance
-    fit(options.run / name, modules, optimizer, loss, source, options, config=config, held_out=held_out,
-        sample=sample, extra={"network": network}, decay=0.999)  # fmt: skip
+    return torch.optim.AdamW([{**group, "factor": factor} for group in groups], lr=rate, betas=betas, fused=True)
 
 
 def base_loss(dit, encoder, size):
@@ -168,8 +101,8 @@ def base_loss(dit, encoder, size):
 
     def loss(batches, step):
         video, audio, ids = batches.draw_some_without_text(size)
-        keep = torch.rand(size) < KEEP_FRAME, torch.rand(size) < KEEP_AUDIO
-        x_v, x_a, noise_v, noise_a = noised(video, audio, noise_levels(size), keep)
+        keep = draw_keep(video, audio)
+        x_v, x_a, noise_v, noise_a = noised(video, audio, noise_levels(len(video)), keep)
         with autocast():
             found = dit(x_v, x_a, encoder(ids).float(), attention=plain_attention)
         v, a = velocity_loss(found, (noise_v - video, noise_a - audio), keep, mouth_weight(video))
@@ -196,46 +129,22 @@ def load_base(run):
     return dit, encoder.eval(), state
 
 
-def distilled_loss(teacher, student, encoder, size, scales):
-    """The loss of the distilled network: the guided velocity at the eight levels it will be asked at."""
-    levels = flow_sigmas(8)[:-1]
-    video_scale, audio_scale = scales
-
-    def loss(batches, step):
-        video, audio, ids = batches.draw(size)
-        s = levels[torch.randint(len(levels), (size,))].view(-1, 1, 1, 1, 1)
-        keep = torch.rand(size) < KEEP_FRAME, torch.rand(size) < KEEP_AUDIO
-        x_v, x_a, _, _ = noised(video, audio, s, keep)
-        with autocast():
-            with torch.no_grad():
-                text = encoder(ids).float()
-                none = encoder(batches.no_text[0]).float().expand(size, -1, -1)
-                (v1, a1), (v0, a0) = teacher.forward_many(
-                    [(x_v, x_a, text), (x_v, x_a, none)], attention=plain_attention)
-                scale = torch.where(s > 0.5, video_scale, 1 + 0.5 * (video_scale - 1))
-                wanted = v0 + scale * (v1 - v0), a0 + audio_scale * (a1 - a0)
-            found = student(x_v, x_a, text, attention=plain_attention)
-        v, a = velocity_loss(found, wanted, keep, mouth_weight(video))
-        return v + a, {"video": v.detach(), "audio": a.detach()}
-
-    return loss
-
-
 def sampler_of(run, held_out, encoder, solver):
-    """What `fit` shows of a network: a held-out clip through the autoencoder, and one made from its prompt."""
+    """What `fit` shows of a network: a held-out clip through the autoencoder, and one made from its prompt.
+
+    encoder: of the prompts; None where it is trained along, beside the network.
+    """
     _, turbo = load_trained(run)
-    group = held_out.groups[max(held_out.groups)]
-    index, ids = group[0]
-    latents = held_out.latents.get(index)
+    video, audio, ids = held_out.example()
 
     def sample(average):
         generator = torch.Generator().manual_seed(0)
-        noise = (torch.randn(1, *latent.shape, generator=generator) for latent in latents)
+        noise = (torch.randn(latent.shape, generator=generator) for latent in (video, audio))
         x, shapes = pack_latents(*noise)
-        own = average[1] if len(average) > 1 else encoder
-        model = JointDenoiser(average[0], shapes, own(ids[None]))
-        video, _ = unpack_latents(solver(model, x, flow_sigmas(8), disable=True), shapes)
-        return tuple(to_images(turbo.decode(v), 8) for v in (latents[0][None], video))
+        own = average[1] if encoder is None else encoder
+        model = JointDenoiser(average[0], shapes, own(ids))
+        made, _ = unpack_latents(solver(model, x, flow_sigmas(8), disable=True), shapes)
+        return tuple(to_images(turbo.decode(v), 8) for v in (video, made))
 
     return sample
 
@@ -244,14 +153,14 @@ def train_text(options, encoder):
     """The text encoder's quick start."""
     modules = WithReaders(encoder)
     optimizer = Together(torch.optim.AdamW(modules.parameters(), lr=options.rate, weight_decay=1e-3))
-    clips = Clips(options.run / "clips")
+    clips = [Clips(folder) for folder in sets_in(options.run / "clips")]
     captions = Captions(clips, encoder.tokenizer, options.seed)
 
     def loss(captions, step):
         return modules.loss(captions, options.batch)
 
     fit(options.run / "text", modules, optimizer, loss, captions, options,
-        config={"clips": clips.description})  # fmt: skip
+        config={"clips": [part.description for part in clips]})  # fmt: skip
 
 
 def train_base(options, encoder):
@@ -260,19 +169,7 @@ def train_base(options, encoder):
     dit = build_network()
     sources = sources_of(options, encoder.tokenizer)
     fit_network(options, "base", nn.ModuleList([dit, encoder]), base_loss(dit, encoder, options.batch), sources,
-                sampler_of(options.run, sources[1], encoder, sample_unipc), CONFIG)  # fmt: skip
-
-
-def train_distilled(options):
-    """A copy of the base network learns what guidance makes of it."""
-    teacher, encoder, state = load_base(options.run)
-    teacher.requires_grad_(False)
-    student = copy.deepcopy(teacher).train().requires_grad_(True)
-    sources = sources_of(options, encoder.tokenizer)
-    check_latents(options.run, state, sources[0].made_with)
-    loss = distilled_loss(teacher, student, encoder, options.batch, options.guidance)
-    fit_network(options, "distilled", nn.ModuleList([student]), loss, sources,
-                sampler_of(options.run, sources[1], encoder, sample_renoise), CONFIG)  # fmt: skip
+                sampler_of(options.run, sources[1], None, sample_unipc), CONFIG)  # fmt: skip
 
 
 def sources_of(options, tokenizer):
@@ -293,15 +190,9 @@ def main():
     stages = parser.add_subparsers(dest="stage", required=True)
     add_options(stages.add_parser("text"), steps=900, rate=1.5e-3, batch=64)
     add_options(stages.add_parser("base"), steps=11_000, rate=1e-3, batch=8)
-    distilled = stages.add_parser("distilled")
-    add_options(distilled, steps=1400, rate=3e-4, batch=8)
-    distilled.add_argument("--guidance", type=float, nargs=2, default=(2.5, 3.0), help="video, audio")
     options = parser.parse_args()
     set_up(options)
-    if options.stage == "distilled":
-        train_distilled(options)
-    else:
-        (train_text if options.stage == "text" else train_base)(options, build_encoder(build_tokenizer()))
+    (train_text if options.stage == "text" else train_base)(options, build_encoder(build_tokenizer()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the small super-resolution network: base latent to the latent of twice the size.
+"""Train the small super-resolution network: base latent to the latent of twice the size, in all three shapes.
 
     python -m training.train_super_resolution pairs --count 220    # may be stopped and started again
     python -m training.train_super_resolution train
@@ -22,9 +22,19 @@ from magihuman_core import (
     sample_unipc,
     unpack_latents,
 )
-from training.clips import audio_tokens, make_clip
+from magihuman_core.sizes import audio_length, latent_frames
+from training.clips import make_clip
 from training.common import Progress, RowWriter, Stop, add_options, autocast, read_rows, set_up
-from training.data import open_array, split
+from training.data import (
+    LARGE_SEEDS,
+    LARGE_SHARES,
+    SEEDS_OF_SET,
+    ClipSet,
+    choice_by_size,
+    open_array,
+    sets_in,
+    split,
+)
 from training.latents import Encoders, claim, made_with
 from training.text import caption_ids
 from training.train_network import build_network, check_latents, fit_network, load_base, plain_attention
@@ -34,27 +44,35 @@ CONFIG = DiTConfig(
     layers=4, hidden=128, head_dim=64, heads=2, kv_heads=1, video_channels=48, audio_channels=64,
     text_channels=128, gelu_width=512, swiglu_width=340, sandwich_layers=(0, 3), gelu_layers=(0,), positions="v1",
 )  # fmt: skip
-FIRST_SEED = 300_000
-FRAMES, SIZE = 49, 128
+FIRST_SEED = LARGE_SEEDS + 100_000
 KEEP_FRAME = 0.25
 BASE_ERROR = 0.15  # noise on the base latents: generated ones are not exact either
 
 
-def make_pairs(run, count):
-    """Encode scenes drawn at both sizes: small.npy, large.npy and audio.npy, float16, and meta.jsonl."""
-    folder, encoders = run / "pairs", Encoders(run)
-    T, side = (FRAMES - 1) // 4 + 1, SIZE // 16
-    small = open_array(folder / "small.npy", np.float16, (count, 48, T, side, side))
-    large = open_array(folder / "large.npy", np.float16, (count, 48, T, 2 * side, 2 * side))
-    audio = open_array(folder / "audio.npy", np.float16, (count, 64, audio_tokens(FRAMES)))
+def make_pairs(run, count, shares):
+    """Encode scenes drawn at both sizes, in the sets of data.LARGE_SHARES, into run/pairs."""
+    encoders = Encoders(run)
+    for place, (name, share) in enumerate(shares.items()):
+        first_seed = FIRST_SEED + place * SEEDS_OF_SET
+        make_set(run / "pairs" / name, max(2, round(count * share)), ClipSet(name, 2), first_seed, encoders)
+
+
+def make_set(folder, count, clip_set, first_seed, encoders):
+    """One set: small.npy, video.npy (the large latents) and audio.npy, float16, and meta.jsonl."""
+    (height, width), seconds = clip_set.size, clip_set.seconds
+    length = audio_length(seconds)
+    shape = count, 48, latent_frames(length)
+    small = open_array(folder / "small.npy", np.float16, (*shape, height // 32, width // 32))
+    large = open_array(folder / "video.npy", np.float16, (*shape, height // 16, width // 16))
+    audio = open_array(folder / "audio.npy", np.float16, (count, 64, length))
     claim(folder, encoders.names)
     done = len(read_rows(folder / "meta.jsonl"))
     progress = Progress(f"pairs made in {folder}", done, count)
     with RowWriter(folder / "meta.jsonl") as meta:
         for index in range(done, count):
-            clip = make_clip(FIRST_SEED + index, 2 * SIZE, FRAMES)
+            clip = make_clip(first_seed + index, height, width, seconds)
             pixels = clip.video.astype(np.float32)
-            halves = pixels.reshape(FRAMES, SIZE, 2, SIZE, 2, 3).mean(axis=(2, 4))
+            halves = pixels.reshape(-1, height // 2, 2, width // 2, 2, 3).mean(axis=(2, 4))
             small[index], large[index] = encoders.video(halves), encoders.video(pixels)
             audio[index] = encoders.audio(clip.audio[0])
             meta.write({"attributes": clip.attributes, "syllables": clip.syllables})
@@ -62,16 +80,17 @@ def make_pairs(run, count):
 
 
 class Pairs:
-    """Encoded pairs."""
+    """The encoded pairs of one set."""
 
-    def __init__(self, folder, tokenizer, seed, held_out=False):
-        self.random, self.tokenizer = np.random.default_rng(seed), tokenizer
-        self.arrays = [open_array(folder / f"{name}.npy") for name in ("small", "large", "audio")]
+    def __init__(self, folder, tokenizer):
+        self.tokenizer = tokenizer
+        self.arrays = [open_array(folder / f"{name}.npy") for name in ("small", "video", "audio")]
         self.made_with, self.meta = made_with(folder), read_rows(folder / "meta.jsonl")
         if len(self.meta) < len(self.arrays[0]):
             raise Stop(f"{folder} holds {len(self.meta)} of {len(self.arrays[0])} pairs: make the others first.")
-        self.description = f"{len(self.meta)} pairs"
-        self.indices = split(range(len(self.meta)), held_out)
+
+    def __len__(self):
+        return len(self.meta)
 
     def get(self, index, phrasing=0):
         """(small, large, audio, ids) of one clip, fp32 with a leading axis of 1."""
@@ -79,9 +98,21 @@ class Pairs:
         meta = self.meta[index]
         return *tensors, torch.tensor([caption_ids(self.tokenizer, meta["attributes"], meta["syllables"], phrasing)])
 
+
+class PairSource:
+    """Random pairs of all sets."""
+
+    def __init__(self, folder, tokenizer, seed, held_out=False):
+        self.random, self.held_out = np.random.default_rng(seed), held_out
+        self.sets = [Pairs(part, tokenizer) for part in sets_in(folder)]
+        self.made_with = self.sets[0].made_with
+        self.description = [f"{len(pairs)} pairs of {pairs.arrays[1].shape[2:]}" for pairs in self.sets]
+
     def draw(self):
-        """The same of a random clip, mostly short parts: many more steps a minute."""
-        small, large, audio, ids = self.get(int(self.random.choice(self.indices)), int(self.random.integers(3)))
+        """(small, large, audio, ids) of a random clip, mostly short parts: many more steps a minute."""
+        pairs = choice_by_size(self.random, self.sets)
+        index = int(self.random.choice(split(range(len(pairs)), self.held_out)))
+        small, large, audio, ids = pairs.get(index, int(self.random.integers(3)))
         if self.random.random() < 0.8:
             T = int(self.random.integers(3, 6))
             start = int(self.random.integers(small.shape[2] - T + 1))
@@ -125,7 +156,8 @@ def loss_for(dit, encoder, size):
 def sampler_of(run, held_out, encoder):
     """What `fit` shows: a held-out clip enlarged by repeating pixels, by the network, and as it was drawn."""
     _, turbo = load_trained(run)
-    small, large, audio, ids = held_out.get(held_out.indices[0])
+    pairs = held_out.sets[0]
+    small, large, audio, ids = pairs.get(split(range(len(pairs)), True)[0])
     small, large, audio = small[:, :, :3], large[:, :, :3], audio[:, :, :11]
 
     def sample(average):
@@ -146,7 +178,8 @@ def train(options):
     """The network, on pairs."""
     _, encoder, state = load_base(options.run)
     encoder.requires_grad_(False)
-    pairs, held_out = (Pairs(options.run / "pairs", encoder.tokenizer, options.seed, held) for held in (False, True))
+    pairs, held_out = (PairSource(options.run / "pairs", encoder.tokenizer, options.seed, held)
+                       for held in (False, True))  # fmt: skip
     check_latents(options.run, state, pairs.made_with)
     dit = build_network(CONFIG)
     fit_network(options, "super_resolution", nn.ModuleList([dit]), loss_for(dit, encoder, options.batch),
@@ -157,13 +190,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
     pairs = stages.add_parser("pairs")
-    pairs.add_argument("--count", type=int, default=220)
+    pairs.add_argument("--count", type=int, default=220, help="of all sets together")
+    pairs.add_argument("--sets", nargs="+", metavar="SHAPE_SECONDS", help="equal shares of these sets")
     add_options(pairs)
     add_options(stages.add_parser("train"), steps=12_000, rate=1.5e-3, batch=2)
     options = parser.parse_args()
     set_up(options)
     if options.stage == "pairs":
-        make_pairs(options.run, options.count)
+        shares = LARGE_SHARES if options.sets is None else {name: 1 / len(options.sets) for name in options.sets}
+        make_pairs(options.run, options.count, shares)
     else:
         train(options)
 

@@ -23,8 +23,9 @@ from magihuman_core.vae.turbo_config import TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.vae.video_blocks import ResidualBlock
 from training import checkpoints
+from training.canvas import View
 from training.common import Stop, add_options, autocast, set_up, weights_hash
-from training.data import Clips, split
+from training.data import Clips, choice_by_size, sets_in, split
 from training.fast_conv import operations as fast
 from training.fit import fit
 from training.latents import Latents
@@ -63,8 +64,8 @@ def fit_projection(crops, count):
     """(mean, matrix) of the linear latent the training starts from; blocks at the mouth count three times."""
     parts, weights = [], []
     for _ in range(count):
-        video, weight = crops.batch(1, 5, 128)
-        part = blocks(video)[:, 1]  # [1, 8, 8, 3072]
+        video, weight = crops.batch(1, 5)
+        part = blocks(video)[:, 1]  # [1, h, w, 3072]
         parts.append(part.flatten(0, 2))
         weights.append(F.avg_pool2d(weight[:, 0], 16).flatten())
     return principal_components(torch.cat(parts), torch.cat(weights))
@@ -92,31 +93,35 @@ class Guide:
 
 
 class Crops:
-    """Random windows of clips: frames [B, 3, F, s, s] in [-1, 1] and weights [B, 1, 1, s, s], see face_map.
+    """Random windows of clips: frames [B, 3, F, h, w] in [-1, 1] and weights [B, 1, 1, h, w], see face_map.
 
-    folders: of small clips, and maybe of large ones, which are then taken for three in ten windows.
+    run: whose clips are taken; three in ten windows are parts of the large ones. large: all of them are.
     """
 
-    def __init__(self, folders, seed, held_out=False):
-        self.sources = [Clips(folder) for folder in folders if folder.exists()]
-        self.indices = [split(range(len(source)), held_out) for source in self.sources]
-        self.random = np.random.default_rng(seed)
+    def __init__(self, run, seed, held_out=False, large=False):
+        self.small = [] if large else [Clips(folder) for folder in sets_in(run / "clips")]
+        self.large = [Clips(folder) for folder in sets_in(run / "large")]
+        self.held_out, self.random = held_out, np.random.default_rng(seed)
 
     @property
     def description(self):
-        return [source.description for source in self.sources]
+        return [source.description for source in (*self.small, *self.large)]
 
-    def batch(self, count, frames, crop):
+    def batch(self, count, frames, crop=None):
+        """Windows of one shape: squares of `crop` pixels, or as large as a small clip of their shape."""
+        large = not self.small or self.random.random() < 0.3
+        source = choice_by_size(self.random, self.large if large else self.small)
+        size = source.video.shape[2:4]
+        height, width = (crop or side // (2 if large else 1) for side in size)
         videos, weights = [], []
         for _ in range(count):
-            which = int(len(self.sources) > 1 and self.random.random() < 0.3)
-            source, clip = self.sources[which], self.random.choice(self.indices[which])
-            size = source.video.shape[2]
+            clip = self.random.choice(split(range(len(source)), self.held_out))
             start = self.random.integers(source.video.shape[1] - frames + 1)
-            top, left = (16 * int(v) for v in self.random.integers(0, (size - crop) // 16 + 1, 2))
-            part = source.video[clip, start : start + frames, top : top + crop, left : left + crop]
+            top, left = (16 * int(self.random.integers(0, (a - b) // 16 + 1))
+                         for a, b in zip(size, (height, width), strict=True))  # fmt: skip
+            part = source.video[clip, start : start + frames, top : top + height, left : left + width]
             videos.append(torch.from_numpy(part.astype(np.float32)))
-            weights.append(face_map(crop, top, left, size))
+            weights.append(face_map(size)[..., top : top + height, left : left + width])
         video = rearrange(torch.stack(videos), "b f h w c -> b c f h w") / 127.5 - 1
         return video.contiguous(), torch.cat(weights)
 
@@ -157,12 +162,11 @@ def train(options):
     vae, turbo = build()
     modules, folder = trained_together(vae, turbo), options.run / "video_vae"
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
-    folders = options.run / "clips", options.run / "clips256"
-    crops, held_out = (Crops(folders, options.seed, held) for held in (False, True))
+    crops, held_out = (Crops(options.run, options.seed, held) for held in (False, True))
     state = checkpoints.load(folder)
     guide = Guide(state["guide"] if state else {"projection": fit_projection(crops, options.projection_windows)})
     # Whole images have their true edges. At the start parts as well: more different ones a minute.
-    windows = [(4, 5, 64)] * guide.linear + [(2, 5, 128), (1, 9, 128)]
+    windows = [(4, 5, 64)] * guide.linear + [(2, 5), (1, 9)]
 
     def loss(crops, step):
         video, weight = crops.batch(*windows[step % len(windows)])
@@ -183,7 +187,7 @@ def train(options):
         regular = regular + 0.02 * (spread - 1).square() + 0.02 * latent.mean(dim=(0, 2, 3, 4)).square().mean()
         return image + regular, {"loss": image.detach(), "mse": mse, "spread": spread.detach(), "near": near.detach()}
 
-    shown, _ = held_out.batch(1, 9, 128)
+    shown, _ = held_out.batch(1, 9)
 
     def sample(average):
         encoder, conv1, decoder = average
@@ -218,38 +222,40 @@ class Windows:
 
     def __init__(self, vae, run, seed, held_out=False):
         self.vae, self.random = vae, np.random.default_rng(seed)
-        self.latents = Latents(run / "clips")
-        if self.latents.made_with["video"] != encoder_hash(vae):
+        self.held_out = held_out
+        self.sets = [Latents(folder) for folder in sets_in(run / "clips")]
+        if any(latents.made_with["video"] != encoder_hash(vae) for latents in self.sets):
             raise Stop(f"The latents in {run / 'clips'} are of another encoder: make them again, see encoders.json.")
-        self.indices = split(range(len(self.latents.clips)), held_out)
-        large = run / "clips256"
-        self.large = Crops([large if large.exists() else run / "clips"], seed, held_out)
+        self.large = Crops(run, seed, held_out, large=True)
+
+    @property
+    def description(self):
+        return [latents.clips.description for latents in self.sets]
 
     def small_window(self, length):
-        """(latent [1, 48, length, 8, 8], frames, weight, whether it begins the clip)."""
-        clip = int(self.random.choice(self.indices))
-        latent, _ = self.latents.get(clip)
+        """(latent [1, 48, length, h, w], frames, weight, whether it begins the clip)."""
+        latents = choice_by_size(self.random, self.sets)
+        clip = int(self.random.choice(split(range(len(latents)), self.held_out)))
+        latent, _ = latents.get(clip)
         start = max(0, int(self.random.integers(-2, latent.shape[1] - length + 1)))
         first = max(0, 4 * start - 3)
-        pixels = self.latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
+        pixels = latents.clips.video[clip, first : 4 * (start + length) - 3].astype(np.float32)
         video = rearrange(torch.from_numpy(pixels), "f h w c -> 1 c f h w") / 127.5 - 1
-        size = video.shape[-1]
-        return latent[None, :, start : start + length], video, face_map(size, 0, 0, size, MOUTH), start == 0
+        return latent[None, :, start : start + length], video, face_map(video.shape[-2:], MOUTH), start == 0
 
     def large_window(self):
         """The same for a part of an image of twice the size, encoded now."""
         self.large.random = self.random
-        video, weight = self.large.batch(1, 5, 128)
+        video, weight = self.large.batch(1, 5)
         with torch.no_grad(), autocast():
             return encode(self.vae, video).float(), video, weight, True
 
 
-def face_map(crop, top, left, size, mouth=2.0):
-    """Weights [1, 1, 1, crop, crop] of a part of an image, heavier at eyes and mouth, where the fine lines are."""
-    axis = (np.arange(crop) + 0.5) / size
-    weights = np.ones((crop, crop), np.float32)
+def face_map(size, mouth=2.0):
+    """Weights [1, 1, 1, h, w] of an image of this size, heavier at eyes and mouth, where the fine lines are."""
+    view, weights = View(*size), np.ones(size, np.float32)
     for (x, y), (width, height), more in (((0.5, 0.63), (0.20, 0.13), mouth), ((0.5, 0.39), (0.25, 0.12), EYES)):
-        weights += more * np.outer(np.abs(axis + top / size - y) < height, np.abs(axis + left / size - x) < width)
+        weights += more * ((np.abs(view.y - y) < height) & (np.abs(view.x - x) < width))
     return torch.from_numpy(weights)[None, None, None]
 
 
@@ -286,7 +292,7 @@ def train_decoder(options):
 
     fit(options.run / ("wan_decoder" if wan else "turbo"), modules, optimizer, loss, windows, options,
         held_out=held_out, sample=sample,
-        config={"encoder": encoder_hash(vae), "clips": windows.latents.clips.description})  # fmt: skip
+        config={"encoder": encoder_hash(vae), "clips": windows.description})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ VOWEL_BANDWIDTHS = (80, 100, 140, 220)
 RESPONSE_SAMPLES = 1536  # 30 ms: longer than the ring of the narrowest formant
 
 
+PITCH_RANGE = 1.6  # semitones that a voice lies above or below its kind's
+TRACTS = (0.97, 0.985, 1.0, 1.015, 1.03)  # factors on its tract; few, because responses are computed once for each
+
+
 @dataclass(frozen=True)
 class Speaker:
     """pitch: mean fundamental in Hz. tract: factor on all formants (a shorter tract, higher formants)."""
@@ -58,6 +62,14 @@ SPEAKERS = {
     "woman": Speaker(198.0, 1.14),
     "child": Speaker(288.0, 1.25),
 }
+
+
+def some_speaker(rng, person):
+    """One of the many voices of a man, a woman or a child."""
+    kind = SPEAKERS[person]
+    pitch = kind.pitch * 2.0 ** (rng.uniform(-PITCH_RANGE, PITCH_RANGE) / 12.0)
+    return Speaker(pitch, kind.tract * float(rng.choice(TRACTS)))
+
 
 # Prosody by language, in semitones: slope inside a syllable, fall over the clip, accent of the first
 # syllable, step between neighbours, lift of the last syllable. Labels with a tune, no phonology.
@@ -78,17 +90,21 @@ PACES = {
     "quickly": (0.26, 0.08, (2.3, 3.1)),
 }
 
+QUIET = (0.0, 0.0, 0.15, 0.3)  # shares of a clip's time that pauses take
+
 
 def plan_syllables(rng, seconds, pace="calmly", names=None):
     """Lay random (or the given) syllables on a time line of `seconds`.
 
-    Returns [(name, start_s, end_s)] with a rest before the first and between all. Given names that do not
-    fit at this pace are spoken faster.
+    Returns [(name, start_s, end_s)] with a rest before the first and between all. Half of all time lines also have
+    pauses: at the beginning, at the end, between phrases. Given names that do not fit at this pace are spoken faster.
     """
     length, longest_rest, (slowest, fastest) = PACES[pace]
     room = seconds - 0.10
+    quiet = float(rng.choice(QUIET))
     if names is None:
-        least, most = int(np.ceil(slowest * seconds)), int(fastest * seconds)
+        spoken = seconds * (1.0 - quiet)
+        least, most = int(np.ceil(slowest * spoken)), int(fastest * spoken)
         count = int(rng.integers(least, max(least, most) + 1))
         names = [str(rng.choice(SYLLABLES)) for _ in range(count)]
     count = len(names)
@@ -97,8 +113,14 @@ def plan_syllables(rng, seconds, pace="calmly", names=None):
     rests[0] = rng.uniform(0.06, 0.14)
     fit = min(1.0, room / (lengths.sum() + rests.sum()))
     lengths, rests = lengths * fit, rests * fit
+    left = room - rests.sum() - lengths.sum()
+    if quiet:
+        # What is left goes into a few pauses, one of which may be after the last syllable.
+        shares = rng.dirichlet(np.full(count + 1, 0.3))
+        rests = rests + left * shares[:-1]
+    else:
+        rests[0] += rng.uniform(0.0, 0.6) * left
     starts = np.cumsum(rests) + np.cumsum(lengths) - lengths
-    starts = starts + rng.uniform(0.0, 0.6) * (room - starts[-1] - lengths[-1])
     return [
         (name, float(start), float(start + span))
         for name, start, span in zip(names, starts, lengths, strict=True)
@@ -146,7 +168,7 @@ def speech_curves(syllables, t):
     return {"opening": opening, "voiced": voiced, "noise": noise, "shape": shape, "timbre": timbre}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=128)
 def _formant_response(sound, tract):
     """Impulse response [RESPONSE_SAMPLES] of one glottal pulse through the tract, unit energy, read-only."""
     size = 4 * RESPONSE_SAMPLES
@@ -181,7 +203,7 @@ def pitch_curve(rng, syllables, t, speaker, language):
     knots = rng.normal(0.0, 0.12, max(4, int(t[-1] * 30) + 2))
     semitones = semitones + np.interp(t, np.linspace(0.0, t[-1], knots.size), knots)
     semitones = semitones + 0.25 * np.sin(2.0 * np.pi * (5.2 * t + rng.uniform()))
-    return speaker.pitch * 2.0 ** ((semitones + rng.uniform(-0.8, 0.8)) / 12.0)
+    return speaker.pitch * 2.0 ** ((semitones + rng.uniform(-0.3, 0.3)) / 12.0)
 
 
 def speak(rng, syllables, samples, person="woman", language="English"):
@@ -189,7 +211,7 @@ def speak(rng, syllables, samples, person="woman", language="English"):
 
     person: key of SPEAKERS; language: key of PROSODY.
     """
-    speaker = SPEAKERS[person]
+    speaker = some_speaker(rng, person)
     control = np.arange(int(samples / SAMPLE_RATE * CONTROL_RATE) + 2) / CONTROL_RATE
     curves = speech_curves(syllables, control)
     f0 = pitch_curve(rng, syllables, control, speaker, language)

@@ -4,9 +4,10 @@ import argparse
 import struct
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from ..errors import InputError
 from .options import add_models, add_prompt, inputs_of, make_pipeline, read_prompt
@@ -74,15 +75,15 @@ def live(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(name: str, mode: str, standard: int) -> BinaryIO:
+def _opened(name: str, mode: Literal["rb", "wb"], standard: int) -> FileIO:
     """A file by its name, or for "-" the one of a number, which stays open when this is closed.
 
     Without a buffer: what has come is read at once, and a thread that waits for more holds no lock. Raises InputError.
     """
     try:
         if name == "-":
-            return open(standard, mode, buffering=0, closefd=False)
-        return open(name, mode, buffering=0)  # noqa: PTH123
+            return FileIO(standard, mode, closefd=False)
+        return FileIO(name, mode)
     except OSError as error:
         raise InputError(f"{name}: cannot be opened ({error.strerror or error}). Check the name.") from None
 

@@ -27,7 +27,8 @@ class Frames:
     @classmethod
     def of(cls, frames: Tensor) -> Frames:
         """Frames that are in memory, uint8 [F, h, w, 3]."""
-        return cls(*frames.shape[:3], lambda: iter([frames]))
+        count, height, width = frames.shape[:3]
+        return cls(count, height, width, lambda: iter([frames]))
 
     def __len__(self) -> int:
         return self.count

@@ -29,6 +29,7 @@ from ..sizes import FPS, decoded_frames
 from ..vae.audio import AudioVAE, encoder_context
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
+from ..vae.video_blocks import State
 from . import stages
 from .parts import Parts
 from .request import Pass, Request
@@ -89,7 +90,8 @@ class LatentDecoder:
     """Latent frames in, frames out: one latent frame is held back as context, until the end."""
 
     def __init__(self, vae: TurboVAE | VideoVAE) -> None:
-        self.vae, self.waiting, self.state = vae, torch.empty(0), {}
+        self.vae, self.waiting = vae, torch.empty(0)
+        self.state: State = {}
         self.first = True
 
     def decode(self, latents: Tensor, last: bool) -> Tensor:

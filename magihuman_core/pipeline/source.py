@@ -52,8 +52,8 @@ def open_source(clip: str | Path | Clip) -> Source:
         raise InputError(f"clip is {type(clip).__name__}, expected the path of a video or a Clip.")
     file = open_video(clip)
     audio = file.audio()
-    waveform = None if audio is None else resample(*audio, OUTPUT_RATE)
-    return _source(str(clip), (file.width, file.height), file.count, file.frames, waveform, file.prompt, None)
+    heard = None if audio is None else resample(*audio, OUTPUT_RATE)
+    return _source(str(clip), (file.width, file.height), file.count, file.frames, heard, file.prompt, None)
 
 
 def _source(name: str, size: Size, count: int, frames: Callable[[int, int], Frames], waveform: Tensor | None,

@@ -4,7 +4,7 @@ part is gone with the function's last line."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,7 +122,8 @@ def _load_encoder(parts: Parts, frames: int, sizes: Sequence[Size]) -> tuple[Vid
 
 def _encode_frames(vae: VideoVAE, frames: Frames, device: torch.device) -> Tensor:
     state: dict = {}
-    latents, waiting = [], []
+    latents: list[Tensor] = []
+    waiting: list[Tensor] = []
     for number, frame in enumerate(frames):
         waiting.append(frame)
         if number == len(frames) - 1:
@@ -174,8 +175,9 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
         video, audio = (noise.to(home) for noise in start_noise((latent.video.shape, latent.audio.shape), seed))
         sigmas = flow_sigmas(pass_.steps, denoise=pass_.denoise)
         if base is not None:
+            base_video, base_audio = (stream.to(home) for stream in base)
             video, audio = prepare_super_resolution(
-                *(stream.to(home) for stream in base), *latent.video.shape[3:], video_noise=video, audio_noise=audio,
+                base_video, base_audio, *latent.video.shape[3:], video_noise=video, audio_noise=audio,
                 noise_level=recipe.noise_level, audio_noise_scale=recipe.audio_noise)
             kept = keep_audio(latent, audio)
         elif pass_.denoise < 1:
@@ -199,7 +201,7 @@ def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
     return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
 
 
-def decode_video(parts: Parts, latent: Tensor) -> Iterator[Tensor]:
+def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     """The frames of a video latent in pieces, uint8 [f, h, w, 3], decoded window by window as they are asked for.
 
     By the Turbo VAE where there is one, else by the slower Wan2.2 VAE; in tiles where whole frames do not fit. Where

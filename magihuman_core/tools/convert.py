@@ -138,7 +138,7 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
         with suppress(OSError, ValueError):  # where there is none, or one that is not even text
             read_json(config)  # which refuses what is large, or is not JSON
             own["config"] = config.read_text(encoding="utf-8")
-    kept = ("notice", "config", "clip_seconds")
+    kept = ("notice", "config", "clip_seconds", "preview")
     return {name: checkpoint.metadata[name] for name in kept if name in checkpoint.metadata} | own
 
 

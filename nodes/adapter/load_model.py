@@ -20,6 +20,7 @@ from ...magihuman_core.weights.open import open_checkpoint
 from ...magihuman_core.weights.precision import may_quantize
 from ...magihuman_core.weights.roles import window_seconds
 from . import weights
+from .latent_format import Preview, preview_in
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
 from .patcher import make_patcher
@@ -33,7 +34,8 @@ def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str 
     config = replace(sizes, **RECIPES[role].overrides(sizes.layers))
     tensors = split_official(checkpoint, config)
     patcher = build_model(tensors, config, role, dtype=dtype, quantize=quantize, fast=fast, fuse=fuse,
-                          model_options=model_options, disable_dynamic=disable_dynamic)
+                          model_options=model_options, disable_dynamic=disable_dynamic,
+                          preview=preview_in(checkpoint.metadata, config.video_channels))
     patcher.model.window = window_seconds(RECIPES[role], checkpoint.metadata)
     # ComfyUI loads a model anew where it needs one without dynamic memory, or one for another device.
     patcher.cached_patcher_init = (load_model, (path, role, dtype, quantize, fast, fuse, model_options))
@@ -42,12 +44,13 @@ def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str 
 
 def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: torch.dtype | None = None,
                 quantize: str | None = None, fast=False, fuse: bool | None = None, model_options=None,
-                disable_dynamic=False):
+                disable_dynamic=False, preview: Preview | None = None):
     """A MODEL from a checkpoint of our own keys (weights.dit_keys), streamed tensor by tensor.
 
     dtype, quantize: how the blocks' weights are kept, as a torch dtype or in one of ComfyUI's formats; None: as the
     file has them where that is such a format, else what ComfyUI finds best for this device.
-    fast: let quantized weights be multiplied in their format. fuse: as for load_dit.
+    fast: let quantized weights be multiplied in their format. fuse: as for load_dit. preview: see
+    latent_format.preview_in.
     Raises CheckpointError and InputError.
     """
     options = model_options or {}
@@ -63,7 +66,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     if fast or "int8_tensorwise" in quantized.values():  # which ComfyUI always multiplies as such
         tensors, config = aligned(tensors, config)
 
-    model_config = ModelConfig(config, role)
+    model_config = ModelConfig(config, role, preview)
     supported = model_config.supported_inference_dtypes
     if dtype is None or quantized:
         count = sum(math.prod(tensors.shape(key)) for key in tensors)

@@ -16,7 +16,7 @@ from ...magihuman_core.sampling.super_resolution import cover_audio
 from ...magihuman_core.sizes import TEXT_TOKENS
 from .conds import LengthCond, TextCond
 from .flow import FlowSampling, with_start_state
-from .latent_format import LatentFormat
+from .latent_format import LatentFormat, Preview
 from .lora import is_alias
 from .network import ComfyDiT
 from .streams import check_shapes, nested
@@ -152,9 +152,9 @@ class ModelConfig(comfy.supported_models_base.BASE):
     memory_usage_factor = 1.0  # not used: MagiHumanModel.memory_required computes bytes
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
-    def __init__(self, config: DiTConfig, role: str):
+    def __init__(self, config: DiTConfig, role: str, preview: Preview | None = None):
         super().__init__({"image_model": "magihuman", "config": config})
-        self.latent_format = LatentFormat(config.video_channels, config.audio_channels)
+        self.latent_format = LatentFormat(config.video_channels, config.audio_channels, preview)
         self.role = role
 
     def get_model(self, state_dict, prefix="", device=None):

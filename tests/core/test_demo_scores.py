@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from training.clips import make_clip
-from training.evaluate import DEMO, Demo, from_pixels, scores, to_pixels
+from training.demo import Demo, from_pixels, to_pixels
+from training.evaluate import scores
+from training.files import DEMO
 from training.measure import psnr
 
 CLIPS = 3

@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-from training import checkpoints, common, data, evaluate, export, fit, latents, train_network, train_video_vae
+from training import (
+    checkpoints,
+    common,
+    data,
+    evaluate,
+    export,
+    files,
+    fit,
+    latents,
+    masks,
+    train_network,
+    train_video_vae,
+)
 from training.common import RowWriter, Stop, read_rows
 from training.fast_conv import operations as fast
 from training.muon import Optimizers, Together
@@ -150,7 +162,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path):
         checkpoints.save(tmp_path, {"modules": {"w": torch.tensor([1.0, float("inf")])}, "step": 6})
     assert checkpoints.load(tmp_path)["step"] == 5
     with pytest.raises(Stop, match=r"w of x.safetensors is not finite"):
-        export.write(tmp_path / "x.safetensors", {"w": torch.tensor([float("nan")])})
+        files.write(tmp_path / "x.safetensors", {"w": torch.tensor([float("nan")])})
     assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -180,7 +192,7 @@ def test_exported_bytes_do_not_depend_on_the_order_of_anything(tmp_path):
 
     tensors = {"b": torch.arange(4.0), "a": torch.ones(3, dtype=torch.int8)}
     for k in range(6):
-        export.write(tmp_path / f"{k}.safetensors", dict(sorted(tensors.items(), reverse=k % 2)), x="1", y="2", z="3")
+        files.write(tmp_path / f"{k}.safetensors", dict(sorted(tensors.items(), reverse=k % 2)), x="1", y="2", z="3")
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
     with safe_open(tmp_path / "0.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("b"), tensors["b"])
@@ -189,8 +201,8 @@ def test_exported_bytes_do_not_depend_on_the_order_of_anything(tmp_path):
 
 def test_shipped_weights_are_not_overwritten_by_accident():
     with pytest.raises(Stop, match="--overwrite-demo"):
-        export.refuse_demo(evaluate.DEMO, False)
-    export.refuse_demo(evaluate.DEMO, True)
+        files.refuse_demo(files.DEMO, False)
+    files.refuse_demo(files.DEMO, True)
 
 
 def test_a_stage_whose_data_or_forerunner_is_missing_says_what_to_run(tmp_path):
@@ -205,21 +217,23 @@ def test_a_stage_whose_data_or_forerunner_is_missing_says_what_to_run(tmp_path):
 
 
 def test_clips_go_on_after_a_torn_line_and_refuse_another_shape(tmp_path):
-    folder = tmp_path / "clips"
-    data.draw_clips(folder, 3, 32, frames=5)
+    folder, short = tmp_path / "clips" / "square_1s", data.ClipSet("square_1s")
+    data.draw_clips(folder, 3, short)
     rows = read_rows(folder / "meta.jsonl")
     lines = (folder / "meta.jsonl").read_text()
     (folder / "meta.jsonl").write_text(lines[:-20])
     with pytest.raises(Stop, match="2 of 3 clips"):
         data.Clips(folder)
-    data.draw_clips(folder, 3, 32, frames=5)
+    data.draw_clips(folder, 3, short)
     assert read_rows(folder / "meta.jsonl") == rows
     assert len(data.Clips(folder)) == 3
-    for count, size in ((4, 32), (3, 64)):
-        with pytest.raises(Stop, match="--count and --size"):
-            data.draw_clips(folder, count, size, frames=5)
+    for count, other in ((4, short), (3, data.ClipSet("portrait_1s")), (3, data.ClipSet("square_1s", 2))):
+        with pytest.raises(Stop, match="give the same --count"):
+            data.draw_clips(folder, count, other)
     with pytest.raises(Stop, match="begins with seed 100000, not 7"):
-        data.draw_clips(folder, 3, 32, frames=5, first_seed=7)
+        data.draw_clips(folder, 3, short, first_seed=7)
+    with pytest.raises(Stop, match="round_2s is no set of clips"):
+        data.draw_clips(tmp_path / "round", 3, data.ClipSet("round_2s"))
     (folder / "meta.jsonl").write_text("torn\n")
     with pytest.raises(Stop, match="damaged"):
         read_rows(folder / "meta.jsonl")
@@ -271,7 +285,7 @@ def test_rows_of_other_weights_leave_the_card(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (8, 8), (16, 16)])
 def test_the_mouth_weighs_more_in_every_shape(height, width):
-    weight = train_network.mouth_weight(torch.zeros(1, 48, 2, height, width))[0, 0, 0]
+    weight = masks.mouth_weight(torch.zeros(1, 48, 2, height, width))[0, 0, 0]
     share = float((weight > 1).float().mean())
     assert share == pytest.approx(3 * 4 / 64, rel=0.35)
     rows = torch.nonzero(weight > 1)[:, 0].float()
@@ -340,7 +354,7 @@ def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
     clip = pipeline.generate('A happy child says: "ma so"', seconds=1, width=64, height=64, upscale=(128, 128))
     assert clip.frames.shape[1:] == (128, 128, 3)
     assert clip.audio.isfinite().all()
-    assert json.loads((run / "clips" / "encoders.json").read_text()).keys() == {"video", "audio"}
+    assert json.loads((run / "clips" / "square_2s" / "encoders.json").read_text()).keys() == {"video", "audio"}
     again = tmp_path / "again"
     export.export(run, again)
     for path in again.rglob("*.safetensors"):

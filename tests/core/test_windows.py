@@ -11,7 +11,8 @@ from magihuman_core.sampling.windows import WindowedDenoiser, plan_windows, shar
 from magihuman_core.sizes import audio_length, latent_frames
 from training import measure
 from training.clips import make_clip
-from training.evaluate import DEMO, Demo, from_pixels, to_pixels
+from training.demo import Demo, from_pixels, to_pixels
+from training.files import DEMO
 
 from .golden import small_model
 
@@ -131,7 +132,7 @@ def test_windows_that_cannot_cover_a_clip(window, overlap):
 
 def test_the_lips_follow_the_sound_through_all_windows_and_not_one_latent_frame_later():
     """The demo model on 4 s of driving speech: alignment decides all, and a control shows that it does."""
-    clip = make_clip(3, frames=99)
+    clip = make_clip(3, seconds=4)
     short = make_clip(3, attributes=clip.attributes)
     demo = Demo(DEMO)
     with torch.inference_mode():

@@ -1,10 +1,13 @@
 """Nodes executed one by one, without a server."""
 
+import json
+
 import comfy.utils
 import latent_preview
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
+from magihuman_pack.magihuman_core.weights.open import open_checkpoint
 from magihuman_pack.nodes import conditioning, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.streams import nested
@@ -47,6 +50,22 @@ def test_previews_show_the_middle_of_the_three_latent_frames(model, monkeypatch)
     form = model.model.latent_format
     colors = form.process_in(video)[0, :, 1].movedim(0, -1) @ torch.tensor(form.latent_rgb_factors)
     assert max_error(seen[-1], colors + torch.tensor(form.latent_rgb_factors_bias)) < 1e-4
+
+
+def test_previews_have_the_colors_that_the_file_names(models, tmp_path, caplog):
+    path = models / "diffusion_models/magihuman/distill"
+    tensors = dict(open_checkpoint(path))
+    own = {"factors": [[k / 100, 0.0, -0.5] for k in range(VIDEO.shape[1])], "bias": [0.1, 0.2, 0.3]}
+    formats = []
+    for name, text in (("own", json.dumps(own)), ("short", '{"factors": [[1, 2, 3]], "bias": [0, 0, 0]}'),
+                       ("torn", '{"factors": [[')):  # fmt: skip
+        comfy.utils.save_torch_file(tensors, tmp_path / f"{name}.safetensors", metadata={"preview": text})
+        formats.append(load_model(tmp_path / f"{name}.safetensors", "distilled").model.latent_format)
+    assert (formats[0].latent_rgb_factors, formats[0].latent_rgb_factors_bias) == (own["factors"], own["bias"])
+    usual = load_model(path, "distilled").model.latent_format
+    for damaged in formats[1:]:  # quality alone is a warning
+        assert damaged.latent_rgb_factors == usual.latent_rgb_factors != own["factors"]
+    assert sum("preview colors are not used" in record.message for record in caplog.records) == 2
 
 
 def test_the_prompt_has_its_three_parts():

@@ -1,0 +1,108 @@
+"""What of a clip is given and what is made. What is given stands in the input without noise, from the first step on.
+
+The base network knows no other sign of a task: a clean first frame is a reference image, clean audio drives the
+mouth, clean video asks for its sound. `USES` says how often it sees each.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from training.canvas import View
+
+USES = {
+    "nothing": 0.26,
+    "image": 0.16,  # clean first frame: reference image
+    "audio": 0.08,  # all of the audio: driving sound
+    "image and audio": 0.12,
+    "video": 0.12,  # all of the video: video to sound
+    "frames": 0.08,  # the last frame, or some, with or without the first
+    "region": 0.09,  # all but a box, with the audio: dubbing
+    "time": 0.09,  # both streams up to a moment, or but for a while: extending, retakes
+}
+MOUTH_BOX = (0.25, 0.50, 0.75, 0.875)  # left, top, right, bottom in units of canvas.View
+FACE_BOX = (0.125, 0.125, 0.875, 0.875)
+
+
+@dataclass
+class Keep:
+    """Boolean masks, true where a latent is given. video: [n, 1, T, h, w]; audio: [n, 1, A]."""
+
+    video: torch.Tensor
+    audio: torch.Tensor
+
+
+def draw_keep(video, audio, uses=USES):
+    """A use for each clip of a batch of latents [n, c, T, h, w] and [n, c, A], by torch's own random numbers."""
+    keep = Keep(torch.zeros(len(video), 1, *video.shape[2:], dtype=torch.bool),
+                torch.zeros(len(audio), 1, audio.shape[2], dtype=torch.bool))  # fmt: skip
+    names = list(uses)
+    for i, place in enumerate(torch.multinomial(torch.tensor(list(uses.values())), len(video), replacement=True)):
+        fill(names[place], keep.video[i, 0], keep.audio[i, 0])
+    return keep
+
+
+def fill(use, video, audio):
+    """Mark in masks of one clip, [T, h, w] and [A], what is given in this use."""
+    if use in ("image", "image and audio"):
+        video[0] = True
+    if use in ("audio", "image and audio", "region"):
+        audio[:] = True
+    if use == "video":
+        video[:] = True
+        video[0] = not chance(0.1)  # not even the first frame decides whether there is a video
+    elif use == "frames":
+        video[0] = chance(0.6)
+        video[-1] = chance(0.6)
+        video[torch.randint(len(video), (int(torch.randint(3, ())),))] = True
+    elif use == "region":
+        video[:] = True
+        rows, columns = some_box(video.shape[1:])
+        video[int(chance(0.5)) :, rows, columns] = False
+    elif use == "time":
+        first = int(torch.randint(1, max(2, len(video) - 1), ()))
+        last = len(video) if chance(0.6) else int(torch.randint(first + 1, len(video) + 1, ()))
+        video[:], audio[:] = True, True
+        video[first:last] = False
+        audio[4 * first - 3 : len(audio) if last == len(video) else 4 * last - 3] = False
+
+
+def some_box(size):
+    """Rows and columns of the mouth, the face or any box, of an image of (h, w) latent pixels."""
+    view = View(*size)
+    if chance(0.75):
+        return view.box(*(MOUTH_BOX if chance(0.6) else FACE_BOX))
+    spans = []
+    for side in size:
+        length = int(torch.randint(2, side + 1, ()))
+        start = int(torch.randint(side - length + 1, ()))
+        spans.append(slice(start, start + length))
+    return spans
+
+
+def chance(share):
+    return bool(torch.rand(()) < share)
+
+
+def noised(video, audio, s, keep):
+    """(noisy video, noisy audio, both noises) at levels s [n, 1, 1, 1, 1]; what is given stays as it is."""
+    noise_v, noise_a = torch.randn_like(video), torch.randn_like(audio)
+    x_v, x_a = torch.lerp(video, noise_v, s), torch.lerp(audio, noise_a, s[:, :, :, 0, 0])
+    return torch.where(keep.video, video, x_v), torch.where(keep.audio, audio, x_a), noise_v, noise_a
+
+
+def velocity_loss(found, wanted, keep, weight):
+    """Mean squared errors (video, audio) over what is made; weight: of latent pixels, see mouth_weight."""
+    losses = []
+    for a, b, kept, heavier in zip(found, wanted, (keep.video, keep.audio), (weight, torch.ones(())), strict=True):
+        heavy = (~kept) * heavier
+        losses.append(((a - b).square() * heavy).sum() / (heavy.sum() * a.shape[1]).clamp_min(1))
+    return losses
+
+
+def mouth_weight(video, weight=2.5):
+    """Weights [1, 1, 1, h, w] of latent pixels, heavier where the mouth is."""
+    weights = torch.ones(1, 1, 1, *video.shape[3:])
+    rows, columns = View(*video.shape[3:]).box(*MOUTH_BOX)
+    weights[..., rows, columns] = weight
+    return weights
