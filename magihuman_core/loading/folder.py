@@ -93,12 +93,12 @@ class ModelFolder(Mapping):
         missing = [part for part in parts if part not in self.found]
         for part in missing:
             self._raise_damaged(part)
+        for part in set(parts) - set(missing):
+            self[part]
         if len(missing) == 1:
             self.require(missing[0], parts[missing[0]])
         if missing:
             raise MissingPartsError(self.path, missing)
-        for part in parts:
-            self[part]
 
     def require(self, part: str, purpose: str, what: str | None = None) -> str:
         """part, if it is there once. Else an error says what is missing and for what."""
