@@ -132,3 +132,21 @@ def test_sizes_of_other_shapes_are_what_is_made():
              if line.startswith("| ") and "x" in line for row in [line.strip("| ").split("|")]}
     for name in UPSCALERS:
         assert table[name] == [upscaled_size(*size, name) for size in table["first pass"]]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page's prose: without tables, headings, code and pictures."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = "\n".join(line for line in text.splitlines()
+                     if not line.startswith(("|", "#")) and ADDRESS.search(line) is None)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n|\n(?=- |\d+\. )", text))
+    return [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?:])\s+", paragraph)]
+
+
+def test_sentences_are_short():
+    notes = [node["widgets_values"][0] for path in (ROOT / "example_workflows").glob("*.json")
+             for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == "MarkdownNote"]
+    found = [sentence for text in (README, *notes) for sentence in sentences(text) if "ma me mi" not in sentence]
+    assert len(found) > 200
+    assert [sentence for sentence in found if len(re.findall(r"\w+", sentence)) > 28] == []
