@@ -50,7 +50,8 @@ class QuantizedLinear(NarrowLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs], in x's dtype."""
-        return (super().forward(x) * self.scale).to(x.dtype)
+        y = super().forward(x).float()  # here, since of a product of two dtypes a CPU would hold one more copy
+        return y.mul_(self.scale).to(x.dtype)
 
 
 def narrow_linears(module: nn.Module, dtype: torch.dtype | None, may_quantize: Callable[[str], bool],

@@ -212,16 +212,19 @@ def _tiled(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, ...], dty
     """One tile's work; running all tiles would take long. On the CPU also what the tiles are put together in."""
     length, *sides = latent
     inner = [min(side, tile) for side in sides]
-    window = 1
-    if isinstance(config, TurboVAEConfig):
-        window = min(length, max(config.first_chunk_size + 1, config.step_size + 2))
     # Bytes of a latent frame's frames, per latent pixel.
     frame = 4 * 3 * config.temporal_factor * config.spatial_factor**2
-    # A piece of a tile is weighted before it is added; the latent is there whole, too, and once more denormalized.
-    beside = frame * window * prod(inner) + 8 * config.latent_channels * length * (prod(sides) - prod(inner))
+    if isinstance(config, TurboVAEConfig):
+        # What is put together is a window, while the caller may hold the one before. A piece of a tile is weighted
+        # before it is added; in a dry run of several windows the one before stands for it.
+        several = length > config.first_chunk_size
+        window = min(length, max(config.first_chunk_size, config.step_size))
+        held, piece = window * (1 + several), window * (not several)
+    else:
+        held, piece = decoded_frames(length) / config.temporal_factor, 1  # the whole clip, and a latent frame's
+    # The latent is there whole, too, and once more denormalized.
+    beside = frame * piece * prod(inner) + 8 * config.latent_channels * length * (prod(sides) - prod(inner))
     if device == "cpu":
-        # What is put together: of the Turbo VAE this window and the last one, of the other one the whole clip.
-        held = 2 * window if isinstance(config, TurboVAEConfig) else decoded_frames(length) / config.temporal_factor
         beside += round(frame * held) * prod(sides)
     return _video(config, (length, *inner), dtype, device, None) + beside
 

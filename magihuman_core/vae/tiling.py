@@ -47,11 +47,12 @@ def decode_in_tiles(decode: Callable[[Tensor], Iterable[Tensor]], z: Tensor, til
             part = z[..., top : top + tile, left : left + tile]
             weight = torch.outer(rows, columns).to(z.device)
             weighted: Iterable[Tensor] = ((piece * weight).to(home) for piece in decode(part))
-            if not out.numel():
-                weighted = first = list(weighted)
-                length = sum(piece.shape[2] for piece in first)
-                shape = (*first[0].shape[:2], length, height * scale, width * scale)
+            if not out.numel():  # only the first tile tells how many frames there are
+                weighted = pieces = list(weighted)
+                length = sum(piece.shape[2] for piece in pieces)
+                shape = (*pieces[0].shape[:2], length, height * scale, width * scale)
                 out = torch.zeros(shape, dtype=torch.float32, device=home)
+                del pieces
             vertical = slice(top * scale, top * scale + len(rows))
             horizontal = slice(left * scale, left * scale + len(columns))
             position = 0

@@ -99,6 +99,8 @@ class _Kernels(TorchFunctionMode):
                 return aten.copy_(plain, value) if isinstance(value, Tensor) else aten.fill_(plain, value)
         if func in (F.conv1d, F.conv_transpose1d):
             return _convolve_1d(*args, transposed=func is F.conv_transpose1d)
+        if func is Tensor.copy_:
+            return aten.copy_(*args[:2])
         if func is Tensor.contiguous:
             return args[0] if args[0].is_contiguous() else aten.clone(args[0], memory_format=torch.contiguous_format)
         return func(*args, **(kwargs or {}))
