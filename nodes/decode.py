@@ -115,8 +115,8 @@ class MagiHumanDecodeVideo(io.ComfyNode):
     @classmethod
     def execute(cls, vae, audio_vae, latent, sample_rate, audio=None) -> io.NodeOutput:
         rate = int(sample_rate)
-        return io.NodeOutput([lazy_video(vae, audio_vae, *clip, rate)
-                              for clip in clips(latent, vae, audio_vae, rate, audio)])
+        return io.NodeOutput([lazy_video(vae, audio_vae, video, sound, count, waveform, rate)
+                              for video, sound, count, waveform in clips(latent, vae, audio_vae, rate, audio)])
 
 
 NODES = [MagiHumanDecode, MagiHumanDecodeVideo]

@@ -75,20 +75,15 @@ class MagiHumanExtend(io.ComfyNode):
             raise InputError(f"The latent is one of {carried[0].shape[4] * PIXELS_PER_LATENT}x"
                              f"{carried[0].shape[3] * PIXELS_PER_LATENT} pixels, but the frames are {width}x{height}: "
                              "connect the latent that the frames were decoded from, or none.")
-        like = joint_latent(empty(width, height, length))
-        heard = None
         if carried is None or driving is not None:
-            heard = audio_latent(audio_vae, tail, OUTPUT_RATE, like.audio)
-            length = heard.shape[2] if driving is not None else length
-        start = joint_latent(empty(width, height, length))
-        if carried is None:
-            old = frames_latent(vae, images[-kept:], start.video)
+            heard = audio_latent(audio_vae, tail, OUTPUT_RATE, joint_latent(empty(width, height, length)).audio)
         else:
-            video, audio_latents = carried
-            old = video[:1, :, -overlap:]
-            if heard is None:
-                first = AUDIO_PER_FRAME * (video.shape[2] - overlap)
-                heard = audio_latents[:1, :, first : first + kept]
+            first = AUDIO_PER_FRAME * (carried[0].shape[2] - overlap)
+            heard = carried[1][:1, :, first : first + kept]
+        if driving is not None:
+            length = heard.shape[2]
+        start = joint_latent(empty(width, height, length))
+        old = frames_latent(vae, images[-kept:], start.video) if carried is None else carried[0][:1, :, -overlap:]
         clip = frozen.keep_start(start, old, heard)
         if driving is not None:
             clip = frozen.keep_audio(clip, heard)

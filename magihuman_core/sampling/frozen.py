@@ -113,7 +113,7 @@ def overlap_frames(seconds: float, frames: int, samples: int, rate: int) -> int:
 
 
 def continued_length(overlap: int, added: int) -> int:
-    """Audio latents of a clip's continuation: `overlap` latent frames of it, then `added` frames or a few more."""
+    """Audio latents of a clip's continuation: `overlap` latent frames of the clip, and `added` frames or a few more."""
     return 4 * (overlap + -(-added // 4)) - 1
 
 

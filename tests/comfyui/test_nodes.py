@@ -15,7 +15,8 @@ from ui_graph import WIDGETS, inputs_of
 IDS = [name for name in json.loads(RECORD.read_text(encoding="utf-8"))["nodes"] if name.startswith(PREFIX)]
 ENGLISH = Path(__file__).resolve().parents[2] / "locales/en/nodeDefs.json"
 CORE_TYPES = {
-    "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "AUDIO", "VIDEO", "STRING", "INT", "FLOAT", "BOOLEAN",
+    "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "MASK", "AUDIO", "VIDEO", "STRING", "INT", "FLOAT",
+    "BOOLEAN",
     "SIGMAS", "GUIDER", "SAMPLER", "COMBO",
 }  # fmt: skip
 

@@ -12,12 +12,13 @@ from PIL import Image
 import magihuman_core as mh
 from magihuman_core.media.frames import Frames
 from magihuman_core.media.image import fit_image
+from magihuman_core.media.mask import soft_edge
 from magihuman_core.media.mp4 import write_mp4
 from magihuman_core.media.video_file import open_video
 from magihuman_core.pipeline.clip import Clip
 from magihuman_core.pipeline.edits import ellipse_mask, read_mask
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
-from magihuman_core.sampling.regenerate import latents_between, soft_edge
+from magihuman_core.sampling.regenerate import latents_between
 from magihuman_core.text.script import as_segments, parse_script, prompt_at
 
 PROMPT = "A woman looks into the camera and says good morning."

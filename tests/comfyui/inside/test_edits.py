@@ -250,7 +250,7 @@ def test_a_long_film_is_decoded_in_pieces(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(LazyFrames, "pieces",
                         lambda frames: (seen.append(len(piece)) or piece for piece in pieces(frames)))
     video.save_to(str(tmp_path / "film.mp4"))
-    assert heard == [275, 300, 226] and sum(seen) == 701 and max(seen) <= 40
+    assert max(heard) == 50 + 2 * 18 and len(heard) == 15 and sum(seen) == 701 and max(seen) <= 40
     with av.open(str(tmp_path / "film.mp4")) as file:
         assert file.streams.video[0].frames == 701
         assert abs(float(file.streams.audio[0].duration * file.streams.audio[0].time_base) - 701 / 25) < 0.03
