@@ -3,6 +3,9 @@
 # What else than an OutOfMemoryError says: MPS and drivers; the CPU on Linux, on Windows; cuBLAS and cuDNN.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
+# Level of the log between INFO and WARNING: what people should read although nothing is wrong. INFO is for engineers.
+TIP = 25
+
 
 class InputError(ValueError):
     """An argument, prompt, image or audio cannot be used; the message names it and the remedy."""

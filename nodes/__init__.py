@@ -10,9 +10,9 @@ class MagiHumanExtension(ComfyExtension):
 
     async def get_node_list(self):
         require_version()
-        from . import clips, conditioning, decode, edit, extend, latents, loaders, sampling, voice, windows
+        from . import check, clips, conditioning, decode, edit, extend, latents, loaders, sampling, voice, windows
 
-        modules = (loaders, conditioning, latents, clips, edit, extend, windows, sampling, voice, decode)
+        modules = (check, loaders, conditioning, latents, clips, edit, extend, windows, sampling, voice, decode)
         return [node for module in modules for node in module.NODES]
 
 

@@ -63,7 +63,7 @@ class MagiHumanEncodeClip(io.ComfyNode):
                 io.Audio.Input("audio", tooltip="The clip's own sound, or a new recording that the lips are to follow. "
                                                 "It is cut to the frames, or followed by silence."),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip, with everything held fixed.")],
+            outputs=[io.Latent.Output(tooltip="The clip, with everything kept unchanged.")],
         )
 
     @classmethod

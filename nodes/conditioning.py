@@ -90,8 +90,9 @@ class MagiHumanTextEncode(io.ComfyNode):
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=(
                     "What is to be seen and heard; MagiHuman Prompt puts it into the right form.")),
                 io.String.Input("negative", multiline=True, default=DEFAULT_NEGATIVE_PROMPT, advanced=True, tooltip=(
-                    "What the base model is led away from: picture, sound, and delivery of speech. Leaving one of "
-                    "these out is seen or heard. The distilled and super-resolution models do not use it.")),
+                    "What the base model is led away from: picture, sound, and delivery of speech. If you delete one "
+                    "of the three, that kind of flaw comes back. The distilled and super-resolution models do not use "
+                    "it.")),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
         )

@@ -25,7 +25,7 @@ def as_video(images: Tensor, audio: dict):
 def inputs() -> list:
     """What both nodes take."""
     return [
-        io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, and truer to the latent."),
+        io.Vae.Input("vae", tooltip="The Turbo VAE, or the Wan2.2 VAE: slower, with finer detail."),
         io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
         io.Latent.Input("latent"),
         io.Combo.Input("sample_rate", options=RATES, default=RATES[0], advanced=True,

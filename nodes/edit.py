@@ -134,7 +134,7 @@ class MagiHumanKeyframe(io.ComfyNode):
                 io.Float.Input("seconds", default=1.0, min=0.0, max=36000.0, step=0.04,
                                tooltip="Only for 'seconds': when the picture is shown, 0 to 36000."),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip with that frame held fixed.")],
+            outputs=[io.Latent.Output(tooltip="The clip with that frame kept unchanged.")],
         )
 
     @classmethod

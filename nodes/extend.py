@@ -41,7 +41,7 @@ class MagiHumanExtend(io.ComfyNode):
                     "makes the joint smoother than encoding the frames.")),
             ],
             outputs=[
-                io.Latent.Output(tooltip="The overlap, held fixed, and the empty rest."),
+                io.Latent.Output(tooltip="The overlap, kept unchanged, and the empty rest."),
                 io.Int.Output(display_name="overlap", tooltip="Frames of the old clip at the start of the new one, "
                                                             "for MagiHuman Join."),
                 io.Audio.Output(tooltip="With a recording: the sound of the new clip, for `audio` of MagiHuman "

@@ -67,7 +67,7 @@ class MagiHumanReferenceImage(io.ComfyNode):
                 io.Image.Input("image", tooltip="One picture; of a batch the first is taken."),
                 io.Latent.Input("latent", tooltip="The clip, from Empty MagiHuman Latent."),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip with its first latent frame held fixed.")],
+            outputs=[io.Latent.Output(tooltip="The clip with its first latent frame kept unchanged.")],
         )
 
     @classmethod
@@ -98,7 +98,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
                     "A longer recording is cut here, 0.2 to 3600, so that memory does not run out. With MagiHuman "
                     "Windows, clips may be as long as you like.")),
             ],
-            outputs=[io.Latent.Output(tooltip="The clip with its sound held fixed.")],
+            outputs=[io.Latent.Output(tooltip="The clip with its sound kept unchanged.")],
         )
 
     @classmethod

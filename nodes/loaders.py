@@ -140,7 +140,7 @@ class MagiHumanVideoVAELoader(io.ComfyNode):
             display_name="Load MagiHuman Video VAE",
             category=CATEGORY,
             description="Loads the Wan2.2 VAE, of any width: it encodes pictures, and decodes slower than the Turbo "
-                        "VAE but truer. Core's Load VAE does the same for the official file.",
+                        "VAE but with finer detail. Core's Load VAE does the same for the official file.",
             search_aliases=["wan2.2 vae", "load vae", "magihuman"],
             inputs=[_file("vae", "vae", "wan2.2_vae.safetensors in models/vae.")],
             outputs=[io.Vae.Output()],

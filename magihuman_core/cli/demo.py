@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
+from ..recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE
 from .progress import overall
 
-SIZE, LARGE, SECONDS = 128, 256, 2  # what the built-in model was trained on; see demo/CARD.md
 PROMPT = """\
 A happy woman with red curly hair, fair skin and glasses wears a blue shirt in front of a mint wall. The lips open and \
 close with every syllable as she says calmly in a clear voice: "ma so mi". The camera is static, a close shot in soft \
@@ -28,7 +28,8 @@ def add_demo(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", metavar="FILE", help="picture of the person: the first frame")
     parser.add_argument("--audio", metavar="FILE", help="voice that drives the clip and is its sound")
     parser.add_argument("--mode", choices=("distilled", "base"), default="distilled", help="default %(default)s")
-    parser.add_argument("--no-upscale", action="store_true", help=f"stay at {SIZE}x{SIZE}, without super-resolution")
+    parser.add_argument("--no-upscale", action="store_true",
+                        help=f"stay at {DEMO_SIDE}x{DEMO_SIDE}, without super-resolution")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip")
     parser.add_argument("--out", metavar="FILE", default="magihuman_demo.mp4",
                         help="the mp4 to write (default %(default)s); a contact sheet goes beside it, as .png")
@@ -43,8 +44,8 @@ def demo(arguments: argparse.Namespace) -> int:
     with overall() as progress:
         clip = MagiHumanPipeline.from_folder("demo").generate(
             arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
-            seconds=SECONDS, width=SIZE, height=SIZE, upscale=None if arguments.no_upscale else (LARGE, LARGE),
-            progress=progress)
+            seconds=DEMO_SECONDS, width=DEMO_SIDE, height=DEMO_SIDE, progress=progress,
+            upscale=None if arguments.no_upscale else (DEMO_LARGE, DEMO_LARGE))
     clip.save(out)
     sheet = Path(out).with_suffix(".png")
     contact_sheet(clip.frames).save(sheet)

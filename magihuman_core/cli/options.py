@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..recipes import BASE, DISTILLED, SR_540P
+from ..recipes import BASE, DEMO_SIDE, DISTILLED, SR_540P
 
 if TYPE_CHECKING:
     from ..pipeline.clip import Clip
@@ -36,8 +36,8 @@ def add_output(parser: argparse.ArgumentParser, default: str = "clip.mp4") -> No
 def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> None:
     """Options of how a clip is made. size: what width and height are by default, instead of the model's own."""
     for side in ("width", "height"):
-        parser.add_argument(f"--{side}", type=int, metavar="N", default=getattr(BASE, side) if size is None else None,
-                            help=f"pixels (default {'%(default)s' if size is None else size})")
+        parser.add_argument(f"--{side}", type=int, metavar="N",
+                            help=f"pixels (default {size or f'{getattr(BASE, side)}, of the demo {DEMO_SIDE}'})")
     parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
     parser.add_argument("--mode", choices=("distilled", "base"),
                         help="which network, where the folder has both (default distilled)")
@@ -53,7 +53,8 @@ def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> N
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Options of which models are used, and how they are run."""
-    parser.add_argument("--models", required=True, metavar="FOLDER", help="folder of models, or: demo")
+    parser.add_argument("--models", required=True, metavar="FOLDER", help="folder of models, such as "
+                        "ComfyUI/models; or: demo")
     parser.add_argument("--part", action="append", default=[], type=_part, metavar="NAME=FILE",
                         help="take a part of the model from elsewhere, as in audio_vae=/data/sd.safetensors")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")

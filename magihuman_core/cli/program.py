@@ -1,18 +1,22 @@
 """The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
 
-Answers go to standard output; progress, timings and errors to standard error. Exit codes: 0 done; 2 the input
-or a file cannot be used, said in one sentence; 1 an internal error; 130 interrupted by Ctrl-C.
+Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes:
+0 done; 2 the input or a file cannot be used, said in one sentence; 1 an internal error, or problems that `inspect`
+found; 130 interrupted by Ctrl-C.
 """
 
 import argparse
+import difflib
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
-from ..errors import CheckpointError, InputError, is_out_of_memory
+from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
@@ -22,29 +26,100 @@ from .inspect import add_inspect
 from .live import add_live
 
 INTERRUPTED = 130
+# Lines of a shell for each command; every shell understands them.
+EXAMPLES = {
+    "demo": ["demo", "demo --seed 3 --out mine.mp4"],
+    "generate": ["generate --models demo --prompt \"A happy woman says: ma so mi\" --out demo.mp4",
+                 "generate --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav "
+                 "--upscale 540p",
+                 "generate --models ComfyUI/models --prompt-file prompt.txt --width 256 --height 448 --upscale 540p"],
+    "dub": ["dub clip.mp4 --audio voice.wav --models ComfyUI/models --prompt-file prompt.txt"],
+    "retake": ["retake clip.mp4 --start 1.5 --end 2.5 --models ComfyUI/models"],
+    "extend": ["extend clip.mp4 --seconds 4 --models ComfyUI/models --prompt-file prompt.txt"],
+    "live": ["live --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav"],
+    "decode": ["decode latents.safetensors --models ComfyUI/models --out clip.mp4"],
+    "inspect": ["inspect ComfyUI/models", "inspect ComfyUI/models --for \"picture voice 540p\"",
+                "inspect --for \"text\" --memory 16", "inspect demo"],
+    "convert": ["convert ComfyUI/models/diffusion_models/magihuman/distill distill_int8.safetensors --dtype int8"],
+}
 
 log = logging.getLogger("magihuman_core")
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)'", message) or re.search(r"unrecognized arguments: (--?[\w-]+)",
+                                                                              message)
+        if wrong and (close := difflib.get_close_matches(wrong[1], self.known, n=1)):
+            message += f". Did you mean {close[0]}?"
+        super().error(message)
+
+    @property
+    def known(self) -> list[str]:
+        """All options and choices of this parser, and of the commands below it."""
+        found: list[str] = []
+        for action in self._actions:
+            found += [*action.option_strings, *map(str, action.choices or ())]
+            if isinstance(action.choices, dict):
+                found += [name for parser in action.choices.values() if isinstance(parser, Parser)
+                          for name in parser.known]
+        return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; gives the exit code. argv: without the program's name; None: sys.argv's."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.print_help()
+        return 0
+    arguments = parser.parse_args(argv)
     with _logging(arguments.verbose), _termination():
         return _run(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """A command is a function add_NAME(subparsers) that sets `run`, a function of the parsed arguments."""
-    parser = argparse.ArgumentParser(
-        prog="magihuman",
-        description="A person who speaks, picture and sound made together (daVinci-MagiHuman).")
+    parser = Parser(
+        prog="magihuman", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="A person who speaks, picture and sound made together (daVinci-MagiHuman).",
+        epilog="First try: magihuman demo\n"
+               "What is missing for a clip: magihuman inspect ComfyUI/models --for \"picture voice 540p\"")
+    parser.add_argument("--version", action="version", version=f"magihuman {version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="store_true", help="say more; show where an error arose")
+    common.add_argument("-v", "--verbose", action="store_true",
+                        help="say more: times, memory, and where an error arose")
     for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_decode, add_inspect,
                 add_convert):
         add(commands, common)
+    for name, command in commands.choices.items():
+        command.formatter_class = _Help
+        command.epilog = "examples:\n" + "\n".join(f"  magihuman {line}" for line in EXAMPLES[name])
     return parser
+
+
+def version() -> str:
+    """This package's version: of what is installed, or else of the folder it lies in."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.is_file() and (found := re.search(r'^version = "([^"]+)"', project.read_text(encoding="utf-8"), re.M)):
+        return found[1]
+    try:
+        return installed("magihuman")
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+class _Help(argparse.HelpFormatter):
+    """Wraps texts, but for examples, whose lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -63,8 +138,18 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.verbose:
             log.exception("where the error arose:")
         message, code = _explain(error)
+        for line in _sources(error):
+            print(line, file=sys.stderr)
         print(f"magihuman: {message}", file=sys.stderr)
         return code
+
+
+def _sources(error: Exception) -> Iterator[str]:
+    """Of missing parts, where they can be had."""
+    if parts := getattr(error, "parts", ()):
+        from ..loading.wishes import look, missing_in_words
+
+        yield from missing_in_words(look(None, parts))
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -78,7 +163,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2
-    return f"internal error: {type(error).__name__}: {error}. Run it with -v and report that.", 1
+    return (f"internal error: {type(error).__name__}: {error}. Run it again with -v, and report what it says on the "
+            "project's page, under Issues."), 1
 
 
 @contextmanager
@@ -88,7 +174,7 @@ def _logging(verbose: bool) -> Iterator[None]:
     handler.setFormatter(_Formatter())
     level = log.level
     log.addHandler(handler)
-    log.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(logging.DEBUG if verbose else TIP)
     try:
         yield
     finally:
@@ -99,6 +185,8 @@ def _logging(verbose: bool) -> Iterator[None]:
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
+        if record.levelno == TIP:
+            return f"tip: {text}"
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 

@@ -1,33 +1,56 @@
 """Progress on standard error: one bar for all stages of a clip, with the time that is left."""
 
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-# Shares of the time, as far as they can be known before: of the stages that are still to come.
-SHARES = {"network": 0.65, "picture decoder": 0.35}
+# What people call the stages.
+NAMES = {
+    "text encoder": "reading the prompt", "reference picture": "reading the picture",
+    "driving sound": "reading the voice",
+    "old clip": "reading the clip", "distilled network": "picture and sound", "base network": "picture and sound",
+    "sr_540p network": "enlarging", "sr_1080p network": "enlarging", "sound decoder": "writing the sound",
+    "picture decoder": "writing the picture"}
+THOUSAND = 1000
 
 
 class Overall:
-    """A progress callback (stage, done, total) that draws one bar over all stages.
-
-    Networks count for about two thirds of a clip and its decoder for the rest; as a stage goes on, its own pace
-    corrects what was assumed.
-    """
+    """A progress callback (stage, done, total) that draws one bar over all stages; see pipeline.shares.Watcher."""
 
     def __init__(self, bar) -> None:
-        self.bar, self.started = bar, time.monotonic()
-        self.fractions: dict[str, float] = {}
+        self.bar = bar
+        self.shares: list[tuple[str, float]] = []
+        self.number = 0  # of the stage that runs, from 1 on
+        self.stage = ""
+
+    def plan(self, stages: Sequence[tuple[str, float]]) -> None:
+        """What is to come."""
+        self.shares = list(stages)
+
+    def begin(self, stage: str) -> None:
+        """A stage begins. One that was not planned counts, too."""
+        name = stage.partition(",")[0]
+        names = [planned for planned, _ in self.shares]
+        if name in names[self.number:]:
+            self.number += names[self.number:].index(name) + 1
+        else:
+            self.shares.insert(self.number, (name, 0.0))
+            self.number += 1
+        self.stage = name
+        self._draw(0.0, "")
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        self.fractions[stage] = done / total
-        networks = [fraction for name, fraction in self.fractions.items() if name != "picture decoder"]
-        decoder = self.fractions.get("picture decoder", 0.0)
-        share = sum(networks) / max(len(networks), 1)
-        fraction = SHARES["network"] * (1.0 if decoder else share) + SHARES["picture decoder"] * decoder
-        self.bar.set_description_str(f"{stage} {done}/{total}", refresh=False)
-        self.bar.n = max(self.bar.n, round(1000 * fraction))
+        if stage != self.stage:
+            self.begin(stage)
+        self._draw(done / max(total, 1), f" {done}/{total}" if total > 1 else "")
+
+    def _draw(self, fraction: float, count: str) -> None:
+        whole = sum(share for _, share in self.shares) or 1.0
+        before = sum(share for _, share in self.shares[: self.number - 1])
+        here = self.shares[self.number - 1][1] if self.number else 0.0
+        name = NAMES.get(self.stage, self.stage)
+        self.bar.set_description_str(f"{self.number} of {len(self.shares)}: {name}{count}", refresh=False)
+        self.bar.n = max(self.bar.n, round(THOUSAND * (before + fraction * here) / whole))
         self.bar.refresh()
 
     def said(self, text: str) -> None:
@@ -41,6 +64,6 @@ def overall() -> Iterator[Overall]:
     """The bar, while the block runs."""
     from tqdm import tqdm
 
-    layout = "{percentage:3.0f}% |{bar}| {desc} [{elapsed}, about {remaining} left]"
-    with tqdm(total=1000, leave=False, file=sys.stderr, bar_format=layout) as bar:
+    layout = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed}, about {remaining} left]"
+    with tqdm(total=THOUSAND, leave=False, file=sys.stderr, bar_format=layout) as bar:
         yield Overall(bar)

@@ -12,7 +12,7 @@ no trace in it: that comes from the name of its file or folder, or from its meta
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.shards import named_files
@@ -25,6 +25,7 @@ from ..weights.roles import find_role
 
 log = logging.getLogger(__name__)
 
+DEMO = Path(__file__).resolve().parents[1] / "demo"
 NETWORKS = tuple(RECIPES)  # a network is the part that its role names
 # Name of a part -> what it is, in a sentence.
 PARTS = {
@@ -40,6 +41,20 @@ PARTS = {
 }
 # What names of unreadable files tell of them.
 HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("audio",), "text_encoder": ("text", "t5")}
+
+
+class MissingPartsError(CheckpointError):
+    """Parts that a clip needs and a folder does not have; `parts` names them, `path` the folder."""
+
+    def __init__(self, path: Path, parts: Sequence[str], what: str | None = None, purpose: str | None = None) -> None:
+        names = [PARTS[part] for part in parts] if what is None else [what]
+        joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        why = f", needed for {purpose}" if purpose else ""
+        verb = "is" if len(names) == 1 else "are"
+        it = "it" if len(names) == 1 else "them"
+        super().__init__(f"{path}: {joined} {verb} missing{why}. Put {it} into this folder, or name {it} with --part "
+                         f"{parts[0]}=FILE.")
+        self.path, self.parts = path, tuple(parts)
 
 
 class ModelFolder(Mapping):
@@ -65,17 +80,39 @@ class ModelFolder(Mapping):
     def __len__(self) -> int:
         return len(self.found)
 
+    @property
+    def is_demo(self) -> bool:
+        """Whether these are the built-in demo's own networks."""
+        return self.path == DEMO
+
+    def require_all(self, parts: Mapping[str, str]) -> None:
+        """Raise MissingPartsError unless all are there, or the fault of a file that may be one of them.
+
+        parts: part -> what it is needed for.
+        """
+        missing = [part for part in parts if part not in self.found]
+        for part in missing:
+            self._raise_damaged(part)
+        for part in set(parts) - set(missing):
+            self[part]
+        if len(missing) == 1:
+            self.require(missing[0], parts[missing[0]])
+        if missing:
+            raise MissingPartsError(self.path, missing)
+
     def require(self, part: str, purpose: str, what: str | None = None) -> str:
         """part, if it is there once. Else an error says what is missing and for what."""
         if part in self.found:
             self[part]
             return part
-        # A file that could not be read may well be the missing part: its own fault is the better answer.
+        self._raise_damaged(part)
+        raise MissingPartsError(self.path, [part], what, purpose)
+
+    def _raise_damaged(self, part: str) -> None:
+        """A file that could not be read may well be the missing part: its own fault is the better answer."""
         for path, problem in self.problems.items():
             if self._may_be(part, path, problem):
                 raise CheckpointError(problem)
-        raise CheckpointError(f"{self.path}: {what or PARTS[part]} is missing, needed for {purpose}. Put it "
-                              f"into this folder, or name it with --part {part}=FILE.")
 
     def _may_be(self, part: str, path: Path, problem: str) -> bool:
         if part in NETWORKS:
@@ -136,10 +173,9 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
 
 
 def _demo_folder() -> Path:
-    folder = Path(__file__).parent.parent / "demo"
-    if not any(folder.glob("*")):
+    if not any(DEMO.glob("*")):
         raise InputError("The built-in demo model is not part of this installation. Give a folder of models.")
-    return folder
+    return DEMO
 
 
 def _candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
 from ..media.frames import Frames
 from ..media.waveform import OUTPUT_RATE
-from ..recipes import BASE
+from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
 from ..sampling.frozen import JointLatent
 from ..sampling.regenerate import retake_times
@@ -45,6 +45,7 @@ from .request import (
     read_audio,
 )
 from .saved import SavedClip, check_target, load_clip
+from .shares import Watcher, planned
 from .source import Source, open_source
 
 P = ParamSpec("P")
@@ -61,6 +62,7 @@ class MagiHumanPipeline:
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto", **options: Any) -> None:
         """options: as for from_folder."""
         self.parts = Parts(models, choose_device(device), **options)
+        self.watcher: Watcher | None = None  # the progress of a clip that is being made, where it wants to know stages
 
     @classmethod
     def from_folder(cls, path: str | Path, *, parts: Mapping[str, str | Path] | None = None,
@@ -240,7 +242,10 @@ class MagiHumanPipeline:
 
     def _request(self, prompt: Prompt, seeds: Sequence[int], *, width: int | None = None, height: int | None = None,
                  **options: Any) -> Request:
-        size = (BASE.width if width is None else width, BASE.height if height is None else height)
+        size = None
+        if width is not None or height is not None:
+            usual = (DEMO_SIDE, DEMO_SIDE) if self.parts.models.is_demo else (BASE.width, BASE.height)
+            size = usual[0] if width is None else width, usual[1] if height is None else height
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
 
     def _request_for(self, source: Source, prompt: Prompt | None, seeds: Sequence[int], *, width: int | None = None,
@@ -251,7 +256,7 @@ class MagiHumanPipeline:
             raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
                              "heard in it.")
         self.parts.models.require("video_vae", "reading a clip")
-        fitted = source.fitted_size(BASE.area)
+        fitted = source.fitted_size(DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
@@ -260,8 +265,11 @@ class MagiHumanPipeline:
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
         """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
+        self._watch(progress, planned(request))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
+            if request.upscaling is not None:
+                check_text(conditions)
             latents = making.latents(self.parts, self._stage)
             results = self._sample(request.first, conditions, latents, [(seed, None) for seed in request.seeds],
                                    progress)
@@ -313,6 +321,8 @@ class MagiHumanPipeline:
     def _decoded(self, video: Tensor) -> Iterator[Tensor]:
         started = time.perf_counter()
         log.info("picture decoder ...")
+        if self.watcher is not None:
+            self.watcher.begin("picture decoder")
         pieces = stages.decode_video(self.parts, video)
         try:
             while True:
@@ -331,14 +341,29 @@ class MagiHumanPipeline:
         """Run a stage: its time in the log, and its memory given back."""
         started = time.perf_counter()
         log.info("%s ...", name)
+        if self.watcher is not None:
+            self.watcher.begin(name)
         result = stage(self.parts, *args, **kwargs)
         self._release()
         log.info("%s: %.1f s", name, time.perf_counter() - started)
         return result
 
+    def _watch(self, progress: Progress, planned: Sequence[tuple[str, float]]) -> None:
+        """Tell a progress that wants to know them the stages to come."""
+        self.watcher = progress if isinstance(progress, Watcher) else None
+        if self.watcher is not None:
+            self.watcher.plan(planned)
+
     def _release(self) -> None:
         """Give memory of a part that is gone back to the device."""
         release_memory(self.parts.device)
+
+
+def check_text(conditions: stages.Conditions) -> None:
+    """Raise InputError for a prompt that super-resolution networks cannot read."""
+    if min(text.shape[1] for text in conditions.texts) < 2:
+        raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
+                         "one.")
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -11,12 +11,24 @@ from typing import TYPE_CHECKING, Any, Union
 
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import TIP, InputError
 from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
 from ..media.image import load_image, to_rgb
 from ..media.waveform import to_stereo
-from ..recipes import BASE, RECIPES, SR_540P, SR_1080P, UPSCALERS, Guidance, Recipe, upscaled_size, upscaler_for
+from ..recipes import (
+    BASE,
+    DEMO_SECONDS,
+    DEMO_SIDE,
+    RECIPES,
+    SR_540P,
+    SR_1080P,
+    UPSCALERS,
+    Guidance,
+    Recipe,
+    upscaled_size,
+    upscaler_for,
+)
 from ..runtime.lora import check_strength
 from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
@@ -30,6 +42,7 @@ from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
 from ..weights.roles import window_seconds
+from . import demo
 from .parts import Parts
 
 if TYPE_CHECKING:
@@ -102,7 +115,7 @@ class Request:
 def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, image: Picture | None = None,
                  keyframes: Mapping[float | str, Picture] | None = None, loop: bool = False,
                  audio: str | Path | Waveform | None = None, seconds: float | None = None,
-                 size: Size = (BASE.width, BASE.height), seeds: Sequence[int] = (0,), steps: int | None = None,
+                 size: Size | None = None, seeds: Sequence[int] = (0,), steps: int | None = None,
                  mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
                  guidance: Guidance | None = None, window: float | None = None, overlap: float | None = None,
                  denoise: float = 1.0) -> Request:
@@ -110,6 +123,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
 
     Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
     """
+    require_parts(parts.models, mode, upscale, pictures=bool(image is not None or keyframes))
     recipe = RECIPES[parts.models.network(mode)]
     steps = recipe.steps if steps is None else steps
     for name, value in (("steps", steps), ("sr_steps", sr_steps)):
@@ -119,12 +133,11 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     for seed in seeds:
         check_seed(seed)
     segments = as_segments(prompt)
-    for segment in segments:
-        for remark in check_prompt(segment.prompt):
-            log.warning("Prompt: %s", remark)
-    size = floor_size(*size)
+    size = floor_size(*size) if size is not None else (DEMO_SIDE, DEMO_SIDE) if parts.models.is_demo else (
+        BASE.width, BASE.height)
     scripted = sum(segment.seconds for segment in segments)
-    length = audio_length((scripted if math.isfinite(scripted) else DEFAULT_SECONDS) if seconds is None else seconds)
+    usual = DEMO_SECONDS if parts.models.is_demo else DEFAULT_SECONDS
+    length = audio_length((scripted if math.isfinite(scripted) else usual) if seconds is None else seconds)
     if seconds is not None:
         check_length(segments, seconds, "the clip is to have")
     stills = [] if image is None else [Keyframe(0, read_image(image))]
@@ -137,6 +150,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     upscaling = None
     if upscale is not None:
         large = upscaled_size(*size, upscale)
+        if parts.models.is_demo and isinstance(upscale, str):  # whose own network makes it twice as large
+            large = 2 * size[0], 2 * size[1]
         sr = choose_upscaler(parts.models, upscale, large)
         upscaling = Pass(sr, large, sr_steps, None, *windows_of(parts, sr, window, overlap))
     if recipe.guidance is not None:
@@ -147,7 +162,35 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), denoise=denoise)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
+    say_tips(parts.models, request)
     return request
+
+
+def say_tips(models: ModelFolder, request: Request) -> None:
+    """Say in the log what would make a better clip. Nothing of it is an error, and so it stands after all of these."""
+    prompts = [segment.prompt for segment in request.segments]
+    remarks = list(demo.remarks(models, prompts, picture=bool(request.keyframes), size=request.first.size,
+                                length=(request.audio_length - 1) / FPS,
+                                large=None if request.upscaling is None else request.upscaling.size))
+    if not models.is_demo:
+        remarks = [f"Prompt: {remark}" for prompt in prompts for remark in check_prompt(prompt)]
+    for remark in dict.fromkeys(remarks):
+        log.log(TIP, "%s", remark)
+
+
+def require_parts(models: ModelFolder, mode: str | None, upscale: str | Size | None, *, pictures: bool) -> None:
+    """Raise MissingPartsError, which names all that are, unless a folder holds what a clip needs."""
+    network = mode if mode in ("base", "distilled") else "base" if "base" in models and "distilled" not in models else (
+        "distilled")
+    needed = {network: f"mode {mode}" if mode else "making a clip", "text_encoder": "reading the prompt",
+              "audio_vae": "sound"}
+    if isinstance(upscale, str) and upscale in UPSCALERS:
+        needed[UPSCALERS[upscale].role] = f"upscaling to {upscale}"
+    if pictures:
+        needed["video_vae"] = "a reference picture (--image)"
+    elif "turbo_vae" not in models:
+        needed["video_vae" if "video_vae" in models else "turbo_vae"] = "decoding the picture"
+    models.require_all(needed)
 
 
 def windows_of(parts: Parts, recipe: Recipe, window: float | None, overlap: float | None) -> tuple[int, int]:
@@ -240,6 +283,10 @@ def check_parts(parts: Parts, request: Request) -> None:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     parts.models.require("text_encoder", "reading the prompt")
     parts.models.require("audio_vae", "sound")
+    demo.check_same_model(parts.models, request.first.recipe.role)
+    if request.upscaling is not None and any(len(segment.prompt.split()) < 2 for segment in request.segments):
+        raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
+                         "one.")
     if request.keyframes:
         parts.models.require("video_vae", "a reference picture (--image)")
     if "turbo_vae" not in parts.models:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..errors import TIP
 from ..model.config import DiTConfig
 from ..sizes import byte_size
 from ..text.config import TextEncoderConfig
@@ -22,6 +23,8 @@ from .memory import Estimate, estimate, resident
 
 SPARE, LEAST_SPARE = 0.06, 300_000_000  # a share of what is free, and bytes: left to allocators and libraries
 TILES = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128)  # latent pixels; smaller ones compute most pixels twice
+
+SAID = 1_000_000_000  # bytes of weights from which on a user hears of a part's memory
 
 log = logging.getLogger(__name__)
 
@@ -76,11 +79,28 @@ def smaller_tile(tile: int | None, width: int, height: int, factor: int) -> int 
     return smaller if smaller < before else None
 
 
+def in_words(found: Estimate, free: int | None, *, loaded: bool = False) -> str:
+    """One sentence for people that ends in what will happen; empty where it fits by far, or where nothing is known.
+
+    loaded: its weights are there already.
+    """
+    needed = found.activations if loaded else found.total
+    if free is None or needed > free or (found.resident_blocks is None and found.tile is None and needed < 0.6 * free):
+        return ""
+    first = f"{found.part[0].upper()}{found.part[1:]}: wants {byte_size(needed)}, {byte_size(free)} are free"
+    if found.resident_blocks is not None:
+        return (f"{first}, so {found.resident_blocks} of {found.blocks} layers stay, and the others wait in main "
+                "memory or on the disk: it will run, more slowly.")
+    return f"{first}{', so it works in small squares' if found.tile is not None else ''}: it will run."
+
+
 def log_plan(found: Estimate, free: int | None, *, loaded: bool = False) -> None:
     """Log what a part needs and how it will be run; a warning where the device has less than that free.
 
     loaded: its weights are there already.
     """
+    if found.weights > SAID and (said := in_words(found, free, loaded=loaded)):
+        log.log(TIP, "%s", said)
     shown = found if found.resident_blocks is None and found.tile is None else replace(found, advice="")
     log.info("%s", shown)
     if found.tile is not None:

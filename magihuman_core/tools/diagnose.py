@@ -117,7 +117,7 @@ def estimates(checkpoint: Checkpoint, found: Recognized) -> Iterator[tuple[str, 
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))
     dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
-    clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "dtype": dtype,
+    clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "seconds": recipe.window, "dtype": dtype,
                             "guided": recipe.guidance is not None}
     try:
         yield "memory", str(estimate(config, **clip))

@@ -17,14 +17,14 @@ from .diagnose import describe_lora, estimates, find_problems, notes, without_pa
 
 MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
-    "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE; a super-resolution "
-               "network also a base or distilled one",
+    "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE",
     "text_encoder": "tokenizer.json of T5Gemma beside it",
     "turbo_vae": "nothing; it only decodes: to start from a picture, the video VAE is needed too",
     "video_vae": "nothing; it encodes the picture, and decodes more finely than the Turbo VAE",
     "audio_vae": "nothing",
     "lora": "the network it was made for",
 }
+NO_WEIGHTS = "not a weight file"
 COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders", "turbo_vae": "vae",
                    "video_vae": "vae", "audio_vae": "vae", "lora": "loras"}
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")
@@ -47,6 +47,7 @@ def describe(path: str | Path, *, read_all: bool = False) -> str:
 
 def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
+    others = 0
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
@@ -54,8 +55,15 @@ def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
         for path in found.sharded:
             yield _describe_checkpoint(path, read_all)
         for file in found.files:
-            if file not in found.shards and file not in found.indexes:
-                yield _describe_file(file, read_all)
+            if file in found.shards or file in found.indexes:
+                continue
+            section = _describe_file(file, read_all)
+            if NO_WEIGHTS in section:
+                others += 1
+            else:
+                yield section
+    if others:
+        yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
 
 
 def _describe_file(path: Path, read_all: bool) -> str:
@@ -69,7 +77,7 @@ def _describe_file(path: Path, read_all: bool) -> str:
         return f"{path}\n  problem    {without_path(error, path)}"
     if found == "safetensors":
         return _describe_checkpoint(path, read_all)
-    return f"{path}\n  is         not a weight file ({byte_size(path.stat().st_size)}); nothing here uses it"
+    return f"{path}\n  is         {NO_WEIGHTS} ({byte_size(path.stat().st_size)}); nothing here uses it"
 
 
 def _describe_json(path: Path) -> str:
@@ -104,7 +112,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         lines.append(("names", names + (", ..." if len(checkpoint) > 3 else "")))
     else:
-        lines += [("use it", KINDS[found.kind].use), ("needs", NEEDS[found.kind]),
+        lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
     problems = list(find_problems(checkpoint, found, read_all))
@@ -114,6 +122,11 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines += list(estimates(checkpoint, found))
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
+
+
+def _needs(found: Recognized) -> str:
+    enlarges = found.role is not None and RECIPES[found.role].super_resolution
+    return NEEDS[found.kind] + ("; before it a base or distilled network makes the clip" if enlarges else "")
 
 
 def _role(found: Recognized) -> str:

@@ -1,5 +1,6 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
-//   { base, chromium, look: {name: workflow file}, screenshots: folder or null, run: {pack, name, folder} or null }
+//   { base, chromium, look: {name: workflow file}, bare: the same, screenshots: folder or null,
+//     run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
 // run: the workflow is opened from the template dialog (of comfyui-workflow-templates) and queued with the button; the
@@ -74,6 +75,15 @@ async function look(page, name, file) {
   return answer
 }
 
+// What the page says of a workflow none of whose models are there, as a fresh user sees it.
+async function bare(page, name, file) {
+  await load(page, name, JSON.parse(readFileSync(file, 'utf8')))
+  await page.getByText('View details').first().click()
+  await page.waitForTimeout(1000)
+  if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/${name}_bare.png` })
+  return page.evaluate(() => document.body.innerText)
+}
+
 async function run(page, { pack, name, folder }) {
   const answer = {}
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
@@ -113,6 +123,7 @@ async function main() {
   const answer = { looked: {}, errors, version }
   try {
     for (const [name, file] of Object.entries(job.look ?? {})) answer.looked[name] = await look(page, name, file)
+    for (const [name, file] of Object.entries(job.bare ?? {})) answer.bare = await bare(page, name, file)
     if (job.run) answer.run = await run(page, job.run)
   } finally {
     await browser.close()

@@ -4,6 +4,7 @@ ComfyUI is looked for at COMFYUI_PATH, then as the parent of this pack (installe
 ~/comfy/ComfyUI. Its Python is COMFYUI_PYTHON, a virtual environment in or beside it, or this one.
 """
 
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -49,6 +50,8 @@ def base_directory(tmp_path_factory) -> Path:
     """ComfyUI's folder, with the pack, small models under the names of the large ones, and files to load."""
     from make_random_models import make_models
 
+    from magihuman_core.tools.convert import convert
+
     base = make_base(tmp_path_factory.mktemp("comfyui"))
     made = make_models(base / "made")
     (made / "text_encoder/model.safetensors").rename(made / "text_encoder/model-00001-of-00001.safetensors")
@@ -62,6 +65,12 @@ def base_directory(tmp_path_factory) -> Path:
         target = base / "models" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         (made / source).rename(target)
+    # The networks of the example workflows, in one file each or as other people cut them.
+    folder = base / "models/diffusion_models"
+    for source, name in {"distill": "magi_human_distill_quanto_bf16_int8", "base": "magi_human_quanto_bf16_int8",
+                         "1080p_sr": "magi_human_sr1080_quanto_bf16_int8"}.items():
+        convert(folder / "magihuman" / source, folder / f"{name}.safetensors")
+    shutil.copytree(folder / "magihuman/540p_sr", folder / "magihuman/540p_sr_fp8")
     write_media(base / "input")
     return base
 

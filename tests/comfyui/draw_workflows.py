@@ -15,61 +15,49 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 FOLDER = REPOSITORY / "example_workflows"
 NODES = json.loads((REPOSITORY / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))["nodes"]
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(REPOSITORY)]
 
 from ui_graph import EXTRA, WIDGETS, inputs_of, sockets_of  # noqa: E402
 
+from magihuman_core.loading.downloads import EIGHT_BITS, download, total_gb  # noqa: E402
+
 DEMO = "built-in demo"
-TURBO, WAN = "turbo_vae/checkpoint-340000.ckpt", "wan2.2_vae.safetensors"
-AUDIO, TEXT = "stable-audio-open-1.0/model.safetensors", "t5gemma-9b-9b-ul2/"
-HUB = "https://huggingface.co"
-OFFICIAL = "GAIR/daVinci-MagiHuman"
-REPACKAGED = "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
-NETWORKS = {"base": (7, "29 GiB"), "distill": (13, "57 GiB"), "540p_sr": (13, "57 GiB"), "1080p_sr": (13, "57 GiB")}
+NETWORKS = {"distill": "distilled", "base": "base", "540p_sr": "sr_540p", "1080p_sr": "sr_1080p"}
+CHOSEN = {part: download(part, EIGHT_BITS) for part in (*NETWORKS.values(), "text_encoder", "turbo_vae", "video_vae",
+                                                        "audio_vae")}
+TURBO, WAN = CHOSEN["turbo_vae"].choice, CHOSEN["video_vae"].choice
+AUDIO, TEXT = CHOSEN["audio_vae"].choice, CHOSEN["text_encoder"].choice
+# a loader's choice: (what the note says of it, what ComfyUI's page offers to download)
+FILES = {entry.choice: (entry, entry.files) for entry in CHOSEN.values()}
+FILES_NOTE = """## Files: {total} GB in all
 
+For cards of 12, 16, 24 GB and more: take these, leave *weight_dtype* at *default*. Put them below `ComfyUI/models`, \
+then press R.
 
-def page(repository: str) -> str:
-    return f"[{repository}]({HUB}/{repository})"
-
-
-def download(repository: str, path: str, name: str, directory: str) -> dict:
-    return {"name": name, "url": f"{HUB}/{repository}/resolve/main/{path}", "directory": directory}
-
-
-def network_files(network: str) -> list[dict]:
-    count, _ = NETWORKS[network]
-    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    names.append("model.safetensors.index.json")
-    return [download(OFFICIAL, f"{network}/{name}", f"magihuman/{network}/{name}", "diffusion_models")
-            for name in names]
-
-
-# a loader's choice: (its row in the note's list of files, what ComfyUI offers to download)
-FILES = {
-    **{f"magihuman/{network}/": (
-        f"| `{network}/` (all files) | {page(OFFICIAL)} | `diffusion_models/magihuman/{network}/` | {size} |",
-        network_files(network)) for network, (_, size) in NETWORKS.items()},
-    TURBO: ("| `turbo_vae/` (both files) | the same | `vae/turbo_vae/` | 1.7 GiB |", [
-        download(OFFICIAL, name, name, "vae") for name in (TURBO, "turbo_vae/TurboV3-Wan22-TinyShallow_7_7.json")]),
-    WAN: (f"| `{WAN}` | {page(REPACKAGED)} | `vae/` | 1.3 GiB |",
-          [download(REPACKAGED, f"split_files/vae/{WAN}", WAN, "vae")]),
-    AUDIO: (f"| `model.safetensors` | {page('stabilityai/stable-audio-open-1.0')} (gated) | "
-            "`vae/stable-audio-open-1.0/` | 4.7 GiB |",
-            [download("stabilityai/stable-audio-open-1.0", "model.safetensors", AUDIO, "vae")]),
-    TEXT: (f"| all `*.safetensors`, `*.json` | {page('google/t5gemma-9b-9b-ul2')} (gated) | "
-           "`text_encoders/t5gemma-9b-9b-ul2/` | 38 GiB |", []),
-}
-FILES_NOTE = """## Files
-
-Put these below `ComfyUI/models`, then press R. *Gated*: accept the terms on the page first.
-
-| file | from | folder | size |
-|---|---|---|---|
 {rows}
 
-Files converted to bf16 or fp8 work as well, under any name: choose them in the loaders, and set *role* where the name \
-does not say it.
+*Terms*: log in and accept the terms on that page first. *About*: counted, not read from the page.{unlisted} \
+*MagiHuman Check* names all that is missing. With the original files (some 160 GB, see README) choose them in the \
+loaders, and set *weight_dtype* to int8 on cards below 40 GB.
 """
+UNLISTED = (" **ComfyUI's own list of missing models shows single files only. Not in it: {folders}**: fetch these "
+            "yourself{text}.")
+
+
+def row(entry) -> str:
+    what = entry.what if entry.take else f"`{entry.what}`" if not entry.whole_folder else f"`{entry.path}`: all files"
+    terms = " (terms)" if entry.gated else ""
+    return f"- {what}, {entry.size}, from [{entry.repository}]({entry.address}){terms} into `{entry.folder}/`"
+
+
+def files_note(entries) -> str:
+    """What a note says of the files that a workflow needs."""
+    folders = ", ".join(f"`{entry.choice}`" for entry in entries if not entry.files)
+    text = ", and choose the text encoder's file in its loader" if CHOSEN["text_encoder"] in entries else ""
+    return FILES_NOTE.format(total=total_gb(entries), rows="\n".join(map(row, entries)),
+                             unlisted=UNLISTED.format(folders=folders, text=text) if folders else "")
+
+
 IMAGE_NOTE = ("*Load Image* names `picture.png`: choose your own picture with its button. Its middle is cropped to "
               "the clip's aspect, and the prompt must describe the person in it.\n\n")
 BODY = (
@@ -94,8 +82,8 @@ Dialogue:
 Background Sound:
 <No prominent background sound>"""
 # Of each column: where it begins, and how broad its nodes are.
-COLUMNS = ((0, 340), (420, 440), (940, 320), (1340, 320), (1740, 320), (2140, 320))
-GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e")
+COLUMNS = ((0, 340), (390, 440), (880, 320), (1250, 320), (1620, 320), (1990, 320))
+GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1309b")
 # Heights of nodes with a text, a picture or a player in them.
 HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 260, "MagiHumanSampler": 420, "SaveVideo": 420,
            "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660,
@@ -113,9 +101,9 @@ class Drawing:
         self.name, self.nodes, self.links, self.groups, self.by_key = name, [], [], [], {}
         self.column, self.bottom = -1, 0
         self.note = {
-            "id": 1, "type": "MarkdownNote", "pos": [-700, 0], "size": [640, height], "flags": {}, "order": 0,
+            "id": 1, "type": "MarkdownNote", "pos": [-680, 0], "size": [630, height], "flags": {}, "order": 0,
             "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text],
-            "color": "#432", "bgcolor": "#653",
+            "color": "#222", "bgcolor": "#000",
         }
         self.nodes.append(self.note)
 
@@ -189,13 +177,13 @@ class Drawing:
 
     def write(self) -> None:
         chosen = [value for node in self.nodes for value in node["widgets_values"]]
-        if rows := [row for name, (row, _) in FILES.items() if name in chosen]:
-            self.note["widgets_values"][0] += FILES_NOTE.format(rows="\n".join(rows))
+        if entries := [entry for name, (entry, _) in FILES.items() if name in chosen]:
+            self.note["widgets_values"][0] += files_note(entries)
         workflow = {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"magihuman/{self.name}")), "revision": 0,
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
             "links": self.links, "groups": [_box(i, *group) for i, group in enumerate(self.groups)], "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [640, 200]}}, "version": 0.4,
+            "extra": {"ds": {"scale": 0.6, "offset": [815, 200]}}, "version": 0.4,
         }
         text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{self.name}.json").write_text(text, encoding="utf-8")
@@ -219,10 +207,10 @@ def _default(options: dict):
 
 def add_loaders(d: Drawing, network: str, *, wan: bool, upscaler: str | None = None) -> None:
     demo = network == DEMO
-    d.group("Models").add("model", "MagiHumanModelLoader", model=DEMO if demo else f"magihuman/{network}/")
+    d.group("Models").add("model", "MagiHumanModelLoader", model=DEMO if demo else CHOSEN[NETWORKS[network]].choice)
     if upscaler:
         d.add("upscaler", "MagiHumanModelLoader", title=f"Load super-resolution model ({upscaler})",
-              model=f"magihuman/{upscaler}_sr/")
+              model=CHOSEN[NETWORKS[f"{upscaler}_sr"]].choice)
     d.add("clip", "MagiHumanTextEncoderLoader", text_encoder=DEMO if demo else TEXT)
     d.add("turbo", "MagiHumanTurboVAELoader", vae=DEMO if demo else TURBO)
     if wan:
@@ -240,15 +228,17 @@ def add_sampler(d: Drawing, key: str, latent: str, *, model: str = "model", seed
 
 
 def make_clip(name: str, file: str, height: int, text: str, *, network: str = "distill", image: bool = False,
-              voice: bool = False, upscaler: str | None = None) -> Drawing:
+              voice: bool = False, upscaler: str | None = None, upright: bool = False) -> Drawing:
     """From a prompt to a film; with an image as first frame, a voice to follow, and super-resolution, or without.
+
+    upright: higher than wide.
 
     file: what its films are called. height, text: of the note.
     """
     d = Drawing(name, text + IMAGE_NOTE if image else text, height)
     add_loaders(d, network, wan=image, upscaler=upscaler)
     if network == DEMO:
-        d.group("Prompt").add("text", "MagiHumanTextEncode", tall=420, clip="clip", prompt=DEMO_PROMPT)
+        d.group("Prompt").add("text", "MagiHumanTextEncode", tall=420, clip="clip", prompt=DEMO_PROMPT, negative="")
     else:
         add_prompt(d)
     if image:
@@ -256,7 +246,8 @@ def make_clip(name: str, file: str, height: int, text: str, *, network: str = "d
     else:
         d.group("Clip")
     d.add("empty", "EmptyMagiHumanLatent",
-          **({"width": 128, "height": 128, "seconds": 2.0} if network == DEMO else {"seconds": 5.0}))
+          **({"width": 128, "height": 128, "seconds": 2.0} if network == DEMO else {"seconds": 5.0}),
+          **({"width": 256, "height": 448} if upright else {}))
     latent = "empty"
     if image:
         d.add("start", "MagiHumanReferenceImage", vae="wan", image="image", latent=latent)
@@ -280,8 +271,16 @@ def make_clip(name: str, file: str, height: int, text: str, *, network: str = "d
     return d.add("save", "SaveVideo", video="decode", filename_prefix=f"video/magihuman_{file}")
 
 
+def lip_sync(name: str, height: int, head: str, **more) -> Drawing:
+    return make_clip(name, name, height, (
+        f"{head}The recording is the clip's sound and sets its length; the lips follow it. In *MagiHuman Decode* it "
+        "replaces the decoded sound, so the film has your recording itself.\n\n*Load Audio* names `voice.wav`: choose "
+        "your own recording. **Put its words into the prompt**, in the body and in the dialogue.\n\n"),
+        image=True, voice=True, **more)
+
+
 def upscale(target: str, size: str, cost: str) -> Drawing:
-    return make_clip(f"picture_to_clip_{target}", target, 540, (
+    return make_clip(f"picture_to_clip_{target}", target, 640, (
         f"# Picture to clip in {target}\n\nFirst a clip of 448x256, then super-resolution to {size}: its latent is "
         "enlarged, covered with a little noise, and finished in 5 steps by a second network. The sound stays as it "
         f"is.\n\n{cost} Only one of the two networks has to be in memory at a time.\n\n"), image=True, upscaler=target)
@@ -304,7 +303,7 @@ def add_windows(d: Drawing) -> None:
 
 def extend_clip() -> Drawing:
     d = Drawing("extend_clip", (
-        "# Extend a clip\n\nThe end of a clip is held fixed, and 4 new seconds follow in the same voice and picture. "
+        "# Extend a clip\n\nThe end of a clip is kept, and 4 new seconds follow in the same voice and picture. "
         "*MagiHuman Join* leaves that end out of the new part and joins the two, picture and sound together.\n\n"
         + CLIP_NOTE + "Write a prompt for what is to follow. For a recording that is to be spoken, connect *Load "
         "Audio* to "
@@ -435,7 +434,7 @@ def voice_draft() -> Drawing:
         "# Voice draft\n\nThe voice alone, in a few seconds: three takes of one line. When you like one, save it "
         "from its "
         "player, open *lip_sync*, and load it there: the clip then speaks with exactly this voice.\n\n"), 400)
-    d.group("Models").add("model", "MagiHumanModelLoader", model="magihuman/distill/")
+    d.group("Models").add("model", "MagiHumanModelLoader", model=CHOSEN["distilled"].choice)
     d.add("clip", "MagiHumanTextEncoderLoader", text_encoder=TEXT)
     d.add("audio_vae", "MagiHumanAudioVAELoader", vae=AUDIO)
     add_prompt(d)
@@ -446,21 +445,24 @@ def voice_draft() -> Drawing:
 
 def draw_all() -> list[Drawing]:
     return [
-        make_clip("text_to_clip", "text", 440, (
+        make_clip("text_to_clip", "text", 540, (
             "# Text to clip\n\nThe distilled model, 8 steps without guidance: a person speaks for 5 seconds, "
             "448x256.\n\n"
             "The prompt wants three parts; *MagiHuman Prompt* puts them together. Write 150 to 200 words.\n\n")),
-        make_clip("picture_to_clip", "picture", 480, (
+        make_clip("picture_to_clip", "picture", 580, (
             "# Picture to clip\n\nThe picture becomes the first frame and stays as it is.\n\n"), image=True),
-        make_clip("lip_sync", "lip_sync", 540, (
-            "# Lip sync: picture and own voice\n\nThe recording is the clip's sound and sets its length; the lips "
-            "follow it. In *MagiHuman Decode* it replaces the decoded sound, so the film has your recording itself.\n\n"
-            "*Load Audio* names `voice.wav`: choose your own recording. **Put its words into the prompt**, in the body "
-            "and in the dialogue.\n\n"), image=True, voice=True),
-        upscale("540p", "896x512", "It takes about four times the clip's own time."),
+        lip_sync("lip_sync", 620, "# Lip sync: picture and own voice, 448x256\n\n"),
+        lip_sync("lip_sync_540p", 700, (
+            "# Lip sync in 540p: picture and own voice\n\nFirst a clip of 448x256, then a second network enlarges it "
+            "to 896x512 in 5 steps. "), upscaler="540p"),
+        lip_sync("lip_sync_upright", 700, (
+            "# Upright lip sync in 540p: picture and own voice\n\nFirst a clip of 256x448, then a second network "
+            "enlarges it to 512x896 in 5 steps. Width and height stand in *Empty MagiHuman Latent*. "),
+            upscaler="540p", upright=True),
+        upscale("540p", "896x512", "This second pass takes about three times as long as the first."),
         upscale("1080p", "1920x1088",
                 "It is for large cards, or patience: most of the time and memory goes into this step."),
-        make_clip("base_full_cfg", "base", 460, (
+        make_clip("base_full_cfg", "base", 560, (
             "# Base model with full guidance\n\nThe base model takes 32 steps with two evaluations each, about eight "
             "times the work of the distilled one. Guidance is 5 for sound, 5 and later 2 for the picture; the negative "
             "prompt (an advanced input of *MagiHuman Text Encode*) counts here.\n\n"), network="base"),

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import av
 import pytest
-from server import front_end_flags
+from server import Server, find_python, front_end_flags, make_base
 from test_example_workflows import WORKFLOWS
-from ui_graph import to_api
+from ui_graph import to_api, widget_values
 
 HERE = Path(__file__).resolve().parent
 PACK = "magihuman"  # the folder's name below custom_nodes, as conftest.py links it
@@ -82,6 +82,22 @@ def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, bro
         for key, node in ours.items():
             theirs = seen["prompt"][key]["inputs"]
             assert {name: theirs.get(name) for name in node["inputs"]} == node["inputs"], (path.stem, node)
+
+
+def test_every_missing_model_is_named_by_the_page_or_by_the_note(comfyui, browse, screenshots, tmp_path):
+    path = WORKFLOWS[0].parent / "lip_sync_540p.json"
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    with Server(find_python(comfyui), comfyui, make_base(tmp_path / "bare"), *front_end_flags()) as bare:
+        known = bare.get("/object_info")
+        said = browse({"base": bare.url, "bare": {path.stem: str(path)}, "screenshots": str(screenshots)})["bare"]
+    chosen = [widget_values(known[node["type"]], node["widgets_values"])[0] for node in workflow["nodes"]
+              if node["type"].startswith("MagiHuman") and node["type"].endswith("Loader")]
+    names = [next(value for key, (value, *_) in values.items() if key in ("model", "vae", "text_encoder"))
+             for values in chosen]
+    assert len(names) == 6
+    for name in names:
+        assert f"`{name}`" in note.split("Not in it:")[1] if name.endswith("/") else name in said, name
 
 
 @pytest.mark.timeout(600)

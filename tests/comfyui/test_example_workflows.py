@@ -24,6 +24,8 @@ SMALL = {
 # (width, height, frames) of the video that each must give at these sizes
 EXPECTED = {
     "lip_sync": (64, 96, 13),  # as long as the voice
+    "lip_sync_540p": (128, 192, 13),
+    "lip_sync_upright": (128, 192, 13),
     "long_speech": (64, 96, 13),
     "dub": (64, 96, 33),  # as long as the old clip
     "retake": (64, 96, 33),

@@ -106,3 +106,11 @@ def test_another_way_to_start(server, comfyui):
     flags = ("--disable-dynamic-vram", "--cache-none", "--use-pytorch-cross-attention", "--fp16-text-enc")
     with Server(find_python(comfyui), comfyui, server.base, *flags) as other:
         assert video_facts(other.run(graphs.with_video(graphs.clip())))[2] == 9
+
+
+def test_the_check_says_what_is_there_and_what_is_missing(server):
+    graph = {"check": node("MagiHumanCheck", start="picture and voice", size="1080p", upright=False, base=False)}
+    (text,) = server.run(graph).outputs["check"]["text"]
+    assert "1080p super-resolution network" in text.split("There:")[1] and "Missing" not in text
+    assert str(server.base / "models") in text and "Set:" in text
+    assert server.run(graph).outputs["check"]["text"] == [text], "it runs each time"

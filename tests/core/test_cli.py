@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,6 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.cli import main
+from magihuman_core.cli.program import EXAMPLES, build_parser
+from magihuman_core.loading.downloads import EIGHT_BITS, download
 from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.waveform import resample
 
@@ -47,7 +51,7 @@ def test_a_clip_from_a_photograph_and_a_voice(generate, photograph, voice, tmp_p
     (tmp_path / "prompt.txt").write_text(PROMPT, encoding="utf-8")
     out = tmp_path / "clips" / "clip.mp4"
     code, answer, said = generate(out, "--prompt-file", str(tmp_path / "prompt.txt"), "--image", str(photograph),
-                                  "--audio", str(voice), "--seconds", "10", "--width", "160", "--height", "96")
+                                  "--audio", str(voice), "--seconds", "10", "--width", "160", "--height", "96", "-v")
     assert code == 0, said
     assert "random weights" in said and "reference picture: " in said and "driving sound: " in said
     assert answer.startswith(f"{out}: 3.") and answer.endswith("frames with sound\n")
@@ -66,7 +70,7 @@ def test_a_clip_from_a_photograph_and_a_voice(generate, photograph, voice, tmp_p
 
 def test_super_resolution_and_base_mode(generate, photograph, tmp_path):
     code, _, said = generate(tmp_path / "a.mp4", "--image", str(photograph), "--mode", "base", "--upscale", "96x64",
-                             "--sr-steps", "1")
+                             "--sr-steps", "1", "-v")
     assert code == 0, said
     assert "sr_540p network, 1 steps" in said
     assert size_of(tmp_path / "a.mp4") == (96, 64)
@@ -132,7 +136,7 @@ def test_no_command_writes_over_what_it_reads(generate, random_models, tmp_path,
 
 def test_inspect_of_a_damaged_file_is_an_answer(tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("<!DOCTYPE html><html></html>")
-    assert main(["inspect", str(tmp_path / "a.safetensors")]) == 0
+    assert main(["inspect", str(tmp_path / "a.safetensors")]) == 1
     assert "web page" in capsys.readouterr().out
     assert main(["inspect", "/none", "-v"]) == 2
     said = capsys.readouterr().err  # verbose: also where
@@ -283,7 +287,7 @@ def test_bad_input(name, generate, random_models, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["generate"], ["generate", "--models", "x", "--prompt", "a", "--prompt-file", "b"],
+    ["generate"], ["generate", "--models", "x", "--prompt", "a", "--prompt-file", "b"],
     ["generate", "--models", "x", "--prompt", "a", "--part", "distilled"],
     ["generate", "--models", "x", "--prompt", "a", "--seed", "1.5"], ["dance"],
 ])  # fmt: skip
@@ -292,6 +296,58 @@ def test_wrong_arguments(arguments, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "usage: magihuman" in capsys.readouterr().err
+
+
+def test_a_mistyped_word_is_put_right(capsys):
+    for arguments, meant in ((["genrate"], "generate"), (["demo", "--sede", "1"], "--seed"),
+                             (["demo", "--mode", "distiled"], "distilled")):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert capsys.readouterr().err.endswith(f"Did you mean {meant}?\n")
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert main([]) == 0
+    assert "magihuman demo" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert capsys.readouterr().out == f"magihuman {version}\n"
+
+
+def test_every_command_has_examples_that_its_parser_takes():
+    parser = build_parser()
+    (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    assert sorted(EXAMPLES) == sorted(commands)
+    for name, lines in EXAMPLES.items():
+        assert lines
+        for line in lines:
+            assert parser.parse_args(shlex.split(line)).run
+            assert f"magihuman {line}" in commands[name].format_help()
+
+
+def test_people_read_of_steps_and_not_of_seconds_in_engineers_words(generate, tmp_path):
+    code, _, said = generate(tmp_path / "a.mp4", "--upscale", "96x64", "--sr-steps", "1")
+    assert code == 0 and "1 of 5: reading the prompt" in said and "5 of 5: writing the picture" in said
+    assert "tip: Prompt: " in said and "loaded in" not in said and "tokens" not in said
+    assert "warning: Prompt" not in said
+
+
+def test_all_missing_parts_are_named_at_once_with_address_size_and_folder(generate, tmp_path):
+    (tmp_path / "models").mkdir()
+    code, _, said = generate(tmp_path / "a.mp4", models=tmp_path / "models")
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert all(name in last for name in ("the distilled network", "the text encoder", "the audio VAE", "the Turbo VAE"))
+    for part in ("distilled", "text_encoder", "audio_vae", "turbo_vae"):
+        entry = download(part, EIGHT_BITS)
+        assert entry.address in said and entry.folder in said and entry.size in said
+
+
+def test_a_prompt_too_short_for_super_resolution_is_refused_before_sampling(generate, tmp_path):
+    code, _, said = generate(tmp_path / "a.mp4", "--prompt", "hello", "--upscale", "96x64", "--steps", "1000")
+    assert code == 2 and "too short for super-resolution" in said.splitlines()[-1]
 
 
 # In a process of its own: signals, limits, imports

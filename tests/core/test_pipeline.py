@@ -224,7 +224,7 @@ def test_a_named_part_wins(random_models, tmp_path):
 
 
 @pytest.mark.parametrize(("prepare", "word"), [
-    (lambda new, old: None, "distilled or base network is missing, needed for making a clip"),
+    (lambda new, old: None, "distilled network, the text encoder .* and the Turbo VAE are missing"),
     (lambda new, old: shutil.copytree(old / "distill", new / "x"), "unknown role"),
     (lambda new, old: [shutil.copytree(old / "distill", new / name) for name in ("distill", "distill2")],
      "is there 2 times"),

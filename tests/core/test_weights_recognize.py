@@ -149,13 +149,14 @@ def test_inspect_explains_every_file_of_a_folder(random_models, tmp_path):
     lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
     parts = [line.split(",")[0] for line in lines]
     assert sorted(parts) == ["Turbo VAE", "audio VAE", *4 * ["network"], "text encoder", "video VAE"]
-    assert sum("448x256, 4 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1
+    assert sum("448x256, 5 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1
     assert all("weights and" in line and "activations" in line for line in lines)
 
     (tmp_path / "pointer.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid")
     (tmp_path / "README.md").write_text("# Model")
     text = describe(tmp_path)
-    assert "not a weight file" in section(text, "README.md")
+    assert "README.md" not in text and "1 files that are not weights" in text
+    assert "not a weight file" in describe(tmp_path / "README.md")
     assert text.count("problem") == 1 and "Git-LFS pointer" in section(text, "pointer.safetensors")
 
 

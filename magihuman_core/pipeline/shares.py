@@ -1,0 +1,48 @@
+"""The stages of a clip, and what share of the time each takes, as far as that can be known before."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from ..sizes import PIXELS_PER_TOKEN, TEXT_TOKENS, decoded_frames, latent_frames
+from .request import Pass, Request
+
+# Work in tokens that go through the network once. What the makers of the model published of an H100 says that decoding
+# 2,000 pixels takes about as long as one such token; the others are small beside these.
+PIXELS = 2000
+SMALL = 2000
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A progress callback that also wants to know the stages."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+    def plan(self, stages: Sequence[tuple[str, float]]) -> None:
+        """The stages in their order, with their shares of the time in any unit."""
+
+    def begin(self, stage: str) -> None:
+        """A stage begins; it need not be one of those planned."""
+
+
+def planned(request: Request) -> list[tuple[str, float]]:
+    """The stages of a request, each with its share."""
+    stages = [("text encoder", float(SMALL))]
+    if request.keyframes:
+        stages.append(("reference picture", float(SMALL)))
+    if request.audio is not None:
+        stages.append(("driving sound", float(SMALL)))
+    count = len(request.seeds)
+    stages += [(pass_.name, count * _tokens(pass_, request.audio_length)) for pass_ in request.passes]
+    width, height = request.passes[-1].size
+    pixels = width * height * decoded_frames(latent_frames(request.audio_length))
+    for _ in request.seeds:
+        if request.audio is None:
+            stages.append(("sound decoder", float(SMALL)))
+        stages.append(("picture decoder", pixels / PIXELS))
+    return stages
+
+
+def _tokens(pass_: Pass, audio: int) -> float:
+    width, height = (side // PIXELS_PER_TOKEN for side in pass_.size)
+    return pass_.steps * (2 if pass_.guidance else 1) * (width * height * latent_frames(audio) + audio + TEXT_TOKENS)

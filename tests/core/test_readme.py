@@ -1,0 +1,152 @@
+"""README answers what a new user asks, soon; and every address, size and folder anywhere is that of the one list."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magihuman_core.loading.downloads import EIGHT_BITS, download, downloads, total_gb
+from magihuman_core.loading.wishes import parse_wish
+from magihuman_core.recipes import UPSCALERS, upscaled_size
+from magihuman_core.text.prompt import check_prompt
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+WORDS_A_MINUTE = 150  # of somebody who reads English as a second language
+MINUTES = 2
+# Question -> heading that answers it ("": the text before the contents), and words that the answer has.
+QUESTIONS = {
+    "what is it": ("", "A person who speaks"),
+    "is it tried": ("", "have not tried"),
+    "what do I need": ("", "50 GB of free disk"),
+    "will it run on my card": ("Will it run on my card", "| 16 GB |"),
+    "what do I download for picture, voice, 540p": ("What to download", "GB in all"),
+    "which variant for 16 GB": ("What to download", "on 12, 16 or 24 GB"),
+    "where does each file go": ("What to download", "folder in `ComfyUI/models`"),
+    "which workflow": ("Which template", "lip_sync_540p"),
+    "which weight_dtype, and where": ("Settings", "`weight_dtype` stays at *default*"),
+    "what prompt": ("The prompt", "Write three parts. This one is complete"),
+    "how long": ("How long it takes", "| 16 GB ("),
+    "a file is missing": ("When something goes wrong", "the file is missing"),
+    "memory runs out": ("When something goes wrong", "memory runs out"),
+    "upright": ("Upright clips", "512x896"),
+    "where to ask or report": ("Ask or report", "Issues"),
+    "how to update": ("Update", "git pull"),
+}
+ADDRESS = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/main/([\w./-]+)|/resolve/main/([\w./-]+))?")
+TEXTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "web/docs").glob("*.md"),
+         *(ROOT / "example_workflows").glob("*.json"), *(ROOT / "locales").glob("*/*.json")]
+
+
+def words(text: str) -> int:
+    """What is read of a text: without addresses, marks and the insides of code blocks."""
+    text = re.sub(r"```.*?```|<!--.*?-->|\]\([^)]*\)|https?://\S+|[|*`#_-]", " ", text, flags=re.DOTALL)
+    return len(re.findall(r"\w+(?:['.]\w+)*", text))
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_an_answer_is_found_within_two_minutes(question):
+    heading, answer = QUESTIONS[question]
+    first_screen, contents = README.split("\n## Contents\n")
+    if not heading:
+        read = first_screen.split(answer)
+        assert len(read) > 1, answer
+        assert words(read[0]) < MINUTES * WORDS_A_MINUTE
+        return
+    listed = contents.split("\n## ")[0].split(f"(#{anchor(heading)})")
+    assert len(listed) > 1, f"the contents have no link to {heading}"
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    assert answer in section
+    # The first screen, the contents down to the link, then the section down to the answer.
+    total = words(first_screen) + words(listed[0]) + words(section.split(answer)[0])
+    assert total < MINUTES * WORDS_A_MINUTE, f"{total} words to the answer"
+
+
+def test_links_inside_lead_somewhere():
+    headings = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([\w-]+)\)", README)) <= headings
+    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
+        if name != "docs/performance.md" or (ROOT / name).exists():  # which a benchmark writes
+            assert (ROOT / name).exists(), name
+
+
+def test_the_tables_are_those_of_the_list():
+    done = subprocess.run([sys.executable, str(ROOT / "docs/write_downloads.py"), "--check"], capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_address_and_size_is_of_the_list(path):
+    text = path.read_text(encoding="utf-8")
+    known = {entry.repository: [] for entry in downloads()}
+    files = {file["url"].split("/resolve/main/")[1] for entry in downloads() for file in entry.files}
+    for entry in downloads():
+        known[entry.repository].append(entry.path.rstrip("/"))
+    for repository, folder, file in ADDRESS.findall(text):
+        assert repository in known, repository
+        assert not folder or folder in known[repository], folder
+        assert not file or file in files, file
+    assert "GiB" not in text, "sizes are given in GB"
+
+
+def test_folders_and_sizes_of_notes_are_those_of_the_list():
+    """A line of a note that names a page of the list says its size and folder."""
+    rows = 0
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            for entry in node.get("properties", {}).get("models", ()):
+                assert entry in [file for known in downloads() for file in known.files], entry
+            if node["type"] != "MarkdownNote":
+                continue
+            for line in node["widgets_values"][0].splitlines():
+                if (match := ADDRESS.search(line)) and line.startswith("- "):
+                    rows += 1
+                    assert any(known.address == match[0] and f"`{known.folder}/`" in line and known.size in line
+                               for known in downloads()), line
+    assert rows > 30
+
+
+def test_the_first_screen_tells_the_size_of_the_usual_download():
+    entries = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
+    assert round(total_gb(entries), -1) == 50 and "50 GB of free disk" in README
+
+
+def test_the_prompt_is_complete():
+    blocks = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    (prompt,) = (block for block in blocks if "\nDialogue:\n" in block)
+    assert check_prompt(prompt.replace("\n", " ").replace(" Dialogue: ", "\n\nDialogue:\n").replace(
+        " Background Sound: ", "\n\nBackground Sound:\n")) == []
+
+
+def test_sizes_of_other_shapes_are_what_is_made():
+    section = README.split("\n## Upright clips\n")[1].split("\n## ")[0]
+    table = {row[0].strip(): [tuple(map(int, cell.split("x"))) for cell in row[1:]] for line in section.splitlines()
+             if line.startswith("| ") and "x" in line for row in [line.strip("| ").split("|")]}
+    for name in UPSCALERS:
+        assert table[name] == [upscaled_size(*size, name) for size in table["first pass"]]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page's prose: without tables, headings, code and pictures."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = "\n".join(line for line in text.splitlines()
+                     if not line.startswith(("|", "#")) and ADDRESS.search(line) is None)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n|\n(?=- |\d+\. )", text))
+    return [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?:])\s+", paragraph)]
+
+
+def test_sentences_are_short():
+    notes = [node["widgets_values"][0] for path in (ROOT / "example_workflows").glob("*.json")
+             for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == "MarkdownNote"]
+    found = [sentence for text in (README, *notes) for sentence in sentences(text) if "ma me mi" not in sentence]
+    assert len(found) > 200
+    assert [sentence for sentence in found if len(re.findall(r"\w+", sentence)) > 28] == []
