@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT_FILE = 1 << 20  # bytes; a prompt has about a thousand
 DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn", "int8": "int8"}
+FUSE = {"auto": None, "on": True, "off": False}
 SHARED = ("width", "height", "steps", "mode", "upscale", "sr_steps", "window", "overlap")
 
 
@@ -69,6 +70,9 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream-from", choices=("memory", "file"),
                         help="where blocks that do not stay come from: main memory, which is fast, or the file "
                         "(default: memory, where they fit there)")
+    parser.add_argument("--fuse", choices=tuple(FUSE), default="auto",
+                        help="compile norms, activations and gates into single kernels: faster, after some seconds for "
+                        "the first step (auto: on NVIDIA cards with Triton)")
     parser.add_argument("--tile", type=int, metavar="N",
                         help="decode the picture in squares of N x 16 pixels (default: whole frames, or the largest "
                         "squares that fit)")
@@ -82,7 +86,7 @@ def make_pipeline(arguments: argparse.Namespace) -> MagiHumanPipeline:
     dtype = DTYPES[arguments.dtype]
     return MagiHumanPipeline.from_folder(
         arguments.models, parts=dict(arguments.part), device=arguments.device, dtype=dtype and getattr(torch, dtype),
-        resident_blocks=arguments.resident_blocks, stream_from=arguments.stream_from, tile=arguments.tile,
+        resident_blocks=arguments.resident_blocks, stream_from=arguments.stream_from, fuse=FUSE[arguments.fuse], tile=arguments.tile,
         loras=arguments.lora)
 
 

@@ -32,6 +32,7 @@ class Parts:
     dtype: torch.dtype | None = None
     resident_blocks: int | None = None
     stream_from: str | None = None
+    fuse: bool | None = None
     tile: int | None = None
     loras: Sequence[tuple[str | Path, float]] = ()
     notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already

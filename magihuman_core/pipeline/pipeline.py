@@ -76,6 +76,7 @@ class MagiHumanPipeline:
         in, but float32 for small models on a CPU.
         resident_blocks: how many of the network's blocks stay on the device, None: as many as fit (see
         runtime/plan.py). stream_from: where the others come from, "memory" or "file"; None: memory, where they fit.
+        fuse: elementwise work of the networks through torch.compile, see load_dit.
         tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
         largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.

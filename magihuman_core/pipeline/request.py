@@ -29,6 +29,7 @@ from ..recipes import (
     upscaled_size,
     upscaler_for,
 )
+from ..runtime.fuse import can_fuse
 from ..runtime.lora import check_strength
 from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
@@ -299,3 +300,4 @@ def check_memory_options(parts: Parts) -> None:
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
+    can_fuse(parts.fuse, parts.device)

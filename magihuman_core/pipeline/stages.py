@@ -270,7 +270,8 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps,
                 resident_blocks=plan.resident_blocks, **clip)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
-                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, **overrides)
+                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
+                     **overrides)
     for file, strength in loras:
         apply_lora(dit, file, strength)
     return dit
