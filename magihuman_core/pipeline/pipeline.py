@@ -99,7 +99,7 @@ class MagiHumanPipeline:
         seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less).
         width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own, or clip's.
         seed: all noise comes from it, as in ComfyUI (see sampling/noise.py).
-        denoise: below 1 the old clip shows through: from about 0.75 on people and places change, at 0.5 few do.
+        denoise: below 1 the old clip shows through. The schedule is steep: 0.3 already takes a new look (docs/guides).
         progress: called with (stage, done, total).
         lazy: decode the frames only when they are read or saved, window by window, so that memory does not grow with
         the clip's length.
