@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,9 @@ class HoldsWeight(Linear):
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, dtype=x.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True, compute_dtype=x.dtype,
             want_requant=quantized)
+        if stream is not None and stream[0] is not None and comfy.model_management.NUM_STREAMS < 2:
+            # It lies in the stream's buffer, which the next weight overwrites; with two streams each has its own.
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
         try:
             self._held = with_weight(self, weight, bias).forward if quantized else partial(
                 F.linear, weight=weight.dequantize() if isinstance(weight, QuantizedTensor) else weight, bias=bias)
