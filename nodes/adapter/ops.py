@@ -91,6 +91,7 @@ def with_weight(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
     """A layer of the same kind on a weight that is at hand, so that nothing is left to bring in."""
     stand_in = copy.copy(layer)
     stand_in.__dict__.pop("_v", None)  # of dynamic memory management: where the weight would come from
+    stand_in.__dict__.pop("forward", None)  # of LoRA in bypass mode: the real layer's, which would call this one again
     stand_in._parameters = {
         name: None if tensor is None else torch.nn.Parameter(tensor, requires_grad=False)
         for name, tensor in (("weight", weight), ("bias", bias))}
