@@ -14,6 +14,7 @@ from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import patcher, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
+from magihuman_pack.nodes.adapter.network import by_text
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core, with_lora
 
 
@@ -149,3 +150,24 @@ def test_what_is_no_layer_of_comfyuis_comes_to_the_device_of_a_model_loaded_in_p
 def test_conditioning_of_another_encoder_is_named(model):
     with pytest.raises(ValueError, match=r"conditioning has 16 channels, .* Load MagiHuman Text Encoder"):
         sample(model, positive=random(1, 7, 16))
+
+
+@pytest.mark.parametrize(("lengths", "shape", "texts"), [
+    ((7, 9), (2, 9), [7, 9]),
+    ((7, 9), (4, 9), [7, 9]),
+    ((9,), (1, 12), [12]),  # changed by another node
+    ((9, 9), (2, 12), [12]),
+    ((9, 9), (1, 9), [9]),  # conditions that another node runs one by one
+    ((7, 9), (2, 6), [6]),  # cut to what both have
+    ((7, 9), (2, 12), None),
+    ((7, 9), (2, 8), None),
+    ((7, 9), (1, 9), None),
+])  # fmt: skip
+def test_joined_texts_reach_the_network_without_padding(lengths, shape, texts):
+    streams = [torch.zeros(shape[0], 1)] * 2
+    text = torch.zeros(*shape, 32)
+    if texts is None:
+        with pytest.raises(ValueError, match="padding cannot be told"):
+            by_text(*streams, text, lengths)
+    else:
+        assert [part.shape[1] for *_, part in by_text(*streams, text, lengths)] == texts
