@@ -166,8 +166,13 @@ def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) 
 def complete(patcher, latent: dict) -> dict:
     """A LATENT with both streams, of one that may hold the video alone, as nodes for other models make it.
 
-    An empty video is brought to this model's channels and sizes, as core's samplers do.
+    An empty video is brought to this model's channels and sizes, as core's samplers do. Raises InputError for a
+    picture, whose latent has no length that a clip could take.
     """
+    shape = list(latent["samples"].shape)
+    if not latent["samples"].is_nested and len(shape) == 4:
+        raise InputError(f"The latent is a picture's, {shape}, which has no length: use Empty MagiHuman Latent, or an "
+                         "empty latent for video.")
     result = dict(latent)
     ratios = [result.pop(f"downscale_ratio_{axis}", None) for axis in ("spacial", "temporal")]
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], *ratios)
