@@ -1,7 +1,7 @@
 """ComfyUI's layers as the core's modules need them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -85,6 +85,13 @@ def multiplies_quantized(layer: "CastWeightBiasOp") -> bool:
     return (getattr(layer, "layout_type", None) is not None and not getattr(layer, "_full_precision_mm", False)
             and not getattr(layer, "comfy_force_cast_weights", False)
             and not layer.weight_function and not layer.bias_function)
+
+
+def copied_bytes(layers: Iterable[Any], dtype: torch.dtype) -> int:
+    """Bytes of the weights that these layers decode or cast to compute in a dtype, all held at once."""
+    return sum(dtype.itemsize * layer.in_features * layer.out_features for layer in layers
+               if layer.weight is not None and not multiplies_quantized(layer)
+               and (isinstance(layer.weight, QuantizedTensor) or layer.weight.dtype != dtype))
 
 
 def with_weight(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:

@@ -118,6 +118,35 @@ def test_required_memory_grows_with_the_batch_and_covers_the_residual_stream(mod
     assert small > 4 * 64 * tokens  # 64 channels in fp32
 
 
+def test_required_memory_counts_joined_texts_and_decoded_weights(model, distilled):
+    one, apart, joined, three = (
+        model.model.memory_required([count, 1, 100_000], cond_shapes={"text_lengths": [[1]] * texts})
+        for count, texts in ((1, 1), (2, 0), (2, 2), (3, 3)))
+    assert one < joined < apart, "packed, of one block's inner widths only one piece is there"
+    assert three == 2 * joined - one
+    config = model.model.diffusion_model.config
+    decoded, as_it_is = (load_model(distilled, "distilled", None, quantize, fast).model
+                         for quantize, fast in (("float8_e4m3fn", False), ("int8_tensorwise", True)))
+    widest = config.hidden * max(2 * config.gelu_width, 3 * config.swiglu_width)
+    assert decoded.copied_weights() == widest * decoded.diffusion_model.compute_dtype.itemsize
+    assert as_it_is.copied_weights() == model.model.copied_weights() == 0
+
+
+def test_an_estimate_is_not_made_anew_for_each_prompt(model, monkeypatch, caplog):
+    told = []
+    monkeypatch.setattr(sampling, "log_seconds", lambda config, **options: told.append(options))
+    found = {}
+    for length, guidance in ((7, None), (9, None), (9, sampling.Guidance())):
+        guider = sampling.StreamGuider(model, guidance, [[random(1, length, 32), {}]], [[OTHER, {}]])
+        guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
+        found[length, guidance is not None] = guider.memory().activations
+        guider.log_seconds(8)
+    assert found[7, False] == found[9, False] < found[9, True]
+    assert [options["guided"] for options in told] == [False, False, True]
+    assert {(options["steps"], options["width"], options["height"], options["tokens"], options["text_tokens"])
+            for options in told} == {(8, 96, 64, 9, 640)}
+
+
 def test_the_estimate_names_the_clip_and_what_to_lower(model):
     guider = sampling.StreamGuider(model, None, [[TEXT, {}]])
     guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
