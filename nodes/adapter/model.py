@@ -129,7 +129,7 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         return comfy.utils.pack_latents([change(video), *rest])[0]
 
     def memory_required(self, input_shape, cond_shapes=None, **_):
-        """Bytes that activations take at their peak, from the packed latent's size, with the weights copied for them."""
+        """Bytes that activations take at their peak, by the packed latent's size, and the weights copied for them."""
         config = self.network_config
         batch, values = input_shape[0], math.prod(input_shape[1:])
         # Texts that ComfyUI joins, such as prompt and negative prompt, are packed into one sequence; see by_text.
