@@ -4,6 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import folder_paths
 
+from ..magihuman_core.checkpoint.fingerprint import fingerprint
 from ..magihuman_core.checkpoint.weight_files import SHARD
 from ..magihuman_core.errors import InputError
 
@@ -26,6 +27,13 @@ def resolve(folder: str, choice: str) -> Path:
                          "choose it again.")
     path = Path(folder_paths.get_full_path_or_raise(folder, name))
     return path.parent if choice.endswith("/") else path
+
+
+def contents(*paths: Path | None) -> str:
+    """A text that changes with these files or folders, and the JSON beside them: ComfyUI then loads them anew."""
+    files = [path for path in paths if path is not None]
+    beside = {found for path in files if path.is_file() for found in path.parent.glob("*.json") if found.is_file()}
+    return " ".join(map(fingerprint, [*files, *sorted(beside)]))
 
 
 def _names(folder: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from ..magihuman_core.weights.roles import find_role
 from .adapter.clip import load_clip
 from .adapter.load_model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
-from .files import DEMO, choices, resolve, resolve_tokenizer, tokenizers
+from .files import DEMO, choices, contents, resolve, resolve_tokenizer, tokenizers
 
 CATEGORY = "MagiHuman/loaders"
 AUTO = "auto"
@@ -82,6 +82,10 @@ class MagiHumanModelLoader(io.ComfyNode):
         quantize, fast = FORMATS.get(weight_dtype, (None, False))
         return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
 
+    @classmethod
+    def fingerprint_inputs(cls, model, role, **_):
+        return contents(cls.find(model, role)[0]) if model and role else None  # unknown where another node gives them
+
     @staticmethod
     def find(choice: str, role: str) -> tuple[Path, str]:
         """(path, role) of a choice. Raises InputError where the role cannot be told."""
@@ -120,11 +124,18 @@ class MagiHumanTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder, tokenizer, weight_dtype) -> io.NodeOutput:
-        if text_encoder == DEMO:
-            path, tokenizer_path = demo_file("text_encoder"), find_models("demo").get("tokenizer")
-        else:
-            path, tokenizer_path = resolve("text_encoders", text_encoder), resolve_tokenizer(tokenizer)
-        return io.NodeOutput(load_clip(path, tokenizer_path, DTYPES[weight_dtype]))
+        return io.NodeOutput(load_clip(*cls.find(text_encoder, tokenizer), DTYPES[weight_dtype]))
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder, tokenizer, **_):
+        return contents(*cls.find(text_encoder, tokenizer)) if text_encoder and tokenizer else None
+
+    @staticmethod
+    def find(choice: str, tokenizer: str) -> tuple[Path, Path | None]:
+        """The paths of a choice's weights and tokenizer; None: beside the weights. Raises InputError."""
+        if choice == DEMO:
+            return demo_file("text_encoder"), find_models("demo").get("tokenizer")
+        return resolve("text_encoders", choice), resolve_tokenizer(tokenizer)
 
 
 def vae_file(choice: str, part: str) -> Path:
@@ -150,6 +161,10 @@ class MagiHumanVideoVAELoader(io.ComfyNode):
     def execute(cls, vae) -> io.NodeOutput:
         return io.NodeOutput(load_video(vae_file(vae, "video_vae")))
 
+    @classmethod
+    def fingerprint_inputs(cls, vae):
+        return contents(vae_file(vae, "video_vae")) if vae else None
+
 
 class MagiHumanTurboVAELoader(io.ComfyNode):
     @classmethod
@@ -169,6 +184,10 @@ class MagiHumanTurboVAELoader(io.ComfyNode):
     def execute(cls, vae) -> io.NodeOutput:
         return io.NodeOutput(load_turbo(vae_file(vae, "turbo_vae")))
 
+    @classmethod
+    def fingerprint_inputs(cls, vae):
+        return contents(vae_file(vae, "turbo_vae")) if vae else None
+
 
 class MagiHumanAudioVAELoader(io.ComfyNode):
     @classmethod
@@ -187,6 +206,10 @@ class MagiHumanAudioVAELoader(io.ComfyNode):
     @classmethod
     def execute(cls, vae) -> io.NodeOutput:
         return io.NodeOutput(load_audio(vae_file(vae, "audio_vae")))
+
+    @classmethod
+    def fingerprint_inputs(cls, vae):
+        return contents(vae_file(vae, "audio_vae")) if vae else None
 
 
 NODES = [MagiHumanModelLoader, MagiHumanTextEncoderLoader, MagiHumanVideoVAELoader, MagiHumanTurboVAELoader,

@@ -23,13 +23,14 @@ from . import weights
 from .latent_format import Preview, preview_in
 from .lora import add_alias_layers, patcher_class
 from .model import ModelConfig
-from .patcher import make_patcher
+from .patcher import is_dynamic, make_patcher
 
 
 def load_model(path, role: str, dtype: torch.dtype | None = None, quantize: str | None = None, fast=False,
                fuse: bool | None = None, model_options=None, disable_dynamic=False):
     """A MODEL from a file or a folder of shards, in any layout the core reads; see build_model."""
-    checkpoint = open_checkpoint(path, "network", mapped=True)
+    device = (model_options or {}).get("load_device", mm.get_torch_device())
+    checkpoint = open_checkpoint(path, "network", mapped=is_dynamic(device, disable_dynamic))
     sizes = network_config(checkpoint)
     config = replace(sizes, **RECIPES[role].overrides(sizes.layers))
     tensors = split_official(checkpoint, config)

@@ -19,6 +19,7 @@ from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
 from .lora import is_alias
 from .network import ComfyDiT
+from .ops import copied_bytes
 from .streams import check_shapes, nested
 
 BaseModel = comfy.model_base.BaseModel
@@ -128,18 +129,28 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         return comfy.utils.pack_latents([change(video), *rest])[0]
 
     def memory_required(self, input_shape, cond_shapes=None, **_):
-        """Bytes that activations take at their peak, from the packed latent's size."""
+        """Bytes that activations take at their peak, by the packed latent's size, and the weights copied for them."""
         config = self.network_config
         batch, values = input_shape[0], math.prod(input_shape[1:])
-        # Texts of different length run one after another: of all but one only the residual stream is held.
+        # Texts that ComfyUI joins, such as prompt and negative prompt, are packed into one sequence; see by_text.
         texts = len((cond_shapes or {}).get("text_lengths", ())) or 1
         # The packed size does not tell the clip's shape: one row with as many tokens stands for it. The few
         # values of the audio count as video here, which makes up for its narrower tokens.
         row = (1, PATCH, PATCH * max(1, values // (config.video_channels * PATCH**2)))
-        compute_dtype = self.diffusion_model.compute_dtype
-        one = network_activations(config, row, 1, TEXT_TOKENS, compute_dtype, "cuda", False)
-        waiting = 4 * config.hidden * (row[2] // PATCH + TEXT_TOKENS)
-        return batch // texts * one + (batch - batch // texts) * waiting
+        one, two = (self.activations(row, 1, TEXT_TOKENS, guided) for guided in (False, texts > 1))
+        return -(-batch // texts) * (one + (texts - 1) * (two - one)) + self.copied_weights()
+
+    def activations(self, latent: tuple[int, int, int], audio: int, text: int, guided: bool) -> int:
+        """Bytes of activations of one clip. latent: (T, H, W); audio, text: tokens; guided: with a negative prompt."""
+        return network_activations(self.network_config, latent, audio, text, self.diffusion_model.compute_dtype, "cuda",
+                                   guided)
+
+    def copied_weights(self) -> int:
+        """Bytes of the largest weights that are decoded or cast to compute with them: an MLP's two, held together."""
+        network = self.diffusion_model
+        experts = (expert for block in network.blocks for expert in block.experts.values())
+        return max(copied_bytes((expert.mlp.up_gate_proj, expert.mlp.down_proj), network.compute_dtype)
+                   for expert in experts)
 
 
 class ModelConfig(comfy.supported_models_base.BASE):

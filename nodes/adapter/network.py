@@ -94,12 +94,18 @@ class ComfyDiT(MagiHumanDiT):
 def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """A batch as the network's inputs, one for each of the texts that were joined in it, without their padding.
 
-    lengths: of these texts; where they do not go with `text`, since another node changed it, it is taken as it is.
+    lengths: of these texts. Where they do not go with `text`, since another node changed it, it is taken as it is,
+    unless padding may be in it: attention is joint, so that would spoil the clip. Raises InputError then.
     """
-    if len(lengths) < 2 or max(lengths) != text.shape[1] or text.shape[0] % len(lengths):
-        return [(video, audio, text)]
-    chunks = (stream.chunk(len(lengths)) for stream in (video, audio, text))
-    return [(v, a, t[:, :length]) for v, a, t, length in zip(*chunks, lengths, strict=True)]
+    count = len(lengths)
+    if count > 1 and text.shape[1] == max(lengths) and text.shape[0] % count == 0:
+        chunks = (stream.chunk(count) for stream in (video, audio, text))
+        return [(v, a, t[:, :length]) for v, a, t, length in zip(*chunks, lengths, strict=True)]
+    if count > 1 and min(lengths) < max(lengths) and text.shape[1] > min(lengths):
+        raise InputError(f"Texts of {', '.join(map(str, lengths))} tokens reach the network as one of shape "
+                         f"{list(text.shape)}: another node changed it on its way, and its padding cannot be told from "
+                         "it. Take off the node that changes the conditioning while the model runs.")
+    return [(video, audio, text)]
 
 
 def comfy_attention(options: dict) -> AttentionFunction:

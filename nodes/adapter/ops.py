@@ -1,12 +1,13 @@
 """ComfyUI's layers as the core's modules need them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import comfy.ops
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,9 @@ class HoldsWeight(Linear):
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self, dtype=x.dtype, device=x.device, bias_dtype=x.dtype, offloadable=True, compute_dtype=x.dtype,
             want_requant=quantized)
+        if stream is not None and stream[0] is not None and comfy.model_management.NUM_STREAMS < 2:
+            # It lies in the stream's buffer, which the next weight overwrites; with two streams each has its own.
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
         try:
             self._held = with_weight(self, weight, bias).forward if quantized else partial(
                 F.linear, weight=weight.dequantize() if isinstance(weight, QuantizedTensor) else weight, bias=bias)
@@ -83,10 +87,18 @@ def multiplies_quantized(layer: "CastWeightBiasOp") -> bool:
             and not layer.weight_function and not layer.bias_function)
 
 
+def copied_bytes(layers: Iterable[Any], dtype: torch.dtype) -> int:
+    """Bytes of the weights that these layers decode or cast to compute in a dtype, all held at once."""
+    return sum(dtype.itemsize * layer.in_features * layer.out_features for layer in layers
+               if layer.weight is not None and not multiplies_quantized(layer)
+               and (isinstance(layer.weight, QuantizedTensor) or layer.weight.dtype != dtype))
+
+
 def with_weight(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
     """A layer of the same kind on a weight that is at hand, so that nothing is left to bring in."""
     stand_in = copy.copy(layer)
     stand_in.__dict__.pop("_v", None)  # of dynamic memory management: where the weight would come from
+    stand_in.__dict__.pop("forward", None)  # of LoRA in bypass mode: the real layer's, which would call this one again
     stand_in._parameters = {
         name: None if tensor is None else torch.nn.Parameter(tensor, requires_grad=False)
         for name, tensor in (("weight", weight), ("bias", bias))}

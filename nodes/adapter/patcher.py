@@ -4,9 +4,21 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
+import torch
 
 Patcher = comfy.model_patcher.ModelPatcher
+
+
+def is_dynamic(device: torch.device, disable_dynamic=False) -> bool:
+    """Whether a model for this device gets a patcher that copies weights to memory of its own before it uses them.
+
+    ComfyUI's plain one writes into the model's weights, for LoRA of hooks, and locks their pages: they may be no views
+    of a file.
+    """
+    return (not disable_dynamic and not comfy.model_management.is_device_cpu(device)
+            and comfy.model_patcher.CoreModelPatcher is not comfy.model_patcher.ModelPatcher)
 
 
 def make_patcher(model, load_device, offload_device, source=None, disable_dynamic=False, kind=None) -> Any:

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.recipes import SR_540P, Guidance
-from ...magihuman_core.runtime.memory import Estimate, clip_in_words, network_activations
+from ...magihuman_core.runtime.memory import Estimate, clip_in_words
+from ...magihuman_core.runtime.work import log_seconds
 from ...magihuman_core.sampling.denoiser import video_scales
 from ...magihuman_core.sampling.frozen import JointLatent
 from ...magihuman_core.sampling.noise import SEEDS
 from ...magihuman_core.sampling.solvers import SOLVERS
-from ...magihuman_core.sizes import TEXT_TOKENS
+from ...magihuman_core.sizes import PIXELS_PER_LATENT, TEXT_TOKENS
 from .flow import START, FlowSampling, start_state
 from .model import MagiHumanModel
 from .streams import check_shapes, fit_mask, joint_latent, nested, with_streams
@@ -58,25 +59,38 @@ class StreamGuider(comfy.samplers.CFGGuider):
             check_shapes(self._shapes, model_channels(self.model_patcher))
             if log.isEnabledFor(logging.INFO):
                 log.info("%s", self.memory())
+                self.log_seconds(len(sigmas) - 1)
         return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
     def memory(self) -> Estimate:
         """What sampling this clip needs on the device, of which ComfyUI keeps as much there as fits."""
-        model = self.model_patcher.model
-        conds = [cond.get("cross_attn") for group in self.original_conds.values() for cond in group]
-        text = max((cond.shape[1] for cond in conds if cond is not None), default=TEXT_TOKENS)
+        model, text = self.model_patcher.model, self._text_tokens()
         handler, shapes = self.model_options.get("context_handler"), self._shapes
         if hasattr(handler, "window_shapes"):  # MagiHuman Windows
             shapes = handler.window_shapes(shapes)
         (batch, _, frames, height, width), (*_, audio) = shapes
         size = (frames, height, width)
-        compute_dtype = model.diffusion_model.compute_dtype
-        activations = batch * network_activations(
-            model.network_config, size, audio, text, compute_dtype, "cuda", False)
+        activations = batch * model.activations(size, audio, in_full(text), self.guidance is not None)
+        activations += model.copied_weights()
         weights = self.model_patcher.model_size()
         order = ["a narrower weight_dtype in Load MagiHuman Model", "a smaller picture or a shorter clip"]
         advice = ", then ".join(order if weights > activations else reversed(order))
         return Estimate("network", clip_in_words(size, audio, text), weights, activations, advice=advice)
+
+    def log_seconds(self, steps: int) -> None:
+        """Log how long sampling one clip in one piece will take, where the card's rates are known."""
+        (batch, *_, height, width), (*_, audio) = self._shapes
+        if batch == 1 and "context_handler" not in self.model_options:
+            network = self.model_patcher.model.diffusion_model
+            log_seconds(network.config, device=self.model_patcher.load_device, steps=steps,
+                        width=width * PIXELS_PER_LATENT, height=height * PIXELS_PER_LATENT, tokens=audio,
+                        text_tokens=in_full(self._text_tokens()), dtype=network.compute_dtype,
+                        guided=self.guidance is not None)
+
+    def _text_tokens(self) -> int:
+        """Tokens of the longest text."""
+        conds = [cond.get("cross_attn") for group in self.original_conds.values() for cond in group]
+        return max((cond.shape[1] for cond in conds if cond is not None), default=TEXT_TOKENS)
 
     def predict_noise(self, x, timestep, model_options=None, seed=None):
         options = dict(model_options or {})
@@ -109,6 +123,11 @@ class StreamGuider(comfy.samplers.CFGGuider):
         frames = video_scales(guidance, sigma, video[2], device)
         flat = frames.expand(video[1:]).reshape(1, 1, -1)  # [T, 1, 1] -> [C, T, H, W] -> [1, 1, n]
         return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), guidance.audio)], dim=-1)
+
+
+def in_full(tokens: int) -> int:
+    """A text's tokens as estimates count them: rounded up, so that they are not made anew for each prompt."""
+    return -(-tokens // TEXT_TOKENS) * TEXT_TOKENS
 
 
 def make_sampler(solver: str, noise_level: int = SR_540P.noise_level, **options: Any) -> comfy.samplers.KSAMPLER:
@@ -166,8 +185,13 @@ def run(guider: StreamGuider, sampler, sigmas: Tensor, latent: dict, seed: int) 
 def complete(patcher, latent: dict) -> dict:
     """A LATENT with both streams, of one that may hold the video alone, as nodes for other models make it.
 
-    An empty video is brought to this model's channels and sizes, as core's samplers do.
+    An empty video is brought to this model's channels and sizes, as core's samplers do. Raises InputError for a
+    picture, whose latent has no length that a clip could take.
     """
+    shape = list(latent["samples"].shape)
+    if not latent["samples"].is_nested and len(shape) == 4:
+        raise InputError(f"The latent is a picture's, {shape}, which has no length: use Empty MagiHuman Latent, or an "
+                         "empty latent for video.")
     result = dict(latent)
     ratios = [result.pop(f"downscale_ratio_{axis}", None) for axis in ("spacial", "temporal")]
     samples = comfy.sample.fix_empty_latent_channels(patcher, latent["samples"], *ratios)

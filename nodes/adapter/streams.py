@@ -13,6 +13,7 @@ from ...magihuman_core.sampling.frozen import JointLatent, empty_latent
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
 
 FRAMES = "magihuman_frames"  # of a LATENT: frames of the clip that was encoded, where the last latent frame holds more
+HINT = "Use Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
 
 
 def nested(*streams: Tensor) -> comfy.nested_tensor.NestedTensor:
@@ -33,16 +34,15 @@ def split(latent: dict, channels: tuple[int, int] | None = None) -> tuple[Tensor
 
 def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None = None) -> None:
     """Raise InputError unless these are the shapes of a video and an audio stream."""
-    hint = "Use Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
+    if len(shapes) == 1 and len(shapes[0]) == 5:
+        check_channels("video", shapes[0], channels and channels[0])
     if len(shapes) == 1:
-        raise InputError(f"The latent holds one stream of shape {list(shapes[0])}, without the sound. {hint}")
+        raise InputError(f"The latent holds one stream of shape {list(shapes[0])}, without the sound. {HINT}")
     if len(shapes) != 2 or len(shapes[0]) != 5 or len(shapes[1]) != 3:
         found = " and ".join(str(list(s)) for s in shapes)
-        raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. {hint}")
+        raise InputError(f"The latent holds {found}, expected video [B, C, T, H, W] and audio [B, C, A]. {HINT}")
     for name, shape, count in zip(("video", "audio"), shapes, channels or (None, None), strict=True):
-        if count is not None and shape[1] != count:
-            raise InputError(f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made "
-                             f"by another model's VAE or latent node. {hint}")
+        check_channels(name, shape, count)
     height, width = shapes[0][3:]
     if height % 2 or width % 2:
         raise InputError(f"The video latent is {width} x {height} latent pixels, expected even numbers: choose a width "
@@ -50,6 +50,13 @@ def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None
     if shapes[0][0] != shapes[1][0]:
         raise InputError(f"The latent has {shapes[0][0]} videos but {shapes[1][0]} sounds; both need the "
                          "same batch size.")
+
+
+def check_channels(name: str, shape: tuple[int, ...], count: int | None) -> None:
+    """Raise InputError unless a stream has the channels that a model takes, where these are known."""
+    if count is not None and shape[1] != count:
+        raise InputError(f"The {name} latent has {shape[1]} channels, but this model takes {count}: it was made "
+                         f"by another model's VAE or latent node. {HINT}")
 
 
 def joint_latent(latent: dict) -> JointLatent:

@@ -17,11 +17,12 @@ VIDEO, AUDIO = random(1, 48, 3, 4, 6), random(1, 64, 9)
 TEXT, OTHER = random(1, 7, 32), random(1, 9, 32)
 
 
-def sample(model, positive=TEXT, negative=None):
-    """[video, audio] latents through ComfyUI, after two steps of UniPC."""
+def sample(model, positive=TEXT, negative=None, options=None):
+    """[video, audio] latents through ComfyUI, after two steps of UniPC. options: of the positive conditioning."""
     nested = comfy.nested_tensor.NestedTensor
     guidance = None if negative is None else sampling.Guidance()
-    guider = sampling.StreamGuider(model, guidance, [[positive, {}]], None if negative is None else [[negative, {}]])
+    guider = sampling.StreamGuider(model, guidance, [[positive, options or {}]],
+                                   None if negative is None else [[negative, {}]])
     out = guider.sample(nested([VIDEO, AUDIO]), nested([torch.zeros_like(VIDEO), torch.zeros_like(AUDIO)]),
                         sampling.make_sampler("unipc"), flow_sigmas(2), seed=1, disable_pbar=True)
     return out.unbind()

@@ -1,16 +1,20 @@
 """Nodes executed one by one, without a server."""
 
 import json
+import os
+import shutil
 
 import comfy.utils
+import folder_paths
 import latent_preview
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint
-from magihuman_pack.nodes import conditioning, sampling
+from magihuman_pack.nodes import conditioning, loaders, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.streams import nested
+from magihuman_pack.nodes.files import DEMO
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error
 
 TEXTS = {"positive": [[TEXT, {}]], "negative": [[OTHER, {}]]}
@@ -72,3 +76,36 @@ def test_the_prompt_has_its_three_parts():
     text = run(conditioning.MagiHumanPrompt, body="A man nods.", dialogue="old man, German: Guten Tag",
                background_sound="")
     assert "Dialogue:" in text and "Guten Tag" in text and "<No prominent background sound>" in text
+
+
+# (node, its input, ComfyUI's folder, the file in it, its other inputs)
+LOADERS = [
+    (loaders.MagiHumanModelLoader, "model", "diffusion_models", "distill.safetensors", {"role": "auto"}),
+    (loaders.MagiHumanTextEncoderLoader, "text_encoder", "text_encoders", "encoder.safetensors",
+     {"tokenizer": "beside the weights"}),
+    (loaders.MagiHumanVideoVAELoader, "vae", "vae", "wan.safetensors", {}),
+    (loaders.MagiHumanTurboVAELoader, "vae", "vae", "turbo.safetensors", {}),
+    (loaders.MagiHumanAudioVAELoader, "vae", "vae", "audio.safetensors", {}),
+]
+
+
+@pytest.mark.parametrize(("node", "name", "folder", "file", "inputs"), LOADERS)
+def test_a_loader_notices_that_a_file_was_replaced(node, name, folder, file, inputs, tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path)], {".safetensors"}))
+    path, other = tmp_path / file, tmp_path / "other"
+    comfy.utils.save_torch_file({"a": torch.zeros(4)}, path)
+    shutil.copy2(path, other)
+
+    def found(choice=file):
+        return node.fingerprint_inputs(**{name: choice}, **inputs)
+
+    first = found()
+    assert first and found() == first
+    comfy.utils.save_torch_file({"a": torch.ones(4)}, path)
+    os.utime(path, ns=(other.stat().st_atime_ns, other.stat().st_mtime_ns + 1))
+    second = found()
+    assert second != first
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert found() != second, "the settings beside it count too"
+    assert found(DEMO) not in {None, first, second}
+    assert found(None) is None, "another node gives it, so nothing can be told yet"

@@ -2,11 +2,12 @@
 
 from collections import Counter
 
+import comfy.model_management
 import comfy.ops
 import pytest
 import torch
 from magihuman_pack.nodes.adapter.load_model import load_model
-from small_clip import random, relative_error, with_lora
+from small_clip import TEXT, random, relative_error, with_lora
 
 LONG = random(1, 48, 3, 60, 56), random(1, 64, 9)  # 2,520 tokens of video: ten pieces on a CPU
 DOWN_PROJ = "block.layers.2.mlp.down_proj"
@@ -30,10 +31,10 @@ def block_layers(network) -> dict[str, torch.nn.Module]:
     return {name: layer for name, layer in network.blocks.named_modules() if hasattr(layer, "weight_function")}
 
 
-def forward(model, clip, length):
+def forward(model, clip, length=20, text=None):
     network = model.model.diffusion_model
     with torch.inference_mode():
-        return network(list(clip), torch.ones(1), random(1, length, 32))
+        return network(list(clip), torch.ones(1), random(1, length, 32) if text is None else text)
 
 
 @pytest.mark.parametrize(("dtype", "quantize", "fast"), [
@@ -65,3 +66,21 @@ def test_a_lora_is_applied_once_for_all_pieces(model, official, fetches, monkeyp
     monkeypatch.setattr(layer, "weight_function", [lambda weight: (applied.append(1), weight + 1)[1]])
     plain = forward(model, LONG, 20)
     assert len(applied) == 1 and torch.isfinite(plain[0]).all()
+
+
+def test_two_weights_held_at_once_keep_apart_with_one_offload_stream(distilled, monkeypatch):
+    """ComfyUI then brings each weight into the same memory (--async-offload 1)."""
+    model = load_model(distilled, "distilled", torch.bfloat16)
+    wanted = forward(model, LONG, text=TEXT)
+    cast, buffer = comfy.ops.cast_bias_weight, torch.empty(1 << 20, dtype=torch.uint8)
+
+    def into_buffer(layer, *args, **kwargs):
+        weight, bias, _ = cast(layer, *args, **kwargs)
+        place = buffer[: weight.nbytes].view(weight.dtype).view_as(weight)
+        return place.copy_(weight), bias, (object(), weight, None)
+
+    monkeypatch.setattr(comfy.model_management, "NUM_STREAMS", 1)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", into_buffer)
+    monkeypatch.setattr(comfy.ops, "uncast_bias_weight", lambda *_: None)
+    got = forward(model, LONG, text=TEXT)
+    assert relative_error(got, wanted) == 0

@@ -1,13 +1,16 @@
 """LoRA and other patches through ComfyUI's loaders, against official weights that are changed by hand."""
 
 import comfy.hooks
+import comfy.model_patcher
 import comfy.sd
 import pytest
 import torch
 from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.magihuman_core.tools.convert import convert
 from magihuman_pack.magihuman_core.weights.fused import fused_parts
+from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import PREFIX
+from magihuman_pack.nodes.adapter.patcher import is_dynamic
 from safetensors.torch import load_file, save_file
 from small_clip import generator, max_error, random, sample, sample_by_core, with_lora
 
@@ -119,3 +122,25 @@ def test_hook_patches_take_official_names(model, official):
     key = "block.layers.0.mlp.down_proj.weight"
     patch = {PREFIX + key: ("diff", (random(*official[key].shape),))}
     assert model.clone().add_hook_patches(comfy.hooks.WeightHook(), patch) == [PREFIX + key]
+
+
+def test_a_hooks_lora_changes_no_weights_in_the_file(official, every_layer, tmp_path):
+    """ComfyUI's plain patcher writes it into the weights, and the old values back: these may be no views of a file."""
+    path = tmp_path / "distill.safetensors"
+    save_file({key: tensor.to(torch.bfloat16) for key, tensor in official.items()}, path)
+    stored = path.read_bytes()
+    model = load_model(path, "distilled", torch.bfloat16)
+    before = sample(model)
+    patched, _, hooks = comfy.hooks.load_hook_lora_for_models(model, None, every_layer[0], 0.7, 0)
+    got = sample(patched, options={"hooks": hooks})
+    assert max_error(got, before) > 1e-2
+    assert max_error(sample(model), before) == 0, "the weights must be the old ones again"
+    assert path.read_bytes() == stored
+
+
+def test_only_patchers_that_copy_weights_get_views_of_the_file(monkeypatch):
+    """Without dynamic memory management, or where it is switched off as for hooks, weights are read."""
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+    assert not is_dynamic(card)
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+    assert is_dynamic(card) and not is_dynamic(card, disable_dynamic=True) and not is_dynamic(cpu)

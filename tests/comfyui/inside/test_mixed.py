@@ -21,7 +21,7 @@ from magihuman_pack.magihuman_core.sampling.solvers import flow_sigmas
 from magihuman_pack.nodes import latents, sampling
 from magihuman_pack.nodes.adapter import sampling as adapter
 from magihuman_pack.nodes.adapter.load_model import load_model
-from magihuman_pack.nodes.adapter.streams import nested
+from magihuman_pack.nodes.adapter.streams import check_shapes, nested
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, relative_error, sample, with_lora
 
 import nodes
@@ -310,3 +310,13 @@ def test_areas_and_hooks_keep_conditions_apart(base, official):
     video = form.process_out(VIDEO - sigma * (uncond[0] + 5 * (cond[0] - uncond[0])))
     audio = AUDIO - sigma * (uncond[1] + 5 * (cond[1] - uncond[1]))
     assert max_error(guided(base, hooked), [video, audio]) < 2e-3
+
+
+def test_the_latent_of_another_models_picture_or_clip_is_named(model):
+    picture = {"samples": torch.zeros(1, 4, 8, 8), "downscale_ratio_spacial": 8}  # as Empty Latent Image makes it
+    with pytest.raises(ValueError, match=r"a picture's, \[1, 4, 8, 8\], .* Empty MagiHuman Latent"):
+        one_node(model, picture)
+    with pytest.raises(ValueError, match="video latent has 16 channels, but this model takes 48"):
+        one_node(model, {"samples": random(1, 16, 3, 4, 6)})
+    with pytest.raises(ValueError, match="without the sound"):
+        check_shapes([(1, 48, 3, 4, 6)], (48, 64))

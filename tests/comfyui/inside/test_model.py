@@ -14,6 +14,7 @@ from magihuman_pack.magihuman_core import load_dit
 from magihuman_pack.nodes.adapter import patcher, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
+from magihuman_pack.nodes.adapter.network import by_text
 from small_clip import AUDIO, OTHER, TEXT, VIDEO, max_error, random, sample, sample_by_core, with_lora
 
 
@@ -117,6 +118,35 @@ def test_required_memory_grows_with_the_batch_and_covers_the_residual_stream(mod
     assert small > 4 * 64 * tokens  # 64 channels in fp32
 
 
+def test_required_memory_counts_joined_texts_and_decoded_weights(model, distilled):
+    one, apart, joined, three = (
+        model.model.memory_required([count, 1, 100_000], cond_shapes={"text_lengths": [[1]] * texts})
+        for count, texts in ((1, 1), (2, 0), (2, 2), (3, 3)))
+    assert one < joined < apart, "packed, of one block's inner widths only one piece is there"
+    assert three == 2 * joined - one
+    config = model.model.diffusion_model.config
+    decoded, as_it_is = (load_model(distilled, "distilled", None, quantize, fast).model
+                         for quantize, fast in (("float8_e4m3fn", False), ("int8_tensorwise", True)))
+    widest = config.hidden * max(2 * config.gelu_width, 3 * config.swiglu_width)
+    assert decoded.copied_weights() == widest * decoded.diffusion_model.compute_dtype.itemsize
+    assert as_it_is.copied_weights() == model.model.copied_weights() == 0
+
+
+def test_an_estimate_is_not_made_anew_for_each_prompt(model, monkeypatch, caplog):
+    told = []
+    monkeypatch.setattr(sampling, "log_seconds", lambda config, **options: told.append(options))
+    found = {}
+    for length, guidance in ((7, None), (9, None), (9, sampling.Guidance())):
+        guider = sampling.StreamGuider(model, guidance, [[random(1, length, 32), {}]], [[OTHER, {}]])
+        guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
+        found[length, guidance is not None] = guider.memory().activations
+        guider.log_seconds(8)
+    assert found[7, False] == found[9, False] < found[9, True]
+    assert [options["guided"] for options in told] == [False, False, True]
+    assert {(options["steps"], options["width"], options["height"], options["tokens"], options["text_tokens"])
+            for options in told} == {(8, 96, 64, 9, 640)}
+
+
 def test_the_estimate_names_the_clip_and_what_to_lower(model):
     guider = sampling.StreamGuider(model, None, [[TEXT, {}]])
     guider._shapes = [tuple(VIDEO.shape), tuple(AUDIO.shape)]
@@ -149,3 +179,24 @@ def test_what_is_no_layer_of_comfyuis_comes_to_the_device_of_a_model_loaded_in_p
 def test_conditioning_of_another_encoder_is_named(model):
     with pytest.raises(ValueError, match=r"conditioning has 16 channels, .* Load MagiHuman Text Encoder"):
         sample(model, positive=random(1, 7, 16))
+
+
+@pytest.mark.parametrize(("lengths", "shape", "texts"), [
+    ((7, 9), (2, 9), [7, 9]),
+    ((7, 9), (4, 9), [7, 9]),
+    ((9,), (1, 12), [12]),  # changed by another node
+    ((9, 9), (2, 12), [12]),
+    ((9, 9), (1, 9), [9]),  # conditions that another node runs one by one
+    ((7, 9), (2, 6), [6]),  # cut to what both have
+    ((7, 9), (2, 12), None),
+    ((7, 9), (2, 8), None),
+    ((7, 9), (1, 9), None),
+])  # fmt: skip
+def test_joined_texts_reach_the_network_without_padding(lengths, shape, texts):
+    streams = [torch.zeros(shape[0], 1)] * 2
+    text = torch.zeros(*shape, 32)
+    if texts is None:
+        with pytest.raises(ValueError, match="padding cannot be told"):
+            by_text(*streams, text, lengths)
+    else:
+        assert [part.shape[1] for *_, part in by_text(*streams, text, lengths)] == texts

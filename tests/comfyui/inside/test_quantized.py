@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import comfy.model_management
+import comfy.sd
 import pytest
 import torch
 from magihuman_pack.magihuman_core import load_dit
@@ -47,6 +48,21 @@ def test_fewer_bits_take_less_memory_stay_close_and_take_lora(distilled, officia
     lora = {f"diffusion_model.{DOWN_PROJ}.lora_A.weight": random(4, columns),
             f"diffusion_model.{DOWN_PROJ}.lora_B.weight": random(rows, 4)}  # fmt: skip
     assert relative_error(sample(with_lora(model, lora)), got) > 1e-3
+
+
+@pytest.mark.parametrize("quantize", ["float8_e4m3fn", "int8_tensorwise"])
+def test_bypass_lora_on_weights_that_are_multiplied_in_fewer_bits(distilled, quantize):
+    """Bypass mode sets the layers' own `forward`, and leaves one there when it is taken off again."""
+    model = load_model(distilled, "distilled", None, quantize, True)
+    before = sample(model)
+    name = "blocks.2.experts.shared.attention.linear_proj"  # of no padded width
+    rows, columns = model.model.diffusion_model.get_submodule(name).weight.shape
+    lora = {f"diffusion_model.{name}.lora_A.weight": random(4, columns),
+            f"diffusion_model.{name}.lora_B.weight": random(rows, 4)}
+    bypass, _ = comfy.sd.load_bypass_lora_for_models(model, None, lora, 0.7, 0)
+    assert relative_error(sample(bypass), sample(with_lora(model, lora))) < 0.1
+    assert relative_error(sample(bypass), before) > 0.1
+    assert relative_error(sample(model), before) == 0
 
 
 def test_without_bf16_weights_stay_as_they_are_and_are_computed_in_fp32(official, plain, monkeypatch):
