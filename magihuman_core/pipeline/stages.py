@@ -248,8 +248,11 @@ def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
     return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
 
 
-def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
-    """Load a network, once the log has said what it will need. tokens: audio latents that it sees at once."""
+def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int, reserve: int = 0) -> MagiHumanDiT:
+    """Load a network, once the log has said what it will need.
+
+    tokens: audio latents that it sees at once. reserve: bytes of what is free that other parts will need beside it.
+    """
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
@@ -261,6 +264,7 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
     free = free_memory(parts.device)
     if free is not None:
+        free -= reserve
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
     if parts.resident_blocks is None:
         plan = plan_blocks(replace(config, **overrides), free, **options)

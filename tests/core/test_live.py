@@ -17,11 +17,14 @@ import magihuman_core as mh
 from magihuman_core.cli import main
 from magihuman_core.cli.live import Chunks
 from magihuman_core.media.live_file import LiveFile
-from magihuman_core.pipeline.live import AudioBuffer
+from magihuman_core.model.config import DiTConfig
+from magihuman_core.pipeline import stages
+from magihuman_core.pipeline.live import AudioBuffer, LatentDecoder
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
 
 from .golden import names
 from .test_cli import PROMPT, start
+from .test_video_vae_memory import peak_of
 
 SMALL = {"width": 64, "height": 32, "steps": 1, "window": 0.5, "overlap": 0.16}  # 4 latent frames, 1 carried
 
@@ -73,6 +76,34 @@ def test_each_window_goes_on_from_the_one_before(pipeline):
     streams = [list(pipeline.stream([torch.cat([head, tone(0.7)])], rate=16000, prompt=PROMPT, seed=3, **SMALL))
                for head in (tone(0.6), tone(0.6) * 0)]
     assert not torch.equal(streams[0][-1][0], streams[1][-1][0])
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_the_network_leaves_room_for_what_runs_beside_it(turbo, random_models, tmp_path, monkeypatch):
+    """The VAEs are there when free memory is looked at, and as much is left as decoding a window was seen to take."""
+    for path in random_models.iterdir():
+        if turbo or path.name != "turbo_vae":
+            (tmp_path / path.name).symlink_to(path)
+    loaded, planned = [], []
+
+    def load_decoder(parts, load=stages.load_decoder):
+        loaded.append(load(parts))
+        return loaded[-1]
+
+    def plan_blocks(config, free, plan=stages.plan_blocks, **options):
+        if isinstance(config, DiTConfig):
+            planned.append((free, len(loaded)))
+        return plan(config, free, **options)
+
+    monkeypatch.setattr(stages, "load_decoder", load_decoder)
+    monkeypatch.setattr(stages, "plan_blocks", plan_blocks)
+    monkeypatch.setattr(stages, "free_memory", lambda device: 10**9)
+    large = {**SMALL, "width": 128, "height": 96, "window": 0.9}
+    next(MagiHumanPipeline.from_folder(tmp_path, device="cpu").stream([tone(1)], rate=16000, prompt=PROMPT, **large))
+    [(free, decoders)] = planned
+    z = torch.zeros(1, 48, 6, 6, 8)
+    used = peak_of(lambda z: [LatentDecoder(loaded[0]).decode(z, True)], z)
+    assert decoders == 1 and 0.9 * used < 10**9 - free < 2.5 * used
 
 
 def test_memory_of_sound_does_not_grow():
