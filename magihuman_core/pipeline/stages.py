@@ -76,9 +76,11 @@ def encode_texts(parts: Parts, segments: Sequence[Segment], negative: str | None
                        compute_dtype=compute_dtype, device=parts.device)
     log_plan(plan, free)
     encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"), dtype=dtype,
-                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks)
-    return Conditions(segments, [encoder.encode(segment.prompt) for segment in segments],
-                      None if negative is None else encoder.encode(negative))
+                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks,
+                         stream_from=parts.stream_from or "file")  # each layer comes in once: main memory gains nothing
+    prompts = [segment.prompt for segment in segments]
+    texts = encoder.encode_many(prompts if negative is None else [*prompts, negative])
+    return Conditions(segments, texts[: len(prompts)], None if negative is None else texts[-1])
 
 
 def encode_keyframes(parts: Parts, keyframes: Sequence[Keyframe], sizes: Sequence[Size]) -> dict[Size, list[Tensor]]:
