@@ -1,11 +1,13 @@
 """A face for a voice that is still being spoken: windows in the order of their sound, through real pipes."""
 
+import errno
 import io
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from threading import Thread
 
 import av
 import numpy as np
@@ -158,6 +160,23 @@ def test_what_was_written_so_far_is_a_whole_video(container):
         assert sum(frame.samples for frame in film.decode(audio=0)) >= 3 * 16000
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.EINVAL, BrokenPipeError), (errno.EPIPE, BrokenPipeError),
+                                              (errno.ENOSPC, OSError)])
+def test_a_reader_that_is_gone(container, number, kind):
+    """On Windows a closed pipe gives EINVAL. A full disk is no such thing, and stays an error."""
+    class Closing(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 2000:
+                raise OSError(number, os.strerror(number))
+            return super().write(data)
+
+    with pytest.raises(OSError) as found, LiveFile(Closing(), 64, 32, 16000, container) as file:
+        for _ in range(50):
+            file.write(torch.randint(255, (25, 32, 64, 3), dtype=torch.uint8), tone(1.0).expand(2, -1))
+    assert type(found.value) is kind
+
+
 ARGUMENTS = ["--width", "64", "--height", "32", "--steps", "1", "--window", "0.5", "--overlap", "0.16", "--device",
              "cpu"]
 
@@ -197,6 +216,40 @@ def test_a_growing_wav_in_stereo():
     read = torch.cat(list(chunks), 1)
     assert chunks.rate == 24000 and read.shape == (2, 24000)
     torch.testing.assert_close(read / 32768, sound, atol=1e-4, rtol=0)
+
+
+def test_an_error_while_sound_is_read_is_raised_where_it_is_taken():
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= 12800:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    found = []
+
+    def take():
+        try:
+            found.extend(Chunks(Broken(bytes(99_999)), 16000, 1, fill=False))
+        except OSError as error:
+            found.append(error)
+
+    thread = Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert sum(chunk.shape[1] for chunk in found[:-1]) == 6406 and found[-1].errno == 5
+
+
+@pytest.mark.parametrize("cut", [16, 30, 40])
+def test_a_wav_that_is_cut_off_ends_the_process(cut, random_models, tmp_path):
+    """Not only the command: no thread is left that the process would wait for."""
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros(2400), 24000, subtype="PCM_16", format="WAV")
+    path = tmp_path / "cut.wav"
+    path.write_bytes(wav.getvalue()[:cut])
+    process = live(random_models, "--audio", str(path))
+    assert process.wait(30) == 2
+    assert b"The WAV ends within its header" in process.stderr.read()
 
 
 def test_silence_is_filled_in_where_no_sound_comes():
