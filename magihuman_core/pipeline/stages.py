@@ -4,7 +4,7 @@ part is gone with the function's last line."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -224,13 +224,11 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     while True:
         try:
             position = 0
-            for window in vae.decode_windows(latent.to(parts.device), tile=tile):
-                for part in window.split(WINDOW, dim=2):
-                    frames = frames_to_uint8(part).cpu()
-                    position += len(frames)
-                    if position > done:
-                        yield frames[max(0, len(frames) - (position - done)) :]
-                        done = position
+            for frames in _decoded_bytes(vae, latent.to(parts.device), tile):
+                position += len(frames)
+                if position > done:
+                    yield frames[max(0, len(frames) - (position - done)) :]
+                    done = position
             return
         except (RuntimeError, MemoryError) as error:
             if smaller is None or not is_out_of_memory(error):
@@ -240,6 +238,13 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
                     "whole frames" if tile is None else f"tiles of {tile} x {tile}", smaller, smaller)
         release_memory(parts.device)
         tile, smaller = smaller, None
+
+
+def _decoded_bytes(vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+    """uint8 frames in main memory. A function of its own: what is on the device goes with it where it fails."""
+    for window in vae.decode_windows(latent, tile=tile):
+        for part in window.split(WINDOW, dim=2):
+            yield frames_to_uint8(part).cpu()
 
 
 def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
