@@ -95,6 +95,7 @@ class Chunks:
         self.file, self.rate, self.channels, self.fill = file, rate, channels, fill
         self.rest = self._header()
         self.queue: Queue[bytes | None] = Queue(WAITING)
+        self.error: Exception | None = None  # of the thread
         self.stopped = Event()
         Thread(target=self._read, daemon=True).start()
 
@@ -111,6 +112,8 @@ class Chunks:
                 yield torch.zeros(self.channels, round(CHUNK * self.rate))
                 continue
             if data is None:
+                if self.error is not None:
+                    raise self.error
                 return
             yield torch.frombuffer(bytearray(data), dtype=torch.int16).view(-1, self.channels).T
 
@@ -127,11 +130,21 @@ class Chunks:
                 return b""
             content = _exactly(self.file, length + length % 2)
             if name == b"fmt ":
+                if length < 16:
+                    raise InputError(f"The WAV's format has {length} bytes, expected 16 at least. Convert it.")
                 kind, self.channels, self.rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
                 if kind not in (1, 0xFFFE) or bits != 16:
                     raise InputError(f"The WAV has {bits} bits a sample, expected 16-bit PCM. Convert it.")
 
     def _read(self) -> None:
+        try:
+            self._read_all()
+        except Exception as error:  # said where the chunks are taken
+            self.error = error
+        finally:
+            self._put(None)
+
+    def _read_all(self) -> None:
         size = 2 * self.channels
         wanted = round(CHUNK * self.rate) * size
         waiting = self.rest
@@ -144,7 +157,6 @@ class Chunks:
                 waiting = waiting[whole:]
             if not data:
                 break
-        self._put(None)
 
     def _put(self, data: bytes | None) -> None:
         while not self.stopped.is_set():

@@ -39,7 +39,7 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
     computed in bf16 (see nn/quantized_linear.py). compute_dtype: another one than the weights', such as fp32 where a
     device has no bf16. resident_layers: how many layers stay in memory, None: all. The others are brought in when they
-    are needed, as the network's blocks are (see load_dit), by default from the file: a prompt passes through once.
+    are needed, as the network's blocks are (see load_dit), by default from the file: all prompts pass through at once.
     Raises CheckpointError and InputError.
     """
     check_resident_blocks(resident_layers, "resident_layers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EINVAL, EPIPE
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -22,17 +23,30 @@ FORMATS: dict[str, dict[str, str]] = {
 
 
 class _Pipe:
-    """Only the writing of a file: what can be sought in is treated as a file that is read back."""
+    """Only the writing of a file: what can be sought in is treated as a file that is read back.
+
+    PyAV does not hand every error of a callback on as it was, so it is kept here, and what follows is dropped.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
+        self.error: OSError | None = None  # the reader is gone, or the disk is full
 
     def write(self, data: bytes) -> int:
-        rest = memoryview(data)
-        while rest:  # a pipe may take less than it is given
-            rest = rest[self.file.write(rest) :]
-        self.file.flush()
+        rest = memoryview(data if self.error is None else b"")
+        try:
+            while rest:  # a pipe may take less than it is given
+                rest = rest[self.file.write(rest) :]
+            self.file.flush()
+        except OSError as error:
+            gone = error.errno == EINVAL  # what Windows says of a pipe without a reader
+            self.error = BrokenPipeError(EPIPE, "The reader is gone") if gone else error
         return len(data)
+
+    def check(self) -> None:
+        """Raise the error that writing met."""
+        if self.error is not None:
+            raise self.error
 
 
 class LiveFile:
@@ -42,26 +56,29 @@ class LiveFile:
         """rate: of the audio, in samples per second. Raises InputError for an unknown container."""
         if container not in FORMATS:
             raise InputError(f"container is {container!r}, expected one of {', '.join(FORMATS)}.")
-        self.container: Any = av.open(_Pipe(file), "w", format=container, options=FORMATS[container])
+        self.pipe = _Pipe(file)
+        self.container: Any = av.open(self.pipe, "w", format=container, options=FORMATS[container])
         self.video = add_video(self.container, width, height, Fraction(FPS),
                                {"tune": "zerolatency", "g": str(FPS), "preset": "veryfast"})
         self.audio = AudioTrack(self.container, torch.zeros(2, 0), rate)
         self.count, self.rate = 0, rate
 
     def write(self, frames: Tensor, waveform: Tensor) -> None:
-        """frames uint8 [F, h, w, 3] and the audio [2, F * rate / 25] of their time."""
+        """frames uint8 [F, h, w, 3] and the audio [2, F * rate / 25] of their time. Raises OSError."""
         self.audio.append(waveform)
         for frame in frames:
             self.container.mux(self.video.encode(video_frame(frame, self.count, Fraction(FPS))))
             self.count += 1
             self.audio.advance(self.count * self.rate // FPS)
+            self.pipe.check()
 
     def __enter__(self) -> LiveFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if not isinstance(error, BrokenPipeError):  # else there is no reader any more
-            self.container.mux(self.video.encode(None))
-            self.audio.finish()
+        self.container.mux(self.video.encode(None))
+        self.audio.finish()
         self.container.close()
+        if error is None:
+            self.pipe.check()

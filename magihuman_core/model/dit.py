@@ -10,8 +10,8 @@ The residual stream is fp32 from end to end. Linear layers of the blocks and the
 (bf16 as released); embedders, heads, norms, rotary positions, activations and gates compute in fp32.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing
 from typing import cast
 
 import torch
@@ -28,7 +28,7 @@ from .sequence import MODALITIES, Layout, Segments, make_layout, patchify, unpat
 
 # run_block(index, block, x, layout, attention) -> x: the seam for block patches, prefetching and cancelling.
 RunBlock = Callable[[int, "Block", Tensor, Layout, AttentionFunction], Tensor]
-Pieces = Iterator[tuple[slice, Tensor]]  # tokens of the sequence, and what was computed for them
+Pieces = Generator[tuple[slice, Tensor], None, None]  # tokens of the sequence, and what was computed for them
 
 # Tokens that pass through a linear layer at once. The inner width of an MLP is many times the hidden one, so
 # this bounds the memory of activations: at 1080p the whole sequence at once would take several GB. On a
@@ -152,7 +152,7 @@ class Block(nn.Module):
                 for span in spans:
                     yield span, expert.mlp_output(x[:, span])
 
-    def _project(self, x: Tensor, layout: Layout) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    def _project(self, x: Tensor, layout: Layout) -> Generator[tuple[slice, tuple[Tensor, ...]], None, None]:
         for expert, spans in self._work(layout):
             with self._held(x, expert.attention.linear_qkv, expert.attention.linear_gate):
                 for span in spans:
@@ -172,7 +172,7 @@ class Block(nn.Module):
         return weights_held(x.new_empty(0, dtype=self.compute_dtype), *layers)
 
 
-def join(pieces: Iterator[tuple[slice, tuple[Tensor, ...]]], tokens: int) -> list[Tensor]:
+def join(pieces: Generator[tuple[slice, tuple[Tensor, ...]], None, None], tokens: int) -> list[Tensor]:
     """Tensors [B, tokens, ...] of what is computed for some tokens at a time, in any order.
 
     Where no gradient is wanted each piece is written into its place at once, so that nothing is held twice.
@@ -181,12 +181,13 @@ def join(pieces: Iterator[tuple[slice, tuple[Tensor, ...]]], tokens: int) -> lis
         found = sorted(pieces, key=lambda piece: piece[0].start)
         return [torch.cat(parts, 1) for parts in zip(*(parts for _, parts in found), strict=True)]
     joined: list[Tensor] = []
-    for span, parts in pieces:
-        if span == slice(0, tokens):
-            return list(parts)
-        joined = joined or [part.new_empty(part.shape[0], tokens, *part.shape[2:]) for part in parts]
-        for whole, part in zip(joined, parts, strict=True):
-            whole[:, span] = part
+    with closing(pieces):  # an error here would leave it waiting, with its weights held
+        for span, parts in pieces:
+            if span == slice(0, tokens):
+                return list(parts)
+            joined = joined or [part.new_empty(part.shape[0], tokens, *part.shape[2:]) for part in parts]
+            for whole, part in zip(joined, parts, strict=True):
+                whole[:, span] = part
     return joined
 
 
@@ -197,9 +198,10 @@ def add(x: Tensor, branch: Pieces) -> Tensor:
     """
     if torch.is_grad_enabled():
         return x + join(((span, (y,)) for span, y in branch), x.shape[1])[0]
-    for span, y in branch:
-        x[:, span] += y
-        del y  # before the next piece is computed
+    with closing(branch):
+        for span, y in branch:
+            x[:, span] += y
+            del y  # before the next piece is computed
     return x
 
 

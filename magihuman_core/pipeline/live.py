@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from ..loading.vae import load_audio_vae
 from ..media.image import frames_to_uint8
 from ..media.waveform import resample, to_stereo
 from ..model.dit import MagiHumanDiT
+from ..runtime.memory import decoding_activations, encoding_activations
 from ..sampling.frozen import JointLatent, empty_latent, keep_audio, keep_start
 from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import SEEDS, start_noise
@@ -28,6 +29,7 @@ from ..sampling.windows import AUDIO_PER_FRAME, Texts, WindowedDenoiser, plan_wi
 from ..sizes import FPS, decoded_frames
 from ..vae.audio import AudioVAE, encoder_context
 from ..vae.turbo import TurboVAE
+from ..vae.turbo_config import TurboVAEConfig
 from ..vae.video import VideoVAE
 from ..vae.video_blocks import State
 from . import stages
@@ -98,14 +100,21 @@ class LatentDecoder:
         """Normalized latents [1, C, T, H, W] that follow those before -> uint8 [F, h, w, 3]."""
         if isinstance(self.vae, VideoVAE):
             raw = self.vae.statistics.denormalize(latents)
-            pieces = [self.vae.frames(piece.to(self.vae.dtype), self.state) for piece in raw.split(1, 2)]
-            return frames_to_uint8(torch.cat(pieces, 2).clamp(-1, 1)).cpu()
+            pieces = (self.vae.frames(piece.to(self.vae.dtype), self.state) for piece in raw.split(1, 2))
+            return torch.cat([frames_to_uint8(piece.clamp(-1, 1)).cpu() for piece in pieces])
         z = latents if self.first else torch.cat([self.waiting, latents], 2)
         frames = self.vae(self.vae.statistics.denormalize(z).to(self.vae.dtype), self.first)
         factor = self.vae.config.temporal_factor
         frames = frames[:, :, 0 if self.first else factor : None if last else -factor]
         self.waiting, self.first = z[:, :, -2:], False
         return frames_to_uint8(frames).cpu()
+
+    def activations(self, window: int, height: int, width: int, device: torch.device) -> int:
+        """The most bytes while a window of so many latent frames is decoded. height, width: latent pixels."""
+        config, count = self.vae.config, window + 1  # at most so many of context more than are carried
+        if isinstance(config, TurboVAEConfig):  # all at once, and not in windows of its own
+            config = replace(config, first_chunk_size=count, step_size=count)
+        return decoding_activations(config, (1, config.latent_channels, count, height, width), self.vae.dtype, device)
 
 
 class Live:
@@ -120,11 +129,20 @@ class Live:
         self.parts, self.pass_, self.conditions, self.stills = parts, pass_, conditions, stills
         self.carried, self.seed = carried, request.seeds[0]
         self.audio_length = AUDIO_PER_FRAME * pass_.window - 1  # audio latents that a window hears
-        self.dit: MagiHumanDiT = stages.load_network(parts, pass_, conditions, self.audio_length)
+        # First what stays beside the network, which is planned into the memory that is left.
         self.audio_vae: AudioVAE = parts.load(load_audio_vae, parts.open("audio_vae"))
         self.context = encoder_context(self.audio_vae.config)[0]
         self.decoder = LatentDecoder(stages.load_decoder(parts))
+        self.dit: MagiHumanDiT = stages.load_network(parts, pass_, conditions, self.audio_length, self._reserve())
         self.last: tuple[Tensor, Tensor] | None = None  # the carried video, and its audio
+
+    def _reserve(self) -> int:
+        """Bytes that are needed while the network is loaded, but does not run: to hear a window, or to decode it."""
+        vae, pass_ = self.audio_vae, self.pass_
+        samples = (self.context + self.audio_length + AHEAD) * vae.hop
+        width, height = (side // self.decoder.vae.config.spatial_factor for side in pass_.size)
+        return max(encoding_activations(vae.config, (1, 2, samples), torch.float32, self.parts.device.type),
+                   self.decoder.activations(pass_.window, height, width, self.parts.device))
 
     def windows(self, chunks: Iterable[Tensor], rate: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(frames uint8 [F, h, w, 3], their sound [2, F * rate / 25]) of each window, as soon as its sound is there.

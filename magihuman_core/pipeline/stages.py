@@ -4,7 +4,7 @@ part is gone with the function's last line."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,9 +76,11 @@ def encode_texts(parts: Parts, segments: Sequence[Segment], negative: str | None
                        compute_dtype=compute_dtype, device=parts.device)
     log_plan(plan, free)
     encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"), dtype=dtype,
-                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks)
-    return Conditions(segments, [encoder.encode(segment.prompt) for segment in segments],
-                      None if negative is None else encoder.encode(negative))
+                         compute_dtype=compute_dtype, resident_layers=plan.resident_blocks,
+                         stream_from=parts.stream_from or "file")  # each layer comes in once: main memory gains nothing
+    prompts = [segment.prompt for segment in segments]
+    texts = encoder.encode_many(prompts if negative is None else [*prompts, negative])
+    return Conditions(segments, texts[: len(prompts)], None if negative is None else texts[-1])
 
 
 def encode_keyframes(parts: Parts, keyframes: Sequence[Keyframe], sizes: Sequence[Size]) -> dict[Size, list[Tensor]]:
@@ -222,13 +224,11 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     while True:
         try:
             position = 0
-            for window in vae.decode_windows(latent.to(parts.device), tile=tile):
-                for part in window.split(WINDOW, dim=2):
-                    frames = frames_to_uint8(part).cpu()
-                    position += len(frames)
-                    if position > done:
-                        yield frames[max(0, len(frames) - (position - done)) :]
-                        done = position
+            for frames in _decoded_bytes(vae, latent.to(parts.device), tile):
+                position += len(frames)
+                if position > done:
+                    yield frames[max(0, len(frames) - (position - done)) :]
+                    done = position
             return
         except (RuntimeError, MemoryError) as error:
             if smaller is None or not is_out_of_memory(error):
@@ -240,6 +240,13 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
         tile, smaller = smaller, None
 
 
+def _decoded_bytes(vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+    """uint8 frames in main memory. A function of its own: what is on the device goes with it where it fails."""
+    for window in vae.decode_windows(latent, tile=tile):
+        for part in window.split(WINDOW, dim=2):
+            yield frames_to_uint8(part).cpu()
+
+
 def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
     """The Turbo VAE where there is one, else the slower Wan2.2 VAE."""
     dtype = parts.vae_dtype()
@@ -248,8 +255,11 @@ def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
     return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
 
 
-def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int) -> MagiHumanDiT:
-    """Load a network, once the log has said what it will need. tokens: audio latents that it sees at once."""
+def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int, reserve: int = 0) -> MagiHumanDiT:
+    """Load a network, once the log has said what it will need.
+
+    tokens: audio latents that it sees at once. reserve: bytes of what is free that other parts will need beside it.
+    """
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
@@ -261,6 +271,7 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int)
     options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
     free = free_memory(parts.device)
     if free is not None:
+        free -= reserve
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
     if parts.resident_blocks is None:
         plan = plan_blocks(replace(config, **overrides), free, **options)

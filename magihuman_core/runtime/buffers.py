@@ -80,7 +80,9 @@ class PinnedMemory(mmap):
         discard_error(device)
 
     def __del__(self) -> None:
-        if self.pinned is not None:
+        if self.pinned is None:
+            return
+        with suppress(Exception):  # as Python ends, CUDA or torch itself may be gone already, and the lock with it
             device, address = self.pinned
             torch.cuda.synchronize(device)  # a copy may still be under way
             torch.cuda.cudart().cudaHostUnregister(address)

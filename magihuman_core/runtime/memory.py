@@ -28,15 +28,14 @@ from ..sizes import (
     TEXT_TOKENS,
     audio_length,
     byte_size,
-    decoded_frames,
     latent_frames,
 )
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
 from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAEConfig
-from ..vae.tiling import OVERLAP
+from ..vae.tiling import OVERLAP, tile_count
 from ..vae.turbo import TurboVAEConfig
-from ..vae.video import VideoVAEConfig
+from ..vae.video import TILED_LENGTH, VideoVAEConfig
 from .build import Config, on_meta, one_of_each_kind
 from .dry_run import dry_run
 from .streaming import choose_streamed, streamed_sizes
@@ -221,12 +220,27 @@ def _tiled(config: TurboVAEConfig | VideoVAEConfig, latent: tuple[int, ...], dty
         window = min(length, max(config.first_chunk_size, config.step_size))
         held, piece = float(window * (1 + several)), window * (not several)
     else:
-        held, piece = decoded_frames(length) / config.temporal_factor, 1  # the whole clip, and a latent frame's
+        # As many frames as a tile is decoded at once for, the caller's of before, and a latent frame's.
+        several = length > TILED_LENGTH
+        held, piece = min(length, TILED_LENGTH) * (1 + several), 1
     # The latent is there whole, too, and once more denormalized.
     beside = frame * piece * prod(inner) + 8 * config.latent_channels * length * (prod(sides) - prod(inner))
     if device == "cpu":
         beside += round(frame * held) * prod(sides)
+        if isinstance(config, VideoVAEConfig) and several:  # what the layers remember of each other tile
+            tiles = prod(tile_count(side, tile) for side in sides)
+            beside += (tiles - 1) * _remembered(config, tuple(inner), dtype)
     return _video(config, (length, *inner), dtype, device, None) + beside
+
+
+@lru_cache(maxsize=32)
+def _remembered(config: VideoVAEConfig, size: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes that the decoder's layers keep of a tile [h, w] between two latent frames."""
+    state: dict[torch.nn.Module, torch.Tensor] = {}
+    latent = torch.empty(1, config.latent_channels, 1, *size, dtype=dtype, device="meta")
+    with torch.inference_mode(False), torch.no_grad():
+        on_meta(config, dtype).frames(latent, state)
+    return sum(past.nbytes for past in state.values())
 
 
 @lru_cache(maxsize=32)

@@ -9,7 +9,7 @@ Module names are those of the official checkpoint: encoder.layers.0.self_attn.q_
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -135,20 +135,32 @@ class T5GemmaEncoder(nn.Module):
         self.norm = Norm(config, dtype, device)
 
     def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        config = self.config
+        return self.forward_many([ids], dtype)[0]
+
+    def forward_many(self, texts: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """`forward` of several texts, each layer on all of them, so that its weights are brought in once for all."""
+        states = [self._embed(ids, dtype) for ids in texts]
+        tables = [self._tables(x) for x in states]
+        for index, layer in enumerate(self.layers):
+            slides = self.config.slides(index)
+            for number, (cos, sin, window) in enumerate(tables):
+                states[number] = layer(states[number], cos, sin, window if slides else None)
+        return [self.norm(x) for x in states]
+
+    def _embed(self, ids: Tensor, dtype: torch.dtype | None) -> Tensor:
         x = self.embed_tokens(ids)
         x = x if dtype is None else x.to(dtype)
         # The factor is rounded to the dtype (59.75 in bf16 for 3584), as it was when the model was trained.
-        x = x * torch.tensor(config.hidden_size**0.5, dtype=x.dtype, device=x.device)
-        n = ids.shape[1]
-        cos, sin = rotary_table(n, config.head_dim, config.rope_theta, x)
+        return x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype, device=x.device)
+
+    def _tables(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """cos and sin of the rotary positions, and the mask [n, n] of sliding windows where the text is longer."""
+        config, n = self.config, x.shape[1]
         window = None
         if n > config.sliding_window:
             position = torch.arange(n, device=x.device)
-            window = (position[:, None] - position).abs() < config.sliding_window       # [n, n]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, window if config.slides(index) else None)
-        return self.norm(x)
+            window = (position[:, None] - position).abs() < config.sliding_window
+        return *rotary_table(n, config.head_dim, config.rope_theta, x), window
 
 
 class TextEncoder(nn.Module):
@@ -165,10 +177,15 @@ class TextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Token ids [1, n] (integers) -> last hidden state [1, n, hidden], in dtype (None: compute_dtype)."""
-        if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
-            raise InputError(f"ids must be integers of shape [1, n] with n > 0, got {ids.dtype} of shape "
-                             f"{list(ids.shape)}.")
-        return self.encoder(ids, dtype or self.compute_dtype)
+        return self.forward_many([ids], dtype)[0]
+
+    def forward_many(self, texts: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+        """`forward` of several texts, bit by bit the same, with each layer's weights brought in once."""
+        for ids in texts:
+            if ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+                raise InputError(f"ids must be integers of shape [1, n] with n > 0, got {ids.dtype} of shape "
+                                 f"{list(ids.shape)}.")
+        return self.encoder.forward_many(texts, dtype or self.compute_dtype)
 
     def tokenize(self, text: str) -> Tensor:
         """A prompt's token ids [1, n], uncut. No BOS or EOS, whatever the tokenizer's template says.
@@ -192,9 +209,13 @@ class TextEncoder(nn.Module):
 
     def encode(self, text: str) -> Tensor:
         """A prompt -> [1, n, hidden] fp32, n <= 640 tokens; what is cut off is named in a warning."""
-        ids = self.tokenize(text)
-        hidden = self(ids.to(self.encoder.norm.weight.device))
-        return self.finish(hidden, ids)
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[Tensor]:
+        """`encode` of several prompts, with each layer's weights brought in once."""
+        tokens = [self.tokenize(text) for text in texts]
+        hidden = self.forward_many([ids.to(self.encoder.norm.weight.device) for ids in tokens])
+        return [self.finish(states, ids) for states, ids in zip(hidden, tokens, strict=True)]
 
     def finish(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """What the transformer was trained on: rounded through fp16, cut at 640 tokens, fp32."""

@@ -17,6 +17,8 @@ def joined_frames(pieces: Iterable[Tensor], length: int, device: torch.device | 
     """
     frames, position = torch.empty(0), 0
     for piece in pieces:
+        if piece.shape[2] == length:  # all at once
+            return piece.to(device or piece.device)
         if position == 0:
             frames = piece.new_empty(*piece.shape[:2], length, *piece.shape[3:], device=device)
         frames[:, :, position : position + piece.shape[2]] = piece
@@ -24,11 +26,22 @@ def joined_frames(pieces: Iterable[Tensor], length: int, device: torch.device | 
     return frames
 
 
-def decode_in_tiles(decode: Callable[[Tensor], Iterable[Tensor]], z: Tensor, tile: int, overlap: int,
+def home_of(z: Tensor) -> torch.device:
+    """Where more tiles than one are put together: main memory."""
+    return z.device if z.is_meta else torch.device("cpu")
+
+
+def tile_count(size: int, tile: int, overlap: int = OVERLAP) -> int:
+    """Tiles along one axis."""
+    return 1 + max(0, -(-(size - tile) // (tile - overlap)))
+
+
+def decode_in_tiles(decode: Callable[[Tensor, tuple[int, int]], Iterable[Tensor]], z: Tensor, tile: int, overlap: int,
                     scale: int) -> Tensor:
     """Decode z tile by tile, and average neighbours with weights that fall linearly across their overlap.
 
-    decode: [B, C, T, h, w] -> pieces [B, c, f, scale*h, scale*w], one after another in time. tile and overlap are in
+    decode: [B, C, T, h, w] and its first row and column -> pieces [B, c, f, scale*h, scale*w], one after another in
+    time. tile and overlap are in
     latent pixels, along both axes. Gives what decode(z) would, joined, up to what lies beyond a tile's edge; with a
     tile that covers the image, exactly that. More tiles are put together in main memory, where the result is: only
     one piece of one tile is on z's device at a time. Raises InputError unless 0 <= overlap < tile.
@@ -38,15 +51,15 @@ def decode_in_tiles(decode: Callable[[Tensor], Iterable[Tensor]], z: Tensor, til
                          " Choose an overlap of at least 0 and less than the tile.")
     height, width = z.shape[-2:]
     if height <= tile and width <= tile:
-        pieces = list(decode(z))
+        pieces = list(decode(z, (0, 0)))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
-    home = z.device if z.is_meta else torch.device("cpu")
+    home = home_of(z)
     out = torch.empty(0)
     for top, rows in _spans(height, tile, overlap, scale):
         for left, columns in _spans(width, tile, overlap, scale):
             part = z[..., top : top + tile, left : left + tile]
             weight = torch.outer(rows, columns).to(z.device)
-            weighted: Iterable[Tensor] = ((piece * weight).to(home) for piece in decode(part))
+            weighted: Iterable[Tensor] = ((piece * weight).to(home) for piece in decode(part, (top, left)))
             if not out.numel():  # only the first tile tells how many frames there are
                 weighted = pieces = list(weighted)
                 length = sum(piece.shape[2] for piece in pieces)

@@ -264,7 +264,7 @@ class TurboVAE(nn.Module):
 
     def _decode_window(self, z: Tensor, first_chunk: bool, surplus: tuple[int, int], tile: int | None,
                        overlap: int) -> Tensor:
-        def decode(part: Tensor) -> Iterator[Tensor]:
+        def decode(part: Tensor, _: tuple[int, int] = (0, 0)) -> Iterator[Tensor]:
             yield self.decoder(part.to(self.dtype), first_chunk, surplus).to(z.dtype)
 
         if tile is None:

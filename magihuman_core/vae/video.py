@@ -17,8 +17,10 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import channels_to_pixels, pixels_to_channels
-from .tiling import OVERLAP, decode_in_tiles, joined_frames
+from .tiling import OVERLAP, decode_in_tiles, home_of, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
+
+TILED_LENGTH = 64  # latent frames of a tile that are decoded before the next tile is: about 10 s
 
 
 @dataclass(frozen=True)
@@ -178,23 +180,36 @@ class VideoVAE(nn.Module):
         Raises InputError when z has another shape.
         """
         self.check_latent(z)
-        if tile is None:
-            windows = self.decode_windows(z, normalized=normalized)
-            return joined_frames(windows, 1 + self.config.temporal_factor * (z.shape[2] - 1), output_device)
-        frames = decode_in_tiles(lambda part: self.decode_windows(part, normalized=normalized), z, tile, overlap,
-                                 self.config.spatial_factor)
-        return frames if output_device is None else frames.to(output_device)
+        windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
+        return joined_frames(windows, 1 + self.config.temporal_factor * (z.shape[2] - 1), output_device)
 
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = OVERLAP) -> Iterator[Tensor]:
-        """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time; with a tile all at once."""
+        """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time; with a tile TILED_LENGTH.
+
+        A tile is decoded for so long before the next one is, since what its layers remember has to wait in main
+        memory meanwhile, and is larger than the frames of a short clip.
+        """
         self.check_latent(z)
-        if tile is not None:
-            yield self.decode(z, normalized=normalized, tile=tile, overlap=overlap)
-            return
         if normalized:
             z = self.statistics.denormalize(z)
-        state: State = {}
+        if tile is None:
+            yield from self._pieces(z, {})
+            return
+        waiting: dict[tuple[int, int], dict[nn.Module, Tensor]] = {}
+        parts = z.split(TILED_LENGTH, dim=2)
+        for number, part in enumerate(parts, 1):
+
+            def decode(x: Tensor, corner: tuple[int, int], last: bool = number == len(parts)) -> Iterator[Tensor]:
+                state = {layer: past.to(x.device) for layer, past in waiting.pop(corner, {}).items()}
+                yield from self._pieces(x, state)
+                if not last:
+                    waiting[corner] = {layer: past.to(home_of(x)) for layer, past in state.items()}
+
+            yield decode_in_tiles(decode, part, tile, overlap, self.config.spatial_factor)
+
+    def _pieces(self, z: Tensor, state: State) -> Iterator[Tensor]:
+        """The frames of raw latents that follow those that state is of."""
         for piece in z.split(1, dim=2):
             yield self.frames(piece.to(self.dtype), state).clamp(-1, 1).to(z.dtype)
 

@@ -1,6 +1,7 @@
 """What devices tell, and memory that a device copies from."""
 
 import gc
+import sys
 from types import SimpleNamespace
 
 import psutil
@@ -115,6 +116,20 @@ def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkey
     assert runtime.pinned == {}
     if answer == 0:
         assert waited == [address]  # pinned still, while a copy may be under way
+
+
+def test_memory_that_outlives_cuda_ends_without_a_word(monkeypatch, recwarn):
+    """At the end of Python modules are emptied while buffers are still there."""
+    runtime = Runtime(0)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    buffer = host_memory(4096, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    unraised = []
+    monkeypatch.setattr(sys, "unraisablehook", unraised.append)
+    assert len(runtime.pinned) == 1
+    del buffer
+    gc.collect()
+    assert unraised == []
 
 
 def test_main_memory_for_other_devices_is_torchs_own():

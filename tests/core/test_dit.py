@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, load_dit
+from magihuman_core.model.dit import add, join
 from magihuman_core.weights.dit_keys import official_state_dict, split_official
 from magihuman_core.weights.fused import fused_parts
 from magihuman_core.weights.open import open_checkpoint
@@ -209,6 +210,33 @@ def test_batches_and_pieces_change_nothing():
         dit.piece = 5
         for a, b in zip(dit(*clip), whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_are_let_go_where_what_takes_the_pieces_fails():
+    """The branch waits at a piece when the sum fails; the error, which holds its frame, may be kept by anybody."""
+    held = []
+
+    def branch():
+        held.append(True)
+        try:
+            for start in range(0, 8, 4):
+                yield slice(start, start + 4), torch.zeros(1, 4, 3)
+        finally:
+            held.clear()
+
+    def parts(pieces):
+        for span, piece in pieces:
+            yield span, (piece, piece if span.start == 0 else None)  # the second piece cannot be written
+
+    with torch.no_grad(), pytest.raises(RuntimeError) as kept:
+        pieces = branch()
+        add(torch.zeros(1, 8, 2), pieces)
+    assert kept.value.__traceback__ and held == []
+    with torch.no_grad(), pytest.raises(TypeError):
+        pieces = parts(branch())
+        join(pieces, 8)
+    with pytest.raises(StopIteration):
+        next(pieces)  # it is closed
 
 
 def test_gradients_reach_every_weight():

@@ -1,11 +1,13 @@
 """A face for a voice that is still being spoken: windows in the order of their sound, through real pipes."""
 
+import errno
 import io
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+from threading import Thread
 
 import av
 import numpy as np
@@ -17,11 +19,14 @@ import magihuman_core as mh
 from magihuman_core.cli import main
 from magihuman_core.cli.live import Chunks
 from magihuman_core.media.live_file import LiveFile
-from magihuman_core.pipeline.live import AudioBuffer
+from magihuman_core.model.config import DiTConfig
+from magihuman_core.pipeline import stages
+from magihuman_core.pipeline.live import AudioBuffer, LatentDecoder
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
 
 from .golden import names
 from .test_cli import PROMPT, start
+from .test_video_vae_memory import peak_of
 
 SMALL = {"width": 64, "height": 32, "steps": 1, "window": 0.5, "overlap": 0.16}  # 4 latent frames, 1 carried
 
@@ -73,6 +78,34 @@ def test_each_window_goes_on_from_the_one_before(pipeline):
     streams = [list(pipeline.stream([torch.cat([head, tone(0.7)])], rate=16000, prompt=PROMPT, seed=3, **SMALL))
                for head in (tone(0.6), tone(0.6) * 0)]
     assert not torch.equal(streams[0][-1][0], streams[1][-1][0])
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_the_network_leaves_room_for_what_runs_beside_it(turbo, random_models, tmp_path, monkeypatch):
+    """The VAEs are there when free memory is looked at, and as much is left as decoding a window was seen to take."""
+    for path in random_models.iterdir():
+        if turbo or path.name != "turbo_vae":
+            (tmp_path / path.name).symlink_to(path)
+    loaded, planned = [], []
+
+    def load_decoder(parts, load=stages.load_decoder):
+        loaded.append(load(parts))
+        return loaded[-1]
+
+    def plan_blocks(config, free, plan=stages.plan_blocks, **options):
+        if isinstance(config, DiTConfig):
+            planned.append((free, len(loaded)))
+        return plan(config, free, **options)
+
+    monkeypatch.setattr(stages, "load_decoder", load_decoder)
+    monkeypatch.setattr(stages, "plan_blocks", plan_blocks)
+    monkeypatch.setattr(stages, "free_memory", lambda device: 10**9)
+    large = {**SMALL, "width": 128, "height": 96, "window": 0.9}
+    next(MagiHumanPipeline.from_folder(tmp_path, device="cpu").stream([tone(1)], rate=16000, prompt=PROMPT, **large))
+    [(free, decoders)] = planned
+    z = torch.zeros(1, 48, 6, 6, 8)
+    used = peak_of(lambda z: [LatentDecoder(loaded[0]).decode(z, True)], z)
+    assert decoders == 1 and 0.9 * used < 10**9 - free < 2.5 * used
 
 
 def test_memory_of_sound_does_not_grow():
@@ -127,6 +160,23 @@ def test_what_was_written_so_far_is_a_whole_video(container):
         assert sum(frame.samples for frame in film.decode(audio=0)) >= 3 * 16000
 
 
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+@pytest.mark.parametrize(("number", "kind"), [(errno.EINVAL, BrokenPipeError), (errno.EPIPE, BrokenPipeError),
+                                              (errno.ENOSPC, OSError)])
+def test_a_reader_that_is_gone(container, number, kind):
+    """On Windows a closed pipe gives EINVAL. A full disk is no such thing, and stays an error."""
+    class Closing(io.BytesIO):
+        def write(self, data):
+            if self.tell() > 2000:
+                raise OSError(number, os.strerror(number))
+            return super().write(data)
+
+    with pytest.raises(OSError) as found, LiveFile(Closing(), 64, 32, 16000, container) as file:
+        for _ in range(50):
+            file.write(torch.randint(255, (25, 32, 64, 3), dtype=torch.uint8), tone(1.0).expand(2, -1))
+    assert type(found.value) is kind
+
+
 ARGUMENTS = ["--width", "64", "--height", "32", "--steps", "1", "--window", "0.5", "--overlap", "0.16", "--device",
              "cpu"]
 
@@ -166,6 +216,40 @@ def test_a_growing_wav_in_stereo():
     read = torch.cat(list(chunks), 1)
     assert chunks.rate == 24000 and read.shape == (2, 24000)
     torch.testing.assert_close(read / 32768, sound, atol=1e-4, rtol=0)
+
+
+def test_an_error_while_sound_is_read_is_raised_where_it_is_taken():
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= 12800:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    found = []
+
+    def take():
+        try:
+            found.extend(Chunks(Broken(bytes(99_999)), 16000, 1, fill=False))
+        except OSError as error:
+            found.append(error)
+
+    thread = Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert sum(chunk.shape[1] for chunk in found[:-1]) == 6406 and found[-1].errno == 5
+
+
+@pytest.mark.parametrize("cut", [16, 30, 40])
+def test_a_wav_that_is_cut_off_ends_the_process(cut, random_models, tmp_path):
+    """Not only the command: no thread is left that the process would wait for."""
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros(2400), 24000, subtype="PCM_16", format="WAV")
+    path = tmp_path / "cut.wav"
+    path.write_bytes(wav.getvalue()[:cut])
+    process = live(random_models, "--audio", str(path))
+    assert process.wait(30) == 2
+    assert b"The WAV ends within its header" in process.stderr.read()
 
 
 def test_silence_is_filled_in_where_no_sound_comes():

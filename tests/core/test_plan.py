@@ -107,6 +107,21 @@ def test_tiles_need_what_is_said(config, tile):
     assert on_card <= on_cpu - clip
 
 
+def test_tiles_of_long_clips_need_no_more_for_every_second(monkeypatch):
+    """Frames of a few latent frames, and what the layers remember of each tile, against a dry run of all."""
+    for module in ("vae.video", "runtime.memory"):
+        monkeypatch.setattr(f"magihuman_core.{module}.TILED_LENGTH", 2)
+    vae = on_meta(VIDEO, torch.float32)
+
+    def needed(length):
+        latent = (1, 48, length, 11, 14)
+        measured = dry_run(lambda: [None for _ in vae.decode_windows(torch.empty(latent, device="meta"), tile=11)])
+        assert 0.97 < decoding_activations(VIDEO, latent, torch.float32, "cpu", 11) / measured < 1.1
+        return measured
+
+    assert needed(12) - needed(8) <= 4 * 2 * 4 * 48 * 11 * 14  # the latents themselves, and denormalized
+
+
 def test_a_smaller_tile_after_one_that_was_too_large():
     assert smaller_tile(None, 1920, 1088, 16) == 60 and smaller_tile(60, 1920, 1088, 16) == 30
     assert smaller_tile(18, 1920, 1088, 16) == 16 and smaller_tile(None, 448, 256, 16) == 16

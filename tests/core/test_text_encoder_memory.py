@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from magihuman_core import InputError, load_text_encoder
-from magihuman_core.runtime.streaming import streamer_of
+from magihuman_core.runtime.streaming import BlockStreamer, streamer_of
 
 from .golden import TEXT_CONFIG, small_model
 
@@ -27,6 +27,24 @@ def test_streamed_layers_give_the_same_bits(layers, stream_from, tmp_path):
     assert (streamer is None) == (not absent)
     if streamer:
         streamer.close()
+
+
+def test_a_layer_comes_in_once_for_all_prompts(tmp_path, monkeypatch):
+    path, tensors = tmp_path / "encoder.safetensors", small_model("text_encoder")
+    for key in [key for key in tensors if ".layers." in key]:  # as there are two buffers, two layers would both stay
+        tensors[key.replace(".layers.0.", ".layers.2.").replace(".layers.1.", ".layers.3.")] = tensors[key].clone()
+    save_file(tensors, path)
+    config = {**TEXT_CONFIG, "layer_types": 2 * TEXT_CONFIG["layer_types"]}
+    encoder = load_text_encoder(path, config=config, dtype=torch.bfloat16, resident_layers=0)
+    texts = [torch.arange(1, n)[None] for n in (9, 4, 30)]  # the last is longer than a sliding window
+    assert encoder.config.sliding_window < 29
+    begun, begin = [], BlockStreamer._begin
+    monkeypatch.setattr(BlockStreamer, "_begin", lambda self, index: begun.append(index) or begin(self, index))
+    with torch.inference_mode():
+        together = encoder.forward_many(texts)
+        assert begun == [0, 1, 2, 3, 0]  # the first one again, for a pass to come
+        for ids, hidden in zip(texts, together, strict=True):
+            assert torch.equal(hidden, encoder(ids))
 
 
 def test_a_file_as_it_is_stored_streams_as_it_is_stored(tmp_path):

@@ -106,6 +106,16 @@ def test_tiles_blend_into_the_whole_image(tiny):
     torch.testing.assert_close(tiny.decode(z, tile=5, overlap=2), tiny.decode(z), atol=0, rtol=0)
 
 
+@torch.inference_mode()
+def test_tiles_of_a_long_clip_come_in_parts_with_the_same_numbers(tiny, monkeypatch):
+    z = random(1, 48, 7, 5, 6)
+    [whole] = tiny.decode_windows(z, tile=4, overlap=2)
+    monkeypatch.setattr("magihuman_core.vae.video.TILED_LENGTH", 3)
+    parts = list(tiny.decode_windows(z, tile=4, overlap=2))
+    assert [part.shape[2] for part in parts] == [9, 12, 4]
+    assert torch.equal(torch.cat(parts, 2), whole) and torch.equal(tiny.decode(z, tile=4, overlap=2), whole)
+
+
 def test_gradients_reach_the_input_and_every_weight(tiny):
     vae = load_small("video_vae", dtype=torch.float32).requires_grad_(True)
     video = random(1, 3, 9, 16, 16).requires_grad_(True)
