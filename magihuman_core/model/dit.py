@@ -35,6 +35,7 @@ Pieces = Generator[tuple[slice, Tensor], None, None]  # tokens of the sequence, 
 # CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
 PIECE = 4096
 CPU_PIECE = 256
+CPU_FUSED_PIECE = 2048  # where elementwise work is compiled, what is between the products never leaves the cache anyway
 
 
 class GatedAttention(nn.Module):
@@ -228,6 +229,8 @@ class MagiHumanDiT(nn.Module):
     operations: where layers come from; `torch.nn`, or a namespace like ComfyUI's.
     """
 
+    elementwise: Elementwise = EAGER
+
     def __init__(self, config: DiTConfig, *, operations: Operations = nn, dtype: torch.dtype = torch.float32,
                  device: torch.device | str | None = None, compute_dtype: torch.dtype | None = None):
         super().__init__()
@@ -251,7 +254,8 @@ class MagiHumanDiT(nn.Module):
         """
         bands = self.adapter.rope.bands
         device = device or bands.device
-        piece = self.piece or (CPU_PIECE if device.type == "cpu" else PIECE)
+        on_cpu = CPU_PIECE if self.elementwise is EAGER else CPU_FUSED_PIECE
+        piece = self.piece or (on_cpu if device.type == "cpu" else PIECE)
         # Tables made in inference mode cannot be used where gradients are wanted, so they are kept apart.
         key = (sizes, piece, device, torch.is_inference_mode_enabled())
         if key not in self._layouts:
