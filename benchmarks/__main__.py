@@ -93,7 +93,7 @@ def page(quick: bool) -> str:
     rows = [f"| {what} | {theirs:.2f} s | {ours:.2f} s | {ours / theirs:.2f} |" for what, theirs, ours in compared]
     return "\n\n".join([
         "# Performance",
-        "Written by `python -m benchmarks --write`. What was measured here, what is estimated and what others "
+        "`python -m benchmarks --write` writes this page. What was measured here, what is estimated and what others "
         "published are kept apart. **Nothing of ours was measured on a GPU**; who has one can: "
         "`python -m benchmarks.card` takes at most 12 minutes, needs no download, and writes a report that can be "
         "pasted into an issue.",

@@ -35,7 +35,14 @@ Pieces = Generator[tuple[slice, Tensor], None, None]  # tokens of the sequence, 
 # CPU a piece that stays in its cache is also the fastest (benchmarks/network.py).
 PIECE = 4096
 CPU_PIECE = 256
-CPU_FUSED_PIECE = 2048  # where elementwise work is compiled, what is between the products never leaves the cache anyway
+CPU_FUSED_PIECE = 2048  # where elementwise work is compiled: measured (docs/performance.md)
+
+
+def tokens_at_once(device: str, fused: bool) -> int:
+    """How many tokens pass through a linear layer at once on a kind of device, such as "cpu"."""
+    if device != "cpu":
+        return PIECE
+    return CPU_FUSED_PIECE if fused else CPU_PIECE
 
 
 class GatedAttention(nn.Module):
@@ -254,8 +261,7 @@ class MagiHumanDiT(nn.Module):
         """
         bands = self.adapter.rope.bands
         device = device or bands.device
-        on_cpu = CPU_PIECE if self.elementwise is EAGER else CPU_FUSED_PIECE
-        piece = self.piece or (on_cpu if device.type == "cpu" else PIECE)
+        piece = self.piece or tokens_at_once(device.type, self.elementwise is not EAGER)
         # Tables made in inference mode cannot be used where gradients are wanted, so they are kept apart.
         key = (sizes, piece, device, torch.is_inference_mode_enabled())
         if key not in self._layouts:

@@ -19,7 +19,7 @@ import torch
 
 from ..errors import InputError
 from ..model.config import PATCH, DiTConfig
-from ..model.dit import CPU_PIECE, PIECE, MagiHumanDiT
+from ..model.dit import MagiHumanDiT, tokens_at_once
 from ..recipes import BASE
 from ..sizes import (
     FPS,
@@ -180,7 +180,7 @@ def network_activations(config: DiTConfig, latent: tuple[int, int, int], audio: 
     small, _ = one_of_each_kind(config)
     dit = on_meta(small, dtype, compute_dtype)
     if dit.piece is None:
-        dit.piece = CPU_PIECE if device == "cpu" else PIECE
+        dit.piece = tokens_at_once(device, fused=False)
     shapes = (1, config.video_channels, *latent), (1, config.audio_channels, audio), (1, text, config.text_channels)
 
     def run() -> None:
