@@ -13,7 +13,7 @@ class MagiHumanWindows(io.ComfyNode):
             display_name="MagiHuman Windows",
             category="MagiHuman/sampling",
             description="Makes clips of any length: the model sees overlapping windows, which are blended in every "
-                        "step. Face, voice and lip sync hold, and memory is that of one window.",
+                        "step. The overlap carries face and voice on, and memory is that of one window.",
             search_aliases=["long video", "context windows", "any length", "minutes", "infinite", "magihuman"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load MagiHuman Model, or from a LoRA loader. Works with "
