@@ -56,13 +56,10 @@ def generate(arguments: argparse.Namespace) -> int:
     seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
     if arguments.audio_only:
         return _draft(arguments, seeds)
-    outs = [_numbered(Path(arguments.out), seed) if arguments.seeds else Path(arguments.out) for seed in seeds]
+    outs = _for_seeds(arguments.out, arguments, seeds)
     for out in outs:
         check_output(out, inputs_of(arguments))
-    latents = None
-    if arguments.save_latents is not None:
-        file = Path(arguments.save_latents)
-        latents = [_numbered(file, seed) if arguments.seeds else file for seed in seeds]
+    latents = None if arguments.save_latents is None else _for_seeds(arguments.save_latents, arguments, seeds)
     options = making_options(arguments)
     if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
         raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
@@ -84,35 +81,42 @@ def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:
     from ..media.audio_file import write_wav
     from ..media.mp4 import check_output
 
-    for name in ("image", "audio", "clip", "upscale"):
+    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents"):
         if getattr(arguments, name):
-            raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{name}.")
-    outs = [_numbered(Path(arguments.out), seed) if arguments.seeds else Path(arguments.out) for seed in seeds]
+            option = "from" if name == "clip" else name.replace("_", "-")
+            raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")
+    outs = _for_seeds(arguments.out, arguments, seeds)
     for out in outs:
         check_output(out, inputs_of(arguments), suffix=".wav", what="sound")
     options = making_options(arguments)
     for name in ("width", "height", "upscale", "sr_steps"):
         del options[name]
-    pipeline = make_pipeline(arguments)
+    pipeline, prompt = make_pipeline(arguments), read_prompt(arguments)
     with overall() as progress:
         for out, seed in zip(outs, seeds, strict=True):
-            waveform, rate = pipeline.generate_audio(read_prompt(arguments), seconds=arguments.seconds, seed=seed,
+            waveform, rate = pipeline.generate_audio(prompt, seconds=arguments.seconds, seed=seed,
                                                      progress=progress, **options)
             write_wav(out, waveform, rate)
             progress.said(f"{out}: {waveform.shape[1] / rate:.2f} s of sound")
     return 0
 
 
-def _numbered(out: Path, seed: int) -> Path:
-    return out.with_name(f"{out.stem}_{seed}{out.suffix}")
+def _for_seeds(name: str, arguments: argparse.Namespace, seeds: list[int]) -> list[Path]:
+    """A file for each seed; the name as it is where one seed was asked for."""
+    path = Path(name)
+    return [path.with_name(f"{path.stem}_{seed}{path.suffix}") if arguments.seeds else path for seed in seeds]
 
 
 def _keyframe(text: str) -> tuple[float | str, str]:
-    when, equals, file = text.partition("=")
+    when, _, file = text.partition("=")
+    seconds: float | str = when
     try:
-        return ("last" if when == "last" else float(when)), file if equals and file else _fail()
+        seconds = when if when == "last" else float(when)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SECONDS=FILE or last=FILE") from None
+        file = ""
+    if not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form SECONDS=FILE or last=FILE")
+    return seconds, file
 
 
 def _seeds(text: str) -> list[int]:
@@ -126,7 +130,3 @@ def _seeds(text: str) -> list[int]:
     if not 0 < len(set(seeds)) == len(seeds) <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds such as 1,2,3 or 1-8")
     return seeds
-
-
-def _fail() -> str:
-    raise ValueError

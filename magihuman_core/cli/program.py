@@ -129,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return code
     except KeyboardInterrupt:
         # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
-        print("\nmagihuman: interrupted; nothing was written.", file=sys.stderr)
+        print("\nmagihuman: interrupted; no file is left half-written.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -135,6 +135,6 @@ def _prompt(facts: str | None) -> str | None:
     """The prompt that a clip of ours carries."""
     try:
         prompt = json.loads(facts or "null")["prompt"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return prompt if isinstance(prompt, str) else None

@@ -376,7 +376,7 @@ def test_interrupted_in_the_middle(random_models, tmp_path, number, code):
     assert "Traceback" not in said
     assert names(tmp_path) == []
     if number == signal.SIGINT:
-        assert said.splitlines()[-1] == "magihuman: interrupted; nothing was written."
+        assert said.splitlines()[-1] == "magihuman: interrupted; no file is left half-written."
 
 
 def test_full_disk(generate, tmp_path):
