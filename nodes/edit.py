@@ -1,7 +1,5 @@
 """Nodes that say what of a clip is made anew, and which pictures it passes through."""
 
-from dataclasses import replace
-
 import torch
 from comfy_api.latest import io
 
@@ -10,10 +8,10 @@ from ..magihuman_core.media.mask import check_mask, crop_mask, ellipse_mask
 from ..magihuman_core.media.mask import soft_edge as edge_of
 from ..magihuman_core.sampling.regenerate import (
     all_kept,
+    keep_outside,
     keep_still,
     latent_region,
     open_frames,
-    open_region,
     retake_times,
     seen_share,
     shown_frames,
@@ -74,9 +72,8 @@ class MagiHumanRegenerate(io.ComfyNode):
             found = mask.reshape(-1, *mask.shape[-2:]).float().amax(0).cpu()
             check_mask(found)
             fitted = crop_mask(found, width, height)
-            region = open_region(kept, latent_region(fitted)).video_mask
-            opened = replace(opened, video_mask=opened.video_mask.minimum(region))
-            where = edge_of(fitted, soft_edge or min(width, height) // 32)
+            opened = keep_outside(opened, latent_region(fitted))
+            where = edge_of(fitted, soft_edge or None)
         seen = where[None] * (part != SOUND)
         if not whole:
             seen = seen_share(torch.arange(count), *shown_frames(first, last), count)[:, None, None] * seen

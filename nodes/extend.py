@@ -82,13 +82,13 @@ class MagiHumanExtend(io.ComfyNode):
             heard = carried[1][:1, :, first : first + kept]
         if driving is not None:
             length = heard.shape[2]
-        start = joint_latent(empty(width, height, length))
+        made = empty(width, height, length)
+        start = joint_latent(made)
         old = frames_latent(vae, images[-kept:], start.video) if carried is None else carried[0][:1, :, -overlap:]
         clip = frozen.keep_start(start, old, heard)
         if driving is not None:
             clip = frozen.keep_audio(clip, heard)
-        result = with_streams(empty(width, height, length), clip)
-        return io.NodeOutput(result, kept, sound)
+        return io.NodeOutput(with_streams(made, clip), kept, sound)
 
 
 NODES = [MagiHumanExtend]

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 NAMES = {
     "text encoder": "reading the prompt", "reference picture": "reading the picture",
     "driving sound": "reading the voice", "picture of the clip": "reading the clip",
-    "sound of the clip": "reading the clip", "distilled network": "picture and sound", "base network": "picture and sound",
+    "sound of the clip": "reading the clip",
+    "distilled network": "picture and sound", "base network": "picture and sound",
     "sr_540p network": "enlarging", "sr_1080p network": "enlarging", "sound decoder": "writing the sound",
     "picture decoder": "writing the picture"}
 THOUSAND = 1000

@@ -80,7 +80,7 @@ def _config(recipe: Recipe):
 
 def _clip(wish: Wish, recipe: Recipe) -> dict[str, Any]:
     width, height = wish.size(recipe)
-    guided = recipe.guidance is not None and not recipe.super_resolution
+    guided = recipe.guidance is not None
     return {"width": width, "height": height, "seconds": SECONDS, "dtype": torch.int8, "guided": guided}
 
 

@@ -43,11 +43,12 @@ def crop_mask(mask: Tensor, width: int, height: int) -> Tensor:
     return torch.from_numpy(np.array(crop_and_resize(image, width, height), dtype=np.float32) / 255)
 
 
-def soft_edge(mask: Tensor, edge: int) -> Tensor:
+def soft_edge(mask: Tensor, edge: int | None = None) -> Tensor:
     """A mask [height, width] (0..1) that rises from 0 at its own border to 1 over `edge` pixels inward; fp32.
 
-    Nothing outside the mask is touched.
+    edge: None: a 32nd of the shorter side. Nothing outside the mask is touched.
     """
+    edge = min(mask.shape) // 32 if edge is None else edge
     inside = (mask > 0.5).float()
     if edge < 1:
         return inside

@@ -18,9 +18,9 @@ from ..media.waveform import FADE, OUTPUT_RATE, replaced, resample
 from ..sampling.frozen import JointLatent, all_generated, continued_length, keep_audio, keep_start
 from ..sampling.regenerate import (
     all_kept,
+    keep_outside,
     latent_region,
     open_frames,
-    open_region,
     seen_share,
     shown_frames,
 )
@@ -67,9 +67,7 @@ class Regeneration(Making):
             first, last = self.times or (int(self.keep_first), latent.video.shape[2] - 1)
             opened = open_frames(latent, first, last, video=self.video, audio=self.new_audio)
             if self.region is not None:
-                region = latent_region(crop_mask(self.region, *size))
-                opened = JointLatent(opened.video, opened.audio, open_region(latent, region).video_mask.minimum(
-                    opened.video_mask), opened.audio_mask)
+                opened = keep_outside(opened, latent_region(crop_mask(self.region, *size)))
             result[size] = self.with_stills(opened, stills[size])
         return result
 
@@ -122,8 +120,7 @@ class Regeneration(Making):
 
     def _share(self, size: Size):
         """How much of the new picture is seen: within the region up to its soft edge, and within the times."""
-        edge = min(size) // 32 if self.edge is None else self.edge
-        where = torch.ones(1, 1) if self.region is None else soft_edge(crop_mask(self.region, *size), edge)
+        where = torch.ones(1, 1) if self.region is None else soft_edge(crop_mask(self.region, *size), self.edge)
         start, end = (0, self.source.count) if self.times is None else shown_frames(*self.times)
 
         def share(first: int, last: int) -> Tensor:

@@ -25,7 +25,7 @@ from ..runtime.devices import release_memory
 from ..sampling.frozen import JointLatent
 from ..sampling.regenerate import retake_times
 from ..sampling.windows import shared_frames
-from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames
+from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames, fit_area
 from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask
@@ -257,7 +257,7 @@ class MagiHumanPipeline:
             raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
                              "heard in it.")
         self.parts.models.require("video_vae", "reading a clip")
-        fitted = source.fitted_size(DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area)
+        fitted = fit_area(*source.size, DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area, source.name)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
@@ -334,7 +334,7 @@ class MagiHumanPipeline:
                 yield piece
         finally:
             pieces.close()
-            self._release()
+            release_memory(self.parts.device)
             log.info("picture decoder: %.1f s", time.perf_counter() - started)
 
     def _stage(self, name: str, stage: Callable[Concatenate[Parts, P], Result], *args: P.args,
@@ -345,7 +345,7 @@ class MagiHumanPipeline:
         if self.watcher is not None:
             self.watcher.begin(name)
         result = stage(self.parts, *args, **kwargs)
-        self._release()
+        release_memory(self.parts.device)
         log.info("%s: %.1f s", name, time.perf_counter() - started)
         return result
 
@@ -354,10 +354,6 @@ class MagiHumanPipeline:
         self.watcher = progress if isinstance(progress, Watcher) else None
         if self.watcher is not None:
             self.watcher.plan(planned)
-
-    def _release(self) -> None:
-        """Give memory of a part that is gone back to the device."""
-        release_memory(self.parts.device)
 
 
 def check_text(conditions: stages.Conditions) -> None:

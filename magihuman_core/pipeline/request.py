@@ -275,23 +275,17 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
 
 
 def check_parts(parts: Parts, request: Request) -> None:
-    """Raise InputError for options that no part can be run with, CheckpointError unless all parts are there."""
+    """Raise InputError for options that no part can be run with, CheckpointError for files that are something else."""
     check_memory_options(parts)
     for file, strength in parts.loras:
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
     for pass_ in request.passes:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
-    parts.models.require("text_encoder", "reading the prompt")
-    parts.models.require("audio_vae", "sound")
     demo.check_same_model(parts.models, request.first.recipe.role)
     if request.upscaling is not None and any(len(segment.prompt.split()) < 2 for segment in request.segments):
         raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
                          "one.")
-    if request.keyframes:
-        parts.models.require("video_vae", "a reference picture (--image)")
-    if "turbo_vae" not in parts.models:
-        parts.models.require("video_vae", "decoding the picture")
 
 
 def check_memory_options(parts: Parts) -> None:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..media.frames import Frames
 from ..media.video_file import open_video
 from ..media.waveform import OUTPUT_RATE, resample
-from ..sizes import FPS, fit_area
+from ..sizes import FPS
 from .clip import Clip
 from .request import Size
 
@@ -31,13 +31,8 @@ class Source:
     count: int  # frames
     frames: Callable[[int, int], Frames]  # of a width and a height
     waveform: Tensor  # [2, samples] at 44.1 kHz; silence where the clip has no audio
-    silent: bool
     prompt: str | None
     latents: tuple[Tensor, Tensor] | None = None  # normalized, of exactly these frames
-
-    def fitted_size(self, area: int) -> Size:
-        """The clip's own size in multiples of 32 pixels, or where that is larger than an area, one of its aspect."""
-        return fit_area(*self.size, area, self.name)
 
 
 def open_source(clip: str | Path | Clip) -> Source:
@@ -61,8 +56,7 @@ def _source(name: str, size: Size, count: int, frames: Callable[[int, int], Fram
     if count < 2:
         raise InputError(f"{name}: has one frame only. Use it as a picture, with --image.")
     samples = count * OUTPUT_RATE // FPS
-    silent = waveform is None
     if waveform is None:
         log.warning("%s: has no sound; silence is taken for it.", name)
         waveform = torch.zeros(2, samples)
-    return Source(name, size, count, frames, F.pad(waveform, (0, samples - waveform.shape[1])), silent, prompt, latents)
+    return Source(name, size, count, frames, F.pad(waveform, (0, samples - waveform.shape[1])), prompt, latents)

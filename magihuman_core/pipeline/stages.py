@@ -278,8 +278,8 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
     else:
         plan = estimate(replace(config, **overrides), resident_blocks=parts.resident_blocks, **options)
     log_plan(plan, free)
-    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps,
-                resident_blocks=plan.resident_blocks, **clip)
+    log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, streamed=plan.streamed,
+                **clip)
     dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
                      resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
                      **overrides)

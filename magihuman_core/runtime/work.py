@@ -37,7 +37,6 @@ from ..vae.audio import SAMPLE_RATE, AudioVAEConfig
 from ..vae.video import VideoVAEConfig
 from .build import Config, on_meta, one_of_each_kind
 from .cards import Card, this_card
-from .streaming import choose_streamed, streamed_sizes
 
 MATRIX, ATTENTION, CONVOLUTION, ELEMENTWISE = "matrix", "attention", "convolution", "elementwise"
 KEPT = "kept"  # elementwise work that fusing does not remove: residual additions, decoding of 8-bit weights
@@ -268,19 +267,15 @@ def _flops(func, args, out: Tensor) -> int:
     return 2 * (x if transposed else out).numel() * weight.numel() // weight.shape[0]
 
 
-def log_seconds(config: DiTConfig, *, device: str | torch.device, steps: int, resident_blocks: int | None = None,
-                **options) -> None:
+def log_seconds(config: DiTConfig, *, device: str | torch.device, steps: int, streamed: int = 0, **options) -> None:
     """Log how long sampling will take on this card, where its rates are known and somebody reads the log.
 
-    resident_blocks: as for load_dit; options: as for work.
+    streamed: bytes that come in at each step; options: as for work.
     """
     card = this_card(device) if log.isEnabledFor(logging.INFO) else None
     if card is None:
         return
-    step = work(config, **options).seconds(card)
-    if resident_blocks is not None:
-        blocks = on_meta(config, options.get("dtype", torch.bfloat16)).blocks
-        step = max(step, streamed_sizes(blocks, choose_streamed(blocks, resident_blocks))[0] / card.link)
+    step = max(work(config, **options).seconds(card), streamed / card.link)
     log.info("About %s for each of %d steps on this card (%s): estimated, never measured.", duration(step), steps,
              card.name)
 

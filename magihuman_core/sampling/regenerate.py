@@ -24,10 +24,10 @@ def all_kept(video: Tensor, audio: Tensor) -> JointLatent:
     return JointLatent(video, audio, torch.zeros_like(video[:, :1]), torch.zeros_like(audio[:, :1]))
 
 
-def open_region(latent: JointLatent, region: Tensor) -> JointLatent:
-    """Generate the video within a region. region: bool or 0..1 [H, W], True or above 0 where it is made anew."""
-    opened = (region.to(latent.video_mask) > 0).to(latent.video_mask)
-    return replace(latent, video_mask=torch.maximum(latent.video_mask, opened.expand_as(latent.video_mask)))
+def keep_outside(latent: JointLatent, region: Tensor) -> JointLatent:
+    """Keep the video outside of a region. region: bool or 0..1 [H, W], True or above 0 where it may be made anew."""
+    inside = (region.to(latent.video_mask) > 0).to(latent.video_mask)
+    return replace(latent, video_mask=latent.video_mask.minimum(inside))
 
 
 def open_frames(latent: JointLatent, first: int, last: int, *, video: bool = True, audio: bool = True) -> JointLatent:
@@ -52,7 +52,7 @@ def keep_still(latent: JointLatent, index: int, still: Tensor) -> JointLatent:
 
 def shown_frames(first: int, last: int) -> tuple[int, int]:
     """The frames (and audio latents) from, and up to (exclusive), in which some latent frames are shown."""
-    return max(0, 4 * first - 3), decoded_frames(last + 1)
+    return max(0, decoded_frames(first)), decoded_frames(last + 1)
 
 
 def seen_share(frames: Tensor, start: int, end: int, count: int) -> Tensor:

@@ -70,7 +70,7 @@ def _json_line(line: str, name: str, number: int) -> Segment:
     try:
         fields = json.loads(line)
         return Segment(fields["seconds"], str(fields["prompt"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{name}: line {number} is not of the form {{\"seconds\": 4, \"prompt\": \"...\"}}. "
                          "Correct it.") from None
 

@@ -190,6 +190,7 @@ def test_cards_are_known_by_the_names_that_drivers_give(device, name):
 
 def test_the_log_says_how_long_it_takes_where_the_card_is_known(caplog, monkeypatch):
     card = find_card("NVIDIA GeForce RTX 3060")
+    weights = sum(p.nbytes for p in on_meta(SMALL, torch.bfloat16).blocks.parameters() if p.dim() == 2)
     with caplog.at_level(logging.INFO):
         log_seconds(SMALL, device="cpu", steps=8, **CLIP)
         assert not caplog.records
@@ -197,10 +198,9 @@ def test_the_log_says_how_long_it_takes_where_the_card_is_known(caplog, monkeypa
         log_seconds(SMALL, device="cuda", steps=8, **CLIP)
         slow = replace(card, peak_link=1e6)  # so slow that bringing in the weights takes longer than computing
         monkeypatch.setattr(work_module, "this_card", lambda device: slow)
-        log_seconds(SMALL, device="cuda", steps=8, resident_blocks=0, **CLIP)
+        log_seconds(SMALL, device="cuda", steps=8, streamed=weights, **CLIP)
     expected = duration(work(SMALL, **CLIP).seconds(card))
     assert caplog.messages[0].startswith(f"About {expected} for each of 8 steps on this card (RTX 3060): estimated")
-    weights = sum(p.nbytes for p in on_meta(SMALL, torch.bfloat16).blocks.parameters() if p.dim() == 2)
     assert caplog.messages[1].startswith(f"About {duration(weights / slow.link)} for each")
 
 
