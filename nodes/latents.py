@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.recipes import BASE, upscaled_size
 from ..magihuman_core.sampling import frozen
+from ..magihuman_core.sampling.regenerate import keep_still
 from ..magihuman_core.sampling.super_resolution import upsample
 from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, audio_length, floor_size
 from .adapter.media import audio_latent, fit_length, image_latent, stereo
@@ -73,7 +74,7 @@ class MagiHumanReferenceImage(io.ComfyNode):
     @classmethod
     def execute(cls, vae, image, latent) -> io.NodeOutput:
         start = joint_latent(latent)
-        return io.NodeOutput(with_streams(latent, frozen.keep_image(start, image_latent(vae, image, start.video))))
+        return io.NodeOutput(with_streams(latent, keep_still(start, 0, image_latent(vae, image, start.video))))
 
 
 class MagiHumanDrivingAudio(io.ComfyNode):
@@ -158,7 +159,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         if image is not None:
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
-            start = frozen.keep_image(start, image_latent(vae, image, large))
+            start = keep_still(start, 0, image_latent(vae, image, large))
         return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from magihuman_core import flow_sigmas, sample_unipc
-from magihuman_core.sampling.frozen import empty_latent, keep_audio, keep_image, keep_start
+from magihuman_core.sampling.frozen import empty_latent, keep_audio, keep_start
+from magihuman_core.sampling.regenerate import keep_still
 from magihuman_core.sizes import audio_length
 from training import measure
 from training.canvas import View
@@ -123,7 +124,7 @@ def distilled_with_variety(job):
 def image(job):
     """A reference image: the first frame of the drawn clip."""
     images = [job.demo.vae.encode(from_pixels(clip.video[:1])) for clip in job.clips]
-    videos, waveforms = job.generate([keep_image(job.empty, image) for image in images])
+    videos, waveforms = job.generate([keep_still(job.empty, 0, image) for image in images])
     given = [to_pixels(job.demo.turbo.decode(image)) for image in images]
     kept = []
     for clip, video in zip(job.clips, videos, strict=True):

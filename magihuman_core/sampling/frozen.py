@@ -4,7 +4,7 @@ All of them are one mechanism: clean latents, and a mask that says what of them 
 reference image is latent frame 0; driving audio is the whole audio; to extend a clip, its last latents come first.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +60,6 @@ def all_generated(video: Tensor, audio: Tensor) -> JointLatent:
     return JointLatent(video, audio, torch.ones_like(video[:, :1]), torch.ones_like(audio[:, :1]))
 
 
-def keep_image(latent: JointLatent, image: Tensor) -> JointLatent:
-    """Make an image the first frame. image: its latent [1, C, 1, H, W]."""
-    return replace(latent, **_first_frames(latent, image))
-
-
 def keep_audio(latent: JointLatent, audio: Tensor) -> JointLatent:
     """Make audio the clip's own, and the video as long as it: latent frames are cut off, or empty ones follow.
 
@@ -82,17 +77,12 @@ def keep_start(latent: JointLatent, video: Tensor, audio: Tensor) -> JointLatent
     video: latent [1, C, t, H, W] of as many frames as `overlap_frames` says; audio: latent [1, a, n] of the same time,
     of which as many latents are kept as there are frames.
     """
-    count = min(decoded_frames(video.shape[2]), audio.shape[2])
+    frames, count = video.shape[2], min(decoded_frames(video.shape[2]), audio.shape[2])
+    new_video, video_mask = latent.video.clone(), latent.video_mask.clone()
+    new_video[:, :, :frames], video_mask[:, :, :frames] = video.to(new_video), 0
     new_audio, audio_mask = latent.audio.clone(), latent.audio_mask.clone()
     new_audio[:, :, :count], audio_mask[:, :, :count] = audio[:, :, :count].to(new_audio), 0
-    return replace(latent, **_first_frames(latent, video), audio=new_audio, audio_mask=audio_mask)
-
-
-def _first_frames(latent: JointLatent, frames: Tensor) -> dict[str, Tensor]:
-    """The video stream and its mask, with its first latent frames kept as they are given."""
-    video, mask = latent.video.clone(), latent.video_mask.clone()
-    video[:, :, : frames.shape[2]], mask[:, :, : frames.shape[2]] = frames.to(video), 0
-    return {"video": video, "video_mask": mask}
+    return JointLatent(new_video, new_audio, video_mask, audio_mask)
 
 
 def _resize_time(stream: Tensor, frames: int, fill: float) -> Tensor:

@@ -13,12 +13,12 @@ from magihuman_core.sampling.frozen import (
     apply_frozen,
     empty_latent,
     keep_audio,
-    keep_image,
     keep_start,
     last_samples,
     overlap_frames,
 )
 from magihuman_core.sampling.noise import start_noise, step_noise
+from magihuman_core.sampling.regenerate import keep_still
 from magihuman_core.sampling.super_resolution import prepare_super_resolution, zero_snr_table
 
 from .golden import DATA
@@ -206,7 +206,7 @@ def test_an_empty_latent_has_nothing_frozen():
 
 def test_a_reference_image_is_latent_frame_0():
     image = torch.randn(1, 3, 1, 4, 6)
-    latent = keep_image(clip_latent(), image)
+    latent = keep_still(clip_latent(), 0, image)
     assert torch.equal(latent.video[:, :, :1], image) and not latent.video[:, :, 1:].any()
     assert latent.video_mask.flatten(2).amax(1)[0, :: 4 * 6].tolist() == [0, 1, 1]
     assert latent.frozen_audio is None
@@ -215,7 +215,7 @@ def test_a_reference_image_is_latent_frame_0():
 @pytest.mark.parametrize(("length", "frames"), [(5, 2), (11, 3), (17, 5)])
 def test_driving_audio_gives_the_length(length, frames):
     image, audio = torch.randn(1, 3, 1, 4, 6), torch.randn(1, 2, length)
-    latent = keep_audio(keep_image(clip_latent(), image), audio)
+    latent = keep_audio(keep_still(clip_latent(), 0, image), audio)
     assert torch.equal(latent.audio, audio) and not latent.audio_mask.any()
     assert latent.video.shape == (1, 3, frames, 4, 6) and torch.equal(latent.video[:, :, :1], image)
     assert latent.video_mask[0, 0, :, 0, 0].tolist() == [0] + [1] * (frames - 1)
