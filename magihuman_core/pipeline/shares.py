@@ -25,19 +25,15 @@ class Watcher(Protocol):
         """A stage begins; it need not be one of those planned."""
 
 
-def planned(request: Request) -> list[tuple[str, float]]:
-    """The stages of a request, each with its share."""
-    stages = [("text encoder", float(SMALL))]
-    if request.keyframes:
-        stages.append(("reference picture", float(SMALL)))
-    if request.audio is not None:
-        stages.append(("driving sound", float(SMALL)))
+def planned(request: Request, encoded: Sequence[str], generates_audio: bool) -> list[tuple[str, float]]:
+    """The stages of a request, each with its share. encoded: the stages that encode what is given, in their order."""
+    stages = [(name, float(SMALL)) for name in ("text encoder", *encoded)]
     count = len(request.seeds)
     stages += [(pass_.name, count * _tokens(pass_, request.audio_length)) for pass_ in request.passes]
     width, height = request.passes[-1].size
     pixels = width * height * decoded_frames(latent_frames(request.audio_length))
     for _ in request.seeds:
-        if request.audio is None:
+        if generates_audio:
             stages.append(("sound decoder", float(SMALL)))
         stages.append(("picture decoder", pixels / PIXELS))
     return stages
