@@ -81,19 +81,19 @@ def notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
         yield "only the VAE inside this file is read"
 
 
-def find_problems(checkpoint: Checkpoint, found: Recognized, read_all: bool) -> Iterator[str]:
-    """What would go wrong in loading it, found without reading the large tensors."""
-    if found.kind in LOADERS:
-        try:
-            _load_dry(checkpoint, found)
-        except CheckpointError as error:
-            yield without_path(error, checkpoint.name)
-    if read_all or found.kind == "lora":  # which is small
-        yield from _damage(checkpoint)
+def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
+    """The module that a checkpoint loads to, without content; None of kinds that are not loaded by themselves.
+
+    Raises CheckpointError: what would go wrong in loading it, found without reading the large tensors.
+    """
+    if found.kind not in LOADERS:
+        return None
+    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
+    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 
-def _damage(checkpoint: Checkpoint) -> Iterator[str]:
-    """What is wrong with the values themselves."""
+def damage(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is wrong with the values themselves: this reads every tensor."""
     for key, entry in checkpoint.entries.items():
         try:
             if not is_finite(entry.read()):
@@ -102,17 +102,8 @@ def _damage(checkpoint: Checkpoint) -> Iterator[str]:
             yield without_path(error, checkpoint.name)
 
 
-def _load_dry(checkpoint: Checkpoint, found: Recognized) -> Any:
-    """The module that a checkpoint loads to, without content. Raises CheckpointError."""
-    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
-    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
-
-
-def estimates(checkpoint: Checkpoint, found: Recognized) -> Iterator[tuple[str, str]]:
-    """What it will need and compute on a GPU for a clip of the usual size, with labels."""
-    if found.kind not in LOADERS:
-        return
-    config = _load_dry(checkpoint, found).config
+def estimates(checkpoint: Checkpoint, found: Recognized, config: Any) -> Iterator[tuple[str, str]]:
+    """What a module with this configuration needs and computes on a GPU for a clip of the usual size, with labels."""
     recipe = RECIPES[found.role] if found.role else DISTILLED
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))

@@ -13,7 +13,7 @@ from ..recipes import RECIPES
 from ..sizes import byte_size
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
-from .diagnose import describe_lora, estimates, find_problems, notes, without_path
+from .diagnose import damage, describe_lora, estimates, load_dry, notes, without_path
 
 MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
@@ -115,11 +115,17 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
-    problems = list(find_problems(checkpoint, found, read_all))
+    module, problems = None, list[str]()
+    try:
+        module = load_dry(checkpoint, found)
+    except CheckpointError as error:
+        problems.append(without_path(error, checkpoint.name))
+    if read_all or found.kind == "lora":  # which is small
+        problems += damage(checkpoint)
     if found.kind == "lora":
-        lines += list(describe_lora(checkpoint, damaged=bool(problems)))
-    if not problems:
-        lines += list(estimates(checkpoint, found))
+        lines += describe_lora(checkpoint, damaged=bool(problems))
+    if module is not None and not problems:
+        lines += estimates(checkpoint, found, module.config)
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
