@@ -24,7 +24,7 @@ def make_clip(name: str, file: str, height: int, text: str, *, network: str = "d
     d = Drawing(name, text + IMAGE_NOTE if image else text, height)
     add_loaders(d, network, wan=image, upscaler=upscaler)
     if network == DEMO:
-        d.group("Prompt").add("text", "MagiHumanTextEncode", tall=420, clip="clip", prompt=DEMO_PROMPT, negative="")
+        d.group("Prompt").add("text", "MagiHumanTextEncode", tall=360, clip="clip", prompt=DEMO_PROMPT, negative="")
     else:
         add_prompt(d)
     if image:

@@ -15,12 +15,14 @@ NODES = json.loads((REPOSITORY / "tests/data/comfyui/object_info.json").read_tex
 COLUMNS = ((0, 340), (390, 440), (880, 320), (1250, 320), (1620, 320), (1990, 320))
 GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1309b")
 # Heights of nodes with a text, a picture or a player in them.
-HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 260, "MagiHumanSampler": 420, "SaveVideo": 420,
-           "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660,
-           "PreviewAudio": 160}
-
-
-GROWN = {"CreateVideo": 60}  # by how much newer versions of ComfyUI draw a node taller
+HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 200, "MagiHumanSampler": 420, "SaveVideo": 420,
+           "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660, "PreviewAudio": 160}
+# By how much nodes are drawn taller: in newer versions of ComfyUI, or with a footer where a file is missing (Nodes 2.0).
+GROWN = {"CreateVideo": 60, "MagiHumanTurboVAELoader": 30, "MagiHumanVideoVAELoader": 30, "MagiHumanAudioVAELoader": 30}
+NOTE_LEFT = -680
+# The part of a window of 1920x1080 that side bar and top bar leave, in pixels; and the largest zoom that a workflow
+# which is small opens with.
+WINDOW_LEFT, WINDOW_RIGHT, WINDOW_TOP, ZOOM = 82, 1900, 75, 0.8
 
 
 class Drawing:
@@ -31,7 +33,7 @@ class Drawing:
         self.name, self.nodes, self.links, self.groups, self.by_key = name, [], [], [], {}
         self.column, self.bottom = -1, 0
         self.note = {
-            "id": 1, "type": "MarkdownNote", "pos": [-680, 0], "size": [630, height], "flags": {}, "order": 0,
+            "id": 1, "type": "MarkdownNote", "pos": [NOTE_LEFT, 0], "size": [630, height], "flags": {}, "order": 0,
             "mode": 0, "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text],
             "color": "#222", "bgcolor": "#000",
         }
@@ -40,7 +42,7 @@ class Drawing:
     def group(self, title: str, *, below: bool = False) -> "Drawing":
         """Begin a group, in the next column or below the last group; what is added then belongs to it."""
         if below:
-            self.bottom += 60  # for its title
+            self.bottom += 80  # for its title
         else:
             self.column, self.bottom = self.column + 1, 0
         self.groups.append((title, []))
@@ -109,11 +111,15 @@ class Drawing:
         chosen = [value for node in self.nodes for value in node["widgets_values"]]
         if entries := [entry for name, (entry, _) in FILES.items() if name in chosen]:
             self.note["widgets_values"][0] += files_note(entries)
+        boxes = [_box(i, *group) for i, group in enumerate(self.groups)]
+        right = max(box["bounding"][0] + box["bounding"][2] for box in boxes)
+        scale = round(min(ZOOM, (WINDOW_RIGHT - WINDOW_LEFT) / (right - NOTE_LEFT)), 2)
+        offset = [round(WINDOW_LEFT / scale) - NOTE_LEFT, round(WINDOW_TOP / scale) - boxes[0]["bounding"][1]]
         workflow = {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"magihuman/{self.name}")), "revision": 0,
             "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-            "links": self.links, "groups": [_box(i, *group) for i, group in enumerate(self.groups)], "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [815, 200]}}, "version": 0.4,
+            "links": self.links, "groups": boxes, "config": {},
+            "extra": {"ds": {"scale": scale, "offset": offset}}, "version": 0.4,
         }
         text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
         (FOLDER / f"{self.name}.json").write_text(text, encoding="utf-8")
@@ -125,7 +131,8 @@ def _box(index: int, title: str, nodes: list[dict]) -> dict:
     right, bottom = (max(n["pos"][axis] + n["size"][axis] for n in nodes) for axis in (0, 1))
     return {
         "id": index + 1, "title": f"{index + 1}  {title}",
-        "bounding": [left - 20, top - 80, right - left + 40, bottom - top + 100],
+        "bounding": [left - 20, top - 80, right - left + 40,
+                     bottom - top + 120 + GROWN.get(nodes[-1]["type"], 0)],
         "color": GROUP_COLORS[index], "font_size": 24, "flags": {},
     }
 
