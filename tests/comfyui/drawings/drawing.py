@@ -17,7 +17,7 @@ GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1
 # Heights of nodes with a text, a picture or a player in them.
 HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 200, "MagiHumanSampler": 420, "SaveVideo": 420,
            "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660, "PreviewAudio": 160}
-# By how much nodes are drawn taller: in newer versions of ComfyUI, or with a footer where a file is missing (Nodes 2.0).
+# By how much nodes are drawn taller: in newer ComfyUI, or with a footer where a file is missing (Nodes 2.0).
 GROWN = {"CreateVideo": 60, "MagiHumanTurboVAELoader": 30, "MagiHumanVideoVAELoader": 30, "MagiHumanAudioVAELoader": 30}
 NOTE_LEFT = -680
 # The part of a window of 1920x1080 that side bar and top bar leave, in pixels; and the largest zoom that a workflow
