@@ -30,7 +30,8 @@ def device_name(device: torch.device) -> str:
     module = device_module(device)
     if device.type == "mps":
         return "this Mac's graphics (MPS), which shares main memory"
-    return module.get_device_name(device) if hasattr(module, "get_device_name") else f"the device {device.type}"
+    tell = getattr(module, "get_device_name", None)
+    return tell(device) if tell else f"the device {device.type}"
 
 
 def total_memory(device: torch.device) -> int | None:
@@ -38,9 +39,8 @@ def total_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     module = device_module(device)
-    if hasattr(module, "get_device_properties"):
-        return getattr(module.get_device_properties(device), "total_memory", None)
-    return None
+    tell = getattr(module, "get_device_properties", None)
+    return getattr(tell(device), "total_memory", None) if tell else None
 
 
 def holds(device: str | torch.device, dtype: torch.dtype) -> bool:
