@@ -89,7 +89,7 @@ def test_every_address_and_size_is_of_the_list(path):
     known = {entry.repository: [] for entry in downloads()}
     files = {file["url"].split("/resolve/main/")[1] for entry in downloads() for file in entry.files}
     for entry in downloads():
-        known[entry.repository].append(entry.path.rstrip("/"))
+        known[entry.repository].append(entry.path.rpartition("/")[0])
     for repository, folder, file in ADDRESS.findall(text):
         assert repository in known, repository
         assert not folder or folder in known[repository], folder
@@ -112,6 +112,39 @@ def test_folders_and_sizes_of_notes_are_those_of_the_list():
                     assert any(known.address == match[0] and f"`{known.folder}/`" in line and known.size in line
                                for known in downloads()), line
     assert rows > 30
+
+
+@pytest.mark.parametrize("language", ["ko", "zh", "ja"])
+def test_other_languages_say_the_same(language):
+    """Commands, names of files and folders, sizes, addresses and nodes of the short pages are those of README."""
+    text = (ROOT / f"docs/README.{language}.md").read_text(encoding="utf-8")
+    assert f"(docs/README.{language}.md)" in README.split("\n\n")[1]  # in its first lines
+    blocks = re.findall(r"```sh\n.*?```", text, re.DOTALL)
+    assert len(blocks) == 2 and all(block in README for block in blocks)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    names = re.findall(r"`([^`]+)`", prose)
+    assert len(names) > 20 and [name for name in names if f"`{name}`" not in README] == []
+    rows = [line for line in prose.splitlines() if ADDRESS.search(line)]
+    entries = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
+    assert f"{total_gb(entries)} GB" in prose and len(rows) == len(entries)
+    for row, entry in zip(rows, entries, strict=True):
+        assert f"({entry.address})" in row and f"| `{entry.folder}/` |" in row and f"{entry.gb:g} |" in row
+        assert entry.whole_folder or f"| `{entry.what}` |" in row
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]+)#?([\w-]*)\)", text):
+        assert (ROOT / "docs" / link).exists() and (not heading or f"(#{heading})" in README), (link, heading)
+    nodes = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
+    for node in ("MagiHumanTextEncoderLoader", "MagiHumanCheck", "MagiHumanPrompt"):
+        assert f"*{nodes[node]['display_name']}*" in re.sub(r"\n *", "", text), node
+    for fact in ("0.33", "RTX 30", "12 GB", "16 GB", "32 GB", "50 GB"):
+        assert fact in text and fact in README, fact
+
+
+def test_commands_for_folders_put_them_where_the_table_says():
+    commands = re.findall(r'^hf download (\S+) --include "(\S+/)\*" --local-dir ComfyUI/models/(\S+)$', README,
+                          re.MULTILINE)
+    wanted = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
+    assert sorted((repository, path, f"{folder}/{path}") for repository, path, folder in commands) == sorted(
+        (entry.repository, entry.path, f"{entry.folder}/") for entry in wanted if entry.whole_folder and not entry.take)
 
 
 def test_the_first_screen_tells_the_size_of_the_usual_download():
