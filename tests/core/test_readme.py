@@ -4,13 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.published import DECODING, STEPS
 from magihuman_core.loading.downloads import EIGHT_BITS, download, downloads, total_gb
+from magihuman_core.loading.fits import MAIN_MEMORY, SECONDS, TAKEN, WHOLE
 from magihuman_core.loading.wishes import parse_wish
-from magihuman_core.recipes import UPSCALERS, upscaled_size
+from magihuman_core.model.config import RELEASED
+from magihuman_core.recipes import BASE, DISTILLED, SR_540P, SR_1080P, UPSCALERS, upscaled_size
+from magihuman_core.runtime.plan import plan_blocks
 from magihuman_core.text.prompt import check_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +155,30 @@ def test_commands_for_folders_put_them_where_the_table_says():
 def test_the_first_screen_tells_the_size_of_the_usual_download():
     entries = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
     assert round(total_gb(entries), -1) == 50 and "50 GB of free disk" in README
+
+
+def test_figures_of_the_text_are_those_of_the_estimates():
+    def kept(recipe, gigabytes):
+        config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
+        return plan_blocks(config, (gigabytes << 30) - TAKEN, width=recipe.width, height=recipe.height, seconds=SECONDS)
+
+    # Main memory: that of the largest part twice, as it is read and as it is kept. Originals are kept in bf16.
+    small = max(entry.gb for entry in downloads() if entry.set == EIGHT_BITS)
+    assert 2 * small < 32 and 2 * kept(SR_1080P, 1000).weights < 64e9
+    assert "**Main memory:** 32 GB for files in 8 bits, 64 GB for the originals" in README and MAIN_MEMORY < 32e9
+    assert "**Originals on less than 40 GB**" in README and WHOLE == 40e9
+    for recipe in (DISTILLED, SR_540P, SR_1080P):
+        assert kept(recipe, 32).resident_blocks is not None and kept(recipe, 40).resident_blocks is None
+    assert "8 GB are tight, but by our estimate enough" in README and "| does not fit" not in README
+    assert f"{BASE.steps} steps instead of {DISTILLED.steps}" in README
+
+
+def test_what_the_makers_report_is_what_is_kept_of_it():
+    steps, decoding = STEPS["H100 80GB HBM3"], DECODING["H100 80GB HBM3"]
+    first = DISTILLED.steps * steps[DISTILLED.role]
+    sums = [first + (0 if recipe is DISTILLED else recipe.steps * steps[recipe.role]) + seconds
+            for recipe, seconds in zip((DISTILLED, SR_540P, SR_1080P), decoding.values(), strict=True)]
+    assert "on an H100: {:.0f} s for 448x256, {:.0f} s for 540p, {:.0f} s for 1080p".format(*sums) in README
 
 
 def test_the_prompt_is_complete():

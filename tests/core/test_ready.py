@@ -132,7 +132,7 @@ def test_demo_and_other_models_are_not_mixed(random_models):
         pipeline.generate("A woman says hello to the camera.", seconds=0.4, steps=1, width=64, height=32)
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Ends a clip before anything is computed."""
 
 
@@ -142,13 +142,13 @@ def test_most_of_the_demos_time_is_expected_where_it_goes():
             self.shares = dict(stages)
 
         def begin(self, stage):
-            raise Stop
+            raise StoppedError
 
         def __call__(self, stage, done, total):
             pass
 
     progress = Planned()
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         MagiHumanPipeline.from_folder("demo", device="cpu").generate(
             "A happy woman says: ma so", seconds=DEMO_SECONDS, upscale="540p", progress=progress)
     assert 0.6 < progress.shares["picture decoder"] / sum(progress.shares.values()) < 0.9
