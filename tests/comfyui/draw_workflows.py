@@ -35,7 +35,7 @@ def write_jpeg(source: Path, target: Path, most: int = 145_000, width: int = 160
 
 def main(screenshots: Path | None = None) -> None:
     for drawing in draw_all():
-        drawing.write()
+        (FOLDER / f"{drawing.name}.json").write_text(drawing.finished(), encoding="utf-8")
         if screenshots:
             write_jpeg(screenshots / f"{drawing.name}.png", FOLDER / f"{drawing.name}.jpg")
 

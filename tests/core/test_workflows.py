@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "example_workflows"
 sys.path.append(str(ROOT / "tests/comfyui"))
 
+from draw_workflows import draw_all  # noqa: E402
 from ui_graph import NOTES, inputs_of, sockets_of, widget_values  # noqa: E402
 
 RECORD = json.loads((ROOT / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))
@@ -29,6 +30,13 @@ DEMO = "built-in demo"
 
 def load(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_files_are_as_they_are_drawn():
+    drawn = {drawing.name: drawing.finished() for drawing in draw_all()}
+    assert sorted(drawn) == NAMES
+    for name, text in drawn.items():
+        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == text, "run tests/comfyui/draw_workflows.py"
 
 
 def problems(workflow: dict) -> list[str]:

@@ -67,16 +67,15 @@ def lip_sync(name: str, height: int, head: str, **more) -> Drawing:
 
 def upscale(target: str, size: str, cost: str) -> Drawing:
     return make_clip(f"picture_to_clip_{target}", target, 640, (
-        f"# Picture to clip in {target}\n\nFirst a clip of 448x256, then super-resolution to {size}: its latent is "
-        "enlarged, covered with a little noise, and finished in 5 steps by a second network. The sound stays as it "
+        f"# Picture to clip in {target}\n\nFirst a clip of 448x256, then a second network enlarges it to {size} in "
+        "5 steps. The sound stays as it "
         f"is.\n\n{cost} Only one of the two networks has to be in memory at a time.\n\n"), image=True, upscaler=target)
 
 
 def draw() -> list[Drawing]:
     return [
         make_clip("text_to_clip", "text", 540, (
-            "# Text to clip\n\nThe distilled model, 8 steps without guidance: a person speaks for 5 seconds, "
-            "448x256.\n\n"
+            "# Text to clip\n\nThe fast network (*distilled*) in 8 steps: a person speaks for 5 seconds, 448x256.\n\n"
             "The prompt wants three parts; *MagiHuman Prompt* puts them together. Write 150 to 200 words.\n\n")),
         make_clip("picture_to_clip", "picture", 580, (
             "# Picture to clip\n\nThe picture becomes the first frame and stays as it is.\n\n"), image=True),
@@ -92,9 +91,10 @@ def draw() -> list[Drawing]:
         upscale("1080p", "1920x1088",
                 "It is for large cards, or patience: most of the time and memory goes into this step."),
         make_clip("base_full_cfg", "base", 560, (
-            "# Base model with full guidance\n\nThe base model takes 32 steps with two evaluations each, about eight "
-            "times the work of the distilled one. Guidance is 5 for sound, 5 and later 2 for the picture; the negative "
-            "prompt (an advanced input of *MagiHuman Text Encode*) counts here.\n\n"), network="base"),
+            "# Base model with full guidance\n\nThe base network takes 32 steps. In each it runs twice: with the "
+            "prompt, and with the negative prompt (an advanced input of *MagiHuman Text Encode*), from which it keeps "
+            "away. That is about eight times the work of the fast network. *Guidance* says how far away: 5 for the "
+            "sound, 5 and later 2 for the picture.\n\n"), network="base"),
         make_clip("demo", "demo", 260, (
             "# Demo\n\nPress **Run**: nothing to download, a CPU is enough. A small model that comes with the nodes "
             "draws cartoon people who say syllables of a made-up language: 2 seconds, 128x128.\n\nIt knows only the "

@@ -107,7 +107,8 @@ class Drawing:
         found["links"].append(entry["link"])
         self.links.append([entry["link"], origin["id"], slot, node["id"], place, found["type"]])
 
-    def write(self) -> None:
+    def finished(self) -> str:
+        """The text of the file. Call it once: it completes the note."""
         chosen = [value for node in self.nodes for value in node["widgets_values"]]
         if entries := [entry for name, (entry, _) in FILES.items() if name in chosen]:
             self.note["widgets_values"][0] += files_note(entries)
@@ -121,8 +122,7 @@ class Drawing:
             "links": self.links, "groups": boxes, "config": {},
             "extra": {"ds": {"scale": scale, "offset": offset}}, "version": 0.4,
         }
-        text = json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
-        (FOLDER / f"{self.name}.json").write_text(text, encoding="utf-8")
+        return json.dumps(workflow, indent=1, ensure_ascii=False) + "\n"
 
 
 def _box(index: int, title: str, nodes: list[dict]) -> dict:

@@ -1,6 +1,6 @@
 """The files that workflows choose, and what their notes say of them."""
 
-from magihuman_core.loading.downloads import EIGHT_BITS, download, total_gb
+from magihuman_core.loading.downloads import EIGHT_BITS, ORIGINALS, download, total_gb
 
 DEMO = "built-in demo"
 NETWORKS = {"distill": "distilled", "base": "base", "540p_sr": "sr_540p", "1080p_sr": "sr_1080p"}
@@ -18,8 +18,8 @@ then press R.
 {rows}
 
 *Terms*: log in and accept the terms on that page first. *About*: counted, not read from the page.{unlisted} \
-*MagiHuman Check* names all that is missing. With the original files (some 160 GB, see README) choose them in the \
-loaders, and set *weight_dtype* to int8 on cards below 40 GB.
+*MagiHuman Check* names all that is missing. With the original files ({originals} GB, see README) choose them in the \
+loaders. On cards below 40 GB set *weight_dtype* there to int8, and to fp8_e4m3fn in the text encoder's.
 """
 UNLISTED = (" **ComfyUI's own list of missing models shows single files only. Not in it: {folders}**: fetch these "
             "yourself{text}.")
@@ -35,5 +35,6 @@ def files_note(entries) -> str:
     """What a note says of the files that a workflow needs."""
     folders = ", ".join(f"`{entry.choice}`" for entry in entries if not entry.files)
     text = ", and choose the text encoder's file in its loader" if CHOSEN["text_encoder"] in entries else ""
-    return FILES_NOTE.format(total=total_gb(entries), rows="\n".join(map(row, entries)),
+    originals = total_gb(download(entry.part, ORIGINALS) for entry in entries)
+    return FILES_NOTE.format(total=total_gb(entries), originals=originals, rows="\n".join(map(row, entries)),
                              unlisted=UNLISTED.format(folders=folders, text=text) if folders else "")

@@ -4,7 +4,7 @@ from .drawing import Drawing
 from .files import AUDIO, CHOSEN, DEMO, NETWORKS, TEXT, TURBO, WAN
 
 IMAGE_NOTE = ("*Load Image* names `picture.png`: choose your own picture with its button. Its middle is cropped to "
-              "the clip's aspect, and the prompt must describe the person in it.\n\n")
+              "the clip's shape, and the prompt must describe the person in it.\n\n")
 BODY = (
     "A young woman with short dark hair and a green wool coat sits at a wooden table in a bright kitchen, calm, "
     "awake and friendly, and speaks straight to the viewer. At first she looks down at a cup between her hands, her "
