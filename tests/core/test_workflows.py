@@ -39,6 +39,19 @@ def test_files_are_as_they_are_drawn():
         assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == text, "run tests/comfyui/draw_workflows.py"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_of_1920_pixels_shows_the_note_and_all_groups(name):
+    workflow = load(name)
+    scale, (across, down) = workflow["extra"]["ds"]["scale"], workflow["extra"]["ds"]["offset"]
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    boxes += [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    assert scale >= 0.6  # else a note is hard to read
+    assert min(scale * (x + across) for x, _, _, _ in boxes) > 70  # the side bar
+    assert max(scale * (x + across + width) for x, _, width, _ in boxes) < 1910
+    assert min(scale * (y + down) for _, y, _, _ in boxes) > 60  # the tabs
+    assert max(scale * (y + down + height) for _, y, _, height in boxes) < 1070
+
+
 def problems(workflow: dict) -> list[str]:
     """Everything that is wrong with a workflow, in words."""
     found = [] if workflow["version"] == 0.4 else ["version is not 0.4"]
