@@ -48,7 +48,7 @@ def test_a_window_of_1920_pixels_shows_the_note_and_all_groups(name):
     assert scale >= 0.6  # else a note is hard to read
     assert min(scale * (x + across) for x, _, _, _ in boxes) > 70  # the side bar
     assert max(scale * (x + across + width) for x, _, width, _ in boxes) < 1910
-    assert min(scale * (y + down) for _, y, _, _ in boxes) > 60  # the tabs
+    assert min(scale * (y + down) for _, y, _, _ in boxes) > 90  # tabs and Run bar
     assert max(scale * (y + down + height) for _, y, _, height in boxes) < 1070
 
 

@@ -20,9 +20,9 @@ HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 200, "MagiHumanSampler
 # By how much nodes are drawn taller: in newer ComfyUI, or with a footer where a file is missing (Nodes 2.0).
 GROWN = {"CreateVideo": 60, "MagiHumanTurboVAELoader": 30, "MagiHumanVideoVAELoader": 30, "MagiHumanAudioVAELoader": 30}
 NOTE_LEFT = -680
-# The part of a window of 1920x1080 that side bar and top bar leave, in pixels; and the largest zoom that a workflow
+# The part of a window of 1920x1080 that side bar and Run bar leave, in pixels; and the largest zoom that a workflow
 # which is small opens with.
-WINDOW_LEFT, WINDOW_RIGHT, WINDOW_TOP, ZOOM = 82, 1900, 75, 0.8
+WINDOW_LEFT, WINDOW_RIGHT, WINDOW_TOP, ZOOM = 82, 1900, 100, 0.8
 
 
 class Drawing:
