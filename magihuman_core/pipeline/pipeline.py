@@ -266,7 +266,7 @@ class MagiHumanPipeline:
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
         """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
-        self._watch(progress, planned(request, making.encoded, making.generates_audio))
+        self._watch(progress, planned(request, making.encoded, making.generates_audio, self.parts.models.is_demo))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             if request.upscaling is not None:
