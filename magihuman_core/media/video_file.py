@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,14 +19,18 @@ from ..errors import InputError
 from ..sizes import FPS
 from .audio_file import load_audio
 from .frames import Frames
-from .image import crop_and_resize
-from .readable import check_readable
+from .container import best_stream, decoded, open_media
+from .image import MAX_PIXELS, crop_and_resize
 
 if TYPE_CHECKING:
     import av
     from PIL import Image
 
 TOLERANCE = 0.002  # seconds that a frame may come late: containers round their clocks
+REMEDY = "Give an mp4, mov or webm file."
+HDR = (16, 18)  # ITU-T H.273: transfer by PQ and by HLG
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,41 +82,38 @@ class VideoFile:
         return F.pad(waveform, (late, 0)), rate
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        import av
-
-        with av.open(str(self.path)) as container:
-            yield from container.decode(container.streams.video[0])
+        with open_media(self.path, "video", REMEDY) as container:
+            yield from decoded(container, best_stream(container, "video"), self.path)
 
 
 def open_video(path: str | Path) -> VideoFile:
     """What a video is, from its packets; nothing is decoded but one frame. Raises InputError."""
-    import av
-
     path = Path(path)
-    check_readable(path, "video")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: has no picture. Give a video, such as an mp4 file.")
-            stream = container.streams.video[0]
-            prompt = _prompt(container.metadata.get("magihuman"))
-            packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-            shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
-            clock = stream.time_base or Fraction(1, FPS)
-            rate = stream.average_rate or FPS
-            audio_start = _start(container.streams.audio[0]) if container.streams.audio else None
-            video_start = _start(stream)
-        with av.open(str(path)) as container:
-            first = _upright(next(iter(container.decode(container.streams.video[0]))))
-    except InputError:
-        raise
-    except StopIteration:
-        raise InputError(f"{path}: holds no frame that can be decoded. Give another video.") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as a video ({reason}). Give an mp4, mov or webm file.") from None
+    with open_media(path, "video", REMEDY) as container:
+        stream = best_stream(container, "video")
+        if stream is None:
+            raise InputError(f"{path}: has no picture that can be decoded. Give a video, such as an mp4 file.")
+        context = stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise InputError(f"{path}: is {context.width}x{context.height} pixels, more than can be read. Give a "
+                             "smaller video.")
+        if context.color_trc in HDR:
+            log.warning("%s: is an HDR video, whose colors will look pale. Convert it to SDR first.", path)
+        prompt = _prompt(container.metadata.get("magihuman"))
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
+        clock = stream.time_base or Fraction(1, FPS)
+        rate = stream.average_rate or FPS
+        audio = best_stream(container, "audio")
+        audio_start = None if audio is None else _start(audio)
+        video_start = _start(stream)
     if not shown:  # a file without times
         raise InputError(f"{path}: does not say when its frames are shown. Convert it to mp4 first.")
+    with open_media(path, "video", REMEDY) as container:
+        frame = next(decoded(container, best_stream(container, "video"), path), None)
+        if frame is None:
+            raise InputError(f"{path}: holds no frame that can be decoded. Give another video.")
+        first = _upright(frame)
     times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
     last = float(shown[-1][1] * clock) or (float(np.median(np.diff(times))) if len(times) > 1 else float(1 / rate))
     return VideoFile(path, *first.size, times, float(times[-1]) + last,
