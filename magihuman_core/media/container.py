@@ -46,8 +46,8 @@ def open_media(path: Path, what: str, remedy: str, **options: str) -> Iterator[a
         raise
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        article = "an" if what[0] in "aeiou" else "a"
-        raise InputError(f"{path}: cannot be read as {article} {what} file ({reason}). {remedy}") from None
+        named = {"audio": "sound", "video": "a video", "image": "an image"}[what]
+        raise InputError(f"{path}: cannot be read as {named} ({reason}). {remedy}") from None
 
 
 def best_stream(container: av.container.InputContainer, kind: str) -> Any:

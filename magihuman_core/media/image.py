@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import InputError
+from ..sizes import shape_like
 from .container import open_media
 from .readable import check_readable
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000  # of an image; photographs have 12 to 50 million
 MAX_ASPECT = 50  # of an image's sides
 SHORTER = 3000  # pixels that the sides of a larger JPEG have at least, once it is decoded
+MUCH = 0.25  # of a picture that is cut away
 PLAIN_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,tiff_pipe,bmp_pipe,gif"  # FFmpeg's names
 _HEIC = "is a HEIC photograph, which cannot be read here. Export it as JPEG or PNG."
 
@@ -132,8 +134,8 @@ def _as_bytes(image: Image.Image, name: str) -> Image.Image:
     else:
         white = 65535.0
     if not 0 <= low <= high <= white * 1.001:  # also where one is not a number
-        raise InputError(f"{name}: holds values from {low:g} to {high:g}, expected {'0 to 1' if image.mode == 'F' else '0 or more'}. "
-                         "Save it with 8 bits a channel.")
+        raise InputError(f"{name}: holds values from {low:g} to {high:g}, expected 0 to {white:g}. Save it with 8 bits "
+                         "a channel.")
     # Down, as Pillow itself makes 8 bits of 16.
     return Image.fromarray((pixels * (255.999 / white)).clip(0, 255).astype(np.uint8))
 
@@ -164,6 +166,16 @@ def crop_box(width: int, height: int, target_width: int, target_height: int) -> 
         crop_width, crop_height = width, int(width / aspect)
     left, top = (width - crop_width) / 2, (height - crop_height) / 2
     return left, top, left + crop_width, top + crop_height
+
+
+def warn_of_cropping(size: tuple[int, int], target: tuple[int, int]) -> None:
+    """Say in the log where much of a picture is cut away, and which size would keep it. Both: width, height."""
+    left, top, right, bottom = crop_box(*size, *target)
+    lost = 1 - (right - left) * (bottom - top) / (size[0] * size[1])
+    better = shape_like(*size, target[0] * target[1])
+    if lost > MUCH and better != target:
+        log.warning("The picture is %dx%d: %.0f %% of it are cut away to fill %dx%d. A clip of %dx%d shows more.", *size,
+                    100 * lost, *target, *better)
 
 
 def crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -78,8 +78,8 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise InputError(f"{path}: the frames are {width}x{height}; H.264 takes even sizes only.")
-    # use_metadata_tags keeps names that mp4 does not know.
-    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
+    # use_metadata_tags keeps names that mp4 does not know; faststart puts the index first, so that pages play at once.
+    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
         container.metadata.update({key: str(value) for key, value in metadata.items()})
         video = add_video(container, width, height, fps)
         track = None if audio is None else AudioTrack(container, audio, sample_rate)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..media.frames import Frames
 from ..media.mask import Ellipse, check_mask, crop_mask, ellipse_mask, soft_edge
-from ..media.waveform import FADE, OUTPUT_RATE, replaced, resample
+from ..media.waveform import FADE, OUTPUT_RATE, replaced, resample_recording
 from ..sampling.frozen import JointLatent, all_generated, continued_length, keep_audio, keep_start
 from ..sampling.regenerate import (
     all_kept,
@@ -25,9 +25,9 @@ from ..sampling.regenerate import (
     shown_frames,
 )
 from ..sampling.windows import AUDIO_PER_FRAME
-from ..sizes import decoded_frames, latent_frames
+from ..sizes import covering_length, decoded_frames, latent_frames
 from . import stages
-from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels
+from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels, lengthened, whole_frames
 from .parts import Parts
 from .request import Size, Waveform, read_image
 from .source import Source
@@ -94,7 +94,7 @@ class Regeneration(Making):
 
     def _recording(self, audio: Waveform) -> Tensor:
         """A recording, as long as the clip: cut, or followed by silence."""
-        waveform = resample(*audio, OUTPUT_RATE)
+        waveform = resample_recording(*audio, OUTPUT_RATE)
         return F.pad(waveform, (0, self.source.count * SAMPLES_PER_FRAME - waveform.shape[1]))
 
     def _encoded(self, parts: Parts, run: RunStage, sizes: list[Size]) -> dict[Size, Tensor]:
@@ -148,7 +148,9 @@ class Extension(Making):
         overlap = latent_frames(kept)
         tail = source.waveform[:, -kept * SAMPLES_PER_FRAME :]
         if request.audio is not None:
-            tail = torch.cat([tail, resample(*request.audio, OUTPUT_RATE)], 1)
+            heard = whole_frames(request.audio)
+            length = covering_length(kept + heard.shape[1] // SAMPLES_PER_FRAME)
+            tail, _ = lengthened((torch.cat([tail, heard], 1), OUTPUT_RATE), length)
         audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
         if source.latents is not None and source.size in sizes:
             starts = {source.size: source.latents[0][:, :, -overlap:]}
@@ -165,8 +167,7 @@ class Extension(Making):
             starts.update(zip(rest, encoded, strict=True))
         if request.audio is None:
             length = continued_length(overlap, request.audio_length - 1)
-        else:
-            length = audio.shape[2]
+        audio = audio[:, :, :length]
         result = {}
         for size, start in starts.items():
             video = start.new_zeros(*start.shape[:2], latent_frames(length), *start.shape[3:])
@@ -178,7 +179,7 @@ class Extension(Making):
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
         kept, source = self.kept, self.source
         if self.request.audio is not None:
-            old, new = source.waveform, resample(*self.request.audio, OUTPUT_RATE)
+            old, new = source.waveform, whole_frames(self.request.audio)
         elif waveform is not None:
             start = kept * SAMPLES_PER_FRAME
             joined = torch.cat([source.waveform[:, : -start or None], waveform[:, :start]], 1)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TIP, InputError
 from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
-from ..media.image import load_image, to_rgb
-from ..media.waveform import to_stereo
+from ..media.image import load_image, to_rgb, warn_of_cropping
+from ..media.waveform import as_audio
 from ..recipes import (
     BASE,
     DEMO_SECONDS,
@@ -36,7 +38,17 @@ from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
 from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
 from ..sampling.windows import shared_frames, window_frames
-from ..sizes import FPS, audio_length, decoded_frames, floor_size, latent_frames, latent_of_frame
+from ..sizes import (
+    FPS,
+    audio_length,
+    covering_length,
+    decoded_frames,
+    floor_size,
+    frames_of,
+    latent_frames,
+    latent_of_frame,
+    shape_like,
+)
 from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
 from ..text.script import Segment, as_segments, check_length
 from ..vae.tiling import OVERLAP
@@ -134,19 +146,17 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     for seed in seeds:
         check_seed(seed)
     segments = as_segments(prompt)
-    size = floor_size(*size) if size is not None else (DEMO_SIDE, DEMO_SIDE) if parts.models.is_demo else (
-        BASE.width, BASE.height)
+    stills = [] if image is None else [Keyframe(0, read_image(image))]
+    size = floor_size(*size) if size is not None else usual_size(parts.models, stills)
     scripted = sum(segment.seconds for segment in segments)
     usual = DEMO_SECONDS if parts.models.is_demo else DEFAULT_SECONDS
     length = audio_length((scripted if math.isfinite(scripted) else usual) if seconds is None else seconds)
     if seconds is not None:
         check_length(segments, seconds, "the clip is to have")
-    stills = [] if image is None else [Keyframe(0, read_image(image))]
     driving = None if audio is None else read_audio(audio, seconds)
     if driving is not None:
-        spoken = driving[0].shape[1] / driving[1]
-        check_length(segments, spoken, "the recording has")
-        length = max(1, math.ceil(spoken * FPS))
+        check_length(segments, driving[0].shape[1] / driving[1], "the recording has")
+        length = covering_length(frames_of(*driving[0].shape[1:], driving[1]))
     stills += read_keyframes(keyframes or {}, loop, latent_frames(length), stills)
     upscaling = None
     if upscale is not None:
@@ -161,10 +171,20 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         log.warning("The %s network is used without guidance: the negative prompt is not read.", recipe.role)
         guidance = negative = None
     first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), denoise=denoise)
+    for still in stills:
+        warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
     say_tips(parts.models, request)
     return request
+
+
+def usual_size(models: ModelFolder, stills: Sequence[Keyframe]) -> Size:
+    """The size of a clip for which none was asked: the model's own, or with a first picture its area in that shape."""
+    if models.is_demo:
+        return DEMO_SIDE, DEMO_SIDE
+    first = next((still.image for still in stills if still.index == 0), None)
+    return (BASE.width, BASE.height) if first is None else shape_like(*first.size, BASE.area)
 
 
 def say_tips(models: ModelFolder, request: Request) -> None:
@@ -249,18 +269,25 @@ def read_image(image: Picture) -> Image.Image:
 
 
 def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
-    """A file, or (waveform [channels, samples], rate), as stereo and cut to seconds. Raises InputError."""
+    """A file, or (waveform [channels, samples], rate), as stereo; cut to seconds, or followed by silence up to these.
+
+    Whole numbers are taken by their dtype's range; see waveform.as_audio. Raises InputError.
+    """
     if isinstance(audio, (str, Path)):
         waveform, rate = load_audio(audio, seconds)
     else:
-        waveform, rate = audio
-        if waveform.ndim != 2 or 0 in waveform.shape or rate <= 0:
-            raise InputError(f"audio has shape {tuple(waveform.shape)} at {rate} samples/s, "
-                             "expected [channels, samples] and a rate.")
-        waveform = to_stereo(waveform.float())[:, : None if seconds is None else round(seconds * rate)]
+        try:
+            waveform, rate = audio
+        except (TypeError, ValueError):
+            raise InputError(f"audio is {type(audio).__name__}, expected a file, or (waveform [channels, samples], "
+                             "rate).") from None
+        waveform, rate = as_audio(torch.as_tensor(waveform), rate, "audio in memory")
     if waveform.shape[1] * FPS < rate:
         raise InputError(f"The audio lasts {waveform.shape[1] / rate:.3f} s, less than one frame (0.04 s). "
                          "Give a longer recording.")
+    if seconds is not None:
+        length = round(seconds * rate)
+        waveform = F.pad(waveform[:, :length], (0, max(0, length - waveform.shape[1])))
     return waveform, rate
 
 

@@ -228,6 +228,12 @@ def test_video_and_audio_of_a_file_are_equally_long(tmp_path, count, fps):
         assert np.corrcoef(audio[channel, :samples], wave[channel, :samples])[0, 1] > 0.99
 
 
+def test_the_index_stands_before_the_frames(tmp_path):
+    write_mp4(tmp_path / "a.mp4", noise_frames(30), torch.zeros(2, 44100))
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
 def test_audio_that_ends_early_is_followed_by_silence(tmp_path):
     write_mp4(tmp_path / "a.mp4", noise_frames(25), torch.from_numpy(tone(44100, 0.4).T))
     audio, _ = load_audio(tmp_path / "a.mp4")
