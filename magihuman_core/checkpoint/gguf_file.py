@@ -69,7 +69,8 @@ def open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: is one part of a GGUF file that was cut into {values['split.count']}. "
                               "Join the parts first.")
     texts = {key: value for key, value in values.items() if isinstance(value, str)}
-    return Checkpoint(entries, str(path), {**texts, "format": "gguf", "types": ", ".join(sorted(types))}, path)
+    metadata = {**texts, "format": "gguf", "types": ", ".join(sorted(types))}
+    return Checkpoint(entries, str(path), metadata, path, (path,))
 
 
 class _Reader:

@@ -47,7 +47,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         return open_training_checkpoint(path)
     file = TensorFile(path, mapped)
     tensors, metadata = read_header(path)
-    return Checkpoint({key: StoredTensor(file, info) for key, info in tensors.items()}, str(path), metadata, path)
+    entries = {key: StoredTensor(file, info) for key, info in tensors.items()}
+    return Checkpoint(entries, str(path), metadata, path, (path,))
 
 
 def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[str]) -> Path | list[Path]:

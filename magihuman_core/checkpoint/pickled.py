@@ -1,6 +1,5 @@
 """The one pickle that is read: the Turbo VAE's training checkpoint."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +35,7 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
                and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta}
     if not entries:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
-    return replace(strip_prefix(Checkpoint(entries, str(path)), ("module.",)), path=path)
+    return strip_prefix(Checkpoint(entries, str(path), path=path, files=(path,)), ("module.",))
 
 
 def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:

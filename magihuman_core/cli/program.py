@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
@@ -26,6 +26,7 @@ from .inspect import add_inspect
 from .live import add_live
 
 INTERRUPTED = 130
+ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a closed terminal sends the second, a closed window of Windows the third
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -203,12 +204,14 @@ def _termination() -> Iterator[None]:
     def stop(number: int, frame) -> None:
         raise SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: its owner takes care of signals
-        yield
-        return
+    before = {}
+    with suppress(ValueError):  # not the main thread: its owner takes care of signals
+        for name in ENDING:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

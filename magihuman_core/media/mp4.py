@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor
 
-from ..atomic import check_not_input, temporary_name, whole_file
+from ..atomic import check_not_input, check_place, whole_file
 from ..errors import InputError
 from ..sizes import FPS
 from .waveform import OUTPUT_RATE
@@ -31,15 +31,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = (), *, 
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the {what} is written as {suffix[1:]}. Give a name that ends in {suffix}.")
     check_not_input(path, inputs)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder. Give the name of a file.")
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Choose another folder.") from None
+    check_place(path, what)
     return path
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..atomic import check_not_input
+from ..atomic import check_not_input, check_place
 from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.json_file import read_json
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
@@ -56,6 +56,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     """
     target = Path(target)
     _check_options(target, dtype, layout, role)
+    check_place(target, "result")
     pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
     raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
     found = recognize(raw)
@@ -66,8 +67,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     if dtype in QUANTIZED and found.kind not in ("network", "text_encoder"):
         raise InputError(f"{dtype} is for networks and text encoders, and {raw.name} is {found.what}. "
                          "Use bf16, fp16 or fp32.")
-    if raw.path is not None:
-        check_not_input(target, _files(raw.path))
+    check_not_input(target, raw.files)
     if found.kind == "lora":
         entries = _lora(raw)
         if dtype is not None:
@@ -102,10 +102,6 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
         raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
-
-
-def _files(path: Path) -> list[Path]:
-    return list(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
 def _lora(checkpoint: Checkpoint) -> Mapping[str, LazyTensor]:

@@ -362,7 +362,7 @@ def start(*arguments: str, stdin: int | None = None) -> subprocess.Popen:
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupted_in_the_middle(random_models, tmp_path, number, code):
     process = start("-m", "magihuman_core", "generate", "--models", str(random_models), "--prompt", PROMPT,
                     "--out", str(tmp_path / "a.mp4"), *SMALL, "--steps", "1000")
