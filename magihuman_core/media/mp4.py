@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -60,6 +60,40 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, 
                          "Free some space or choose another folder.") from error
 
 
+class _Sink:
+    """A file for PyAV, which prints errors of its callbacks and does not hand all of them on: the first is kept here,
+    and what follows is dropped."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.name = file, file.name
+        self.error: OSError | None = None  # such as of a full disk
+
+    def write(self, data: bytes) -> int:
+        self._do(self.file.write, data)
+        self._do(self.file.flush)  # for faststart FFmpeg opens the file once more, and reads it
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        found = self._do(self.file.seek, offset, whence)
+        return offset if found is None else found
+
+    def tell(self) -> int:
+        return self._do(self.file.tell) or 0
+
+    def _do(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        if self.error is None:
+            try:
+                return action(*arguments)
+            except OSError as error:
+                self.error = error
+        return None
+
+    def check(self) -> None:
+        """Raise the error that writing met."""
+        if self.error is not None:
+            raise self.error
+
+
 def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,
            sample_rate: int, metadata: Mapping[str, str]) -> None:
     import av
@@ -71,7 +105,8 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
     if height % 2 or width % 2:
         raise InputError(f"{path}: the frames are {width}x{height}; H.264 takes even sizes only.")
     # use_metadata_tags keeps names that mp4 does not know; faststart puts the index first, so that pages play at once.
-    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
+    sink = _Sink(file)
+    with av.open(sink, "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
         container.metadata.update({key: str(value) for key, value in metadata.items()})
         video = add_video(container, width, height, fps)
         track = None if audio is None else AudioTrack(container, audio, sample_rate)
@@ -82,9 +117,11 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
             container.mux(video.encode(video_frame(frame, count, fps)))
             if track is not None:
                 track.advance(round((count + 1) * sample_rate / fps))
+            sink.check()
         container.mux(video.encode(None))
         if track is not None:
             track.finish()
+    sink.check()
 
 
 def video_frame(frame: Tensor, number: int, fps: Fraction) -> av.VideoFrame:
