@@ -13,6 +13,7 @@ FPS = 25  # frames, and audio latents, per second
 PIXELS_PER_LATENT = 16  # pixels per latent pixel, in height and width
 PIXELS_PER_TOKEN = 32  # pixels per token: a token covers 2 x 2 latent pixels
 MAX_SECONDS = 36_000  # of a clip
+MAX_SIDE = 8192  # pixels
 WIDEST = 2.5  # a clip's longer side by its shorter one, where a picture sets its shape
 TEXT_TOKENS = 640  # the longest text the network was trained with; more is cut
 
@@ -25,9 +26,9 @@ def floor_size(width: int, height: int) -> tuple[int, int]:
     Raises InputError where either is not a whole number of at least 32.
     """
     for name, value in (("width", width), ("height", height)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < PIXELS_PER_TOKEN:
-            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more. "
-                             f"Choose multiples of {PIXELS_PER_TOKEN}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not PIXELS_PER_TOKEN <= value <= MAX_SIDE:
+            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more, up "
+                             f"to {MAX_SIDE}. Choose multiples of {PIXELS_PER_TOKEN}.")
     floored = width // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN, height // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
     if floored != (width, height):
         log.warning("The size %dx%d is not in multiples of %d; %dx%d is made.", width, height, PIXELS_PER_TOKEN,

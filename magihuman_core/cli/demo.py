@@ -7,6 +7,7 @@ from pathlib import Path
 from ..atomic import whole_file
 from ..errors import InputError
 from ..recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE
+from .console import plain
 from .progress import overall
 
 SOFTWARE = "magihuman demo, contact sheet"  # what a contact sheet says of itself
@@ -56,7 +57,7 @@ def demo(arguments: argparse.Namespace) -> int:
             upscale=None if arguments.no_upscale else (DEMO_LARGE, DEMO_LARGE))
     clip.save(out)
     save_sheet(clip.frames, sheet)
-    print(f"{out}: {clip.seconds:.2f} s with sound; {sheet}: its frames")
+    print(plain(f"{out}: {clip.seconds:.2f} s with sound; {sheet}: its frames"))
     return 0
 
 

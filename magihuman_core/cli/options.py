@@ -123,13 +123,20 @@ def read_text(path: str, what: str) -> str:
     """A small UTF-8 text file. Raises InputError."""
     file = Path(path)
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise InputError(f"{file}: is a device or a pipe, expected a text file. Save the {what} in a file.")
         if file.stat().st_size > MAX_TEXT_FILE:
             raise InputError(f"{file}: is too large for a {what}. Give a text file.")
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open("rb") as opened:
+            text = opened.read(MAX_TEXT_FILE).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{file}: the {what} cannot be read ({error.strerror or error}). Check the name.") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: the {what} is not UTF-8 text. Save it as UTF-8.") from None
+    except InputError:
+        raise
+    except ValueError:  # a zero byte
+        raise InputError(f"{path!r}: is not a possible name of a {what} file. Check the name.") from None
     if not text.strip():
         raise InputError(f"{file}: the {what} is empty. Write something into it.")
     return text.strip()

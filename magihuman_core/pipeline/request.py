@@ -49,7 +49,7 @@ from ..sizes import (
     latent_of_frame,
     shape_like,
 )
-from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text
 from ..text.script import Segment, as_segments, check_length
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
@@ -166,7 +166,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         sr = choose_upscaler(parts.models, upscale, large)
         upscaling = Pass(sr, large, sr_steps, None, *windows_of(parts, sr, window, overlap))
     if recipe.guidance is not None:
-        guidance, negative = guidance or recipe.guidance, negative or DEFAULT_NEGATIVE_PROMPT
+        guidance = guidance or recipe.guidance
+        negative = check_text(negative, "negative prompt") if negative else DEFAULT_NEGATIVE_PROMPT
     elif negative is not None or guidance is not None:
         log.warning("The %s network is used without guidance: the negative prompt is not read.", recipe.role)
         guidance = negative = None

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from magihuman_core.cli import main
+from magihuman_core.cli.console import Exit
 from magihuman_core.cli.program import EXAMPLES, build_parser
 from magihuman_core.loading.downloads import EIGHT_BITS, download
 from magihuman_core.media.audio_file import load_audio
@@ -139,7 +140,7 @@ def test_inspect_of_a_damaged_file_is_an_answer(tmp_path, capsys):
     (tmp_path / "a.safetensors").write_text("<!DOCTYPE html><html></html>")
     assert main(["inspect", str(tmp_path / "a.safetensors")]) == 1
     assert "web page" in capsys.readouterr().out
-    assert main(["inspect", "/none", "-v"]) == 2
+    assert main(["inspect", "/none", "-v"]) == Exit.WEIGHTS
     said = capsys.readouterr().err  # verbose: also where
     assert "Traceback" in said and said.splitlines()[-1].startswith("magihuman: /none: ")
 
@@ -201,7 +202,7 @@ def test_spoilt_models(name, generate, random_models, tmp_path):
     if name == "hostile turbo vae":  # the slower video VAE steps in, and a warning says why
         assert code == 0 and names(out) == ["a.mp4"]
     else:
-        assert code == 2 and names(out) == [], said
+        assert code == (Exit.INPUT if "tokenizer" in name else Exit.WEIGHTS) and names(out) == [], said
         assert (last := said.splitlines()[-1]).startswith("magihuman: ") and all(word in last for word in words)
     assert "Traceback" not in said and all(word in said for word in words)
 
@@ -227,6 +228,11 @@ def audio_file(name: str, samples: np.ndarray):
         return str(folder / name)
 
     return make
+
+
+def a_pipe(folder: Path) -> str:
+    os.mkfifo(folder / "pipe")
+    return str(folder / "pipe")
 
 
 def an_image(folder: Path) -> str:
@@ -264,6 +270,19 @@ BAD = {  # arguments (functions get a folder to write into), words of the senten
     "no mp4": (["--out", "clip.avi"], ["clip.avi", ".mp4"]),
     "out in a file": (["--out", lambda folder: text_file("f", b"")(folder) + "/a.mp4"],
                       ["cannot be written", "Choose"]),
+    "device without values": (["--device", "meta"], ["device meta cannot be used"]),
+    "image is a pipe": (["--image", a_pipe], ["a pipe", "image"]),
+    "audio is a pipe": (["--audio", a_pipe], ["a pipe", "audio"]),
+    "prompt file is a pipe": (["--prompt-file", a_pipe], ["a pipe", "Save"]),
+    "prompt file is a device": (["--prompt-file", "/dev/zero"], ["/dev/zero", "a device"]),
+    "seconds beyond all": (["--seconds", "1e300"], ["seconds is 1e+300", "up to"]),
+    "seconds are no number": (["--seconds", "nan"], ["seconds is nan"]),
+    "window is no number": (["--window", "nan"], ["window"]),
+    "overlap is no number": (["--overlap", "nan"], ["overlap"]),
+    "window beyond all": (["--window", "1e300"], ["window"]),
+    "width beyond all": (["--width", "99999999999"], ["width is 99999999999"]),
+    "upscale beyond all": (["--upscale", "999999999x32"], ["width is 999999999"]),
+    "a prompt with half a character": (["--prompt", "a woman \udce9 says"], ["prompt", "character"]),
     "no such device": (["--device", "warp9"], ["warp9", "cpu"]),
 }  # fmt: skip
 
@@ -277,7 +296,8 @@ def test_bad_input(name, generate, random_models, tmp_path, monkeypatch):
     given = [value(tmp_path) if callable(value) else value for value in given]
     before = names(tmp_path)
     code, _, said = generate(tmp_path / "out" / "a.mp4", *given)
-    assert code == 2 and "Traceback" not in said, said
+    weights = name in ("models empty", "vae as network")
+    assert code == (Exit.WEIGHTS if weights else Exit.INPUT) and "Traceback" not in said, said
     last = said.splitlines()[-1]
     assert last.startswith("magihuman: ")
     assert last.count(". ") <= 1, "one sentence, and one with the remedy"
@@ -338,7 +358,7 @@ def test_people_read_of_steps_and_not_of_seconds_in_engineers_words(generate, tm
 def test_all_missing_parts_are_named_at_once_with_address_size_and_folder(generate, tmp_path):
     (tmp_path / "models").mkdir()
     code, _, said = generate(tmp_path / "a.mp4", models=tmp_path / "models")
-    assert code == 2
+    assert code == Exit.WEIGHTS
     last = said.splitlines()[-1]
     assert all(name in last for name in ("the distilled network", "the text encoder", "the audio VAE", "the Turbo VAE"))
     for part in ("distilled", "text_encoder", "audio_vae", "turbo_vae"):
@@ -383,7 +403,7 @@ def test_interrupted_in_the_middle(random_models, tmp_path, number, code):
 def test_full_disk(generate, tmp_path):
     with full_disk(3000):
         code, _, said = generate(tmp_path / "a.mp4")
-    assert code == 2 and names(tmp_path) == []
+    assert code == Exit.MACHINE and names(tmp_path) == []
     assert said.splitlines()[-1] == (
         f"magihuman: {tmp_path / 'a.mp4'}: cannot be written (File too large); nothing is left there. "
         "Free some space or choose another folder.")
