@@ -1,5 +1,6 @@
 """Opening weights by their file format: a file, a folder of shards, an index file, or a mapping of tensors."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SHARD, list_weight_files
+from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, suffix
+
+log = logging.getLogger(__name__)
 
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
@@ -31,6 +34,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
     if isinstance(source, Mapping):
         return as_checkpoint(source)
     path = Path(source)
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.")
     if path.is_dir():
         found = _find_in_folder(path, subfolders, models)
         if isinstance(found, list):
@@ -38,7 +43,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         path = found
     elif not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
-    if path.name.endswith(".index.json"):
+    _check_finished(path)
+    if path.name.lower().endswith(".index.json"):
         return open_index(path, mapped)
     kind = file_format(path)
     if kind == "gguf":
@@ -47,8 +53,22 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         return open_training_checkpoint(path)
     file = TensorFile(path, mapped)
     tensors, metadata = read_header(path)
-    entries = {key: StoredTensor(file, info) for key, info in tensors.items()}
+    entries = {key: StoredTensor(file, info, key) for key, info in tensors.items()}
     return Checkpoint(entries, str(path), metadata, path, (path,))
+
+
+def _check_finished(path: Path) -> None:
+    """Say that a download is not finished: raise CheckpointError, or where it may be a left-over, warn."""
+    if suffix(path) in UNFINISHED:
+        raise CheckpointError(f"{path}: is a download that is not finished. Let it finish, or download it again.")
+    for ending in UNFINISHED:
+        beside = path.with_name(path.name + ending)
+        if beside.is_file():
+            if ending == ".aria2":  # which gives a file its full size at once, and fills it later
+                raise CheckpointError(f"{path}: its download is not finished, as {beside.name} beside it says. Let it "
+                                      "finish.")
+            log.warning("%s: %s lies beside it: make sure that the download is finished, or delete that.", path,
+                        beside.name)
 
 
 def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[str]) -> Path | list[Path]:
@@ -58,7 +78,7 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index
-    single = [path for path in found.single if path.suffix == ".safetensors"]
+    single = [path for path in found.single if suffix(path) == ".safetensors"]
     if len(single) == 1 and not found.shards:
         return single[0]
     if single or found.shards:

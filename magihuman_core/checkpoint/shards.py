@@ -45,7 +45,7 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
                 raise CheckpointError(f"{folder}: {quoted(key)} is in {where[key]} and in {name}. "
                                       "Keep the files of one model only in this folder.")
             if key not in entries or wanted == name:
-                entries[key], where[key] = StoredTensor(file, info), name
+                entries[key], where[key] = StoredTensor(file, info, key), name
     absent = [key for key in weight_map if key not in entries]
     if absent:
         raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "

@@ -23,6 +23,7 @@ from ..checkpoint.json_file import read_json
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
+from ..checkpoint.weight_files import suffix
 from ..checkpoint.write import Progress, write_checkpoint
 from ..errors import CheckpointError, InputError
 from ..recipes import RECIPES
@@ -57,7 +58,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     target = Path(target)
     _check_options(target, dtype, layout, role)
     check_place(target, "result")
-    pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
+    pickled = isinstance(source, str | Path) and suffix(Path(source)) == ".ckpt"
     raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
     found = recognize(raw)
     if found.kind == "unknown":
@@ -98,7 +99,7 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
     if dtype in QUANTIZED and layout == "official":
         raise InputError(f"{dtype} keeps gates and modalities apart, which the official layout does not. "
                          "Use layout split.")
-    if target.suffix != ".safetensors":
+    if suffix(target) != ".safetensors":
         raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
