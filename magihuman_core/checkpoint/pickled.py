@@ -54,8 +54,8 @@ def _check_archive(path: Path) -> None:
     tables = sum(member.file_size for member in members if member.filename.endswith(".pkl"))
     if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
             len(members) > MAX_TENSORS or tables > MAX_PICKLE):
-        raise CheckpointError(f"{path}: is no training checkpoint as torch writes them: it is compressed, or its tables "
-                              "are too large. Use a .safetensors version of it.")
+        raise CheckpointError(f"{path}: is no training checkpoint as torch writes them: it is compressed, or its "
+                              "tables are too large. Use a .safetensors version of it.")
 
 
 def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:

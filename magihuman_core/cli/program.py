@@ -174,7 +174,8 @@ def _environment() -> str:
 
     import torch
 
-    return f"magihuman {version()}, Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}"
+    found = {"magihuman": version(), "Python": platform.python_version(), "torch": torch.__version__}
+    return ", ".join([*(f"{name} {number}" for name, number in found.items()), platform.platform()])
 
 
 @contextmanager

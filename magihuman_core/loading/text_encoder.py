@@ -138,7 +138,8 @@ def check_tokenizer(tokenizer) -> None:
                 continue
             if "Regex" in pattern and not _is_plain(pattern["Regex"]):
                 raise ValueError("it holds a pattern that could take forever")
-            shortest = min(map(len, pattern.get("String", pattern.get("Regex", "")).split("|")))
+            words: str = pattern.get("String") or pattern.get("Regex") or ""
+            shortest = min(map(len, words.split("|")))
             growth *= max(1.0, len(step.get("content", "")) / max(1, shortest))
     if growth > MAX_GROWTH or steps > MAX_STEPS:
         raise ValueError("it makes texts many times longer")

@@ -112,13 +112,15 @@ def _frames(frames: Iterator[av.AudioFrame], rate: int) -> Iterator[Tensor]:
     """fp32 [2, n] of each decoded frame, at one rate whatever the frames have."""
     import av
 
-    resampler, form = None, None
+    resampler: av.AudioResampler | None = None
+    form = None
     for frame in frames:
-        if (frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate) != form:
+        found = frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate
+        if resampler is None or found != form:
             # A recording may change in its middle, as one cut together of several does.
             if resampler is not None:
                 yield from map(_stereo, resampler.resample(None))
-            form = frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate
+            form = found
             # Only the format changes: channels are mixed as those of audio in memory are. Interleaved, because
             # PyAV crashes where eight or more channels lie apart.
             resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=rate)

@@ -33,7 +33,8 @@ class _File:
 def open_media(path: Path, what: str, remedy: str, **options: str) -> Iterator[av.container.InputContainer]:
     """A file as FFmpeg reads it; what cannot be read, also in the block, is an InputError.
 
-    what: "audio", "video" or "image"; remedy: a sentence; options: of FFmpeg's demuxers and decoders. Texts in the file's metadata may be in any encoding.
+    what: "audio", "video" or "image"; remedy: a sentence; options: of FFmpeg's demuxers and decoders. Texts in the
+    file's metadata may be in any encoding.
     """
     import av
 

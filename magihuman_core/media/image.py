@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000  # of an image; photographs have 12 to 50 million
-MAX_ASPECT = 50  # of an image's sides
+MAX_ASPECT = 500  # of an image's sides
 SHORTER = 3000  # pixels that the sides of a larger JPEG have at least, once it is decoded
 MUCH = 0.25  # of a picture that is cut away
 PLAIN_FORMATS = "png_pipe,jpeg_pipe,webp_pipe,tiff_pipe,bmp_pipe,gif"  # FFmpeg's names
@@ -174,8 +174,8 @@ def warn_of_cropping(size: tuple[int, int], target: tuple[int, int]) -> None:
     lost = 1 - (right - left) * (bottom - top) / (size[0] * size[1])
     better = shape_like(*size, target[0] * target[1])
     if lost > MUCH and better != target:
-        log.warning("The picture is %dx%d: %.0f %% of it are cut away to fill %dx%d. A clip of %dx%d shows more.", *size,
-                    100 * lost, *target, *better)
+        log.warning("The picture is %dx%d: %.0f %% of it are cut away to fill %dx%d. A clip of %dx%d shows more.",
+                    *size, 100 * lost, *target, *better)
 
 
 def crop_and_resize(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..sizes import FPS
 from .audio_file import load_audio
-from .frames import Frames
 from .container import best_stream, decoded, open_media
+from .frames import Frames
 from .image import MAX_PIXELS, crop_and_resize
 
 if TYPE_CHECKING:

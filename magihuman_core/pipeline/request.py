@@ -156,7 +156,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     driving = None if audio is None else read_audio(audio, seconds)
     if driving is not None:
         check_length(segments, driving[0].shape[1] / driving[1], "the recording has")
-        length = covering_length(frames_of(*driving[0].shape[1:], driving[1]))
+        length = covering_length(frames_of(driving[0].shape[1], driving[1]))
     stills += read_keyframes(keyframes or {}, loop, latent_frames(length), stills)
     upscaling = None
     if upscale is not None:

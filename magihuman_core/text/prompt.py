@@ -66,7 +66,7 @@ def check_text(text: object, what: str = "prompt") -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"the {what} holds half a character ({ascii(text[error.start])}, at place {error.start}), "
+        raise InputError(f"the {what} holds half a character ({text[error.start]!a}, at place {error.start}), "
                          "which is no text. Type it anew.") from None
     return text
 

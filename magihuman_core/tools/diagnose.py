@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.finite import is_finite
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..checkpoint.quantize import stored_dtype
@@ -112,7 +112,8 @@ def _damage(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
         if values.ndim > 1 and values.numel() >= LARGE_ENOUGH and not data.any():
             empty.append(key)
     if changed:
-        yield f"{len(changed)} tensors are not as they were written ({listed_keys(changed)}): download or convert it again"
+        yield (f"{len(changed)} tensors are not as they were written ({listed_keys(changed)}): download or convert it "
+               "again")
     if empty and found.kind != "lora":  # which begins with zeros where nothing was learned
         yield (f"{len(empty)} tensors are zero throughout ({listed_keys(empty)}): the download may not have finished, "
                "or the disk was full")

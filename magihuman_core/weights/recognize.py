@@ -84,8 +84,8 @@ def recognize(checkpoint: Mapping) -> Recognized:
     """Tell what the tensors are, by names and shapes."""
     checkpoint = as_checkpoint(checkpoint)
     if (foreign := next((name for pattern, name in FOREIGN if _has_key(checkpoint, pattern)), None)) is not None:
-        return Recognized("unknown", f"a model in the format {foreign}, which is not read here: take the original, or one "
-                          "in int8 or scaled fp8", "unknown", foreign, None)
+        return Recognized("unknown", f"a model in the format {foreign}, which is not read here: take the original, or "
+                          "one in int8 or scaled fp8", "unknown", foreign, None)
     if (relative := next((name for pattern, name in RELATIVES if _has_key(checkpoint, pattern)), None)) is not None:
         return Recognized("unknown", f"a relative of LoRA ({relative}): ComfyUI's own LoRA loader applies it, from "
                           "models/loras; the command line takes plain LoRA only", "unknown", None, None)

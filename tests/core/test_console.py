@@ -50,7 +50,7 @@ def test_a_console_that_cannot_print_a_name(tmp_path, encoding, name):
     assert done.returncode == 0, done.stderr
     assert b"not a weight file" in done.stdout
     # Errors, too.
-    missing = arguments[:-1] + [str(tmp_path / f"{name} is missing")]
+    missing = [*arguments[:-1], str(tmp_path / f"{name} is missing")]
     done = subprocess.run(missing, capture_output=True, cwd=ROOT, env=env, timeout=100, check=False)
     assert done.returncode == Exit.WEIGHTS and b"no such file or folder" in done.stderr
     assert b"Traceback" not in done.stderr

@@ -163,8 +163,8 @@ def test_what_a_killed_process_left_is_removed_and_a_living_one_keeps_its_own(tm
         other.touch()
         assert len(names(tmp_path)) == 3
         check_place(tmp_path / "a.mp4", "clip")
-        rest = [name for name in os.listdir(tmp_path) if name != other.name]
-        assert len(rest) == 1 and (tmp_path / rest[0]).read_bytes() == b"half"
+        rest = [path for path in tmp_path.iterdir() if path != other]
+        assert len(rest) == 1 and rest[0].read_bytes() == b"half"
     finally:
         living.kill()
         living.wait()

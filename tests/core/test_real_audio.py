@@ -49,7 +49,8 @@ def test_titles_in_any_encoding(tmp_path, reader):
     assert rate == RATE and np.abs(audio[0].numpy() - tone(0.2)).max() < 1e-3
 
 
-@pytest.mark.parametrize("name", ["10:30.wav", "http:x.wav", "caf\u00e9 \U0001f600.wav", "%d.wav", "-.wav", "a b'\".wav"])
+@pytest.mark.parametrize("name", ["10:30.wav", "http:x.wav", "caf\u00e9 \U0001f600.wav", "%d.wav", "-.wav",
+                                  "a b'\".wav"])
 def test_any_name(tmp_path, monkeypatch, name, reader):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(wav(tone(0.2)))

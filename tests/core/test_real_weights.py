@@ -1,4 +1,4 @@
-"""Weight files as they lie on people's disks: half downloaded, renamed, of other formats, beside all sorts of things."""
+"""Weight files as they lie on people's disks: half downloaded, of other formats, beside all sorts of things."""
 
 import hashlib
 import json
@@ -160,8 +160,8 @@ def test_what_lies_about_in_folders_stops_nothing(tmp_path, converted, capsys):
     folder = tmp_path / "models"
     (folder / "sub").mkdir(parents=True)
     (folder / "AUDIO.SAFETENSORS").write_bytes(converted.read_bytes())
-    for name, content in (("._AUDIO.safetensors", b"\0\5\x16\7"), (".DS_Store", b"\0\0\0\1Bud1"), ("Thumbs.db", b"\xd0"),
-                          ("sub/._x.safetensors", b"\0"), ("desktop.ini", b"[x]")):
+    for name, content in (("._AUDIO.safetensors", b"\0\5\x16\7"), (".DS_Store", b"\0\0\0\1Bud1"),
+                          ("Thumbs.db", b"\xd0"), ("sub/._x.safetensors", b"\0"), ("desktop.ini", b"[x]")):
         (folder / name).write_bytes(content)
     os.mkfifo(folder / "pipe.safetensors")
     (folder / "gone.safetensors").symlink_to("nowhere")
