@@ -41,7 +41,8 @@ def check_value(known: io.Input, value: Any, name: str) -> None:
         kind: type | tuple[type, ...] = int if isinstance(known, io.Int.Input) else (int, float)
         low: float = -math.inf if known.min is None else known.min
         high: float = math.inf if known.max is None else known.max
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+        if not low <= number <= high:
             raise InputError(f"{name} is {value!r}, expected a {'whole ' if kind is int else ''}number from {low:g} to "
                              f"{high:g}. Look at the node that is connected there.")
     elif isinstance(known, io.Boolean.Input):

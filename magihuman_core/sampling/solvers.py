@@ -30,10 +30,10 @@ def flow_sigmas(steps: int, shift: float = 5.0, denoise: float = 1.0) -> Tensor:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps is {steps!r}, expected a whole number from 1 to {MAX_STEPS}.")
-    if not 0 < shift < math.inf:
+    if not isinstance(shift, int | float) or not 0 < shift < math.inf:
         raise InputError(f"shift is {shift!r}, expected more than 0, such as 5.")
-    if not 0 < denoise <= 1:
-        raise InputError(f"denoise is {denoise}, expected more than 0, up to 1.")
+    if not isinstance(denoise, int | float) or not 0 < denoise <= 1:
+        raise InputError(f"denoise is {denoise!r}, expected more than 0, up to 1.")
     if denoise < 1:
         return flow_sigmas(min(int(steps / denoise), MAX_STEPS), shift)[-(steps + 1) :]
     # The reference's 0.999 is a float32 number; the rest is float64, rounded at the end.
