@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, as_checkpoint
+from .checkpoint import Checkpoint, as_checkpoint, renamed
 from .gguf_file import open_gguf
 from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
@@ -17,6 +18,9 @@ from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, suffix
 
 log = logging.getLogger(__name__)
 
+# What training puts into the names of layers.
+WRAPPED = "wrapped"  # in the metadata: names were changed so
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
 
@@ -32,8 +36,28 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
     checkpoint, without running code of it. Raises CheckpointError with the file and the remedy.
     """
     if isinstance(source, Mapping):
-        return as_checkpoint(source)
-    path = Path(source)
+        return without_wrappers(as_checkpoint(source))
+    return without_wrappers(_open(Path(source), subfolders, models, mapped, allow_pickle))
+
+
+def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """The same under the names that its layers have without torch.compile, FSDP or DataParallel around them."""
+    if not any(wrapper in key for key in checkpoint for wrapper in WRAPPERS):
+        return checkpoint
+
+    def unwrapped(key: str) -> str:
+        for wrapper in WRAPPERS:
+            key = key.replace(wrapper, "")
+        return key
+
+    found = renamed(checkpoint, unwrapped)
+    if len(found) < len(checkpoint):
+        raise CheckpointError(f"{checkpoint.name}: holds tensors twice, with and without {WRAPPERS[0]} in their names. "
+                              "Choose another file.")
+    return replace(found, metadata={**found.metadata, WRAPPED: "yes"})
+
+
+def _open(path: Path, subfolders: Sequence[str], models: Sequence[str], mapped: bool, allow_pickle: bool) -> Checkpoint:
     if "\0" in str(path):
         raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.")
     if path.is_dir():

@@ -14,6 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
+from ..checkpoint.open import WRAPPED
 from ..checkpoint.quantize import stored_dtype
 from ..checkpoint.write import stored_hashes
 from ..errors import CheckpointError, InputError
@@ -28,7 +29,8 @@ from ..runtime.lora import check_delta, split_lora
 from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
 from ..weights.dit_keys import network_config, split_official
-from ..weights.lora_names import all_layer_names, by_layer, listed
+from ..weights.lora_alpha import with_stated_alpha
+from ..weights.lora_names import SPELLINGS, all_layer_names, by_layer, listed
 from ..weights.open import open_checkpoint
 from ..weights.precision import may_quantize
 from ..weights.recognize import Recognized
@@ -64,6 +66,10 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
                     check_delta(delta, key, weights[key], checkpoint.name)
         except CheckpointError as error:
             yield "note", "it is not for the released networks: " + without_path(error, checkpoint.name)
+    stated = len(with_stated_alpha(checkpoint, SPELLINGS["down"])) > len(checkpoint)
+    if layers and (stated or WRAPPED in checkpoint.metadata):
+        what = "a configuration beside its tensors says how strong it is" if stated else "training wrapped its names"
+        yield "note", f"{what}, which ComfyUI's own loader does not read: magihuman convert makes a file that it does"
     if unmatched:
         yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {listed(unmatched)}"
 
