@@ -53,7 +53,7 @@ def fit_area(width: int, height: int, area: int, name: str) -> tuple[int, int]:
 
 
 def shape_like(width: int, height: int, area: int) -> tuple[int, int]:
-    """The size of a clip, in multiples of 32 pixels, that has about this area and the aspect of a picture.
+    """The size of a clip, in multiples of 32 pixels, that has the aspect of a picture and about this area, or less.
 
     Of pictures that are very long the middle is used.
     """
@@ -62,10 +62,10 @@ def shape_like(width: int, height: int, area: int) -> tuple[int, int]:
     wide, high = (tokens * aspect) ** 0.5, (tokens / aspect) ** 0.5
 
     def miss(size: tuple[int, int]) -> float:
-        return abs(math.log(size[0] / size[1] / aspect)) + abs(math.log(size[0] * size[1] / tokens))
+        return 2 * abs(math.log(size[0] / size[1] / aspect)) + abs(math.log(size[0] * size[1] / tokens))
 
     near = [(max(1, int(wide) + i), max(1, int(high) + j)) for i in (0, 1) for j in (0, 1)]
-    best = min(near, key=miss)
+    best = min([size for size in near if size[0] * size[1] <= tokens] or near[:1], key=miss)
     return best[0] * PIXELS_PER_TOKEN, best[1] * PIXELS_PER_TOKEN
 
 

@@ -36,9 +36,11 @@ def add_output(parser: argparse.ArgumentParser, default: str = "clip.mp4") -> No
 
 def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> None:
     """Options of how a clip is made. size: what width and height are by default, instead of the model's own."""
+    usual = {side: f"{getattr(BASE, side)}, or with a picture by its shape; of the demo {DEMO_SIDE}"
+             for side in ("width", "height")}
     for side in ("width", "height"):
         parser.add_argument(f"--{side}", type=int, metavar="N",
-                            help=f"pixels (default {size or f'{getattr(BASE, side)}, of the demo {DEMO_SIDE}'})")
+                            help=f"pixels (default {size or usual[side]})")
     parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
     parser.add_argument("--mode", choices=("distilled", "base"),
                         help="which network, where the folder has both (default distilled)")

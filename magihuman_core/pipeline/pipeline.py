@@ -96,8 +96,10 @@ class MagiHumanPipeline:
         seconds or "last"; loop: it ends as it begins.
         audio: what drives the clip, a file or (waveform [channels, samples], rate), of any length. The clip's audio is
         this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
-        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less).
-        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own, or clip's.
+        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less, and
+        followed by silence where it is more).
+        width, height: of the base clip in pixels, floored to multiples of 32; default: with a first picture its shape,
+        else the model's own, or clip's.
         seed: all noise comes from it, as in ComfyUI (see sampling/noise.py).
         denoise: below 1 the old clip shows through. The schedule is steep: 0.3 already takes a new look (docs/guides).
         progress: called with (stage, done, total).
