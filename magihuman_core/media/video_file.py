@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..sizes import FPS
+from ..sizes import FPS, MAX_SECONDS
 from .audio_file import load_audio
 from .container import best_stream, decoded, open_media
 from .frames import Frames
@@ -44,6 +44,7 @@ class VideoFile:
     seconds: float
     audio_start: float | None  # seconds by which the audio begins after the video; None: there is no audio
     prompt: str | None  # where the file says how it was made
+    start: float = 0.0  # seconds of the first frame on the file's own clock
 
     @property
     def count(self) -> int:
@@ -56,20 +57,23 @@ class VideoFile:
         At other rates each frame is the one that is shown at its time.
         """
         chosen = np.searchsorted(self.times, np.arange(self.count) / FPS + TOLERANCE, side="right") - 1
-        repeats = np.bincount(np.maximum(chosen, 0), minlength=len(self.times))
+        ends = np.cumsum(np.bincount(np.maximum(chosen, 0), minlength=len(self.times)))  # of each frame's time
 
         def pieces() -> Iterator[Tensor]:
-            done, piece = 0, torch.empty(0)
-            for frame, times in zip(self._decoded(), repeats, strict=False):
-                if times:
-                    fitted = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))
-                    piece = fitted.expand(int(times), -1, -1, -1)
-                    done += len(piece)
-                    yield piece
+            done, number, last = 0, -1, torch.empty(0)
+            for frame in self._decoded():
+                number = self._number(frame, number)
+                if number and len(last) and done < ends[number - 1]:  # frames that could not be decoded
+                    yield last.expand(int(ends[number - 1]) - done, -1, -1, -1)
+                    done = int(ends[number - 1])
+                if done < ends[number]:
+                    last = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))[None]
+                    yield last.expand(int(ends[number]) - done, -1, -1, -1)
+                    done = int(ends[number])
             if done == 0:
                 raise InputError(f"{self.path}: none of its frames can be decoded. Convert it to mp4 first.")
             if done < self.count:  # frames at the end that cannot be decoded
-                yield piece[-1:].expand(self.count - done, -1, -1, -1)
+                yield last.expand(self.count - done, -1, -1, -1)
 
         return Frames(self.count, height, width, pieces)
 
@@ -80,6 +84,15 @@ class VideoFile:
         waveform, rate = load_audio(self.path)
         late = round(self.audio_start * rate)
         return F.pad(waveform, (late, 0)), rate
+
+    def _number(self, frame: av.VideoFrame, before: int) -> int:
+        """Which of all frames a decoded one is; before: the number of the one before it."""
+        if frame.pts is None or frame.time_base is None:
+            number = before + 1
+        else:
+            shown = float(frame.pts * frame.time_base) - self.start
+            number = int(np.searchsorted(self.times, shown + TOLERANCE / 2, side="right")) - 1
+        return min(max(number, before, 0), len(self.times) - 1)
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         with open_media(self.path, "video", REMEDY) as container:
@@ -100,7 +113,8 @@ def open_video(path: str | Path) -> VideoFile:
         if context.color_trc in HDR:
             log.warning("%s: is an HDR video, whose colors will look pale. Convert it to SDR first.", path)
         prompt = _prompt(container.metadata.get("magihuman"))
-        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        packets = [packet for packet in container.demux(stream)  # of what an edit list cuts away nothing is shown
+                   if packet.pts is not None and not getattr(packet, "is_discard", False)]
         shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
         clock = stream.time_base or Fraction(1, FPS)
         rate = stream.average_rate or FPS
@@ -115,9 +129,11 @@ def open_video(path: str | Path) -> VideoFile:
             raise InputError(f"{path}: holds no frame that can be decoded. Give another video.")
         first = _upright(frame)
     times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
+    if times[-1] > MAX_SECONDS:
+        raise InputError(f"{path}: says that it lasts {times[-1]:.0f} s, more than can be read. Cut it first.")
     last = float(shown[-1][1] * clock) or (float(np.median(np.diff(times))) if len(times) > 1 else float(1 / rate))
     return VideoFile(path, *first.size, times, float(times[-1]) + last,
-                     None if audio_start is None else audio_start - video_start, prompt)
+                     None if audio_start is None else audio_start - video_start, prompt, float(shown[0][0] * clock))
 
 
 def _start(stream) -> float:
