@@ -138,7 +138,16 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     Raises InputError when it is not a folder or a name is unknown; a part that is missing or unreadable is
     an error only when it is asked for.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"The folder of models is {type(path).__name__}, expected a path, or demo.")
     folder = _demo_folder() if str(path) == "demo" else Path(path)
+    try:
+        folder.stat()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            reason = getattr(error, "strerror", None) or error
+            name = str(folder)[:200]
+            raise InputError(f"{name!r}: cannot be a folder of models ({reason}). Check the name.") from None
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")

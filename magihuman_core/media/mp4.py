@@ -54,6 +54,8 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, 
             _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
     except InputError:
         raise
+    except ValueError:
+        raise InputError(f"{str(path)!r}: is not a possible name of a file. Give another one.") from None
     except (OSError, av.FFmpegError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # PyAV wraps some
         raise InputError(f"{path}: cannot be written ({cause.strerror or cause}); nothing is left there. "

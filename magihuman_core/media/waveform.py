@@ -66,6 +66,8 @@ def as_audio(waveform: Tensor, rate: object, name: str) -> tuple[Tensor, int]:
 
 def as_floating(waveform: Tensor, name: str) -> Tensor:
     """Samples as fp32, where full scale is 1. name: of the recording, for messages. Raises InputError."""
+    if not isinstance(waveform, Tensor):
+        raise InputError(f"{name} is {type(waveform).__name__}, expected a tensor.")
     if waveform.is_floating_point():
         return waveform.float()
     if waveform.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32):

@@ -217,6 +217,6 @@ def read_mask(mask: Mask, width: int, height: int) -> Tensor:
         if found.ndim != 2:
             raise InputError(f"mask has shape {tuple(mask.shape)}, expected [height, width].")
     else:
-        found = torch.from_numpy(np.array(read_image(mask).convert("L"), dtype=np.float32) / 255)
+        found = torch.from_numpy(np.array(read_image(mask, "mask").convert("L"), dtype=np.float32) / 255)
     check_mask(found)
     return F.interpolate(found[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
 from ..media.frames import Frames
+from ..media.mask import check_edge
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
@@ -128,8 +129,8 @@ class MagiHumanPipeline:
 
         save_latents: a file for each seed.
         """
-        if not seeds:
-            raise InputError("seeds is empty: give at least one.")
+        if not isinstance(seeds, Sequence) or not seeds:
+            raise InputError(f"seeds is {seeds!r}, expected a list of at least one.")
         targets = [check_target(path) for path in save_latents or ()]
         if targets and len(targets) != len(seeds):
             raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")
@@ -178,6 +179,7 @@ class MagiHumanPipeline:
         clip is followed by silence, a longer one is cut.
         options, seed, progress, lazy, and what is raised: as for generate.
         """
+        check_edge(edge)
         source = open_source(clip)
         region = None if mask is None else read_mask(mask, *source.size)
         request = self._request_for(source, prompt, [seed], **options)

@@ -143,6 +143,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
             raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
     flow_sigmas(steps, denoise=denoise)
+    if guidance is not None and not isinstance(guidance, Guidance):
+        raise InputError(f"guidance is {guidance!r}, expected magihuman_core.Guidance.")
     for seed in seeds:
         check_seed(seed)
     segments = as_segments(prompt)
@@ -239,6 +241,8 @@ def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames:
     keyframes: by seconds, or "last"; loop: the picture of the start is that of the end as well; first: that picture,
     where it was given otherwise. Raises InputError for a time beyond the end, or too close to another.
     """
+    if not isinstance(keyframes, Mapping):
+        raise InputError(f"keyframes is {type(keyframes).__name__}, expected a table of pictures by their seconds.")
     found = {keyframe.index: keyframe.image for keyframe in first}
     for when, picture in keyframes.items():
         if when == "last":
@@ -264,9 +268,15 @@ def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames:
     return [Keyframe(index, image) for index, image in found.items() if index not in known]
 
 
-def read_image(image: Picture) -> Image.Image:
-    """A file, or an image in memory, as RGB and upright. Raises InputError."""
-    return load_image(image) if isinstance(image, (str, Path)) else to_rgb(image)
+def read_image(image: Picture, what: str = "image") -> Image.Image:
+    """A file, or an image in memory, as RGB and upright. what: it is, in a sentence. Raises InputError."""
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{what} is {type(image).__name__}, expected a file or an image of Pillow.")
+    return to_rgb(image)
 
 
 def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
@@ -305,7 +315,10 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
 def check_parts(parts: Parts, request: Request) -> None:
     """Raise InputError for options that no part can be run with, CheckpointError for files that are something else."""
     check_memory_options(parts)
-    for file, strength in parts.loras:
+    for lora in parts.loras:
+        if not isinstance(lora, Sequence) or isinstance(lora, str) or len(lora) != 2:
+            raise InputError(f"loras holds {lora!r}, expected (file, strength) of each.")
+        file, strength = lora
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
     for pass_ in request.passes:
@@ -318,8 +331,11 @@ def check_parts(parts: Parts, request: Request) -> None:
 
 def check_memory_options(parts: Parts) -> None:
     """Raise InputError for options of memory that nothing can be run with."""
-    if parts.tile is not None and parts.tile <= OVERLAP:
+    if parts.tile is not None and (isinstance(parts.tile, bool) or not isinstance(parts.tile, int)
+                                   or parts.tile <= OVERLAP):
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
+    if parts.dtype is not None and not isinstance(parts.dtype, torch.dtype):
+        raise InputError(f"dtype is {parts.dtype!r}, expected one of torch's, such as torch.bfloat16.")
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
     can_fuse(parts.fuse, parts.device)

@@ -144,3 +144,50 @@ def test_a_film_of_one_channel_and_odd_size(tmp_path):
         from magihuman_core.media.audio_file import load_audio
 
         load_audio(tmp_path / "a.mkv")
+
+
+NAN = float("nan")
+SMALL = {"width": 64, "height": 32, "steps": 1, "seconds": 0.4}
+SPOKEN = (torch.zeros(1, 9000) + 0.1, 24000)
+ABSURD = {  # calls with a pipeline, a clip and its folder of models
+    "start": lambda p, c, f: p.retake(c, NAN, 0.3),
+    "edge": lambda p, c, f: p.dub(c, SPOKEN, mask=(0.5, 0.5, 0.3, 0.3), edge=10**9),
+    "edge is '2'": lambda p, c, f: p.dub(c, SPOKEN, mask=(0.5, 0.5, 0.3, 0.3), edge="2"),
+    "ellipse": lambda p, c, f: p.dub(c, SPOKEN, mask=("a", 0.5, 0.3, 0.3)),
+    "mask is int": lambda p, c, f: p.dub(c, SPOKEN, mask=7),
+    "image is int": lambda p, c, f: p.generate(PROMPT, image=7, **SMALL),
+    "image is ndarray": lambda p, c, f: p.generate(PROMPT, image=np.zeros((9, 9, 3), np.uint8), **SMALL),
+    "keyframes is list": lambda p, c, f: p.generate(PROMPT, keyframes=[c], **SMALL),
+    "prompt": lambda p, c, f: p.generate(b"abc", **SMALL),
+    "negative prompt": lambda p, c, f: p.generate(PROMPT, mode="base", negative=7, **SMALL),
+    "guidance is 5.0": lambda p, c, f: p.generate(PROMPT, mode="base", guidance=5.0, **SMALL),
+    "seeds is 7": lambda p, c, f: next(p.generate_seeds(PROMPT, 7, **SMALL)),
+    "tile is x": lambda p, c, f: opened(f, tile="x").generate(PROMPT, **SMALL),
+    "tile is nan": lambda p, c, f: opened(f, tile=NAN).generate(PROMPT, **SMALL),
+    "dtype is 'bf16'": lambda p, c, f: opened(f, dtype="bf16").generate(PROMPT, **SMALL),
+    "loras": lambda p, c, f: opened(f, loras=["a.safetensors"]).generate(PROMPT, **SMALL),
+    "folder of models is int": lambda p, c, f: opened(7),
+    "folder of models": lambda p, c, f: opened("a" * 5000),
+    "no such folder|folder of models": lambda p, c, f: opened("a\0b"),
+    "no such file": lambda p, c, f: opened(f, parts={"distilled": "a\0"}),
+    "possible name": lambda p, c, f: c.save("a\0.mp4"),
+    "The sound that came is str": lambda p, c, f: list(p.stream(["abc"], rate=24000, prompt=PROMPT, width=64,
+                                                                height=32, steps=1)),
+    "possible name of a video": lambda p, c, f: p.dub("a\0.mp4", SPOKEN),
+    "audio is int": lambda p, c, f: p.generate(PROMPT, audio=7, **SMALL),
+}
+
+
+def opened(folder, **options):
+    return MagiHumanPipeline.from_folder(folder, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def clip(pipeline):
+    return pipeline.generate(PROMPT, **SMALL)
+
+
+@pytest.mark.parametrize("words", ABSURD)
+def test_what_nobody_can_mean_is_said_and_raises_nothing_of_a_library(pipeline, clip, random_models, words):
+    with pytest.raises(InputError, match=words):
+        ABSURD[words](pipeline, clip, random_models)
