@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..nn.quantized_linear import NarrowLinear
 from .checkpoint import Checkpoint, as_checkpoint
-from .finite import is_finite
+from .finite import check_finite
 from .header import quoted
 
 
@@ -39,13 +39,6 @@ def assign_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, dtype: t
             owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
         else:
             owner._buffers[leaf] = tensor
-
-
-def check_finite(tensor: Tensor, key: str, name: str) -> None:
-    """Raise CheckpointError, with the tensor's key and the file's name, unless all values are finite."""
-    if not is_finite(tensor):
-        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"
-                              f" as {str(tensor.dtype)[6:]}. The file is damaged, or was cast too far.")
 
 
 def _places(module: nn.Module):

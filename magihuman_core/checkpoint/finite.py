@@ -3,7 +3,17 @@
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from .header import quoted
+
 PIECE = 1 << 16  # elements looked at together: what a check needs beside the tensor stays small
+
+
+def check_finite(tensor: Tensor, key: str, name: str) -> None:
+    """Raise CheckpointError, with the tensor's key and the file's name, unless all values are finite."""
+    if not is_finite(tensor):
+        raise CheckpointError(f"{name}: {quoted(key)} holds values that are not numbers or are infinite"
+                              f" as {str(tensor.dtype)[6:]}. The file is damaged, or was cast too far.")
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .finite import is_finite
-from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors, quoted
+from .finite import check_finite
+from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors
 from .lazy_tensor import PIECE, LazyTensor
 
 
@@ -70,9 +70,7 @@ class TensorFile:
             for piece in flat.split(PIECE):
                 part = piece if same else buffer[: piece.numel()]
                 self._fill(file, part)
-                if not is_finite(part):
-                    raise CheckpointError(f"{self.path}: {quoted(key)} holds values that are not numbers or are "
-                                          f"infinite as {str(info.dtype)[6:]}. The file is damaged. {DOWNLOAD_AGAIN}")
+                check_finite(part, key, str(self.path))
                 if not same:
                     piece.copy_(part)
         return result

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import check_finite
 from ..checkpoint.checkpoint import as_checkpoint
+from ..checkpoint.finite import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
