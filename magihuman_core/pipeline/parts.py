@@ -14,7 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
-from ..runtime.devices import computes_bf16
+from ..runtime.devices import best_device, computes_bf16, holds
 from ..weights.open import open_checkpoint
 
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
@@ -60,7 +60,10 @@ class Parts:
             return self.dtype
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
-        return stored_dtype(tensors, may_quantize) or torch.bfloat16
+        stored = stored_dtype(tensors, may_quantize)
+        if stored is not None and not holds(self.device, stored):
+            return torch.int8
+        return stored or torch.bfloat16
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""
@@ -72,9 +75,9 @@ class Parts:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+    """ "auto": see best_device. Raises InputError for a device that is not there."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return best_device()
     try:
         chosen = torch.device(device)
         float(torch.ones(1, device=chosen) + 1)  # which "meta" cannot do

@@ -270,7 +270,7 @@ class MagiHumanPipeline:
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
         """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
-        self._watch(progress, planned(request))
+        self._watch(progress, planned(request, making.encoded, making.generates_audio, self.parts.models.is_demo))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             if request.upscaling is not None:
@@ -281,7 +281,7 @@ class MagiHumanPipeline:
             if request.upscaling is not None:
                 results = self._sample(request.upscaling, conditions, latents,
                                        list(zip(request.seeds, results, strict=True)), progress)
-        generated = bool(latents[request.first.size].audio_mask.any())
+        generated = making.generates_audio
         saved = [SavedClip(video.cpu(), audio.cpu() if generated else None, None,
                            {**request.facts(seed), **making.facts})
                  for seed, (video, audio) in zip(request.seeds, results, strict=True)]

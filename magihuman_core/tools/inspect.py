@@ -15,7 +15,7 @@ from ..recipes import RECIPES
 from ..sizes import byte_size
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
-from .diagnose import describe_lora, estimates, find_problems, integrity, notes, without_path
+from .diagnose import damage, describe_lora, estimates, integrity, load_dry, notes, without_path
 
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE",
@@ -33,22 +33,23 @@ COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")
 
 
-def describe(path: str | Path, *, read_all: bool = False) -> str:
+def describe(path: str | Path, *, read_all: bool = False, details: bool = False) -> str:
     """Explain a file, or every file of a folder.
 
-    read_all: also read every tensor and look for values that are not finite (takes as long as loading).
+    read_all: also read every tensor and look for values that are not finite (takes as long as loading). details: also
+    say of what the memory consists, and what is computed.
     Raises CheckpointError only where path does not exist: everything else is part of the answer.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     if path.is_dir():
-        sections = list(_describe_folder(path, read_all)) or [f"{path}\n  is         an empty folder"]
+        sections = list(_describe_folder(path, read_all, details)) or [f"{path}\n  is         an empty folder"]
         return "\n\n".join(sections)
-    return _describe_file(path, read_all)
+    return _describe_file(path, read_all, details)
 
 
-def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
+def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
     others = 0
     for found in walk(folder, DEPTH):
@@ -56,11 +57,11 @@ def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
             continue
         for path in found.sharded:
-            yield _describe_checkpoint(path, read_all)
+            yield _describe_checkpoint(path, read_all, details)
         for file in found.files:
             if file in found.shards or file in found.indexes:
                 continue
-            section = _describe_file(file, read_all)
+            section = _describe_file(file, read_all, details)
             if NO_WEIGHTS in section:
                 others += 1
             else:
@@ -69,9 +70,9 @@ def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
         yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
 
 
-def _describe_file(path: Path, read_all: bool) -> str:
+def _describe_file(path: Path, read_all: bool, details: bool) -> str:
     if suffix(path) in READABLE + REFUSED + UNFINISHED or path.name.lower().endswith(INDEX):
-        return _describe_checkpoint(path, read_all)
+        return _describe_checkpoint(path, read_all, details)
     if suffix(path) == ".json":
         return f"{path}\n  is         {_describe_json(path)}"
     try:
@@ -79,7 +80,7 @@ def _describe_file(path: Path, read_all: bool) -> str:
     except CheckpointError as error:
         return f"{path}\n  problem    {without_path(error, path)}"
     if found == "safetensors":
-        return _describe_checkpoint(path, read_all)
+        return _describe_checkpoint(path, read_all, details)
     return f"{path}\n  is         {NO_WEIGHTS} ({byte_size(path.stat().st_size)}); nothing here uses it"
 
 
@@ -104,10 +105,10 @@ def _describe_json(path: Path) -> str:
     return "a configuration; keep it beside the weights"
 
 
-def _describe_checkpoint(path: Path, read_all: bool) -> str:
+def _describe_checkpoint(path: Path, read_all: bool, details: bool) -> str:
     """The section of one checkpoint: file, shards or index. One that cannot be examined does not spoil a folder."""
     try:
-        return _examined(path, read_all)
+        return _examined(path, read_all, details)
     except CheckpointError as error:
         return f"{path}\n  problem    {without_path(error, path)}"
     except Exception as error:  # a fault of ours
@@ -115,7 +116,7 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         return f"{path}\n  problem    cannot be examined (internal error: {type(error).__name__}: {error})"
 
 
-def _examined(path: Path, read_all: bool) -> str:
+def _examined(path: Path, read_all: bool, details: bool) -> str:
     checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=suffix(path) == ".ckpt")
     found = recognize(checkpoint)
     lines = [("is", found.what + _role(found)), ("holds", _contents(checkpoint))]
@@ -130,13 +131,19 @@ def _examined(path: Path, read_all: bool) -> str:
         lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
-    problems = list(find_problems(checkpoint, found, read_all))
+    module, problems = None, list[str]()
+    try:
+        module = load_dry(checkpoint, found)
+    except CheckpointError as error:
+        problems.append(without_path(error, checkpoint.name))
+    if read_all or found.kind == "lora":  # which is small
+        problems += damage(checkpoint, found)
     if found.kind == "lora":
-        lines += list(describe_lora(checkpoint, damaged=bool(problems)))
+        lines += describe_lora(checkpoint, damaged=bool(problems))
     if read_all and not problems:
         lines.append(("compared", integrity(checkpoint)))
-    if not problems:
-        lines += list(estimates(checkpoint, found))
+    if module is not None and not problems:
+        lines += estimates(checkpoint, found, module.config, details)
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
