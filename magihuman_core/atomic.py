@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import glob
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,12 @@ from .errors import InputError
 def temporary_name(path: Path) -> Path:
     """A new name in the same folder, so that renaming to path is one step and never copies."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed left of writing path."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)
 
 
 @contextmanager

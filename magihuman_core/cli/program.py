@@ -1,4 +1,4 @@
-"""The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
+"""The command line: magihuman demo | generate | dub | retake | extend | batch | live | decode | inspect | convert.
 
 Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes:
 0 done; 2 the input or a file cannot be used, said in one sentence; 1 an internal error, or problems that `inspect`
@@ -6,24 +6,25 @@ found; 130 interrupted by Ctrl-C.
 """
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
-from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
+from ..errors import TIP
+from .batch import add_batch
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
 from .edits import add_dub, add_extend, add_retake
+from .explain import details, explain
 from .generate import add_generate
 from .inspect import add_inspect
 from .live import add_live
+from .parser import Parser
+from .version import version
 
 INTERRUPTED = 130
 # Lines of a shell for each command; every shell understands them.
@@ -36,6 +37,8 @@ EXAMPLES = {
     "dub": ["dub clip.mp4 --audio voice.wav --models ComfyUI/models --prompt-file prompt.txt"],
     "retake": ["retake clip.mp4 --start 1.5 --end 2.5 --models ComfyUI/models"],
     "extend": ["extend clip.mp4 --seconds 4 --models ComfyUI/models --prompt-file prompt.txt"],
+    "batch": ["batch jobs.jsonl --out clips --models demo",
+              "batch jobs.jsonl --out /shared/clips --models /shared/models --address auto --timeout 1800"],
     "live": ["live --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav"],
     "decode": ["decode latents.safetensors --models ComfyUI/models --out clip.mp4"],
     "inspect": ["inspect ComfyUI/models", "inspect ComfyUI/models --for \"picture voice 540p\"",
@@ -44,28 +47,6 @@ EXAMPLES = {
 }
 
 log = logging.getLogger("magihuman_core")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what may have been meant."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)'", message) or re.search(r"unrecognized arguments: (--?[\w-]+)",
-                                                                              message)
-        if wrong and (close := difflib.get_close_matches(wrong[1], self.known, n=1)):
-            message += f". Did you mean {close[0]}?"
-        super().error(message)
-
-    @property
-    def known(self) -> list[str]:
-        """All options and choices of this parser, and of the commands below it."""
-        found: list[str] = []
-        for action in self._actions:
-            found += [*action.option_strings, *map(str, action.choices or ())]
-            if isinstance(action.choices, dict):
-                found += [name for parser in action.choices.values() if isinstance(parser, Parser)
-                          for name in parser.known]
-        return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,28 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true",
                         help="say more: times, memory, and where an error arose")
-    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_decode, add_inspect,
+    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_batch, add_live, add_decode, add_inspect,
                 add_convert):
         add(commands, common)
     for name, command in commands.choices.items():
         command.formatter_class = _Help
         command.epilog = "examples:\n" + "\n".join(f"  magihuman {line}" for line in EXAMPLES[name])
     return parser
-
-
-def version() -> str:
-    """This package's version: of what is installed, or else of the folder it lies in."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-    from pathlib import Path
-
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if project.is_file() and (found := re.search(r'^version = "([^"]+)"', project.read_text(encoding="utf-8"), re.M)):
-        return found[1]
-    try:
-        return installed("magihuman")
-    except PackageNotFoundError:
-        return "of unknown version"
 
 
 class _Help(argparse.HelpFormatter):
@@ -137,34 +103,11 @@ def _run(arguments: argparse.Namespace) -> int:
     except Exception as error:
         if arguments.verbose:
             log.exception("where the error arose:")
-        message, code = _explain(error)
-        for line in _sources(error):
+        message, code = explain(error)
+        for line in details(error):
             print(line, file=sys.stderr)
         print(f"magihuman: {message}", file=sys.stderr)
         return code
-
-
-def _sources(error: Exception) -> Iterator[str]:
-    """Of missing parts, where they can be had."""
-    if parts := getattr(error, "parts", ()):
-        from ..loading.wishes import look, missing_in_words
-
-        yield from missing_in_words(look(None, parts))
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """A sentence for the user, and the exit code."""
-    if isinstance(error, (InputError, CheckpointError)):
-        return str(error), 2
-    if is_out_of_memory(error):
-        return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
-                "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
-                "size (--upscale, --width, --height), then --seconds."), 2
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2
-    return (f"internal error: {type(error).__name__}: {error}. Run it again with -v, and report what it says on the "
-            "project's page, under Issues."), 1
 
 
 @contextmanager
