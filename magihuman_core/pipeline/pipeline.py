@@ -80,7 +80,8 @@ class MagiHumanPipeline:
         tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
         largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network.
-        keep: parts wait in main memory for the next clip, where there is room, rather than being read anew. Raises InputError and CheckpointError.
+        keep: parts wait in main memory for the next clip, where there is room, rather than being read
+        anew. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from ...atomic import remove_leftovers
 from ...errors import InputError
 from ..version import version
 from .here import ShowJob, too_long
@@ -24,7 +23,9 @@ from .records import Outcome
 ANSWER = 5  # seconds in which an address must answer
 CONNECT = 30  # seconds in which a cluster must take us in
 CPUS = 4  # that a worker gets where there is no GPU
+GONE = 60  # seconds without a machine after which none is expected to come back
 INTERNAL = 1  # exit code of an error that is not the user's
+LOOK = 5  # seconds between looks at which machines are up
 POLL = 0.5  # seconds
 PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
 
@@ -50,7 +51,7 @@ class Worker:
         return self.seen
 
     def make(self, job: Job) -> Outcome:
-        self.seen = (0.0, "")
+        self.seen = (0.0, "beginning")
 
         def show(share: float, text: str) -> None:
             self.seen = (share, text)
@@ -62,8 +63,8 @@ class Worker:
 class Slot:
     """A worker, and what it was asked last."""
 
-    actor: Any
-    asked: Any  # what its answer will come as; None: it is idle
+    actor: Any = None  # None: it is not started
+    asked: Any = None  # what its answer will come as; None: it is idle
     job: Job | None = None  # None: it is asked about itself, or idle
     started: float = 0.0
     poll: Any = None  # its answer of how far it is
@@ -91,8 +92,7 @@ def run_on_ray(jobs: Sequence[Job], *, address: str | None, workers: int | None,
         if owned:
             ray.shutdown()
         for job in pool.begun:  # of workers that had to be ended
-            for path in job.outputs:
-                remove_leftovers(path)
+            job.clear_leftovers()
 
 
 class Pool:
@@ -105,17 +105,21 @@ class Pool:
         self.attempts: dict[str, int] = {}  # by the name of a clip
         self.begun: list[Job] = []  # that may have left something
         self.lost_starts = 0  # workers that died before they could say anything, one after another
+        self.looked = self.up = time.monotonic()  # when machines were looked for, and found
         self.start: Callable[[], Any]
 
     def run(self, count: int, options: dict[str, Any]) -> Iterator[tuple[Job, Outcome]]:
         """count: workers; options: of an actor."""
         import ray
 
-        self.start = ray.remote(max_concurrency=2, max_restarts=0, **options)(Worker).remote
-        self.slots = [self._new_slot() for _ in range(min(count, len(self.waiting)))]
+        self.start = ray.remote(Worker).options(max_concurrency=2, max_restarts=0, **options).remote
+        self.slots = [Slot() for _ in range(min(count, len(self.waiting)))]
         while self.waiting or any(slot.job for slot in self.slots):
             for slot in self.slots:
-                if slot.asked is None and self.waiting:
+                if slot.actor is None and self.waiting:
+                    slot.actor = self.start()
+                    slot.asked = slot.actor.about.remote()
+                elif slot.asked is None and self.waiting:
                     self._begin(slot, self.waiting.popleft())
             asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
             answered, _ = ray.wait(list(asked), num_returns=1, timeout=POLL)
@@ -123,15 +127,12 @@ class Pool:
                 yield from self._answer(asked[ref])
             for slot in self.slots:
                 yield from self._watch(slot)
+            self._check_machines()
 
     def end(self) -> None:
         """End all workers."""
         for slot in self.slots:
             _kill(slot.actor)
-
-    def _new_slot(self) -> Slot:
-        actor = self.start()
-        return Slot(actor, actor.about.remote())
 
     def _begin(self, slot: Slot, job: Job) -> None:
         self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
@@ -139,11 +140,10 @@ class Pool:
         slot.job, slot.started, slot.poll = job, time.monotonic(), None
         slot.asked = slot.actor.make.remote(job)
 
-    def _renew(self, slot: Slot) -> None:
-        """Another worker in the place of one that died, or cannot be relied on."""
+    def _drop(self, slot: Slot) -> None:
+        """Make room for another worker, where one died or cannot be relied on."""
         _kill(slot.actor)
-        new = self._new_slot()
-        slot.actor, slot.asked, slot.job, slot.poll = new.actor, new.asked, None, None
+        slot.actor = slot.asked = slot.job = slot.poll = None
 
     def _answer(self, slot: Slot) -> Iterator[tuple[Job, Outcome]]:
         import ray
@@ -153,7 +153,7 @@ class Pool:
             answer = ray.get(slot.asked)
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0][:200]
-            self._renew(slot)
+            self._drop(slot)
             if job is None:
                 self._check_start(reason)
                 return
@@ -161,12 +161,12 @@ class Pool:
                              "workers (--workers).", code=INTERNAL)
         else:
             self.lost_starts = 0
-            slot.asked = slot.job = None
+            slot.asked = slot.job = slot.poll = None
             if job is None:
                 self._check_version(answer)
                 return
             if answer.code == INTERNAL:  # such as a card that takes no more work
-                self._renew(slot)
+                self._drop(slot)
         if answer.code == INTERNAL and self.attempts[job.name] <= self.retries:
             self.waiting.appendleft(job)
         else:
@@ -180,7 +180,7 @@ class Pool:
         if job is None:
             return
         if self.timeout is not None and time.monotonic() - slot.started > self.timeout:
-            self._renew(slot)
+            self._drop(slot)
             yield self._done(job, Outcome(error=too_long(self.timeout), code=2, seconds=self.timeout))
         elif slot.poll is None:
             slot.poll = slot.actor.progress.remote()
@@ -203,6 +203,20 @@ class Pool:
         if found != version():
             raise InputError(f"{host}: has magihuman {found}, this machine {version()}. Install the same on every "
                              "machine of the cluster.")
+
+    def _check_machines(self) -> None:
+        """Raise InputError where no machine has been up for a while: a worker would be waited for without end."""
+        import ray
+
+        now = time.monotonic()
+        if now - self.looked < LOOK:
+            return
+        self.looked = now
+        if any(node["Alive"] for node in ray.nodes()):
+            self.up = now
+        elif now - self.up > GONE:
+            raise InputError("No machine of the Ray cluster is up any more. What was made stays: run the same command "
+                             "again to go on.")
 
 
 def _kill(actor: Any) -> None:
@@ -249,7 +263,7 @@ def connect(address: str | None) -> None:
         ray.init(address=wanted, log_to_driver=False, configure_logging=False, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{wanted}: Ray cannot be used there ({reason}). Leave --address out for this machine.") from None
+        raise InputError(f"{wanted}: Ray cannot be started or joined ({reason}). Without it: --workers 0.") from None
     with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, handler)  # Ray puts one of its own there, with another exit code
 

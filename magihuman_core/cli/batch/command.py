@@ -6,8 +6,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import TIP, InputError
@@ -23,19 +24,19 @@ THOUSAND = 1000
 def add_batch(commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "batch", parents=[common], help="make many clips, on many cards and machines",
-        description="Make a clip for each line of a jobs file, side by side on all GPUs of this machine or of a Ray "
-                    "cluster; without Ray one after another. A line is JSON with the options of generate (or of the "
-                    "\"command\" it names: dub, extend, retake), such as {\"prompt\": \"...\", \"audio\": \"voice.wav\", "
-                    "\"seed\": 3}. Files to read are relative to the jobs file. Run it again to go on after an "
-                    "interruption: what is made already is left out. See docs/batch.md.")
+        description='Make a clip for each line of a jobs file, side by side on all GPUs of this machine or of a Ray '
+                    'cluster; without Ray one after another. A line is JSON with the options of generate, or of the '
+                    '"command" that it names (dub, extend, retake), such as {"prompt": "...", "audio": "voice.wav", '
+                    '"seed": 3}. Files to read are relative to the jobs file. Run it again to go on after an '
+                    'interruption: what is made already is left out. See docs/batch.md.')
     parser.set_defaults(run=batch)
     parser.add_argument("jobs", metavar="JOBS", help="the jobs file (.jsonl)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the clips, manifest.json and index.html, "
-                        "a page that shows them; on a cluster one that all machines share")
-    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto for "
-                        "the one on this machine (default: RAY_ADDRESS, or this machine alone)")
-    parser.add_argument("--workers", type=_whole, metavar="N", help="clips that are made at once (default: one for each "
-                        "GPU, or for every 4 CPUs); 0: one after another, without Ray")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the clips, manifest.json and a page "
+                        "that shows them, index.html; on a cluster one that all machines share")
+    parser.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster: HOST:PORT, ray://HOST:PORT, or auto "
+                        "for the one on this machine (default: RAY_ADDRESS, or this machine alone)")
+    parser.add_argument("--workers", type=_whole, metavar="N", help="clips that are made at once (default: one for "
+                        "each GPU, or for every 4 CPUs); 0: one after another, without Ray")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that a clip may take (default: any)")
     parser.add_argument("--retries", type=_whole, default=2, metavar="N", help="how often a clip is begun anew whose "
                         "worker died (default %(default)s)")
@@ -50,14 +51,20 @@ def batch(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.out).absolute()
     use_ray = _chooses_ray(arguments)
     jobs = read_jobs(arguments.jobs, folder, arguments)
-    records, contents = Records(folder), Contents()
+    contents = Contents()
+    contents.check_models(arguments.jobs, jobs)
+    records = Records(folder)
     identities = {job.name: contents.identity(job) for job in jobs}
     outcomes = {job.name: outcome for job in jobs if (outcome := records.made(job, identities[job.name])) is not None}
     before = len(outcomes)
     todo = [job for job in jobs if job.name not in outcomes]
     write_page(jobs, outcomes, folder)
     with _board(len(jobs), before) as board, closing(_run(todo, arguments, use_ray, board)) as results:
+        said: set[str] = set()
         for job, outcome in results:
+            if not outcome.error and not job.out.is_file():
+                outcome = replace(outcome, error=f"{outcome.host} wrote it, but it is not seen here. Choose a folder "
+                                                 "that all machines share (--out).", code=2)
             outcomes[job.name] = outcome
             records.write(job, identities[job.name], outcome)
             write_page(jobs, outcomes, folder)
@@ -65,7 +72,9 @@ def batch(arguments: argparse.Namespace) -> int:
             if outcome.trace:
                 log.debug("%s", outcome.trace)
             for remark in outcome.remarks if use_ray else ():  # in this process they were said when they arose
-                log.log(TIP, "%s: %s", job.name, remark)
+                if remark not in said:
+                    said.add(remark)
+                    log.log(TIP, "%s: %s", job.name, remark)
     failed = [outcome for outcome in outcomes.values() if outcome.error]
     parts = [f"{len(jobs) - len(failed)} of {len(jobs)} clips are there"]
     parts += [f"{before} of them from before"] if before else []
@@ -87,15 +96,15 @@ def _chooses_ray(arguments: argparse.Namespace) -> bool:
     if has_ray():
         return True
     if address:
-        raise InputError(f"{address}: is the address of a Ray cluster, but Ray is not installed. Install it (pip install "
-                         "\"magihuman[batch]\"), or leave --address (and RAY_ADDRESS) out.")
+        raise InputError(f"{address}: is the address of a Ray cluster, but Ray is not installed. Install it (pip "
+                         "install \"magihuman[batch]\"), or give no address (--address, RAY_ADDRESS).")
     log.log(TIP, "Ray is not installed, so the clips are made one after another. For several at once: pip install "
                  "\"magihuman[batch]\".")
     return False
 
 
 def _run(jobs: Sequence[Job], arguments: argparse.Namespace, use_ray: bool, board: "Board"
-         ) -> Iterator[tuple[Job, Outcome]]:
+         ) -> Generator[tuple[Job, Outcome], None, None]:
     """Each job with its outcome, as soon as it is known."""
     from .cluster import run_on_ray
     from .here import run_here
@@ -104,8 +113,9 @@ def _run(jobs: Sequence[Job], arguments: argparse.Namespace, use_ray: bool, boar
         return
     if use_ray:
         board.say("waiting for a worker")
-        yield from run_on_ray(jobs, address=arguments.address, workers=arguments.workers, gpus=arguments.device != "cpu",
-                              timeout=arguments.timeout, retries=arguments.retries, show=board.show)
+        yield from run_on_ray(jobs, address=arguments.address, workers=arguments.workers,
+                              gpus=arguments.device != "cpu", timeout=arguments.timeout, retries=arguments.retries,
+                              show=board.show)
     else:
         yield from run_here(jobs, timeout=arguments.timeout, show=board.show)
 

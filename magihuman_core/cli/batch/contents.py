@@ -3,14 +3,14 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import CheckpointError, InputError
 from ..options import change_inputs
-from .jobs import Job
+from .jobs import Job, refuse
 
 # Options that say where a clip goes and how a machine is to make it, not what it is.
 HOW = ("out", "save_latents", "run", "method", "device", "resident_blocks", "stream_from", "fuse", "tile")
@@ -35,6 +35,16 @@ class Contents:
 
         self.digest, self.weights = cache(file_digest), cache(fingerprint)
         self.models = cache(lambda folder, parts: find_models(folder, dict(parts)))
+
+    def check_models(self, file: str, jobs: Sequence[Job]) -> None:
+        """Raise DetailedError where jobs of a file name models that are not there."""
+        faults: dict[str, list[int]] = {}
+        for job in jobs:
+            try:
+                self.models(job.arguments.models, tuple(job.arguments.part))
+            except (InputError, CheckpointError) as error:
+                faults.setdefault(str(error), []).append(job.line)
+        refuse(file, faults)
 
     def identity(self, job: Job) -> str | None:
         """A text that is another one when an option, the content of a file or a weight is; None where one is missing.

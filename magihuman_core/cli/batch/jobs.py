@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from ...atomic import remove_leftovers
 from ...errors import InputError
 from ..edits import add_dub, add_extend, add_retake
 from ..explain import DetailedError
@@ -20,6 +21,7 @@ from ..parser import Parser
 
 LARGEST = 1 << 28  # bytes of a jobs file
 LATENTS = ".safetensors"
+THUMBNAILS = "thumbnails"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,16 @@ class Job:
         """All files that the command writes."""
         latents = getattr(self.arguments, "save_latents", None)
         return [self.out] if latents is None else [self.out, Path(latents)]
+
+    @property
+    def thumbnail(self) -> Path:
+        """The clip's small picture."""
+        return self.folder / THUMBNAILS / PurePosixPath(self.name).with_suffix(".jpg")
+
+    def clear_leftovers(self) -> None:
+        """Remove half a file, where a process that wrote one was killed."""
+        for path in (*self.outputs, self.thumbnail):
+            remove_leftovers(path)
 
 
 def read_jobs(file: str, folder: Path, given: argparse.Namespace) -> list[Job]:
@@ -62,13 +74,19 @@ def read_jobs(file: str, folder: Path, given: argparse.Namespace) -> list[Job]:
             faults.setdefault(str(error), []).append(number)
     for number, fault in _conflicts(jobs):
         faults.setdefault(fault, []).append(number)
-    if faults:
-        count = len({number for numbers in faults.values() for number in numbers})
-        told = sorted(faults.items(), key=lambda item: item[1])
-        raise DetailedError(f"{file}: {count} of its {sum(bool(line.strip()) for line in lines)} lines cannot be used, "
-                            "see above. Correct them; nothing was made.",
-                            [f"{lines_in_words(numbers)}: {fault}" for fault, numbers in told])
+    refuse(file, faults)
     return jobs
+
+
+def refuse(file: str, faults: Mapping[str, list[int]]) -> None:
+    """Raise DetailedError where there are faults. faults: what is wrong, and in which lines."""
+    if not faults:
+        return
+    numbers = {number for numbers in faults.values() for number in numbers}
+    told = sorted(faults.items(), key=lambda item: item[1])
+    raise DetailedError(f"{file}: {len(numbers)} {'line' if len(numbers) == 1 else 'lines'} cannot be used, see above. "
+                        "Nothing was made; correct the file.",
+                        [f"{lines_in_words(numbers)}: {fault}" for fault, numbers in told])
 
 
 class LineParser(Parser):
@@ -121,8 +139,8 @@ def given_models(given: argparse.Namespace) -> dict[str, Any]:
     """What the command line of the batch says of models, with absolute paths: workers have another folder."""
     found = {name: value for name, default in model_options().items() if (value := getattr(given, name)) != default}
     if found.get("models", "demo") != "demo":
-        found["models"] = os.path.abspath(found["models"])
-    changed = change_inputs(argparse.Namespace(**{"part": [], "lora": [], **found}), os.path.abspath)
+        found["models"] = str(Path(found["models"]).absolute())
+    changed = change_inputs(argparse.Namespace(**{"part": [], "lora": [], **found}), partial(_absolute, Path.cwd()))
     return {**found, **{name: changed[name] for name in ("part", "lora") if name in found}}
 
 

@@ -7,11 +7,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...atomic import remove_leftovers
-from ...errors import TIP, InputError
+from ...errors import TIP
 from ..explain import explain
 from ..options import make_pipeline, model_options
 from ..progress import Overall
@@ -32,7 +30,8 @@ class Progress(Overall):
 
     def __init__(self, show: Show) -> None:
         super().__init__()
-        self.handed, self.answers = show, []
+        self.handed = show
+        self.answers: list[str] = []
 
     def show(self, share: float, text: str) -> None:
         self.handed(share, text)
@@ -53,8 +52,7 @@ class Maker:
         started, progress, trace = time.perf_counter(), Progress(show), ""
         with _remarks() as remarks:
             try:
-                for path in job.outputs:
-                    remove_leftovers(path)
+                job.clear_leftovers()
                 job.arguments.run(job.arguments, self._pipeline_for, lambda: _entered(progress))
                 digest, error, code = file_digest(job.out), "", 0
                 write_thumbnail(job)

@@ -3,7 +3,7 @@
 import html
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
 from ...atomic import whole_file
@@ -11,23 +11,16 @@ from .jobs import Job
 from .records import Outcome
 
 PAGE = "index.html"
-THUMBNAILS = "thumbnails"
 SIDE = 160  # pixels of a thumbnail, at most
 log = logging.getLogger(__name__)
 STYLE = ("body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;vertical-align:top}"
          "tr:nth-child(even){background:#f4f4f4}.failed{color:#b00}")
 
 
-def thumbnail(job: Job) -> str:
-    """The name of a clip's picture, within the folder of the batch."""
-    return f"{THUMBNAILS}/{PurePosixPath(job.name).with_suffix('.jpg')}"
-
-
 def write_thumbnail(job: Job) -> None:
     """Write a small picture of a clip: the last one before its middle that stands for itself. Sound alone has none."""
     import av
 
-    target = job.folder / thumbnail(job)
     if job.out.suffix != ".mp4":
         return
     try:
@@ -35,8 +28,8 @@ def write_thumbnail(job: Job) -> None:
             container.seek((container.duration or 0) // 2)
             image = next(container.decode(container.streams.video[0])).to_image()
         image.thumbnail((SIDE, SIDE))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as file:
+        job.thumbnail.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(job.thumbnail) as file:
             image.save(file, format="JPEG")
     except (av.FFmpegError, OSError, StopIteration, ValueError) as error:
         log.warning("%s: no small picture of it can be made (%s).", job.out, error)
@@ -73,8 +66,9 @@ def _row(job: Job, outcome: Outcome | None) -> str:
     else:
         result = html.escape(outcome.answer.removeprefix(f"{job.out}: "))
         name = f'<a href="{quote(job.name)}">{name}</a>'
-        if (job.folder / thumbnail(job)).is_file():
-            small = f'<a href="{quote(job.name)}"><img src="{quote(thumbnail(job))}" alt=""></a>'
+        if job.thumbnail.is_file():
+            source = quote(job.thumbnail.relative_to(job.folder).as_posix())
+            small = f'<a href="{quote(job.name)}"><img src="{source}" alt=""></a>'
     notes = "".join(f"<br><small>{html.escape(remark)}</small>" for remark in outcome.remarks) if outcome else ""
     seconds = f"{outcome.seconds:.1f}" if outcome else ""
     return (f"<tr><td>{small}</td><td>{job.line}</td><td>{name}</td><td>{made_of}</td><td>{result}{notes}</td>"

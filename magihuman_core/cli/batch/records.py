@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...atomic import whole_file
+from ...atomic import remove_leftovers, whole_file
 from ...errors import InputError
 from .contents import file_digest
 from .jobs import Job
@@ -39,6 +39,7 @@ class Records:
         self.clips: dict[str, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
             text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{folder}: cannot be used ({getattr(error, 'strerror', None) or error}). Choose another "
