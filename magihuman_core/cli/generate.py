@@ -1,6 +1,7 @@
 """`magihuman generate`: a clip with the models of a folder."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
@@ -57,10 +58,10 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
     seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
     if arguments.audio_only:
         return _draft(arguments, seeds, pipeline_for, watch)
-    outs = for_seeds(arguments.out, arguments, seeds)
+    outs = for_seeds(arguments.out, arguments.seeds)
     for out in outs:
         check_output(out, inputs_of(arguments))
-    latents = None if arguments.save_latents is None else for_seeds(arguments.save_latents, arguments, seeds)
+    latents = None if arguments.save_latents is None else for_seeds(arguments.save_latents, arguments.seeds)
     options = making_options(arguments)
     if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
         raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
@@ -86,7 +87,7 @@ def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: Pipeli
         if getattr(arguments, name):
             option = "from" if name == "clip" else name.replace("_", "-")
             raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")
-    outs = for_seeds(arguments.out, arguments, seeds)
+    outs = for_seeds(arguments.out, arguments.seeds)
     for out in outs:
         check_output(out, inputs_of(arguments), suffix=".wav", what="sound")
     options = making_options(arguments)
@@ -102,10 +103,10 @@ def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: Pipeli
     return 0
 
 
-def for_seeds(name: str, arguments: argparse.Namespace, seeds: list[int]) -> list[Path]:
-    """A file for each seed; the name as it is where one seed was asked for."""
+def for_seeds(name: str, seeds: Sequence[int] | None) -> list[Path]:
+    """A file for each of --seeds; the name as it is where there are none."""
     path = Path(name)
-    return [path.with_name(f"{path.stem}_{seed}{path.suffix}") if arguments.seeds else path for seed in seeds]
+    return [path] if seeds is None else [path.with_name(f"{path.stem}_{seed}{path.suffix}") for seed in seeds]
 
 
 def _keyframe(text: str) -> tuple[float | str, str]:

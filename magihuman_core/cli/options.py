@@ -134,7 +134,8 @@ def change_inputs(arguments: argparse.Namespace, change: Callable[[str], Any]) -
     """The options that name files which a command reads, with each file replaced by what becomes of it."""
     changed: dict[str, Any] = {name: change(value) for name in INPUTS
                                if (value := getattr(arguments, name, None)) is not None}
-    changed["keyframe"] = [(when, change(file)) for when, file in getattr(arguments, "keyframe", [])]
+    if "keyframe" in arguments:
+        changed["keyframe"] = [(when, change(file)) for when, file in arguments.keyframe]
     changed["part"] = [(part, change(file)) for part, file in arguments.part]
     changed["lora"] = [(change(file), strength) for file, strength in arguments.lora]
     return changed

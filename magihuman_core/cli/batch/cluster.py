@@ -74,7 +74,7 @@ def run_on_ray(jobs: Sequence[Job], *, address: str | None, workers: int | None,
                retries: int, show: ShowJob) -> Iterator[tuple[Job, Outcome]]:
     """Each job with its outcome, as soon as it is known.
 
-    address: of a cluster, None: RAY_ADDRESS, or else this machine alone. workers: how many, None: one for each GPU, or
+    address: of a cluster, None: this machine alone. workers: how many, None: one for each GPU, or
     without GPUs for every 4 CPUs. gpus: whether GPUs are to be used. timeout: seconds for a job, whose worker is ended
     then. retries: how often a job is begun anew whose worker died or had an internal error.
     Raises InputError where there is no cluster, or no worker can be started.
@@ -248,16 +248,14 @@ def shares(nodes: Sequence[dict[str, Any]], workers: int | None, gpus: bool) -> 
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster of an address (None: RAY_ADDRESS), or make one of this machine. Raises InputError."""
+    """Join the cluster of an address, or (None) make one of this machine. Raises InputError."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    wanted = address or os.environ.get("RAY_ADDRESS") or "local"
+    wanted = address or "local"
     options: dict[str, Any] = {}
     if wanted == "local":
         options = {"include_dashboard": False, "object_store_memory": 100 << 20}  # only small things are passed
-    else:
-        check_answers(wanted)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=wanted, log_to_driver=False, configure_logging=False, **options)
@@ -269,8 +267,12 @@ def connect(address: str | None) -> None:
 
 
 def check_answers(address: str) -> None:
-    """Raise InputError unless a cluster answers that takes us in. Ray itself would wait for minutes, and then end this
-    process."""
+    """Raise InputError unless a cluster answers that takes us in.
+
+    In another process: Ray itself would wait for minutes, and then end this one.
+    """
+    if address == "local":
+        return
     kind, _, place = address.rpartition("://")
     if kind in ("", "ray") and place != "auto":
         host, _, port = (place if ":" in place or not kind else f"{place}:10001").rpartition(":")

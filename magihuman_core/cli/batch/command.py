@@ -13,7 +13,11 @@ from pathlib import Path
 
 from ...errors import TIP, InputError
 from ..options import add_models
+from .cluster import check_answers, has_ray, run_on_ray
+from .contents import Contents
+from .here import run_here
 from .jobs import Job, read_jobs
+from .page import PAGE, write_page
 from .records import Outcome, Records
 
 log = logging.getLogger("magihuman_core")
@@ -45,12 +49,12 @@ def add_batch(commands, common: argparse.ArgumentParser) -> None:
 
 def batch(arguments: argparse.Namespace) -> int:
     """Make the clips; gives the exit code of the worst failure."""
-    from .contents import Contents
-    from .page import PAGE, write_page
-
     folder = Path(arguments.out).absolute()
-    use_ray = _chooses_ray(arguments)
+    address = arguments.address or os.environ.get("RAY_ADDRESS")
+    use_ray = _chooses_ray(arguments, address)
     jobs = read_jobs(arguments.jobs, folder, arguments)
+    if use_ray and address:
+        check_answers(address)
     contents = Contents()
     contents.check_models(arguments.jobs, jobs)
     records = Records(folder)
@@ -59,7 +63,7 @@ def batch(arguments: argparse.Namespace) -> int:
     before = len(outcomes)
     todo = [job for job in jobs if job.name not in outcomes]
     write_page(jobs, outcomes, folder)
-    with _board(len(jobs), before) as board, closing(_run(todo, arguments, use_ray, board)) as results:
+    with _board(len(jobs), before) as board, closing(_run(todo, arguments, use_ray, address, board)) as results:
         said: set[str] = set()
         for job, outcome in results:
             if not outcome.error and not job.out.is_file():
@@ -83,11 +87,8 @@ def batch(arguments: argparse.Namespace) -> int:
     return min((outcome.code for outcome in failed), default=0)
 
 
-def _chooses_ray(arguments: argparse.Namespace) -> bool:
+def _chooses_ray(arguments: argparse.Namespace, address: str | None) -> bool:
     """Whether the jobs go to Ray's workers. Raises InputError for an address that cannot be used."""
-    from .cluster import has_ray
-
-    address = arguments.address or os.environ.get("RAY_ADDRESS")
     if arguments.workers == 0:
         if arguments.address:
             raise InputError("--workers 0 makes the clips in this process, but --address names a cluster. Leave one of "
@@ -103,17 +104,14 @@ def _chooses_ray(arguments: argparse.Namespace) -> bool:
     return False
 
 
-def _run(jobs: Sequence[Job], arguments: argparse.Namespace, use_ray: bool, board: "Board"
+def _run(jobs: Sequence[Job], arguments: argparse.Namespace, use_ray: bool, address: str | None, board: "Board"
          ) -> Generator[tuple[Job, Outcome], None, None]:
     """Each job with its outcome, as soon as it is known."""
-    from .cluster import run_on_ray
-    from .here import run_here
-
     if not jobs:
         return
     if use_ray:
         board.say("waiting for a worker")
-        yield from run_on_ray(jobs, address=arguments.address, workers=arguments.workers,
+        yield from run_on_ray(jobs, address=address, workers=arguments.workers,
                               gpus=arguments.device != "cpu", timeout=arguments.timeout, retries=arguments.retries,
                               show=board.show)
     else:

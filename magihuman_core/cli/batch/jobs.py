@@ -218,16 +218,13 @@ def _jobs_of(arguments: argparse.Namespace, line: int, folder: Path) -> Iterator
     suffix = ".wav" if getattr(arguments, "audio_only", False) else ".mp4"
     out = _name(f"{line:04d}{suffix}" if arguments.out is None else arguments.out, "out", suffix)
     latents = getattr(arguments, "save_latents", None)
-    latents = None if latents is None else _name(latents, "save_latents", LATENTS)
     seeds = getattr(arguments, "seeds", None)
-    for seed in [arguments.seed] if seeds is None else seeds:
-        (name,) = for_seeds(out, arguments, [seed])
+    names = for_seeds(out, seeds)
+    kept = [None] * len(names) if latents is None else for_seeds(_name(latents, "save_latents", LATENTS), seeds)
+    for name, seed, file in zip(names, [arguments.seed] if seeds is None else seeds, kept, strict=True):
         single = copy.copy(arguments)
-        single.out, single.seed = str(folder / name), seed
-        if latents is not None:
-            single.save_latents = str(folder / for_seeds(latents, arguments, [seed])[0])
-        if seeds is not None:
-            single.seeds = None
+        changed = {"out": str(folder / name), "seed": seed, "seeds": None, "save_latents": file and str(folder / file)}
+        vars(single).update({option: value for option, value in changed.items() if option in arguments})
         yield Job(line, name.as_posix(), folder, single)
 
 
