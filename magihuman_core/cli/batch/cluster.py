@@ -26,7 +26,8 @@ CPUS = 4  # that a worker gets where there is no GPU
 GONE = 60  # seconds without a machine after which none is expected to come back
 INTERNAL = 1  # exit code of an error that is not the user's
 LOOK = 5  # seconds between looks at which machines are up
-POLL = 0.5  # seconds
+PAUSE = 0.1  # seconds between looks for answers
+POLL = 1.0  # seconds between questions to a worker, how far it is
 PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
 
 
@@ -67,7 +68,8 @@ class Slot:
     asked: Any = None  # what its answer will come as; None: it is idle
     job: Job | None = None  # None: it is asked about itself, or idle
     started: float = 0.0
-    poll: Any = None  # its answer of how far it is
+    poll: Any = None  # what its answer will come as, how far it is
+    polled: float = 0.0
 
 
 def run_on_ray(jobs: Sequence[Job], *, address: str | None, workers: int | None, gpus: bool, timeout: float | None,
@@ -122,7 +124,9 @@ class Pool:
                 elif slot.asked is None and self.waiting:
                     self._begin(slot, self.waiting.popleft())
             asked = {slot.asked: slot for slot in self.slots if slot.asked is not None}
-            answered, _ = ray.wait(list(asked), num_returns=1, timeout=POLL)
+            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
+            if not answered:
+                time.sleep(PAUSE)  # rather than within Ray, which changes the exit code of a signal that comes then
             for ref in answered:
                 yield from self._answer(asked[ref])
             for slot in self.slots:
@@ -183,7 +187,8 @@ class Pool:
             self._drop(slot)
             yield self._done(job, Outcome(error=too_long(self.timeout), code=2, seconds=self.timeout))
         elif slot.poll is None:
-            slot.poll = slot.actor.progress.remote()
+            if time.monotonic() - slot.polled > POLL:
+                slot.poll, slot.polled = slot.actor.progress.remote(), time.monotonic()
         elif ray.wait([slot.poll], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):  # the answer to the job itself will say it
                 self.show(job, *ray.get(slot.poll))
