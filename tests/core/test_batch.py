@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from magihuman_core.cli import main
@@ -22,8 +23,11 @@ from magihuman_core.cli.batch.cluster import shares
 from magihuman_core.cli.batch.jobs import line_parsers, lines_in_words, parse_line
 from magihuman_core.cli.program import build_parser
 from magihuman_core.errors import InputError
+from magihuman_core.loading.folder import ModelFolder
+from magihuman_core.pipeline.parts import Parts
 
 from .golden import ROOT, names
+from .pretend_card import PretendCard
 
 PROMPT = "A woman in a dark jacket looks calmly into the camera and says good morning."
 SMALL = {"prompt": PROMPT, "width": 64, "height": 32, "seconds": 0.4, "steps": 1}
@@ -146,6 +150,28 @@ def test_models_are_loaded_once(batch, tmp_path, caplog):
         patch.setattr(psutil, "virtual_memory", lambda: argparse.Namespace(available=64 << 30, total=64 << 30))
         assert batch()[0] == 0
     assert len(loaded) == 1
+
+
+def test_kept_parts_wait_in_main_memory(monkeypatch):
+    memory = argparse.Namespace(available=64 << 30, total=64 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    def load(source: str, *, device: torch.device, **options: object) -> torch.nn.Module:
+        return torch.nn.Linear(4, 4, device=device)
+
+    with PretendCard():
+        parts = Parts(ModelFolder(Path(), {}, {}), torch.device("cuda"), keep=True)
+        first = parts.load(load, "a", dtype="bf16")
+        assert first.weight.device.type == "cuda"
+        parts.put_aside()
+        assert first.weight.device.type == "cpu"  # so that the next part has the card for itself
+        assert parts.load(load, "a", dtype="bf16") is first and first.weight.device.type == "cuda"
+        other = parts.load(load, "a", dtype="fp32")
+        assert other is not first and list(parts.kept.values()) == [(((), {"dtype": "fp32"}), other)]
+        parts.load(load, "b", resident_blocks=3)  # its other blocks stream: it is not whole
+        memory.available = 20 << 30
+        parts.load(load, "c")
+        assert len(parts.kept) == 1
 
 
 def test_a_job_that_fails_stops_no_other(batch, tmp_path):

@@ -291,9 +291,12 @@ def check_answers(address: str) -> None:
     try:
         tried = subprocess.run([sys.executable, "-c", PROBE, address], capture_output=True, text=True,  # noqa: S603
                                timeout=CONNECT, check=False)
-        reason = "" if tried.returncode == 0 else (tried.stderr.strip().splitlines() or ["it refuses"])[-1]
+        said = tried.stderr.strip()
+        reason = "" if tried.returncode == 0 else (said.splitlines() or ["it refuses"])[-1]
+        if "InvalidAuthToken" in said:
+            reason = "it wants its token: set RAY_AUTH_MODE=token, as for every Ray program"
     except subprocess.TimeoutExpired:
         reason = f"not within {CONNECT} s"
     if reason:
-        raise InputError(f"{address}: no Ray cluster takes us in there ({reason}). Check the address, and that Python "
-                         "and Ray are of the same versions there.")
+        raise InputError(f"{address}: no Ray cluster takes us in there ({reason}). Check the address, RAY_AUTH_MODE, "
+                         "and that Python and Ray are of the same versions there.")

@@ -127,7 +127,7 @@ class Board:
         self.drawn = 0.0
 
     def say(self, text: str) -> None:
-        self.bar.set_description_str(f"{self.ended} of {self.count} clips; {text}")
+        self.bar.set_description_str(f"{self.ended} of {self.count} clips{'; ' if text else ''}{text}")
 
     def show(self, job: Job, share: float, text: str) -> None:
         """share: of a clip. Drawn now and then."""
@@ -148,7 +148,7 @@ class Board:
             print(f"line {job.line}, {job.name}: {outcome.error}", file=sys.stderr)
         else:
             print(outcome.answer, flush=True)
-        self.say(f"{len(self.begun)} in work")
+        self.say("")
 
 
 @contextmanager
