@@ -27,7 +27,6 @@ from magihuman_core.loading.folder import ModelFolder
 from magihuman_core.pipeline.parts import Parts
 
 from .golden import ROOT, names
-from .pretend_card import PretendCard
 
 PROMPT = "A woman in a dark jacket looks calmly into the camera and says good morning."
 SMALL = {"prompt": PROMPT, "width": 64, "height": 32, "seconds": 0.4, "steps": 1}
@@ -156,22 +155,28 @@ def test_kept_parts_wait_in_main_memory(monkeypatch):
     memory = argparse.Namespace(available=64 << 30, total=64 << 30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
-    def load(source: str, *, device: torch.device, **options: object) -> torch.nn.Module:
-        return torch.nn.Linear(4, 4, device=device)
+    class Part(torch.nn.Module):  # there is no card to bring it to
+        place = ""
 
-    with PretendCard():
-        parts = Parts(ModelFolder(Path(), {}, {}), torch.device("cuda"), keep=True)
-        first = parts.load(load, "a", dtype="bf16")
-        assert first.weight.device.type == "cuda"
-        parts.put_aside()
-        assert first.weight.device.type == "cpu"  # so that the next part has the card for itself
-        assert parts.load(load, "a", dtype="bf16") is first and first.weight.device.type == "cuda"
-        other = parts.load(load, "a", dtype="fp32")
-        assert other is not first and list(parts.kept.values()) == [(((), {"dtype": "fp32"}), other)]
-        parts.load(load, "b", resident_blocks=3)  # its other blocks stream: it is not whole
-        memory.available = 20 << 30
-        parts.load(load, "c")
-        assert len(parts.kept) == 1
+        def to(self, device):
+            self.place = str(device)
+            return self
+
+    def load(source: str, *, device: torch.device, **options: object) -> Part:
+        return Part().to(device)
+
+    parts = Parts(ModelFolder(Path(), {}, {}), torch.device("cuda"), keep=True)
+    first = parts.load(load, "a", dtype="bf16")
+    assert first.place == "cuda"
+    parts.put_aside()
+    assert first.place == "cpu"  # so that the next part has the card for itself
+    assert parts.load(load, "a", dtype="bf16") is first and first.place == "cuda"
+    other = parts.load(load, "a", dtype="fp32")
+    assert other is not first and list(parts.kept.values()) == [(((), {"dtype": "fp32"}), other)]
+    parts.load(load, "b", resident_blocks=3)  # its other blocks stream: it is not whole
+    memory.available = 20 << 30
+    parts.load(load, "c")
+    assert len(parts.kept) == 1
 
 
 def test_a_job_that_fails_stops_no_other(batch, tmp_path):
