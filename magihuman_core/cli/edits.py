@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .options import (
+    PipelineFor,
     add_making,
     add_models,
     add_output,
@@ -14,7 +15,7 @@ from .options import (
     read_prompt,
     said_of,
 )
-from .progress import overall
+from .progress import Watch, overall
 
 
 def add_dub(commands, common: argparse.ArgumentParser) -> None:
@@ -64,7 +65,7 @@ def _add(commands, common: argparse.ArgumentParser, name: str, short: str, long:
 OWN = {"dub": ("audio", "edge"), "retake": ("start", "end", "audio_only", "video_only"), "extend": ("audio", "seconds")}
 
 
-def edit(arguments: argparse.Namespace) -> int:
+def edit(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pipeline, watch: Watch = overall) -> int:
     """Make the new clip and write it."""
     from ..media.mp4 import check_output
 
@@ -72,8 +73,8 @@ def edit(arguments: argparse.Namespace) -> int:
     options = making_options(arguments) | {name: getattr(arguments, name) for name in OWN[arguments.method]}
     if arguments.method == "dub":
         options["mask"] = arguments.mouth if arguments.mask is None else arguments.mask
-    pipeline = make_pipeline(arguments)
-    with overall() as progress:
+    pipeline = pipeline_for(arguments)
+    with watch() as progress:
         clip = getattr(pipeline, arguments.method)(arguments.clip, prompt=read_prompt(arguments), seed=arguments.seed,
                                                    progress=progress, lazy=True, **options)
         clip.save(out)

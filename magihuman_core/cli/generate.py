@@ -1,10 +1,12 @@
 """`magihuman generate`: a clip with the models of a folder."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
 from .options import (
+    PipelineFor,
     add_making,
     add_models,
     add_output,
@@ -15,7 +17,7 @@ from .options import (
     read_prompt,
     said_of,
 )
-from .progress import overall
+from .progress import Watch, overall
 
 MAX_SEEDS = 1000
 
@@ -49,26 +51,26 @@ def add_generate(commands, common: argparse.ArgumentParser) -> None:
     add_models(parser)
 
 
-def generate(arguments: argparse.Namespace) -> int:
+def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pipeline, watch: Watch = overall) -> int:
     """Make a clip, or one for each seed, and write it."""
     from ..media.mp4 import check_output
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
     seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
     if arguments.audio_only:
-        return _draft(arguments, seeds)
-    outs = _for_seeds(arguments.out, arguments, seeds)
+        return _draft(arguments, seeds, pipeline_for, watch)
+    outs = for_seeds(arguments.out, arguments.seeds)
     for out in outs:
         check_output(out, inputs_of(arguments))
-    latents = None if arguments.save_latents is None else _for_seeds(arguments.save_latents, arguments, seeds)
+    latents = None if arguments.save_latents is None else for_seeds(arguments.save_latents, arguments.seeds)
     options = making_options(arguments)
     if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
         raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
                          "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
-    pipeline = make_pipeline(arguments)
-    with overall() as progress:
+    pipeline = pipeline_for(arguments)
+    with watch() as progress:
         clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,
                                         save_latents=latents, **options)
         for out, clip in zip(outs, clips, strict=True):
@@ -77,7 +79,7 @@ def generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:
+def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: PipelineFor, watch: Watch) -> int:
     """Write the voice alone."""
     from ..media.audio_file import write_wav
     from ..media.mp4 import check_output
@@ -86,14 +88,14 @@ def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:
         if getattr(arguments, name):
             option = "from" if name == "clip" else name.replace("_", "-")
             raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")
-    outs = _for_seeds(arguments.out, arguments, seeds)
+    outs = for_seeds(arguments.out, arguments.seeds)
     for out in outs:
         check_output(out, inputs_of(arguments), suffix=".wav", what="sound")
     options = making_options(arguments)
     for name in ("width", "height", "upscale", "sr_steps"):
         del options[name]
-    pipeline, prompt = make_pipeline(arguments), read_prompt(arguments)
-    with overall() as progress:
+    pipeline, prompt = pipeline_for(arguments), read_prompt(arguments)
+    with watch() as progress:
         for out, seed in zip(outs, seeds, strict=True):
             waveform, rate = pipeline.generate_audio(prompt, seconds=arguments.seconds, seed=seed,
                                                      progress=progress, **options)
@@ -102,10 +104,10 @@ def _draft(arguments: argparse.Namespace, seeds: list[int]) -> int:
     return 0
 
 
-def _for_seeds(name: str, arguments: argparse.Namespace, seeds: list[int]) -> list[Path]:
-    """A file for each seed; the name as it is where one seed was asked for."""
+def for_seeds(name: str, seeds: Sequence[int] | None) -> list[Path]:
+    """A file for each of --seeds; the name as it is where there are none."""
     path = Path(name)
-    return [path.with_name(f"{path.stem}_{seed}{path.suffix}") if arguments.seeds else path for seed in seeds]
+    return [path] if seeds is None else [path.with_name(f"{path.stem}_{seed}{path.suffix}") for seed in seeds]
 
 
 def _keyframe(text: str) -> tuple[float | str, str]:

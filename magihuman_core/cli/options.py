@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,13 @@ if TYPE_CHECKING:
     from ..pipeline.clip import Clip
     from ..pipeline.pipeline import MagiHumanPipeline
 
+PipelineFor = Callable[[argparse.Namespace], "MagiHumanPipeline"]
+
 MAX_TEXT_FILE = 1 << 20  # bytes; a prompt has about a thousand
 DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4m3fn", "int8": "int8"}
 FUSE = {"auto": None, "on": True, "off": False}
+# Options that name a file to read; also the pictures of --keyframe, and the weights of --part and --lora.
+INPUTS = ("clip", "latents", "image", "audio", "mask", "script", "prompt_file", "negative_file")
 SHARED = ("width", "height", "steps", "mode", "upscale", "sr_steps", "window", "overlap")
 
 
@@ -54,9 +59,9 @@ def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> N
     parser.add_argument("--overlap", type=float, metavar="S", help="seconds that windows share (default 0.8)")
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Options of which models are used, and how they are run."""
-    parser.add_argument("--models", required=True, metavar="FOLDER", help="folder of models, such as "
+    parser.add_argument("--models", required=required, metavar="FOLDER", help="folder of models, such as "
                         "ComfyUI/models; or: demo")
     parser.add_argument("--part", action="append", default=[], type=_part, metavar="NAME=FILE",
                         help="take a part of the model from elsewhere, as in audio_vae=/data/sd.safetensors")
@@ -81,7 +86,15 @@ def add_models(parser: argparse.ArgumentParser) -> None:
                         "squares that fit)")
 
 
-def make_pipeline(arguments: argparse.Namespace) -> MagiHumanPipeline:
+def model_options() -> dict[str, Any]:
+    """The options of `add_models`, with their defaults."""
+    parser = argparse.ArgumentParser()
+    add_models(parser, required=False)
+    return vars(parser.parse_args([]))
+
+
+def make_pipeline(arguments: argparse.Namespace, **options: Any) -> MagiHumanPipeline:
+    """options: of MagiHumanPipeline, besides those that the arguments give."""
     import torch
 
     from ..pipeline.pipeline import MagiHumanPipeline
@@ -90,7 +103,7 @@ def make_pipeline(arguments: argparse.Namespace) -> MagiHumanPipeline:
     return MagiHumanPipeline.from_folder(
         arguments.models, parts=dict(arguments.part), device=arguments.device, dtype=dtype and getattr(torch, dtype),
         resident_blocks=arguments.resident_blocks, stream_from=arguments.stream_from, fuse=FUSE[arguments.fuse],
-        tile=arguments.tile, loras=arguments.lora)
+        tile=arguments.tile, loras=arguments.lora, **options)
 
 
 def making_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -110,10 +123,25 @@ def read_prompt(arguments: argparse.Namespace):
 
 def inputs_of(arguments: argparse.Namespace) -> list[str | Path]:
     """All files that a command reads, whatever it is: none of them may be written over."""
-    names = ("clip", "latents", "image", "audio", "mask", "script", "prompt_file", "negative_file")
-    files = [value for name in names if (value := getattr(arguments, name, None)) is not None]
-    files += [file for _, file in getattr(arguments, "keyframe", [])]
-    return files + [file for _, file in arguments.part] + [file for file, _ in arguments.lora]
+    files: list[str | Path] = []
+
+    def note(file: str) -> str:
+        files.append(file)
+        return file
+
+    change_inputs(arguments, note)
+    return files
+
+
+def change_inputs(arguments: argparse.Namespace, change: Callable[[str], Any]) -> dict[str, Any]:
+    """The options that name files which a command reads, with each file replaced by what becomes of it."""
+    changed: dict[str, Any] = {name: change(value) for name in INPUTS
+                               if (value := getattr(arguments, name, None)) is not None}
+    if "keyframe" in arguments:
+        changed["keyframe"] = [(when, change(file)) for when, file in arguments.keyframe]
+    changed["part"] = [(part, change(file)) for part, file in arguments.part]
+    changed["lora"] = [(change(file), strength) for file, strength in arguments.lora]
+    return changed
 
 
 def said_of(out: Path, clip: Clip) -> str:
@@ -123,15 +151,20 @@ def said_of(out: Path, clip: Clip) -> str:
 
 
 def read_text(path: str, what: str) -> str:
-    """A small UTF-8 text file. Raises InputError."""
+    """A small UTF-8 text file, without the white space around. Raises InputError."""
+    return read_whole(path, what, MAX_TEXT_FILE).strip()
+
+
+def read_whole(path: str, what: str, limit: int) -> str:
+    """A UTF-8 text file of so many bytes at most, as it is. Raises InputError, also for an empty one."""
     file = Path(path)
     try:
         if file.exists() and not file.is_file() and not file.is_dir():
             raise InputError(f"{file}: is a device or a pipe, expected a text file. Save the {what} in a file.")
-        if file.stat().st_size > MAX_TEXT_FILE:
+        if file.stat().st_size > limit:
             raise InputError(f"{file}: is too large for a {what}. Give a text file.")
         with file.open("rb") as opened:
-            text = opened.read(MAX_TEXT_FILE).decode("utf-8-sig")
+            text = opened.read(limit).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{file}: the {what} cannot be read ({error.strerror or error}). Check the name.") from None
     except UnicodeDecodeError:
@@ -142,7 +175,7 @@ def read_text(path: str, what: str) -> str:
         raise InputError(f"{path!r}: is not a possible name of a {what} file. Check the name.") from None
     if not text.strip():
         raise InputError(f"{file}: the {what} is empty. Write something into it.")
-    return text.strip()
+    return text
 
 
 def _target(text: str) -> str | tuple[int, int]:

@@ -1,29 +1,30 @@
-"""The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
+"""The command line: magihuman demo | generate | dub | retake | extend | batch | live | decode | inspect | convert.
 
 Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes
 stand in console.Exit and docs/messages.md.
 """
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
 
-from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
+from ..errors import TIP
+from .batch import add_batch
 from .console import Exit, exit_code, plain, print_anything
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
 from .edits import add_dub, add_extend, add_retake
+from .explain import details, explain
 from .generate import add_generate
 from .inspect import add_inspect
 from .live import add_live
+from .parser import Parser
+from .version import version
 
 ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a closed terminal sends the second, a closed window of Windows the third
 # Lines of a shell for each command; every shell understands them.
@@ -36,6 +37,8 @@ EXAMPLES = {
     "dub": ["dub clip.mp4 --audio voice.wav --models ComfyUI/models --prompt-file prompt.txt"],
     "retake": ["retake clip.mp4 --start 1.5 --end 2.5 --models ComfyUI/models"],
     "extend": ["extend clip.mp4 --seconds 4 --models ComfyUI/models --prompt-file prompt.txt"],
+    "batch": ["batch jobs.jsonl --out clips --models demo",
+              "batch jobs.jsonl --out /shared/clips --models /shared/models --address auto --timeout 1800"],
     "live": ["live --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav"],
     "decode": ["decode latents.safetensors --models ComfyUI/models --out clip.mp4"],
     "inspect": ["inspect ComfyUI/models", "inspect ComfyUI/models --for \"picture voice 540p\"",
@@ -44,28 +47,6 @@ EXAMPLES = {
 }
 
 log = logging.getLogger("magihuman_core")
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that says what may have been meant."""
-
-    def error(self, message: str) -> NoReturn:
-        wrong = re.search(r"invalid choice: '([^']*)'", message) or re.search(r"unrecognized arguments: (--?[\w-]+)",
-                                                                              message)
-        if wrong and (close := difflib.get_close_matches(wrong[1], self.known, n=1)):
-            message += f". Did you mean {close[0]}?"
-        super().error(message)
-
-    @property
-    def known(self) -> list[str]:
-        """All options and choices of this parser, and of the commands below it."""
-        found: list[str] = []
-        for action in self._actions:
-            found += [*action.option_strings, *map(str, action.choices or ())]
-            if isinstance(action.choices, dict):
-                found += [name for parser in action.choices.values() if isinstance(parser, Parser)
-                          for name in parser.known]
-        return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,28 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="store_true",
                         help="say more: times, memory, and where an error arose")
-    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_live, add_decode, add_inspect,
+    for add in (add_demo, add_generate, add_dub, add_retake, add_extend, add_batch, add_live, add_decode, add_inspect,
                 add_convert):
         add(commands, common)
     for name, command in commands.choices.items():
         command.formatter_class = _Help
         command.epilog = "examples:\n" + "\n".join(f"  magihuman {line}" for line in EXAMPLES[name])
     return parser
-
-
-def version() -> str:
-    """This package's version: of what is installed, or else of the folder it lies in."""
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-    from pathlib import Path
-
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    if project.is_file() and (found := re.search(r'^version = "([^"]+)"', project.read_text(encoding="utf-8"), re.M)):
-        return found[1]
-    try:
-        return installed("magihuman")
-    except PackageNotFoundError:
-        return "of unknown version"
 
 
 class _Help(argparse.HelpFormatter):
@@ -139,43 +105,10 @@ def _run(arguments: argparse.Namespace) -> int:
         code = exit_code(error)
         if arguments.verbose or code == Exit.INTERNAL:  # which nobody should have to make happen again
             log.exception("where the error arose:")
-        for line in _sources(error):
+        for line in details(error):
             print(plain(line), file=sys.stderr)
-        print(f"magihuman: {plain(_explain(error))}", file=sys.stderr)
+        print(f"magihuman: {plain(explain(error))}", file=sys.stderr)
         return code
-
-
-def _sources(error: Exception) -> Iterator[str]:
-    """Of missing parts, where they can be had."""
-    if parts := getattr(error, "parts", ()):
-        from ..loading.wishes import look, missing_in_words
-
-        yield from missing_in_words(look(None, parts))
-
-
-def _explain(error: Exception) -> str:
-    """A sentence for the user."""
-    if isinstance(error, InputError | CheckpointError):
-        return str(error)
-    if is_out_of_memory(error):
-        return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
-                "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
-                "size (--upscale, --width, --height), then --seconds.")
-    if isinstance(error, OSError):
-        name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror or error}. Check the file and the space on its disk."
-    return (f"internal error: {type(error).__name__}: {error}. This is the program's fault: please report the lines "
-            f"above and this one on the project's page, under Issues ({_environment()}).")
-
-
-def _environment() -> str:
-    """What a report should say of the machine."""
-    import platform
-
-    import torch
-
-    found = {"magihuman": version(), "Python": platform.python_version(), "torch": torch.__version__}
-    return ", ".join([*(f"{name} {number}" for name, number in found.items()), platform.platform()])
 
 
 @contextmanager

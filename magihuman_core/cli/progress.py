@@ -1,8 +1,8 @@
 """Progress on standard error: one bar for all stages of a clip, with the time that is left."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from .console import plain
 
@@ -18,10 +18,10 @@ THOUSAND = 1000
 
 
 class Overall:
-    """A progress callback (stage, done, total) that draws one bar over all stages; see pipeline.shares.Watcher."""
+    """A progress callback (stage, done, total) that knows the share of all stages that is done; see
+    pipeline.shares.Watcher. What is shown of it, and where answers go, a subclass says."""
 
-    def __init__(self, bar) -> None:
-        self.bar = bar
+    def __init__(self) -> None:
         self.shares: list[tuple[str, float]] = []
         self.number = 0  # of the stage that runs, from 1 on
         self.stage = ""
@@ -52,8 +52,30 @@ class Overall:
         before = sum(share for _, share in self.shares[: self.number - 1])
         here = self.shares[self.number - 1][1] if self.number else 0.0
         name = NAMES.get(self.stage, self.stage)
-        self.bar.set_description_str(f"{self.number} of {len(self.shares)}: {name}{count}", refresh=False)
-        self.bar.n = max(self.bar.n, round(THOUSAND * (before + fraction * here) / whole))
+        self.show((before + fraction * here) / whole, f"{self.number} of {len(self.shares)}: {name}{count}")
+
+    def show(self, share: float, text: str) -> None:
+        """share: of all the work, from 0 to 1. text: what is done now."""
+        raise NotImplementedError
+
+    def said(self, text: str) -> None:
+        """An answer of the command."""
+        raise NotImplementedError
+
+
+Watch = Callable[[], AbstractContextManager[Overall]]  # progress, while a block runs
+
+
+class Bar(Overall):
+    """Draws one bar over all stages."""
+
+    def __init__(self, bar) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def show(self, share: float, text: str) -> None:
+        self.bar.set_description_str(text, refresh=False)
+        self.bar.n = max(self.bar.n, round(THOUSAND * share))
         self.bar.refresh()
 
     def said(self, text: str) -> None:
@@ -69,4 +91,4 @@ def overall() -> Iterator[Overall]:
 
     layout = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed}, about {remaining} left]"
     with tqdm(total=THOUSAND, leave=False, file=sys.stderr, bar_format=layout) as bar:
-        yield Overall(bar)
+        yield Bar(bar)

@@ -2,11 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import psutil
 import torch
 from torch import nn
 
@@ -35,6 +36,8 @@ class Parts:
     fuse: bool | None = None
     tile: int | None = None
     loras: Sequence[tuple[str | Path, float]] = ()
+    keep: bool = False  # parts wait in main memory for the next clip, where there is room
+    kept: dict[Any, tuple[Any, nn.Module]] = field(default_factory=dict, repr=False)
     notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already
 
     def open(self, part: str) -> Checkpoint:
@@ -48,11 +51,36 @@ class Parts:
 
     def load(self, loader: Callable[..., Module], source: Any, *arguments: Any, device: torch.device | None = None,
              **options: Any) -> Module:
-        """A module from one of the loaders, on a device, by default the one to compute on."""
-        started = time.perf_counter()
-        module = loader(source, *arguments, device=device or self.device, **options)
+        """A module from one of the loaders, on a device, by default the one to compute on; or the one that was kept.
+
+        source: a file, or a checkpoint of one.
+        """
+        started, device = time.perf_counter(), device or self.device
+        key, wanted = (loader, getattr(source, "name", source)), (arguments, options)
+        before, module = self.kept.pop(key, (None, None))
+        if module is not None and before == wanted:
+            module = module.to(device)
+        else:
+            module = None  # what it was is gone before another is read
+            module = loader(source, *arguments, device=device, **options)
         log.info("loaded in %.1f s", time.perf_counter() - started)
-        return module
+        if self.keep and self._may_stay(module, options):
+            self.kept[key] = wanted, module
+        return cast(Module, module)
+
+    def put_aside(self) -> None:
+        """After a stage: bring what is kept to main memory, so that the device has room for the next part."""
+        for _, module in self.kept.values():
+            module.to("cpu")
+
+    def _may_stay(self, module: nn.Module, options: Mapping[str, Any]) -> bool:
+        """Whether a part can be kept: one that is whole, where half of main memory stays free nevertheless."""
+        if options.get("resident_blocks") is not None or options.get("resident_layers") is not None:
+            return False
+        memory = psutil.virtual_memory()
+        size = 0 if self.device.type == "cpu" else sum(
+            tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+        return memory.available - size >= memory.total / 2
 
     def weights_dtype(self, tensors: Checkpoint, may_quantize: Callable[[str], bool]) -> torch.dtype:
         """What a part's weights are kept in. may_quantize: which of its keys may be in 8 bits."""

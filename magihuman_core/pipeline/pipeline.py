@@ -80,7 +80,9 @@ class MagiHumanPipeline:
         fuse: elementwise work of the networks through torch.compile, see load_dit.
         tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
         largest squares that fit.
-        loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
+        loras: (file, strength) of each LoRA for the base or distilled network.
+        keep: parts wait in main memory for the next clip, where there is room, rather than being read
+        anew. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 
@@ -228,7 +230,9 @@ class MagiHumanPipeline:
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             stills = Making(request).stills(self.parts, self._stage)[request.first.size]
-            live = Live(self.parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
+            # Here two parts are on the device at once, and so none of them is put aside.
+            parts = replace(self.parts, keep=False, kept={})
+            live = Live(parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
         return live.windows(audio_chunks, rate)
 
     def generate_audio(self, prompt: Prompt, *, seed: int = 0, progress: Progress | None = None,
@@ -338,6 +342,7 @@ class MagiHumanPipeline:
                 yield piece
         finally:
             pieces.close()
+            self.parts.put_aside()
             release_memory(self.parts.device)
             log.info("picture decoder: %.1f s", time.perf_counter() - started)
 
@@ -348,7 +353,10 @@ class MagiHumanPipeline:
         log.info("%s ...", name)
         if self.watcher is not None:
             self.watcher.begin(name)
-        result = stage(self.parts, *args, **kwargs)
+        try:
+            result = stage(self.parts, *args, **kwargs)
+        finally:
+            self.parts.put_aside()
         release_memory(self.parts.device)
         log.info("%s: %.1f s", name, time.perf_counter() - started)
         return result

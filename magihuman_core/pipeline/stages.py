@@ -6,11 +6,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.checkpoint import Checkpoint
 from ..errors import CheckpointError, is_out_of_memory
 from ..loading.dit import load_dit
 from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored_config
@@ -280,9 +282,14 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
     log_plan(plan, free)
     log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, streamed=plan.streamed,
                 **clip)
-    dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
-                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
-                     **overrides)
+    return parts.load(_load_changed, checkpoint, loras=loras, dtype=dtype, compute_dtype=options["compute_dtype"],
+                      resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
+                      **overrides)
+
+
+def _load_changed(checkpoint: Checkpoint, *, loras: Sequence[tuple[str | Path, float]], **options: Any) -> MagiHumanDiT:
+    """A network with its LoRAs."""
+    dit = load_dit(checkpoint, **options)
     for file, strength in loras:
         apply_lora(dit, file, strength)
     return dit
