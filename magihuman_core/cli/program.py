@@ -13,10 +13,10 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NoReturn
 
-from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
+from ..errors import TIP, CheckpointError, InputError, LostRankError, is_out_of_memory
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
@@ -25,7 +25,11 @@ from .generate import add_generate
 from .inspect import add_inspect
 from .live import add_live
 
+if TYPE_CHECKING:
+    from ..pipeline.crew import Crew
+
 INTERRUPTED = 130
+STOPPED = 128 + signal.SIGTERM
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -69,12 +73,39 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit code. argv: without the program's name; None: sys.argv's."""
+    """Run a command; gives the exit code. argv: without the program's name; None: sys.argv's.
+
+    Of several processes that torchrun started the first runs it, and calls the others where it needs them.
+    """
+    if not started_together():
+        return _main(argv, None)
+    from ..pipeline.crew import Crew
+
+    crew = Crew.join()
+    with _termination():
+        if crew.rank:
+            with suppress(KeyboardInterrupt):  # the leader has it, too, and says so
+                return crew.serve(_explain)
+            return INTERRUPTED
+        try:
+            return _main(argv, crew)
+        finally:
+            crew.end()
+
+
+def started_together() -> bool:
+    """Whether torchrun started several processes, of which this is one."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return all(name in os.environ for name in names) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _main(argv: Sequence[str] | None, crew: "Crew | None") -> int:
     parser = build_parser()
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 0
     arguments = parser.parse_args(argv)
+    arguments.crew = crew
     with _logging(arguments.verbose), _termination():
         return _run(arguments)
 
@@ -134,10 +165,16 @@ def _run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as stopped:  # by a signal, which torchrun sends where another process has ended
+        if arguments.crew is not None and stopped.code == STOPPED:
+            print(f"magihuman: {arguments.crew.last_words()}", file=sys.stderr)
+        raise
     except Exception as error:
         if arguments.verbose:
             log.exception("where the error arose:")
         message, code = _explain(error)
+        if isinstance(error, LostRankError) and arguments.crew is not None:
+            message = arguments.crew.last_words()
         for line in _sources(error):
             print(line, file=sys.stderr)
         print(f"magihuman: {message}", file=sys.stderr)
@@ -160,6 +197,8 @@ def _explain(error: Exception) -> tuple[str, int]:
         return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
                 "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
                 "size (--upscale, --width, --height), then --seconds."), 2
+    if isinstance(error, LostRankError):
+        return str(error), 1
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2

@@ -14,8 +14,9 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
-from ..runtime.devices import computes_bf16
+from ..runtime.devices import computes_bf16, free_memory
 from ..weights.open import open_checkpoint
+from .crew import Crew
 
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
 
@@ -35,6 +36,7 @@ class Parts:
     fuse: bool | None = None
     tile: int | None = None
     loras: Sequence[tuple[str | Path, float]] = ()
+    crew: Crew | None = None  # the processes that make a clip together with this one
     notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already
 
     def open(self, part: str) -> Checkpoint:
@@ -66,15 +68,23 @@ class Parts:
         """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""
         return None if dtype == torch.float32 or computes_bf16(self.device) else torch.float32
 
+    def free_memory(self) -> int | None:
+        """Bytes that are free for this process on its device; None where nothing tells."""
+        free = free_memory(self.device)
+        return free // self.crew.neighbours if free is not None and self.crew and self.device.type == "cpu" else free
+
     def vae_dtype(self) -> torch.dtype:
         """What a video VAE decodes in."""
         return torch.bfloat16 if self.device.type != "cpu" and computes_bf16(self.device) else torch.float32
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Raises InputError for a device that is not there."""
+def choose_device(device: str | torch.device, crew: Crew | None = None) -> torch.device:
+    """ "auto": CUDA where there is one, else the CPU; of a crew each process has its own. Raises InputError for a device
+    that is not there."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if crew is not None:
+        return crew.device(device)
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -61,7 +62,7 @@ class MagiHumanPipeline:
 
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto", **options: Any) -> None:
         """options: as for from_folder."""
-        self.parts = Parts(models, choose_device(device), **options)
+        self.parts = Parts(models, choose_device(device, options.get("crew")), **options)
         self.watcher: Watcher | None = None  # the progress of a clip that is being made, where it wants to know stages
 
     @classmethod
@@ -79,7 +80,8 @@ class MagiHumanPipeline:
         fuse: elementwise work of the networks through torch.compile, see load_dit.
         tile: side of the squares a video VAE decodes, in latent pixels (16 pixels each); None: whole frames, or the
         largest squares that fit.
-        loras: (file, strength) of each LoRA for the base or distilled network. Raises InputError and CheckpointError.
+        loras: (file, strength) of each LoRA for the base or distilled network.
+        crew: the processes that help to make each clip, see crew.py. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 
@@ -300,8 +302,10 @@ class MagiHumanPipeline:
     def _sample(self, pass_: Pass, conditions: stages.Conditions, latents: Mapping[Size, JointLatent],
                 jobs: Sequence[tuple[int, tuple[Tensor, Tensor] | None]], progress: Progress
                 ) -> list[tuple[Tensor, Tensor]]:
-        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, latents[pass_.size],
-                           jobs, progress)
+        arguments = pass_, conditions, latents[pass_.size], jobs
+        crew = self.parts.crew
+        with nullcontext() if crew is None else crew.calling(stages.sample, self.parts, *arguments, _silent):
+            return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, *arguments, progress)
 
     def _decode(self, saved: SavedClip, finish: Callable[[Frames, Tensor | None], tuple[Frames, Tensor]],
                 progress: Progress) -> Clip:

@@ -22,6 +22,7 @@ from ..model.dit import MagiHumanDiT
 from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
 from ..runtime.memory import encoding_activations, estimate, weight_bytes
+from ..runtime.parallel import SharedWindows, sequence_parallel
 from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
 from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
@@ -30,7 +31,7 @@ from ..sampling.noise import start_noise
 from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
-from ..sampling.windows import AUDIO_PER_FRAME, Texts, Window, WindowedDenoiser, plan_windows
+from ..sampling.windows import AUDIO_PER_FRAME, EachWindow, Texts, Window, WindowedDenoiser, plan_windows
 from ..sizes import FPS, byte_size, decoded_frames
 from ..text.script import Segment, prompt_at
 from ..vae.audio_windows import pad_to_hop
@@ -40,6 +41,7 @@ from ..weights.dit_keys import network_config, split_official
 from ..weights.open import open_checkpoint
 from ..weights.precision import may_quantize
 from ..weights.text_encoder_keys import encoder_keys
+from .crew import Crew
 from .parts import Parts
 from .request import Keyframe, Pass, Progress, Size, Waveform
 
@@ -154,17 +156,23 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
 
     latent: what is kept, and where denoise is below 1 what is begun with. Super-resolution hears the base clip's audio,
     with some noise, and returns it as it was. Clips longer than a window stay in main memory, and windows of them are
-    brought to the device. Raises CheckpointError where the network computes what is not finite.
+    brought to the device. With a crew, all of its processes have to do this at once, and all have the same results.
+    Raises CheckpointError where the network computes what is not finite.
     """
     recipe, length = pass_.recipe, latent.audio.shape[2]
     windows = plan_windows(length, pass_.window, pass_.overlap)
     home = parts.device if len(windows.parts) == 1 else torch.device("cpu")
     dit = load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
+    each: EachWindow = map
+    if parts.crew is not None:
+        alone, dit = dit, sequence_parallel(dit)
+        each = SharedWindows(alone)
     total, results, done = pass_.steps * len(windows.parts) * len(jobs), [], 0
 
     def text_for(window: Window) -> Texts:
         negative = None if pass_.guidance is None else conditions.negative
-        return conditions.of_window(window.start, window.frames), negative
+        text = conditions.of_window(window.start, window.frames).to(parts.device)
+        return text, None if negative is None else negative.to(parts.device)
 
     def on_window() -> None:
         nonlocal done
@@ -186,7 +194,7 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
             video = torch.lerp(latent.video.to(home), video, float(sigmas[0]))
         x, shapes = pack_latents(video, audio)
         model = WindowedDenoiser(dit, shapes, windows, text_for, pass_.guidance, kept.frozen_video, kept.frozen_audio,
-                                 device=parts.device, on_window=on_window)
+                                 device=parts.device, on_window=on_window, each=each)
         x = SOLVERS[recipe.solver](model, x, sigmas, {"seed": seed}, disable=True)
         if not bool(torch.isfinite(x).all()):
             raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
@@ -213,7 +221,7 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
                                "dtype": vae.dtype, "device": parts.device}
-    free = free_memory(parts.device)
+    free = parts.free_memory()
     if parts.tile is None:
         before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
         plan = plan_decoding(vae.config, before, **options)
@@ -224,7 +232,7 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     while True:
         try:
             position = 0
-            for frames in _decoded_bytes(vae, latent.to(parts.device), tile):
+            for frames in _decoded_bytes(parts, vae, latent, tile):
                 position += len(frames)
                 if position > done:
                     yield frames[max(0, len(frames) - (position - done)) :]
@@ -240,11 +248,37 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
         tile, smaller = smaller, None
 
 
-def _decoded_bytes(vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+def _decoded_bytes(parts: Parts, vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
     """uint8 frames in main memory. A function of its own: what is on the device goes with it where it fails."""
-    for window in vae.decode_windows(latent, tile=tile):
-        for part in window.split(WINDOW, dim=2):
-            yield frames_to_uint8(part).cpu()
+    if parts.crew is None or (tile is None and isinstance(vae, VideoVAE)):  # whose windows each need the one before
+        for window in vae.decode_windows(latent.to(parts.device), tile=tile):
+            yield from _bytes_of(window)
+        return
+    with parts.crew.calling(share_decoding, parts, latent.cpu(), tile), parts.crew.collecting():
+        yield from _shared_bytes(parts.crew, vae, latent.to(parts.device), tile)
+
+
+def share_decoding(parts: Parts, latent: Tensor, tile: int | None) -> None:
+    """What the other processes of a crew do while one of them decodes: their windows, or their tiles."""
+    assert parts.crew is not None  # noqa: S101
+    vae = load_decoder(parts)
+    with parts.crew.collecting():
+        for _ in _shared_bytes(parts.crew, vae, latent.to(parts.device), tile):
+            pass
+
+
+def _shared_bytes(crew: Crew, vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+    if isinstance(vae, TurboVAE):
+        for frames in crew.each(lambda decode: _bytes_of(decode()), vae.windows(latent, tile=tile)):
+            yield from frames
+    else:
+        for window in vae.decode_windows(latent, tile=tile, each=crew.each):
+            yield from _bytes_of(window)
+
+
+def _bytes_of(window: Tensor) -> Iterator[Tensor]:
+    for part in window.split(WINDOW, dim=2):
+        yield frames_to_uint8(part).cpu()
 
 
 def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
@@ -269,7 +303,7 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
         "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
         "guided": pass_.guidance is not None, "dtype": dtype}
     options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
-    free = free_memory(parts.device)
+    free = parts.free_memory()
     if free is not None:
         free -= reserve
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())

@@ -29,6 +29,7 @@ from ..errors import InputError, LostRankError
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
 from ..model.sequence import ClipAttention, Layout
+from ..sampling.windows import Evaluate, Window
 
 
 def sequence_parallel(dit: MagiHumanDiT, group: dist.ProcessGroup | None = None) -> MagiHumanDiT:
@@ -208,3 +209,30 @@ class SequenceParallelDiT(MagiHumanDiT):
         spans = [[span for _, span in clip.spans(by_modality=True)] for clip in layout.clips]
         return [(layout.gather(video, video_span), layout.gather(audio, audio_span))
                 for (video, audio), (video_span, audio_span, _) in zip(super()._heads(x, layout), spans, strict=True)]
+
+
+@dataclass(frozen=True)
+class SharedWindows:
+    """The windows of a long clip shared by all ranks, for WindowedDenoiser: called as map on every rank, which all get
+    all estimates.
+
+    Each rank computes one window while the others compute the next ones, by itself, which takes nothing from the others.
+    What is left at the end, fewer windows than ranks, all compute together.
+    """
+
+    alone: MagiHumanDiT  # the network that does not wait for other ranks
+    group: dist.ProcessGroup | None = None
+
+    def __call__(self, evaluate: Evaluate, windows: Sequence[Window]) -> Iterator[tuple[Tensor, Tensor]]:
+        ranks, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
+        rest = len(windows) - len(windows) % ranks
+        for start in range(0, rest, ranks):
+            video, audio = evaluate(windows[start + rank], self.alone)
+            now, (B, channels, _) = windows[start : start + ranks], audio.shape
+            counts = [window.audio.stop - window.audio.start for window in now]
+            videos = exchange([video] * ranks, [video.numel()] * ranks, self.group).view(ranks, *video.shape)
+            audios = exchange([audio] * ranks, [B * channels * count for count in counts], self.group)
+            split = audios.split([B * channels * count for count in counts])
+            yield from ((one, other.view(B, channels, -1)) for one, other in zip(videos, split, strict=True))
+        for window in windows[rest:]:
+            yield evaluate(window)
