@@ -23,10 +23,12 @@ from ..media.frames import Frames
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
+from ..runtime.parallel import check_ranks
 from ..sampling.frozen import JointLatent
 from ..sampling.regenerate import retake_times
 from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames, fit_area
+from ..weights.dit_keys import network_config
 from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask
@@ -268,6 +270,9 @@ class MagiHumanPipeline:
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
         """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
+        if self.parts.crew is not None:
+            for pass_ in request.passes:
+                check_ranks(network_config(self.parts.open(pass_.recipe.role)), self.parts.crew.count)
         self._watch(progress, planned(request))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)

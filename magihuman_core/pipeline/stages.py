@@ -273,7 +273,8 @@ def _shared_bytes(crew: Crew, vae: TurboVAE | VideoVAE, latent: Tensor, tile: in
             yield from frames
     else:
         for window in vae.decode_windows(latent, tile=tile, each=crew.each):
-            yield from _bytes_of(window)
+            if window.numel():  # only one of the crew has the frames
+                yield from _bytes_of(window)
 
 
 def _bytes_of(window: Tensor) -> Iterator[Tensor]:
