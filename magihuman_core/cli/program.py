@@ -13,7 +13,8 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from ..errors import TIP, CheckpointError, InputError, LostRankError, is_out_of_memory
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 STOPPED = 128 + signal.SIGTERM
+LOST = ("another process of this run has ended without a word, so the clip cannot be made. Was it stopped, by somebody "
+        "or for want of memory?")
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -83,14 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     crew = Crew.join()
     with _termination():
-        if crew.rank:
-            with suppress(KeyboardInterrupt):  # the leader has it, too, and says so
-                return crew.serve(_explain)
-            return INTERRUPTED
         try:
-            return _main(argv, crew)
+            return crew.serve(partial(_say, crew)) if crew.rank else _main(argv, crew)
+        except KeyboardInterrupt:  # in a helper; the leader has it, too, and says so
+            return INTERRUPTED
+        except SystemExit as stopped:  # by a signal, which torchrun sends where another process has ended
+            if stopped.code == STOPPED:
+                _say(crew, LostRankError())
+            raise
         finally:
-            crew.end()
+            if not crew.rank:
+                crew.end()
 
 
 def started_together() -> bool:
@@ -159,26 +165,29 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if arguments.crew is not None:
+            arguments.crew.first_to_speak()
         # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
         print("\nmagihuman: interrupted; no file is left half-written.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except SystemExit as stopped:  # by a signal, which torchrun sends where another process has ended
-        if arguments.crew is not None and stopped.code == STOPPED:
-            print(f"magihuman: {arguments.crew.last_words()}", file=sys.stderr)
-        raise
     except Exception as error:
         if arguments.verbose:
             log.exception("where the error arose:")
-        message, code = _explain(error)
-        if isinstance(error, LostRankError) and arguments.crew is not None:
-            message = arguments.crew.last_words()
+        return _say(arguments.crew, error)
+
+
+def _say(crew: "Crew | None", error: Exception) -> int:
+    """Tell of an error, unless another process of the same run has; gives the exit code."""
+    message, code = _explain(error)
+    if crew is None or crew.first_to_speak():
         for line in _sources(error):
             print(line, file=sys.stderr)
-        print(f"magihuman: {message}", file=sys.stderr)
-        return code
+        whose = f"process {crew.rank} of {crew.count}: " if crew is not None and crew.rank else ""
+        print(f"magihuman: {whose}{message}", file=sys.stderr)
+    return code
 
 
 def _sources(error: Exception) -> Iterator[str]:
@@ -198,7 +207,7 @@ def _explain(error: Exception) -> tuple[str, int]:
                 "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
                 "size (--upscale, --width, --height), then --seconds."), 2
     if isinstance(error, LostRankError):
-        return str(error), 1
+        return LOST, 1
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from .parts import Parts
 
 Item = TypeVar("Item")
-Explain = Callable[[Exception], tuple[str, int]]  # a sentence, and an exit code
-FAILURE = "failure"  # the sentence of a helper that could not go on, for the leader to say
 PATIENCE = timedelta(days=7)  # helpers wait while the leader reads, encodes and writes
 
 
@@ -75,6 +73,12 @@ class Crew:
         torch.cuda.set_device(self.place)
         return torch.device("cuda", self.place)
 
+    def first_to_speak(self) -> bool:
+        """Whether no process of this run has said yet why it ended: one sentence is enough."""
+        with suppress(RuntimeError):  # what all share may be gone, too
+            return self.store.add("said", 1) == 1
+        return True
+
     # What the leader does.
 
     @contextmanager
@@ -89,25 +93,16 @@ class Crew:
 
     def end(self) -> None:
         """Let the helpers go, where they wait for a call. Those that are at work see that the leader is gone."""
+        self.first_to_speak()
         if not self.calls:
             with suppress(LostRankError):
                 self._send(None)
                 dist.destroy_process_group()
 
-    def last_words(self) -> str:
-        """Why a helper has ended, as it has said itself."""
-        said = ""
-        with suppress(RuntimeError):  # what keeps the words may be gone, too
-            said = self.store.get(FAILURE).decode() if self.store.check([FAILURE]) else ""
-        if said:
-            return said
-        return (f"One of the {self.count} processes of this run has ended without a word, so the clip cannot be made. "
-                "Was it stopped, by somebody or for want of memory?")
-
     # What a helper does.
 
-    def serve(self, explain: Explain) -> int:
-        """Do what the leader calls for, until it is done; gives the exit code."""
+    def serve(self, say: Callable[[Exception], int]) -> int:
+        """Do what the leader calls for, until it is done; gives the exit code. say: tells of an error, and gives it."""
         while True:
             try:
                 call = self._receive()
@@ -119,13 +114,8 @@ class Crew:
                     device = self.device(parts.device.type)
                     stage(replace(parts, device=device, crew=self), *arguments)
                 release_memory(device)
-            except LostRankError:
-                return 1
             except Exception as error:
-                message, code = explain(error)
-                with suppress(RuntimeError):
-                    self.store.set(FAILURE, f"Process {self.rank} of {self.count}: {message}")
-                return code
+                return say(error)
 
     # What all do alike, each its share.
 

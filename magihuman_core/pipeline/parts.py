@@ -79,8 +79,10 @@ class Parts:
 
 
 def choose_device(device: str | torch.device, crew: Crew | None = None) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU; of a crew each process has its own. Raises InputError for a device
-    that is not there."""
+    """ "auto": CUDA where there is one, else the CPU. Each process of a crew has its own GPU.
+
+    Raises InputError for a device that is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if crew is not None:

@@ -5,7 +5,7 @@ layers and MLPs on it, and keeps its part of the residual stream. Around attenti
 arXiv 2309.14509): before it each rank gets some heads of all tokens, so that attention itself, whole or local, runs as
 on one device; after it each gets all heads of its own tokens again.
 
-    tokens of rank r, all heads  --all to all-->  all tokens, heads of rank r  --all to all-->  tokens of rank r, all heads
+    own tokens, all heads -> all to all -> all tokens, own heads -> all to all -> own tokens, all heads
 
 Both are one all_to_all_single with pieces of different sizes, so any number of tokens does. Ranks that outnumber the
 key heads share them: each of them gets the same keys, and a part of the queries that go with these. Every rank calls
@@ -35,16 +35,17 @@ from ..sampling.windows import Evaluate, Window
 def sequence_parallel(dit: MagiHumanDiT, group: dist.ProcessGroup | None = None) -> MagiHumanDiT:
     """The same network, whose forward pass is shared by the ranks of a group, all of which have to call it alike.
 
-    dit: loaded on each rank, in any way: its weights are used, not copied, so LoRA may be applied to either. group: None:
-    all ranks; torch.distributed must have been set up with a backend for the device (nccl for CUDA, gloo for the CPU).
-    A group of one gives dit itself. Raises InputError where there is no group, or with more ranks than heads.
+    dit: loaded on each rank, in any way; its weights are used, not copied, so LoRA may be applied to either. group: of
+    torch.distributed, set up with a backend for the device (nccl for CUDA, gloo for the CPU); None: all ranks. A group
+    of one gives dit itself. Raises InputError where there is no group, or with more ranks than heads.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise InputError("sequence_parallel needs a group of processes. Start them with torchrun, and call "
                          "torch.distributed.init_process_group first.")
     ranks = dist.get_world_size(group)
     if ranks < 1 or dist.get_rank(group) < 0:
-        raise InputError("sequence_parallel was called by a process that is not in the group. Call it in those that are.")
+        raise InputError("sequence_parallel was called by a process that is not in the group. Call it in the "
+                         "others only.")
     if ranks == 1:
         return dit
     check_ranks(dit.config, ranks)
@@ -95,7 +96,10 @@ def talking() -> Iterator[None]:
 
 
 def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
-    """Give each rank its tensor, and get what all ranks gave to this one, so many numbers of each, in one flat tensor."""
+    """Give each rank its tensor, and get what all ranks gave to this one, one after another in a flat tensor.
+
+    incoming: numbers that come from each.
+    """
     sent = torch.cat([part.reshape(-1) for part in outgoing])
     received = sent.new_empty(sum(incoming))
     with talking():
@@ -152,8 +156,7 @@ class SharedLayout(Layout):
         return torch.cat([part.view(B, self.tokens, -1, d) for part in parts], 2)
 
     def gather(self, held: Tensor, span: slice) -> Tensor:
-        """The tokens of a span of the whole sequence, [B, n, channels], of which each rank holds those that are its own.
-        """
+        """All tokens of a span of the whole sequence, of which this rank holds some; each [B, n, channels]."""
         counts = [part.stop - part.start for part in (overlap(span, own) for own in self.tokens_of)]
         B, _, channels = held.shape
         received = exchange([held] * len(counts), [B * count * channels for count in counts], self.group)
@@ -185,8 +188,8 @@ class SequenceParallelDiT(MagiHumanDiT):
     def layout(self, *sizes: tuple[tuple[int, int, int], int, int], device: torch.device | None = None) -> Layout:
         whole, ranks = super().layout(*sizes, device=device), dist.get_world_size(self.group)
         if whole.tokens < ranks:
-            raise InputError(f"The clip has {whole.tokens} tokens, fewer than the {ranks} processes that share it. Start "
-                             "fewer, or make a larger clip.")
+            raise InputError(f"The clip has {whole.tokens} tokens, fewer than the {ranks} processes that share it. "
+                             "Start fewer, or make a larger clip.")
         tokens_of, rank = share_of(whole.tokens, ranks), dist.get_rank(self.group)
         own = tokens_of[rank]
         return SharedLayout(whole.clips, whole.piece, whole.sin[own], whole.cos[own], tokens_of,
@@ -200,8 +203,9 @@ class SequenceParallelDiT(MagiHumanDiT):
         held = []
         for clip, tokens in zip(layout.clips, clips, strict=True):
             spans = clip.spans(by_modality=True)
-            held.append(tuple(part[:, overlap(span, layout.own, span.start)]
-                              for part, (_, span) in zip(tokens, spans, strict=True)))
+            video, audio, text = (part[:, overlap(span, layout.own, span.start)]
+                                  for part, (_, span) in zip(tokens, spans, strict=True))
+            held.append((video, audio, text))
         return super()._embed(held, layout)
 
     def _heads(self, x: Tensor, layout: Layout) -> list[tuple[Tensor, Tensor]]:
@@ -216,8 +220,8 @@ class SharedWindows:
     """The windows of a long clip shared by all ranks, for WindowedDenoiser: called as map on every rank, which all get
     all estimates.
 
-    Each rank computes one window while the others compute the next ones, by itself, which takes nothing from the others.
-    What is left at the end, fewer windows than ranks, all compute together.
+    Each rank computes one window by itself, while the others compute the next ones. What is left at the end, fewer
+    windows than ranks, all compute together.
     """
 
     alone: MagiHumanDiT  # the network that does not wait for other ranks

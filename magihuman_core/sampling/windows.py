@@ -143,8 +143,8 @@ class WindowedDenoiser:
 
     As JointDenoiser, whose arguments these are, window by window. x may lie in main memory for the whole clip: only
     one window at a time goes to `device`, where the network is. text_for(window) gives the texts of a window, and
-    on_window is called after each of them. each(evaluate, windows): as map, where more than one window is shared between
-    devices; evaluate(window, dit) takes another network than the usual one.
+    on_window is called after each of them. each(evaluate, windows): as map, to share the windows between devices;
+    evaluate(window, dit) takes another network than the usual one.
     """
 
     def __init__(self, dit: MagiHumanDiT, shapes: Shapes, windows: Windows, text_for: Callable[[Window], Texts],
