@@ -14,7 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
-from ..runtime.devices import computes_bf16, free_memory
+from ..runtime.devices import computes_bf16
 from ..weights.open import open_checkpoint
 from .crew import Crew
 
@@ -67,11 +67,6 @@ class Parts:
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""
         return None if dtype == torch.float32 or computes_bf16(self.device) else torch.float32
-
-    def free_memory(self) -> int | None:
-        """Bytes that are free for this process on its device; None where nothing tells."""
-        free = free_memory(self.device)
-        return free // self.crew.neighbours if free is not None and self.crew and self.device.type == "cpu" else free
 
     def vae_dtype(self) -> torch.dtype:
         """What a video VAE decodes in."""

@@ -24,6 +24,7 @@ from ..runtime.lora import apply_lora
 from ..runtime.memory import encoding_activations, estimate, weight_bytes
 from ..runtime.parallel import SharedWindows, sequence_parallel
 from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
+from ..runtime.streaming import SPARE
 from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
@@ -221,7 +222,7 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
                                "dtype": vae.dtype, "device": parts.device}
-    free = parts.free_memory()
+    free = free_for(parts)
     if parts.tile is None:
         before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
         plan = plan_decoding(vae.config, before, **options)
@@ -290,6 +291,12 @@ def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
     return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
 
 
+def free_for(parts: Parts) -> int | None:
+    """Bytes that are free for this process on its device; None where nothing tells. A crew shares main memory."""
+    free = free_memory(parts.device)
+    return free // parts.crew.neighbours if free and parts.crew and parts.device.type == "cpu" else free
+
+
 def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int, reserve: int = 0) -> MagiHumanDiT:
     """Load a network, once the log has said what it will need.
 
@@ -304,7 +311,7 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
         "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
         "guided": pass_.guidance is not None, "dtype": dtype}
     options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
-    free = parts.free_memory()
+    free = free_for(parts)
     if free is not None:
         free -= reserve
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
@@ -315,8 +322,12 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
     log_plan(plan, free)
     log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, streamed=plan.streamed,
                 **clip)
+    source = parts.stream_from
+    if source is None and parts.crew is not None and plan.streamed:  # each process would keep its own in main memory
+        fits = parts.crew.neighbours * plan.streamed + SPARE < (free_memory("cpu") or 0)
+        source = "memory" if fits and parts.device.type != "cpu" else "file"
     dit = parts.load(load_dit, checkpoint, dtype=dtype, compute_dtype=options["compute_dtype"],
-                     resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
+                     resident_blocks=plan.resident_blocks, stream_from=source, fuse=parts.fuse,
                      **overrides)
     for file, strength in loras:
         apply_lora(dit, file, strength)

@@ -1,8 +1,10 @@
 """Functions of a test module run by several processes at once, which talk by torch.distributed (gloo)."""
 
 import os
+import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from magihuman_core.cli import main
 
 
 def run_ranks(count: int, function: Callable[..., Any], *arguments: Any, after: bool = True) -> list[Any]:
@@ -39,3 +43,45 @@ def _run(rank: int, count: int, folder: str, function: Callable[..., Any], argum
     if after:
         dist.barrier()
         dist.destroy_process_group()
+
+
+def run_program(count: int, *arguments: str, breaks: Callable[[int], None] | None = None,
+                seconds: float = 100) -> list[tuple[int | None, str]]:
+    """Exit code and error output of each of so many processes of `magihuman`, as torchrun starts them.
+
+    breaks(rank) is called in each before. Where one of them ends badly the others are told to, as torchrun does.
+    """
+    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        context = mp.get_context("fork")
+        processes = [context.Process(target=_main, args=(rank, count, port, folder, arguments, breaks))
+                     for rank in range(count)]
+        for process in processes:
+            process.start()
+        deadline, told = time.monotonic() + seconds, False
+        while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            if not told and any(process.exitcode for process in processes):
+                told = True
+                time.sleep(0.2)
+                for process in processes:
+                    process.terminate()
+        for process in processes:
+            process.kill()
+            process.join()
+        return [(process.exitcode, Path(folder, str(rank)).read_text()) for rank, process in enumerate(processes)]
+
+
+def _main(rank: int, count: int, port: int, folder: str, arguments: tuple,
+          breaks: Callable[[int], None] | None) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                   "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    with Path(folder, str(rank)).open("w") as said:
+        os.dup2(said.fileno(), 2)
+        sys.stderr = said
+        if breaks is not None:
+            breaks(rank)
+        sys.exit(main(arguments))
