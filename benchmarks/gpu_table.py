@@ -88,10 +88,14 @@ def clip_seconds(target: Recipe, card: Card, free: float) -> float:
         return min(recipe.steps * step_seconds(recipe, dtype, card, network(recipe, dtype, free).streamed)
                    for dtype in (torch.bfloat16, torch.int8))
 
-    text = max(work(TextEncoderConfig()).seconds(card), estimate(TextEncoderConfig()).weights / card.link)
     decoder = work(TurboVAEConfig(), width=target.width, height=target.height, seconds=SECONDS)
     upscaled = 0.0 if target is DISTILLED else sampled(target)
-    return text + sampled(DISTILLED) + upscaled + decoder.seconds(card)
+    return text_seconds(card) + sampled(DISTILLED) + upscaled + decoder.seconds(card)
+
+
+def text_seconds(card: Card) -> float:
+    """Of reading the prompt."""
+    return max(work(TextEncoderConfig()).seconds(card), estimate(TextEncoderConfig()).weights / card.link)
 
 
 def rows() -> Iterator[str]:

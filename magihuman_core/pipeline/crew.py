@@ -7,12 +7,10 @@ models, under the same paths. All talk by torch.distributed, between CPUs by glo
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,7 +84,7 @@ class Crew:
         """Let all helpers run stage(parts, *arguments), while the leader does its own share in this block."""
         if self.calls:
             raise InputError("Two clips cannot be made at once by several processes: finish or close the first one.")
-        self._send((stage, replace(parts, crew=None), arguments))
+        self._send((stage, replace(parts, crew=None), in_main_memory(arguments)))
         self.calls = True
         yield
         self.calls = False
@@ -187,26 +185,22 @@ class Crew:
         return bool(answer)
 
     def _send(self, call: Any) -> None:
-        file = io.BytesIO()
-        _Pickler(file).dump(call)
-        content = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
         with talking():
-            dist.broadcast(torch.tensor([len(content)]), 0)
-            dist.broadcast(content, 0)
+            dist.broadcast_object_list([call], 0)
 
     def _receive(self) -> Any:
+        call = [None]
         with talking():
-            size = torch.zeros(1, dtype=torch.long)
-            dist.broadcast(size, 0)
-            content = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(content, 0)
-        return pickle.loads(content.numpy().tobytes())  # noqa: S301  from the leader, a process of the same run
+            dist.broadcast_object_list(call, 0)
+        return call[0]
 
 
-class _Pickler(pickle.Pickler):
-    """Tensors go to main memory: another process has another device."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            return value.cpu().__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-        return NotImplemented
+def in_main_memory(value: Any) -> Any:
+    """The same value, a dataclass or sequence perhaps, with all its tensors there: others have another device."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(in_main_memory, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: in_main_memory(getattr(value, f.name)) for f in fields(value)})
+    return value
