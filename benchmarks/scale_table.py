@@ -2,9 +2,9 @@
 
 usage: python -m benchmarks.scale_table [--write]
 
-A step on several cards takes the time of one, divided by their number; the time in which each decodes weights of 8 bits,
-which is not divided; and the time in which they send each other what attention needs (magihuman_core/runtime/parallel.py).
-It takes no less than the weights that do not fit need to come in, on each card. The decoder shares out its windows.
+A step on several cards takes the time of one, divided by their number; the time in which each decodes weights of 8
+bits, which is not divided; and the time in which they send each other what attention needs (runtime/parallel.py). It
+takes no less than the weights that do not fit need to come in, on each card. The decoder shares out its windows.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from .published import SHARED_STEPS, STEPS
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BLOCK = re.compile(r"(<!-- scale: (\w+) -->\n).*?(<!-- end of scale -->)", re.DOTALL)
 CARDS = ("RTX 4090", "RTX 5090", "L40S", "A100-SXM4-80GB", "H100 80GB HBM3", "B200")
-# Bytes a second in one direction between cards of one machine, where they have more than the bus (NVIDIA's data sheets).
+# Bytes a second in one direction between cards of one machine, where that is more than the bus has (data sheets).
 NVLINK = {"A100-SXM4-80GB": 300e9, "H100 80GB HBM3": 450e9, "B200": 900e9}
 RANKS = (1, 2, 4, 8)
 NAMES = {DISTILLED.role: "448x256", SR_540P.role: "540p", SR_1080P.role: "1080p"}

@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..pipeline.crew import Crew
 
     crew = Crew.join()
+    crew.watch(partial(_say, crew))
     with _termination():
         try:
             return crew.serve(partial(_say, crew)) if crew.rank else _main(argv, crew)

@@ -8,6 +8,9 @@ models, under the same paths. All talk by torch.distributed, between CPUs by glo
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from .parts import Parts
 
 Item = TypeVar("Item")
+CPU = torch.device("cpu")
+GRACE = 10.0  # seconds in which a process that was told to stop may do so by itself
 PATIENCE = timedelta(days=7)  # helpers wait while the leader reads, encodes and writes
 
 
@@ -76,6 +81,23 @@ class Crew:
         with suppress(RuntimeError):  # what all share may be gone, too
             return self.store.add("said", 1) == 1
         return True
+
+    def watch(self, say: Callable[[Exception], int]) -> None:
+        """End this process where it was told to stop and does not: a GPU that waits for a lost one lets nobody in.
+
+        No file is open then: while one is written the processes talk by way of their CPUs.
+        """
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        signal.set_wakeup_fd(tell)  # Python writes there what signals come, whatever else it waits for
+
+        def end_late() -> None:
+            while os.read(told, 1) != bytes([signal.SIGTERM]):
+                pass
+            time.sleep(GRACE)
+            os._exit(say(LostRankError()))
+
+        threading.Thread(target=end_late, daemon=True).start()
 
     # What the leader does.
 
@@ -156,9 +178,9 @@ class Crew:
             raise Ended
         with talking():
             if isinstance(found, str):
-                dist.send_object_list([found], dst=0)
+                dist.send_object_list([found], dst=0, device=CPU)
                 return
-            dist.send_object_list([[(tensor.shape, tensor.dtype) for tensor in found]], dst=0)
+            dist.send_object_list([[(tensor.shape, tensor.dtype) for tensor in found]], dst=0, device=CPU)
             for tensor in found:
                 dist.send(tensor, dst=0)
 
@@ -166,7 +188,7 @@ class Crew:
         self._want(helper, True)
         head: list[Any] = [None]
         with talking():
-            dist.recv_object_list(head, src=helper)
+            dist.recv_object_list(head, src=helper, device=CPU)
             if isinstance(head[0], str):
                 raise MemoryError(head[0])
             found = [torch.empty(shape, dtype=dtype) for shape, dtype in head[0]]
@@ -186,12 +208,12 @@ class Crew:
 
     def _send(self, call: Any) -> None:
         with talking():
-            dist.broadcast_object_list([call], 0)
+            dist.broadcast_object_list([call], 0, device=CPU)
 
     def _receive(self) -> Any:
         call = [None]
         with talking():
-            dist.broadcast_object_list(call, 0)
+            dist.broadcast_object_list(call, 0, device=CPU)
         return call[0]
 
 

@@ -1,5 +1,6 @@
 """One clip made by several processes: the clip of one process, and one sentence where a process fails."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,8 +16,7 @@ from magihuman_core import CheckpointError, InputError
 from magihuman_core.cli import main, program
 from magihuman_core.loading.folder import DEMO, ModelFolder
 from magihuman_core.media import mp4
-from magihuman_core.pipeline import clip, stages
-from magihuman_core.pipeline.crew import Crew
+from magihuman_core.pipeline import clip, crew, stages
 from magihuman_core.pipeline.parts import Parts
 
 from .golden import ROOT, names, relative
@@ -137,6 +137,20 @@ def is_killed_decoding(rank):
         stages._bytes_of = lambda window: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def leader_is_stuck(rank):
+    """The leader waits where no signal reaches it, as for a GPU, for a helper that is gone."""
+    crew.GRACE = 0.5
+    if rank == 0:
+        library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+
+        def stuck(*_, **__):
+            library.pthread_mutex_lock(mutex)
+            library.pthread_mutex_lock(mutex)
+
+        stages.WindowedDenoiser.__call__ = stuck
+    is_killed(rank)
+
+
 def disk_is_full(rank):
     if rank == 0:
         def full(*_, **__):
@@ -150,6 +164,7 @@ def disk_is_full(rank):
     (is_killed, "another process of this run has ended without a word, so the clip cannot be made."),
     (leader_is_killed, "another process of this run has ended without a word, so the clip cannot be made."),
     (is_killed_decoding, "another process of this run has ended without a word, so the clip cannot be made."),
+    (leader_is_stuck, "another process of this run has ended without a word, so the clip cannot be made."),
     (disk_is_full, "clip.mp4: cannot be written (No space left on device); nothing is left there."),
 ])
 def test_a_process_that_fails_ends_all_with_one_sentence(random_models, tmp_path, breaks, said):
@@ -178,12 +193,12 @@ def test_what_is_refused_before_anything_is_loaded(random_models, tmp_path):
 
 def crew_of_two(rank):
     """In place of the command: shared work of which the rest is left undone, then memory that runs out, then all."""
-    def check(argv, crew):
+    def check(argv, ours):
         found = []
         for case in ("stopped", "no memory", "all"):
-            with crew.calling(share, PARTS, case), crew.collecting():
+            with ours.calling(share, PARTS, case), ours.collecting():
                 try:
-                    for number, result in enumerate(crew.each(work_of(case), list(range(7)))):
+                    for number, result in enumerate(ours.each(work_of(case), list(range(7)))):
                         found += [(case, int(value)) for value in result]
                         if case == "stopped" and number == 1:
                             break
@@ -234,7 +249,7 @@ def test_torchrun(random_models, tmp_path):
 
 
 def test_a_device_of_its_own():
-    crew = Crew(3, 4, 4, 3, None)
-    assert crew.device("cpu") == torch.device("cpu")
+    fourth = crew.Crew(3, 4, 4, 3, None)
+    assert fourth.device("cpu") == torch.device("cpu")
     with pytest.raises(InputError, match="each takes its own GPU"):
-        crew.device("mps")
+        fourth.device("mps")
