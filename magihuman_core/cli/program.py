@@ -187,7 +187,7 @@ def _say(crew: "Crew | None", error: Exception) -> int:
         for line in _sources(error):
             print(line, file=sys.stderr)
         whose = f"process {crew.rank} of {crew.count}: " if crew is not None and crew.rank else ""
-        print(f"magihuman: {whose}{message}", file=sys.stderr)
+        print(f"magihuman: {whose}{message}", file=sys.stderr, flush=True)
     return code
 
 
