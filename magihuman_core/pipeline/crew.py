@@ -87,6 +87,8 @@ class Crew:
 
         No file is open then: while one is written the processes talk by way of their CPUs.
         """
+        if os.name != "posix":
+            return
         told, tell = os.pipe()
         os.set_blocking(tell, False)
         signal.set_wakeup_fd(tell)  # Python writes there what signals come, whatever else it waits for
