@@ -4,7 +4,8 @@ usage: python -m benchmarks.scale_table [--write]
 
 A step on several cards takes the time of one, divided by their number; the time in which each decodes weights of 8
 bits, which is not divided; and the time in which they send each other what attention needs (runtime/parallel.py). It
-takes no less than the weights that do not fit need to come in, on each card. The decoder shares out its windows.
+takes no less than the weights that do not fit need to come in, on each card. The decoder shares out its windows. All
+else is as in loading/fits.py, which `magihuman inspect --for` and README's table tell.
 """
 
 import argparse
@@ -17,15 +18,17 @@ from pathlib import Path
 
 import torch
 
+from magihuman_core.loading.fits import SECONDS, Fit, fit, target_of_card
+from magihuman_core.loading.wishes import parse_wish
 from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
 from magihuman_core.runtime.cards import Card, find_card
 from magihuman_core.runtime.parallel import bytes_sent
-from magihuman_core.runtime.work import KEPT, duration, work
+from magihuman_core.runtime.work import KEPT, Work, duration, work
 from magihuman_core.sizes import PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
+from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.vae.turbo import TurboVAEConfig
 
-from .gpu_table import RECIPES, SECONDS, TAKEN, clip_seconds, network, text_seconds
 from .published import SHARED_STEPS, STEPS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
@@ -34,7 +37,9 @@ CARDS = ("RTX 4090", "RTX 5090", "L40S", "A100-SXM4-80GB", "H100 80GB HBM3", "B2
 # Bytes a second in one direction between cards of one machine, where that is more than the bus has (data sheets).
 NVLINK = {"A100-SXM4-80GB": 300e9, "H100 80GB HBM3": 450e9, "B200": 900e9}
 RANKS = (1, 2, 4, 8)
+RECIPES = (DISTILLED, SR_540P, SR_1080P)
 NAMES = {DISTILLED.role: "448x256", SR_540P.role: "540p", SR_1080P.role: "1080p"}
+WISHES = {"448x256": "picture voice", "540p": "picture voice 540p", "1080p": "picture voice 1080p"}
 NIGHT, CLIPS = 10 * 3600, 1000
 SHORT = (" 80GB HBM3", "-SXM4-80GB")  # of names, what no reader misses
 
@@ -59,12 +64,12 @@ def decoding_bytes(recipe: Recipe, dtype: torch.dtype) -> int:
     return kept[0] - kept[1]
 
 
-def _step(recipe: Recipe, dtype: torch.dtype):
+def _step(recipe: Recipe, dtype: torch.dtype) -> Work:
     config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
     return work(config, width=recipe.width, height=recipe.height, seconds=SECONDS, dtype=dtype)
 
 
-def step_seconds(recipe: Recipe, card: Card, ranks: int, dtype: torch.dtype = torch.bfloat16, *, fused: bool = False,
+def step_seconds(recipe: Recipe, card: Card, ranks: int, dtype: torch.dtype = torch.int8, *, fused: bool = False,
                  streamed: int = 0) -> float:
     """Of a step that so many cards share. streamed: bytes of weights that come in, on each card."""
     alone = _step(recipe, dtype).seconds(card, fused)
@@ -73,20 +78,23 @@ def step_seconds(recipe: Recipe, card: Card, ranks: int, dtype: torch.dtype = to
     return max(undivided + (alone - undivided) / ranks + sent / peer_link(card), streamed / card.link)
 
 
-def shared_clip_seconds(target: Recipe, card: Card, ranks: int) -> float:
-    """Of a whole clip: the text by one card, all steps and decoding by all."""
-    free = card.memory - TAKEN
+@cache
+def planned(wish: str, card: Card) -> Fit:
+    return fit(parse_wish(wish), target_of_card(card))
 
-    def sampled(recipe: Recipe) -> float:
-        return min(recipe.steps * step_seconds(recipe, card, ranks, dtype,
-                                               streamed=network(recipe, dtype, free).streamed)
-                   for dtype in (torch.bfloat16, torch.int8))
 
-    config = TurboVAEConfig()
+def clip_seconds(wish: str, card: Card, ranks: int = 1) -> float:
+    """Of a whole clip, as Fit.seconds: the text by one card, steps and decoding by all, each with its own weights."""
+    found, config = planned(wish, card), TurboVAEConfig()
     windows = 1 + math.ceil((latent_frames(audio_length(SECONDS)) - config.first_chunk_size) / config.step_size)
-    decoder = work(config, width=target.width, height=target.height, seconds=SECONDS).seconds(card)
-    return (text_seconds(card) + sampled(DISTILLED) + (0.0 if target is DISTILLED else sampled(target))
-            + decoder * math.ceil(windows / ranks) / windows)
+    target = found.networks[-1][0]
+    total = work(config, width=target.width, height=target.height, seconds=SECONDS).seconds(card)
+    total *= math.ceil(windows / ranks) / windows
+    total += max(work(TextEncoderConfig()).seconds(card), (found.text.weights + found.text.streamed) / card.link)
+    for recipe, plan in found.networks:
+        step = step_seconds(recipe, card, ranks, streamed=plan.streamed)
+        total += plan.weights / card.link + recipe.steps * step
+    return total
 
 
 def one_clip() -> Iterator[str]:
@@ -94,10 +102,10 @@ def one_clip() -> Iterator[str]:
     yield "| card | size | 1 | 2 | 4 | 8 | gained by 2, 4, 8 |"
     yield "|---|---|---:|---:|---:|---:|---|"
     for card in cards():
-        for recipe in RECIPES:
-            times = [shared_clip_seconds(recipe, card, ranks) for ranks in RANKS]
+        for name, wish in WISHES.items():
+            times = [clip_seconds(wish, card, ranks) for ranks in RANKS]
             gains = ", ".join(f"{times[0] / time:.1f}" for time in times[1:])
-            yield f"| {short(card)} | {NAMES[recipe.role]} | {' | '.join(map(duration, times))} | {gains} |"
+            yield f"| {short(card)} | {name} | {' | '.join(map(duration, times))} | {gains} |"
 
 
 def clip_minutes() -> Iterator[str]:
@@ -105,7 +113,7 @@ def clip_minutes() -> Iterator[str]:
     yield "| card | 448x256 | 540p | 1080p |"
     yield "|---|---:|---:|---:|"
     for card in cards():
-        costs = (60 / SECONDS * clip_seconds(recipe, card, card.memory - TAKEN) / 60 for recipe in RECIPES)
+        costs = (clip_seconds(wish, card) / SECONDS for wish in WISHES.values())
         yield f"| {short(card)} | {' | '.join(f'{cost:.2g}' if cost < 10 else f'{cost:.0f}' for cost in costs)} |"
 
 
@@ -114,7 +122,7 @@ def night() -> Iterator[str]:
     yield "| card | 448x256 | 540p | 1080p |"
     yield "|---|---:|---:|---:|"
     for card in cards():
-        times = [CLIPS * clip_seconds(recipe, card, card.memory - TAKEN) for recipe in RECIPES]
+        times = [CLIPS * clip_seconds(wish, card) for wish in WISHES.values()]
         yield f"| {short(card)} | {' | '.join(f'{time / 3600:.1f} h: {math.ceil(time / NIGHT)}' for time in times)} |"
 
 
@@ -125,7 +133,7 @@ def published() -> Iterator[str]:
     card = card_of("RTX 5090")
     for recipe in RECIPES:
         theirs = (STEPS["RTX 5090"], SHARED_STEPS[2], SHARED_STEPS[4])
-        cells = (f"{times[recipe.role]:.2f} | {step_seconds(recipe, card, ranks, fused=True):.2f}"
+        cells = (f"{times[recipe.role]:.2f} | {step_seconds(recipe, card, ranks, torch.bfloat16, fused=True):.2f}"
                  for times, ranks in zip(theirs, (1, 2, 4), strict=True))
         yield f"| {NAMES[recipe.role]} | {' | '.join(cells)} |"
 

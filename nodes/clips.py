@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media.waveform import FADE, replaced, resample
+from ..magihuman_core.media.waveform import continued, resample
 from ..magihuman_core.sampling.regenerate import all_kept
 from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN
 from .adapter.media import clip_latents, fit_length, stereo
@@ -109,10 +109,7 @@ class MagiHumanJoin(io.ComfyNode):
         if count < 1:
             raise InputError("Nothing is added to the clip: its continuation is shorter than a frame beyond the "
                              "overlap. Connect what MagiHuman Decode gives.")
-        if start:  # the end of the clip is heard in both: from one into the other
-            same = torch.cat([old[:, :-start], waveform[:, :start]], 1)
-            old = replaced(old, same, old.shape[1] - min(FADE, start), old.shape[1])
-        joined = torch.cat([old, waveform[:, start : start + round(count * rate / FPS)]], 1)
+        joined = continued(old, waveform[:, : start + round(count * rate / FPS)], start)
         frames = torch.cat([old_images[..., :3], images[overlap : overlap + count, ..., :3].to(old_images)])
         sound = {"waveform": fit_length(joined, round(frames.shape[0] * rate / FPS))[None], "sample_rate": rate}
         return io.NodeOutput(frames, sound, as_video(frames, sound))

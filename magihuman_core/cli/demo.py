@@ -30,6 +30,8 @@ def add_demo(commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", choices=("distilled", "base"), default="distilled", help="default %(default)s")
     parser.add_argument("--no-upscale", action="store_true",
                         help=f"stay at {DEMO_SIDE}x{DEMO_SIDE}, without super-resolution")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="default %(default)s, which is quick enough; "
+                        "or cuda, ...")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed gives another clip")
     parser.add_argument("--out", metavar="FILE", default="magihuman_demo.mp4",
                         help="the mp4 to write (default %(default)s); a contact sheet goes beside it, as .png")
@@ -42,7 +44,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
     out = check_output(arguments.out, [arguments.image, arguments.audio])
     with overall() as progress:
-        clip = MagiHumanPipeline.from_folder("demo").generate(
+        clip = MagiHumanPipeline.from_folder("demo", device=arguments.device).generate(
             arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
             seconds=DEMO_SECONDS, width=DEMO_SIDE, height=DEMO_SIDE, progress=progress,
             upscale=None if arguments.no_upscale else (DEMO_LARGE, DEMO_LARGE))

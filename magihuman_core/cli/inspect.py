@@ -34,7 +34,8 @@ def inspect(arguments: argparse.Namespace) -> int:
     from ..loading.folder import DEMO
     from ..tools.inspect import describe
 
-    text = describe(DEMO if arguments.path == "demo" else arguments.path, read_all=arguments.read_all)
+    text = describe(DEMO if arguments.path == "demo" else arguments.path, read_all=arguments.read_all,
+                    details=arguments.verbose)
     print(text)
     return PROBLEMS if "\n  problem " in text else 0
 

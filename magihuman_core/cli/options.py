@@ -58,7 +58,8 @@ def add_models(parser: argparse.ArgumentParser) -> None:
                         "ComfyUI/models; or: demo")
     parser.add_argument("--part", action="append", default=[], type=_part, metavar="NAME=FILE",
                         help="take a part of the model from elsewhere, as in audio_vae=/data/sd.safetensors")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu, ... (auto: "
+                        "CUDA, else what else PyTorch finds, else the CPU; others than NVIDIA cards are not tried)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto",
                         help="what weights of network and text encoder are kept in (auto: bf16, or the 8 bits they are "
                         "stored in; fp32 for small models on a CPU); fp8 and int8 take half of bf16's memory")

@@ -34,9 +34,9 @@ class Download:
 
     @property
     def address(self) -> str:
-        """The page in a browser."""
-        page = f"{self.site}/{self.repository}"
-        return f"{page}/tree/main/{self.path.rstrip('/')}" if self.whole_folder and self.path else page
+        """The page in a browser: that of the folder."""
+        folder = self.path.rpartition("/")[0]
+        return f"{self.site}/{self.repository}" + (f"/tree/main/{folder}" if folder else "")
 
     @property
     def whole_folder(self) -> bool:

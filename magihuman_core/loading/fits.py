@@ -10,6 +10,7 @@ import torch
 from ..model.config import RELEASED
 from ..recipes import Recipe
 from ..runtime.cards import Card, this_card
+from ..runtime.devices import best_device, device_name, holds, total_memory
 from ..runtime.memory import Estimate
 from ..runtime.plan import plan_blocks, plan_decoding, usable
 from ..runtime.work import duration, work
@@ -31,16 +32,29 @@ class Target:
     name: str
     free: int | None  # bytes; None: not known
     card: Card | None = None  # its rates, where they are known
+    device: torch.device | None = None  # None: it is not of this machine
+
+    @property
+    def known(self) -> bool:
+        """Whether it is of the kind that the estimates are made for: NVIDIA's."""
+        return self.device is None or (self.device.type == "cuda" and not torch.version.hip)
 
 
 def target_of(memory: float | None) -> Target | None:
-    """The card of this machine, or one with so many GB of memory; None where there is no card."""
+    """The device of this machine, or a card with so many GB of memory; None where there is only a CPU."""
     if memory is not None:
         return Target(f"a card with {memory:g} GB", round(memory * 2**30) - TAKEN)
-    if not torch.cuda.is_available():
+    device = best_device()
+    if device.type == "cpu":
         return None
     # Not what is free now: what other programs and ComfyUI itself keep there can be given back.
-    return Target(torch.cuda.get_device_name(), torch.cuda.mem_get_info()[1] - TAKEN, this_card("cuda"))
+    total = total_memory(device)
+    return Target(device_name(device), None if total is None else total - TAKEN, this_card(device), device)
+
+
+def target_of_card(card: Card) -> Target:
+    """A card of the list."""
+    return Target(card.name, card.memory - TAKEN, card)
 
 
 @dataclass(frozen=True)
@@ -62,15 +76,19 @@ class Fit:
 
     @property
     def seconds(self) -> float | None:
-        """Of the clip's making once the files are in main memory, where the card's rates are known."""
+        """Of the clip's making once the files are in main memory, where the card's rates are known.
+
+        Weights that stay are brought in once, the others at each step, while the card computes.
+        """
         card = self.target.card
         if card is None:
             return None
         width, height = self.wish.size(self.networks[-1][0])
         total = work(TurboVAEConfig(), width=width, height=height, seconds=SECONDS).seconds(card)
+        total += max(work(TextEncoderConfig()).seconds(card), (self.text.weights + self.text.streamed) / card.link)
         for recipe, found in self.networks:
             step = work(_config(recipe), **_clip(self.wish, recipe)).seconds(card)
-            total += recipe.steps * max(step, found.streamed / card.link)
+            total += found.weights / card.link + recipe.steps * max(step, found.streamed / card.link)
         return total
 
 
@@ -98,6 +116,8 @@ def in_words(found: Fit) -> Iterator[str]:
     free = found.target.free
     usable_part = "" if free is None else f", of which {byte_size(free)} can be used"
     yield f"On {found.target.name}{usable_part} (estimated):"
+    if not found.target.known:
+        yield "  This kind of device was not tried; the estimates are made for NVIDIA cards. Please report."
     for recipe, plan in found.networks:
         width, height = found.wish.size(recipe)
         yield f"  {recipe.role} network, {width}x{height}, {SECONDS} s: {byte_size(plan.total)}{_rest(plan)}"
@@ -127,6 +147,8 @@ def settings(wish: Wish, target: Target | None) -> Iterator[str]:
     yield "Set:"
     yield f"  template: {wish.template}"
     yield "  files in 8 bits: nothing; weight_dtype stays at default"
+    if target is not None and target.device is not None and not holds(target.device, torch.float8_e4m3fn):
+        yield "  files in fp8 in ComfyUI: weight_dtype int8, as this device holds no fp8"
     if target is None or target.free is None or target.free < WHOLE:
         yield "  originals: weight_dtype int8 in Load MagiHuman Model, fp8_e4m3fn in Load MagiHuman Text Encoder"
     if wish.upright:

@@ -69,3 +69,14 @@ def replaced(waveform: Tensor, other: Tensor, start: int, end: int) -> Tensor:
     result = waveform.clone()
     result[:, start:end] = torch.lerp(waveform[:, start:end], other[:, start:end].to(waveform), share)
     return result
+
+
+def continued(waveform: Tensor, other: Tensor, overlap: int) -> Tensor:
+    """A waveform [2, n] and what comes after it: another [2, m] that begins with its last `overlap` samples.
+
+    Those are heard in both, so one is faded into the other at the joint; without any they simply follow.
+    """
+    if overlap:
+        same = torch.cat([waveform[:, :-overlap], other[:, :overlap]], 1)
+        waveform = replaced(waveform, same, waveform.shape[1] - min(FADE, overlap), waveform.shape[1])
+    return torch.cat([waveform, other[:, overlap:].to(waveform)], 1)

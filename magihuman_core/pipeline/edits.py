@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..media.frames import Frames
 from ..media.mask import Ellipse, check_mask, crop_mask, ellipse_mask, soft_edge
-from ..media.waveform import FADE, OUTPUT_RATE, replaced, resample
+from ..media.waveform import OUTPUT_RATE, continued, replaced, resample
 from ..sampling.frozen import JointLatent, all_generated, continued_length, keep_audio, keep_start
 from ..sampling.regenerate import (
     all_kept,
@@ -55,6 +55,15 @@ class Regeneration(Making):
     video: bool = True  # whether the video of these times is made anew
     new_audio: bool = False  # whether their audio is
     keep_first: bool = False
+
+    @property
+    def encoded(self) -> list[str]:
+        return [*self.encoded_stills, *self.source.encoded([pass_.size for pass_ in self.request.passes]),
+                *(["sound of the clip"] if self.audio is not None or self.source.latents is None else [])]
+
+    @property
+    def generates_audio(self) -> bool:
+        return self.new_audio
 
     def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
         sizes = [pass_.size for pass_ in self.request.passes]
@@ -138,6 +147,10 @@ class Extension(Making):
     overlap: int  # latent frames of the clip that the continuation begins with
 
     @property
+    def encoded(self) -> list[str]:
+        return ["sound of the clip", *self.source.encoded([pass_.size for pass_ in self.request.passes])]
+
+    @property
     def kept(self) -> int:
         """Frames, and audio latents, of the clip that the continuation begins with."""
         return decoded_frames(min(self.overlap, latent_frames(self.source.count)))
@@ -178,19 +191,16 @@ class Extension(Making):
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
         kept, source = self.kept, self.source
         if self.request.audio is not None:
-            old, new = source.waveform, resample(*self.request.audio, OUTPUT_RATE)
+            start, new = 0, resample(*self.request.audio, OUTPUT_RATE)
         elif waveform is not None:
-            start = kept * SAMPLES_PER_FRAME
-            joined = torch.cat([source.waveform[:, : -start or None], waveform[:, :start]], 1)
-            old = replaced(source.waveform, joined, source.waveform.shape[1] - FADE, source.waveform.shape[1])
-            new = waveform[:, start:]
+            start, new = kept * SAMPLES_PER_FRAME, waveform
         else:
             raise InputError("The continuation has no sound: its audio was neither given nor generated.")
-        count = min(len(frames) - kept, new.shape[1] // SAMPLES_PER_FRAME)
+        count = min(len(frames) - kept, (new.shape[1] - start) // SAMPLES_PER_FRAME)
         if count < 1:
             raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
         joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(kept, kept + count))
-        return joined_frames, torch.cat([old, new[:, : count * SAMPLES_PER_FRAME]], 1)
+        return joined_frames, continued(source.waveform, new[:, : start + count * SAMPLES_PER_FRAME], start)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.source.latents is None:

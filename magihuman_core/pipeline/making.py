@@ -29,6 +29,20 @@ class Making:
 
     request: Request
 
+    @property
+    def encoded(self) -> list[str]:
+        """The stages that encode what is given, in their order."""
+        return [*self.encoded_stills, *(["driving sound"] if self.request.audio is not None else [])]
+
+    @property
+    def encoded_stills(self) -> list[str]:
+        return ["reference picture"] if self.request.keyframes else []
+
+    @property
+    def generates_audio(self) -> bool:
+        """Whether any of the clip's sound is made by the network."""
+        return self.request.audio is None
+
     def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
         """What each pass starts from, by its size in pixels."""
         request, channels = self.request, self.channels(parts)

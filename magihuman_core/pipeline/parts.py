@@ -14,7 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
-from ..runtime.devices import computes_bf16
+from ..runtime.devices import best_device, computes_bf16, holds
 from ..weights.open import open_checkpoint
 from .crew import Crew
 
@@ -62,7 +62,10 @@ class Parts:
             return self.dtype
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
-        return stored_dtype(tensors, may_quantize) or torch.bfloat16
+        stored = stored_dtype(tensors, may_quantize)
+        if stored is not None and not holds(self.device, stored):
+            return torch.int8
+        return stored or torch.bfloat16
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""
@@ -74,14 +77,14 @@ class Parts:
 
 
 def choose_device(device: str | torch.device, crew: Crew | None = None) -> torch.device:
-    """ "auto": CUDA where there is one, else the CPU. Each process of a crew has its own GPU.
+    """ "auto": see best_device. Each process of a crew has its own GPU.
 
     Raises InputError for a device that is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if crew is not None:
-        return crew.device(device)
+        return crew.device(best_device() if device == "auto" else device)
+    if device == "auto":
+        return best_device()
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)

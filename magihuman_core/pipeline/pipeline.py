@@ -273,7 +273,7 @@ class MagiHumanPipeline:
         if self.parts.crew is not None:
             for pass_ in request.passes:
                 check_ranks(network_config(self.parts.open(pass_.recipe.role)), self.parts.crew.count)
-        self._watch(progress, planned(request))
+        self._watch(progress, planned(request, making.encoded, making.generates_audio, self.parts.models.is_demo))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             if request.upscaling is not None:
@@ -284,7 +284,7 @@ class MagiHumanPipeline:
             if request.upscaling is not None:
                 results = self._sample(request.upscaling, conditions, latents,
                                        list(zip(request.seeds, results, strict=True)), progress)
-        generated = bool(latents[request.first.size].audio_mask.any())
+        generated = making.generates_audio
         saved = [SavedClip(video.cpu(), audio.cpu() if generated else None, None,
                            {**request.facts(seed), **making.facts})
                  for seed, (video, audio) in zip(request.seeds, results, strict=True)]

@@ -9,6 +9,7 @@ from .request import Pass, Request
 # Work in tokens that go through the network once. What the makers of the model published of an H100 says that decoding
 # 2,000 pixels takes about as long as one such token; the others are small beside these.
 PIXELS = 2000
+DEMO_PIXELS = 27  # the demo's network is small beside its decoder: measured on a CPU
 SMALL = 2000
 
 
@@ -25,21 +26,20 @@ class Watcher(Protocol):
         """A stage begins; it need not be one of those planned."""
 
 
-def planned(request: Request) -> list[tuple[str, float]]:
-    """The stages of a request, each with its share."""
-    stages = [("text encoder", float(SMALL))]
-    if request.keyframes:
-        stages.append(("reference picture", float(SMALL)))
-    if request.audio is not None:
-        stages.append(("driving sound", float(SMALL)))
+def planned(request: Request, encoded: Sequence[str], generates_audio: bool, demo: bool) -> list[tuple[str, float]]:
+    """The stages of a request, each with its share.
+
+    encoded: the stages that encode what is given, in their order. demo: whether the demo's models carry it out.
+    """
+    stages = [(name, float(SMALL)) for name in ("text encoder", *encoded)]
     count = len(request.seeds)
     stages += [(pass_.name, count * _tokens(pass_, request.audio_length)) for pass_ in request.passes]
     width, height = request.passes[-1].size
     pixels = width * height * decoded_frames(latent_frames(request.audio_length))
     for _ in request.seeds:
-        if request.audio is None:
+        if generates_audio:
             stages.append(("sound decoder", float(SMALL)))
-        stages.append(("picture decoder", pixels / PIXELS))
+        stages.append(("picture decoder", pixels / (DEMO_PIXELS if demo else PIXELS)))
     return stages
 
 

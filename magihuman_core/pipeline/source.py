@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class Source:
     waveform: Tensor  # [2, samples] at 44.1 kHz; silence where the clip has no audio
     prompt: str | None
     latents: tuple[Tensor, Tensor] | None = None  # normalized, of exactly these frames
+
+    def encoded(self, sizes: Iterable[Size]) -> list[str]:
+        """The stage that encodes its picture at these sizes, where it does not have the latents of all."""
+        return [] if self.latents is not None and set(sizes) == {self.size} else ["picture of the clip"]
 
 
 def open_source(clip: str | Path | Clip) -> Source:

@@ -17,6 +17,41 @@ def device_module(device: torch.device) -> ModuleType | None:
         return None
 
 
+def best_device() -> torch.device:
+    """The device to compute on where none is named: CUDA or ROCm, else MPS, XPU or another of torch, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called, for people."""
+    module = device_module(device)
+    if device.type == "mps":
+        return "this Mac's graphics (MPS), which shares main memory"
+    tell = getattr(module, "get_device_name", None)
+    return tell(device) if tell else f"the device {device.type}"
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes that a device has, and of MPS those that it may use; None where nothing tells."""
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    module = device_module(device)
+    tell = getattr(module, "get_device_properties", None)
+    return getattr(tell(device), "total_memory", None) if tell else None
+
+
+def holds(device: str | torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device can hold tensors of a dtype. MPS cannot hold fp8."""
+    try:
+        torch.empty(1, dtype=dtype, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
 def free_memory(device: str | torch.device) -> int | None:
     """Bytes that are free on a device, or can be freed there; None where nothing tells."""
     device = torch.device(device)

@@ -31,14 +31,13 @@ from ..sizes import (
     latent_frames,
 )
 from ..text.config import TextEncoderConfig
-from ..text.encoder import TextEncoder
 from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAEConfig
 from ..vae.tiling import OVERLAP, tile_count
 from ..vae.turbo import TurboVAEConfig
 from ..vae.video import TILED_LENGTH, VideoVAEConfig
 from .build import Config, on_meta, one_of_each_kind
 from .dry_run import dry_run
-from .streaming import choose_streamed, streamed_sizes
+from .streaming import check_resident_blocks, choose_streamed, streamed_sizes
 
 WINDOWS = 3  # of a decoder: with the third, memory no longer grows
 
@@ -87,15 +86,13 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     latent = latent_frames(tokens), height // PIXELS_PER_TOKEN * PATCH, width // PIXELS_PER_TOKEN * PATCH
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
-        dit = on_meta(config, dtype, compute_dtype)
-        weights, streamed = resident(dit, resident_blocks)
+        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype)
         activations = network_activations(config, latent, tokens, text_tokens, dtype, device, guided, compute_dtype)
-        advice = _network_advice(dit, dtype, resident_blocks, weights, activations)
+        advice = _network_advice(config, dtype, compute_dtype, resident_blocks, weights, activations)
         return Estimate("network", clip_in_words(latent, tokens, text_tokens), weights, activations, streamed, advice,
-                        resident_blocks, len(dit.blocks))
+                        resident_blocks, config.layers)
     if isinstance(config, TextEncoderConfig):
-        encoder = on_meta(config, dtype, compute_dtype)
-        weights, streamed = resident(encoder, resident_blocks)
+        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype)
         activations = _text(config, text_tokens, dtype, device, compute_dtype)
         advice = "" if dtype.itemsize == 1 else "weights in 8 bits"
         return Estimate("text encoder", f"{text_tokens} tokens", weights, activations, streamed, advice,
@@ -149,24 +146,36 @@ def clip_in_words(latent: tuple[int, int, int], audio: int, text: int) -> str:
             f"({video:,} video, {audio:,} audio, {text:,} text)")
 
 
-def resident(part: MagiHumanDiT | TextEncoder, count: int | None) -> tuple[int, int]:
+def resident(config: DiTConfig | TextEncoderConfig, count: int | None, dtype: torch.dtype,
+             compute_dtype: torch.dtype | None = None) -> tuple[int, int]:
     """(bytes that stay, with buffers; bytes that come in at each pass), where `count` blocks or layers stay."""
+    check_resident_blocks(count)
+    sizes = _resident(config, dtype, compute_dtype)
+    return sizes[-1 if count is None else min(count, len(sizes) - 1)]
+
+
+@lru_cache(maxsize=16)
+def _resident(config: DiTConfig | TextEncoderConfig, dtype: torch.dtype,
+              compute_dtype: torch.dtype | None) -> list[tuple[int, int]]:
+    """What `resident` gives for none, one, ... and all."""
+    part = on_meta(config, dtype, compute_dtype)
     blocks = part.blocks if isinstance(part, MagiHumanDiT) else part.encoder.layers
-    streamed, buffers = streamed_sizes(blocks, choose_streamed(blocks, count))
-    return sum(t.nbytes for t in part.state_dict().values()) - streamed + buffers, streamed
+    total = sum(t.nbytes for t in part.state_dict().values())
+    found = [streamed_sizes(blocks, choose_streamed(blocks, count)) for count in range(len(blocks) + 1)]
+    return [(total - streamed + buffers, streamed) for streamed, buffers in found]
 
 
-def _network_advice(dit: MagiHumanDiT, dtype: torch.dtype, count: int | None, weights: int, activations: int) -> str:
+def _network_advice(config: DiTConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None, count: int | None,
+                    weights: int, activations: int) -> str:
     """What makes most difference."""
-    narrow = 0 if dtype.itemsize == 1 else resident(on_meta(dit.config, torch.int8), count)[0]
+    narrow = 0 if dtype.itemsize == 1 else resident(config, count, torch.int8)[0]
     narrower = f"weights in 8 bits ({byte_size(narrow)})" if 0 < narrow < 0.9 * weights else ""
-    layers = len(dit.blocks)
+    layers = config.layers
     most = layers if count is None else min(layers, count)
-    fewer = [n for n in sorted({0, layers // 5, layers // 2}) if n < most]
-    least = fewer and resident(dit, fewer[0])[0]
+    fewer = {n: resident(config, n, dtype, compute_dtype)[0] for n in sorted({0, layers // 5, layers // 2}) if n < most}
     blocks = ""
-    if least and least < 0.9 * weights:
-        options = ", ".join(f"{byte_size(resident(dit, n)[0])} of weights with {n}" for n in fewer)
+    if fewer and fewer[0] < 0.9 * weights:
+        options = ", ".join(f"{byte_size(size)} of weights with {n}" for n, size in fewer.items())
         blocks = f"fewer resident blocks ({options})"
     smaller = "a smaller picture or a shorter clip"
     order = (smaller, narrower, blocks) if activations > weights else (narrower, blocks, smaller)

@@ -231,12 +231,8 @@ class SharedWindows:
         ranks, rank = dist.get_world_size(self.group), dist.get_rank(self.group)
         rest = len(windows) - len(windows) % ranks
         for start in range(0, rest, ranks):
-            video, audio = evaluate(windows[start + rank], self.alone)
-            now, (B, channels, _) = windows[start : start + ranks], audio.shape
-            counts = [window.audio.stop - window.audio.start for window in now]
-            videos = exchange([video] * ranks, [video.numel()] * ranks, self.group).view(ranks, *video.shape)
-            audios = exchange([audio] * ranks, [B * channels * count for count in counts], self.group)
-            split = audios.split([B * channels * count for count in counts])
-            yield from ((one, other.view(B, channels, -1)) for one, other in zip(videos, split, strict=True))
+            streams = evaluate(windows[start + rank], self.alone)  # of one size in all windows
+            yield from zip(*(exchange([stream] * ranks, [stream.numel()] * ranks, self.group).view(ranks, *stream.shape)
+                             for stream in streams), strict=True)
         for window in windows[rest:]:
             yield evaluate(window)

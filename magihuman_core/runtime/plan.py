@@ -18,7 +18,6 @@ from ..sizes import byte_size
 from ..text.config import TextEncoderConfig
 from ..vae.turbo import TurboVAEConfig
 from ..vae.video import VideoVAEConfig
-from .build import on_meta
 from .memory import Estimate, estimate, resident
 
 SPARE, LEAST_SPARE = 0.06, 300_000_000  # a share of what is free, and bytes: left to allocators and libraries
@@ -43,10 +42,10 @@ def plan_blocks(config: DiTConfig | TextEncoderConfig, free: int | None, **optio
     whole = estimate(config, **options)
     if free is None or whole.total <= usable(free):
         return whole
-    part = on_meta(config, options.get("dtype", torch.bfloat16), options.get("compute_dtype"))
+    dtypes = options.get("dtype", torch.bfloat16), options.get("compute_dtype")
     # Activations are the same for any number of blocks. Not always do more of them need more: once no large one is
     # left to be streamed, buffers are smaller.
-    needs = {count: resident(part, count)[0] for count in range(whole.blocks)}
+    needs = {count: resident(config, count, *dtypes)[0] for count in range(whole.blocks)}
     fitting = [count for count, weights in needs.items() if weights + whole.activations <= usable(free)]
     chosen = max(fitting) if fitting else min(needs, key=lambda count: needs[count])
     return estimate(config, **options, resident_blocks=chosen)

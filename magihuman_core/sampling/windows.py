@@ -1,7 +1,7 @@
 """Clips of any length from a network that knows a few seconds: overlapping windows, blended in every step.
 
 A window of T latent frames that starts at latent frame b is a clip of its own to the network: its positions count from
-0, and it hears the 4T - 1 audio latents from 4b on. In every step each window is denoised by itself, and the estimates
+0, and it hears 4T - 1 audio latents, those from 4b on. In every step each window is denoised by itself, and the estimates
 of the clean clip are averaged where windows overlap, with weights that rise and fall across the overlap. So all windows
 agree before the next step, and no seam is left.
 
@@ -32,11 +32,16 @@ Texts = tuple[Tensor, Tensor | None]  # [1, n, d] of the prompt, and of the nega
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a clip: latent frames `start` to `start + frames`, and the audio latents that go with them."""
+    """A part of a clip: latent frames `start` to `start + frames`, and the audio latents that go with them.
+
+    heard: how many audio latents the network is given for it. At the clip's end there may be up to two fewer, or one
+    more: the last is repeated or left out then, since a network that knows windows of one length loses the lips there.
+    """
 
     start: int
     frames: int
     audio: slice
+    heard: int
 
     @property
     def video(self) -> slice:
@@ -48,7 +53,7 @@ class Window:
 
     def cut_audio(self, stream: Tensor) -> Tensor:
         """The window's part of [B, a, A]; a mask that broadcasts along time stays as it is."""
-        return stream if stream.shape[2] == 1 else stream[:, :, self.audio]
+        return stream if stream.shape[2] == 1 else fit_audio(stream[:, :, self.audio], self.heard)
 
     def weights(self, overlap: int) -> tuple[Tensor, Tensor]:
         """How much the window's estimate counts, of each of its latent frames and audio latents."""
@@ -80,6 +85,7 @@ class Windows:
         frames, length = self.parts[-1].video.stop, self.parts[-1].audio.stop
         of_video, of_audio = torch.zeros(frames, 1, 1), torch.zeros(length)
         for window, (part_video, part_audio) in zip(self.parts, each(evaluate, self.parts), strict=True):
+            part_audio = fit_audio(part_audio, window.audio.stop - window.audio.start)
             if window is self.parts[0]:
                 video = part_video.new_zeros(*part_video.shape[:2], frames, *part_video.shape[3:])
                 audio = part_audio.new_zeros(*part_audio.shape[:2], length)
@@ -103,7 +109,7 @@ def plan_windows(audio_length: int, window: int, overlap: int = OVERLAP) -> Wind
     check_window(window, overlap)
     frames = latent_frames(audio_length)
     if frames <= window:
-        return Windows([Window(0, frames, slice(0, audio_length))], overlap)
+        return Windows([Window(0, frames, slice(0, audio_length), audio_length)], overlap)
     starts = [*range(0, frames - window, window - overlap), frames - window]
     return Windows([_window(start, window, audio_length) for start in starts], overlap)
 
@@ -118,6 +124,19 @@ def shared_frames(seconds: float) -> int:
     return round(seconds * FPS / AUDIO_PER_FRAME)
 
 
+def window_audio(frames: int) -> int:
+    """Audio latents that a window of so many latent frames hears."""
+    return AUDIO_PER_FRAME * frames - 1
+
+
+def fit_audio(audio: Tensor, length: int) -> Tensor:
+    """So many audio latents [B, a, length]: the first ones, or the last one repeated."""
+    missing = length - audio.shape[2]
+    if missing <= 0:
+        return audio[:, :, :length]
+    return torch.cat([audio, audio[:, :, -1:].expand(-1, -1, missing)], 2)
+
+
 def check_window(window: int, overlap: int) -> None:
     """Raise InputError for windows that cannot cover a clip. window, overlap: in latent frames."""
     if not 1 <= overlap < window:
@@ -126,10 +145,9 @@ def check_window(window: int, overlap: int) -> None:
 
 
 def _window(start: int, frames: int, audio_length: int) -> Window:
-    end = AUDIO_PER_FRAME * (start + frames) - 1
-    if start + frames == latent_frames(audio_length):  # the clip may end up to two audio latents earlier, or one later
-        end = audio_length
-    return Window(start, frames, slice(AUDIO_PER_FRAME * start, end))
+    first, heard = AUDIO_PER_FRAME * start, window_audio(frames)
+    end = audio_length if start + frames == latent_frames(audio_length) else first + heard
+    return Window(start, frames, slice(first, end), heard)
 
 
 def _ramps(count: int, rise: int) -> Tensor:

@@ -25,6 +25,7 @@ from ..runtime.cards import find_card
 from ..runtime.lora import check_delta, split_lora
 from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
+from ..sizes import byte_size
 from ..weights.dit_keys import network_config, split_official
 from ..weights.lora_names import all_layer_names, by_layer, listed
 from ..weights.open import open_checkpoint
@@ -36,6 +37,10 @@ LOADERS: Mapping[str, Callable[..., nn.Module]] = {
     "network": load_dit, "text_encoder": load_text_encoder, "turbo_vae": load_turbo_vae, "video_vae": load_video_vae,
     "audio_vae": load_audio_vae}
 SHOWN_CARDS = [card for name in ("RTX 3060", "RTX 4090", "H100 80GB HBM3") if (card := find_card(name))]
+WITH_LESS = {  # how a part is run where less memory is free
+    "network": "; with less it runs, too: layers wait in main memory",
+    "text_encoder": "; with less it runs, too: layers wait in main memory",
+    "turbo_vae": "; with less it runs, too: in squares", "video_vae": "; with less it runs, too: in squares"}
 READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
@@ -81,19 +86,19 @@ def notes(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
         yield "only the VAE inside this file is read"
 
 
-def find_problems(checkpoint: Checkpoint, found: Recognized, read_all: bool) -> Iterator[str]:
-    """What would go wrong in loading it, found without reading the large tensors."""
-    if found.kind in LOADERS:
-        try:
-            _load_dry(checkpoint, found)
-        except CheckpointError as error:
-            yield without_path(error, checkpoint.name)
-    if read_all or found.kind == "lora":  # which is small
-        yield from _damage(checkpoint)
+def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
+    """The module that a checkpoint loads to, without content; None of kinds that are not loaded by themselves.
+
+    Raises CheckpointError: what would go wrong in loading it, found without reading the large tensors.
+    """
+    if found.kind not in LOADERS:
+        return None
+    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
+    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 
-def _damage(checkpoint: Checkpoint) -> Iterator[str]:
-    """What is wrong with the values themselves."""
+def damage(checkpoint: Checkpoint) -> Iterator[str]:
+    """What is wrong with the values themselves: this reads every tensor."""
     for key, entry in checkpoint.entries.items():
         try:
             if not is_finite(entry.read()):
@@ -102,17 +107,11 @@ def _damage(checkpoint: Checkpoint) -> Iterator[str]:
             yield without_path(error, checkpoint.name)
 
 
-def _load_dry(checkpoint: Checkpoint, found: Recognized) -> Any:
-    """The module that a checkpoint loads to, without content. Raises CheckpointError."""
-    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
-    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
+def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: bool) -> Iterator[tuple[str, str]]:
+    """What a module with this configuration needs on a GPU for a clip of the usual size, with labels.
 
-
-def estimates(checkpoint: Checkpoint, found: Recognized) -> Iterator[tuple[str, str]]:
-    """What it will need and compute on a GPU for a clip of the usual size, with labels."""
-    if found.kind not in LOADERS:
-        return
-    config = _load_dry(checkpoint, found).config
+    details: of what the memory consists, and what is computed.
+    """
     recipe = RECIPES[found.role] if found.role else DISTILLED
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))
@@ -120,7 +119,13 @@ def estimates(checkpoint: Checkpoint, found: Recognized) -> Iterator[tuple[str, 
     clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "seconds": recipe.window, "dtype": dtype,
                             "guided": recipe.guidance is not None}
     try:
-        yield "memory", str(estimate(config, **clip))
+        needed = estimate(config, **clip)
+        if not details:
+            size = "" if found.kind in ("text_encoder", "audio_vae") else f" at {recipe.width}x{recipe.height}"
+            yield "memory", (f"{byte_size(needed.total)} for {recipe.window:g} s{size} (estimated)"
+                             f"{WITH_LESS.get(found.kind, '')}")
+            return
+        yield "memory", str(needed)
         each = "each step " if found.kind == "network" else ""
         yield "work", each + in_words(work(config, **clip), SHOWN_CARDS)
     except (RuntimeError, CheckpointError, InputError):  # whatever its sizes are, saying what a file is goes on

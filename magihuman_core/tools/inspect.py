@@ -13,7 +13,7 @@ from ..recipes import RECIPES
 from ..sizes import byte_size
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
-from .diagnose import describe_lora, estimates, find_problems, notes, without_path
+from .diagnose import damage, describe_lora, estimates, load_dry, notes, without_path
 
 MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
@@ -30,22 +30,23 @@ COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders
 PLAIN_LAYOUTS = ("official", "encoder only", "bare", "prefixed", "unknown")
 
 
-def describe(path: str | Path, *, read_all: bool = False) -> str:
+def describe(path: str | Path, *, read_all: bool = False, details: bool = False) -> str:
     """Explain a file, or every file of a folder.
 
-    read_all: also read every tensor and look for values that are not finite (takes as long as loading).
+    read_all: also read every tensor and look for values that are not finite (takes as long as loading). details: also
+    say of what the memory consists, and what is computed.
     Raises CheckpointError only where path does not exist: everything else is part of the answer.
     """
     path = Path(path)
     if not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     if path.is_dir():
-        sections = list(_describe_folder(path, read_all)) or [f"{path}\n  is         an empty folder"]
+        sections = list(_describe_folder(path, read_all, details)) or [f"{path}\n  is         an empty folder"]
         return "\n\n".join(sections)
-    return _describe_file(path, read_all)
+    return _describe_file(path, read_all, details)
 
 
-def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
+def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
     others = 0
     for found in walk(folder, DEPTH):
@@ -53,11 +54,11 @@ def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
             continue
         for path in found.sharded:
-            yield _describe_checkpoint(path, read_all)
+            yield _describe_checkpoint(path, read_all, details)
         for file in found.files:
             if file in found.shards or file in found.indexes:
                 continue
-            section = _describe_file(file, read_all)
+            section = _describe_file(file, read_all, details)
             if NO_WEIGHTS in section:
                 others += 1
             else:
@@ -66,9 +67,9 @@ def _describe_folder(folder: Path, read_all: bool) -> Iterator[str]:
         yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
 
 
-def _describe_file(path: Path, read_all: bool) -> str:
+def _describe_file(path: Path, read_all: bool, details: bool) -> str:
     if path.suffix in READABLE + REFUSED or path.name.endswith(INDEX):
-        return _describe_checkpoint(path, read_all)
+        return _describe_checkpoint(path, read_all, details)
     if path.suffix == ".json":
         return f"{path}\n  is         {_describe_json(path)}"
     try:
@@ -76,7 +77,7 @@ def _describe_file(path: Path, read_all: bool) -> str:
     except CheckpointError as error:
         return f"{path}\n  problem    {without_path(error, path)}"
     if found == "safetensors":
-        return _describe_checkpoint(path, read_all)
+        return _describe_checkpoint(path, read_all, details)
     return f"{path}\n  is         {NO_WEIGHTS} ({byte_size(path.stat().st_size)}); nothing here uses it"
 
 
@@ -96,7 +97,7 @@ def _describe_json(path: Path) -> str:
     return "a configuration; keep it beside the weights"
 
 
-def _describe_checkpoint(path: Path, read_all: bool) -> str:
+def _describe_checkpoint(path: Path, read_all: bool, details: bool) -> str:
     """The section of one checkpoint: file, shards or index."""
     try:
         checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=path.suffix == ".ckpt")
@@ -115,11 +116,17 @@ def _describe_checkpoint(path: Path, read_all: bool) -> str:
         lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
-    problems = list(find_problems(checkpoint, found, read_all))
+    module, problems = None, list[str]()
+    try:
+        module = load_dry(checkpoint, found)
+    except CheckpointError as error:
+        problems.append(without_path(error, checkpoint.name))
+    if read_all or found.kind == "lora":  # which is small
+        problems += damage(checkpoint)
     if found.kind == "lora":
-        lines += list(describe_lora(checkpoint, damaged=bool(problems)))
-    if not problems:
-        lines += list(estimates(checkpoint, found))
+        lines += describe_lora(checkpoint, damaged=bool(problems))
+    if module is not None and not problems:
+        lines += estimates(checkpoint, found, module.config, details)
     lines += [("problem", problem) for problem in problems]
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 

@@ -16,6 +16,7 @@ from ...magihuman_core.model.attention import AttentionFunction, fold_heads, unf
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
+from ...magihuman_core.sampling.windows import fit_audio, window_audio
 from ...magihuman_core.sizes import decoded_frames
 from .ops import holding
 
@@ -71,14 +72,16 @@ class ComfyDiT(MagiHumanDiT):
             )
         video, audio = streams
         options = transformer_options
-        anchor = getattr(options.get("context_window"), "causal_anchor_index", -1) >= 0
+        window, length = options.get("context_window"), audio.shape[2]  # of core's Context Windows
+        anchor = getattr(window, "causal_anchor_index", -1) >= 0
         video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
+        audio = audio if window is None else fit_audio(audio, window_audio(video.shape[2]))
         inputs = by_text(video, audio, context, text_lengths)
         run_block = BlockRunner(self, video.device, options)
         streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
         run_block.finish()
         video, audio = (torch.cat(parts) for parts in zip(*streams, strict=True))
-        return [F.pad(video, (0, 0, 0, 0, 1, 0)) if anchor else video, audio]
+        return [F.pad(video, (0, 0, 0, 0, 1, 0)) if anchor else video, fit_audio(audio, length)]
 
     def _video_alone(self, video, timestep, context, options):
         """The video's velocity, for core's training, which knows one stream: the audio is noise of the same level.

@@ -69,8 +69,7 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
     def window_shapes(self, shapes) -> list[tuple[int, ...]]:
         """The shapes of both streams in one window, the largest that the network sees at once."""
         window = self.plan(shapes).parts[0]
-        length = window.audio.stop - window.audio.start
-        return [(*shapes[0][:2], window.frames, *shapes[0][3:]), (*shapes[1][:2], length)]
+        return [(*shapes[0][:2], window.frames, *shapes[0][3:]), (*shapes[1][:2], window.heard)]
 
     def outer_sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         """Around a whole run: notes its shapes and mask, which single evaluations are not told."""

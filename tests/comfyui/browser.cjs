@@ -1,8 +1,9 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
-//   { base, chromium, look: {name: workflow file}, bare: the same, screenshots: folder or null,
+//   { base, chromium, look: {name: workflow file}, bare: the same, vue: the same, screenshots: folder or null,
 //     run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
+// bare: what the page says of a workflow whose models are missing. vue: its nodes that cover one another in Nodes 2.0.
 // run: the workflow is opened from the template dialog (of comfyui-workflow-templates) and queued with the button; the
 // answer holds what the history says, and the size and length of the video that the page shows.
 const { readFileSync } = require('node:fs')
@@ -84,6 +85,23 @@ async function bare(page, name, file) {
   return page.evaluate(() => document.body.innerText)
 }
 
+// Nodes that cover one another in Nodes 2.0, with all that hangs below them, such as a footer where a file is missing.
+async function vue(page, name, file) {
+  await load(page, name, JSON.parse(readFileSync(file, 'utf8')))
+  await page.waitForTimeout(2000)
+  if (job.screenshots) await page.screenshot({ path: `${job.screenshots}/${name}_vue.png` })
+  return page.evaluate(() => {
+    const boxes = [...document.querySelectorAll('[data-node-id]')].filter(element => !element.parentElement.closest('[data-node-id]'))
+      .map(element => {
+        const { left, top, right } = element.getBoundingClientRect()
+        const bottom = Math.max(...[element, ...element.querySelectorAll('*')].map(part => part.getBoundingClientRect().bottom))
+        return { title: window.app.graph.getNodeById(element.dataset.nodeId).title, left, top, right, bottom }
+      })
+    const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom
+    return { nodes: boxes.length, overlaps: boxes.flatMap((a, n) => boxes.slice(n + 1).filter(b => meet(a, b)).map(b => [a.title, b.title])) }
+  })
+}
+
 async function run(page, { pack, name, folder }) {
   const answer = {}
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
@@ -124,6 +142,13 @@ async function main() {
   try {
     for (const [name, file] of Object.entries(job.look ?? {})) answer.looked[name] = await look(page, name, file)
     for (const [name, file] of Object.entries(job.bare ?? {})) answer.bare = await bare(page, name, file)
+    if (job.vue) {
+      await page.setViewportSize({ width: 1920, height: 1080 })
+      await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true))
+      await page.waitForTimeout(500)
+      answer.vue = {}
+      for (const [name, file] of Object.entries(job.vue)) answer.vue[name] = await vue(page, name, file)
+    }
     if (job.run) answer.run = await run(page, job.run)
   } finally {
     await browser.close()

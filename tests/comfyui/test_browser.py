@@ -84,13 +84,20 @@ def test_every_workflow_loads_whole_and_means_what_the_api_tests_ran(server, bro
             assert {name: theirs.get(name) for name in node["inputs"]} == node["inputs"], (path.stem, node)
 
 
-def test_every_missing_model_is_named_by_the_page_or_by_the_note(comfyui, browse, screenshots, tmp_path):
+@pytest.fixture(scope="module")
+def bare(comfyui, tmp_path_factory):
+    """A ComfyUI that has the pack, and nothing downloaded."""
+    with Server(find_python(comfyui), comfyui, make_base(tmp_path_factory.mktemp("bare") / "base"),
+                *front_end_flags()) as server:
+        yield server
+
+
+def test_every_missing_model_is_named_by_the_page_or_by_the_note(bare, browse, screenshots):
     path = WORKFLOWS[0].parent / "lip_sync_540p.json"
     workflow = json.loads(path.read_text(encoding="utf-8"))
     (note,) = (node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
-    with Server(find_python(comfyui), comfyui, make_base(tmp_path / "bare"), *front_end_flags()) as bare:
-        known = bare.get("/object_info")
-        said = browse({"base": bare.url, "bare": {path.stem: str(path)}, "screenshots": str(screenshots)})["bare"]
+    known = bare.get("/object_info")
+    said = browse({"base": bare.url, "bare": {path.stem: str(path)}, "screenshots": str(screenshots)})["bare"]
     chosen = [widget_values(known[node["type"]], node["widgets_values"])[0] for node in workflow["nodes"]
               if node["type"].startswith("MagiHuman") and node["type"].endswith("Loader")]
     names = [next(value for key, (value, *_) in values.items() if key in ("model", "vae", "text_encoder"))
@@ -98,6 +105,14 @@ def test_every_missing_model_is_named_by_the_page_or_by_the_note(comfyui, browse
     assert len(names) == 6
     for name in names:
         assert f"`{name}`" in note.split("Not in it:")[1] if name.endswith("/") else name in said, name
+
+
+def test_in_nodes_2_no_node_covers_another_where_files_are_missing(bare, browse, screenshots):
+    """Each node whose file is missing has a footer then."""
+    drawn = browse({"base": bare.url, "vue": {path.stem: str(path) for path in WORKFLOWS},
+                    "screenshots": str(screenshots)})["vue"]
+    counts = {path.stem: len(json.loads(path.read_text(encoding="utf-8"))["nodes"]) for path in WORKFLOWS}
+    assert drawn == {name: {"nodes": count, "overlaps": []} for name, count in counts.items()}
 
 
 @pytest.mark.timeout(600)

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from magihuman_core.errors import is_out_of_memory
+from magihuman_core.loading.fits import fit, in_words, settings, target_of
+from magihuman_core.loading.wishes import parse_wish
+from magihuman_core.pipeline.parts import choose_device
 from magihuman_core.runtime import buffers, devices
 from magihuman_core.runtime.buffers import PinnedMemory, Slot, host_memory
-from magihuman_core.runtime.devices import computes_bf16, free_memory, release_memory
+from magihuman_core.runtime.devices import computes_bf16, free_memory, holds, release_memory
 
 
 def test_free_memory_of_the_main_memory_and_of_what_has_none():
@@ -75,6 +78,29 @@ def test_what_is_no_lack_of_memory():
     assert is_out_of_memory(found.value)
     for error in (RuntimeError("shapes do not match"), ValueError("out of memory"), OSError(28, "No space left")):
         assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(("cuda", "other", "chosen"), [(True, "mps", "cuda"), (False, "mps", "mps"),
+                                                       (False, "xpu", "xpu"), (False, None, "cpu")])
+def test_the_device_where_none_is_named(cuda, other, chosen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: other is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(other))
+    assert choose_device("auto").type == chosen
+
+
+def test_a_clip_is_planned_for_devices_other_than_nvidias_which_are_said_not_to_be_tried(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 48_000_000_000)
+    wish, target = parse_wish("picture 540p"), target_of(None)
+    assert "Mac" in target.name and 46e9 < target.free < 48e9
+    said = "\n".join([*in_words(fit(wish, target)), *settings(wish, target)])
+    assert "was not tried" in said and "It will run." in said
+    assert "weight_dtype int8, as this device holds no fp8" in said  # there is no MPS here, so that it holds nothing
+    planned = target_of(16)
+    assert "was not tried" not in "\n".join([*in_words(fit(wish, planned)), *settings(wish, planned)])
+    assert holds("cpu", torch.float8_e4m3fn) and not holds("mps", torch.float8_e4m3fn)
 
 
 class Runtime:

@@ -189,6 +189,36 @@ def test_another_look_keeps_the_sound_and_as_much_as_is_asked(pipeline, clip):
     assert 0 < little < much < all_new
 
 
+@pytest.mark.parametrize("make", [
+    lambda pipeline, clip, **options: pipeline.generate(PROMPT, seconds=0.5, **SIZE, **options),
+    lambda pipeline, clip, **options: pipeline.generate(PROMPT, audio=tone(0.6), image=Image.new("RGB", (64, 32)),
+                                                        **SIZE, **options),
+    lambda pipeline, clip, **options: pipeline.generate(PROMPT, clip=clip, denoise=0.3, **options),
+    lambda pipeline, clip, **options: pipeline.dub(clip, tone(1), **options),
+    lambda pipeline, clip, **options: pipeline.retake(clip, 0.3, 0.8, **options),
+    lambda pipeline, clip, **options: pipeline.retake(clip, 0.3, 0.8, video_only=True, upscale=(128, 64), sr_steps=1,
+                                                      **options),
+    lambda pipeline, clip, **options: pipeline.extend(clip, seconds=0.5, **options),
+    lambda pipeline, clip, **options: pipeline.extend(clip, audio=tone(0.6), **options),
+], ids=["plain", "driven", "another look", "dub", "retake", "enlarged", "extended", "extended, driven"])
+def test_the_stages_that_come_are_those_that_were_said(pipeline, clip, make):
+    class Watching:
+        planned, begun = (), ()
+
+        def __call__(self, stage, done, total):
+            pass
+
+        def plan(self, stages):
+            self.planned = [name for name, _ in stages]
+
+        def begin(self, stage):
+            self.begun = [*self.begun, stage.partition(",")[0]]
+
+    watching = Watching()
+    make(pipeline, clip, steps=1, progress=watching)
+    assert watching.begun == watching.planned
+
+
 # Longer clips
 
 

@@ -1,15 +1,19 @@
 """Weights that stay in 8 bits: the numbers are those of the decoded weights, the memory is half."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from magihuman_core import apply_lora, load_dit
 from magihuman_core.checkpoint.quantize import quantized_layers, stored_dtype
 from magihuman_core.errors import CheckpointError
+from magihuman_core.loading.folder import ModelFolder
 from magihuman_core.nn.quantized_linear import QuantizedLinear, dequantized_rows
+from magihuman_core.pipeline.parts import Parts
 from magihuman_core.runtime.streaming import is_streamed, streamer_of
 from magihuman_core.tools.convert import convert
-from magihuman_core.weights.dit_keys import split_official
+from magihuman_core.weights.dit_keys import network_config, split_official
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.precision import may_quantize
 
@@ -162,3 +166,10 @@ def test_nothing_changes_where_no_8_bits_are_asked_for(official):
     tensors = open_checkpoint(official, "network")
     assert quantized_layers(tensors, torch.bfloat16, may_quantize) is tensors
     assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantize) is None
+
+
+@pytest.mark.parametrize(("device", "kept"), [("meta", E4M3), ("mps", INT8)])
+def test_fp8_is_kept_in_int8_on_a_device_that_holds_no_fp8(device, kept, official):
+    tensors = open_checkpoint(FILES[E4M3](official), "network")
+    tensors = split_official(tensors, network_config(tensors))
+    assert Parts(ModelFolder(Path(), {}, {}), torch.device(device)).weights_dtype(tensors, may_quantize) == kept

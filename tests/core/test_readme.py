@@ -4,13 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.published import DECODING, STEPS
 from magihuman_core.loading.downloads import EIGHT_BITS, download, downloads, total_gb
+from magihuman_core.loading.fits import MAIN_MEMORY, SECONDS, TAKEN, WHOLE
 from magihuman_core.loading.wishes import parse_wish
-from magihuman_core.recipes import UPSCALERS, upscaled_size
+from magihuman_core.model.config import RELEASED
+from magihuman_core.recipes import BASE, DISTILLED, SR_540P, SR_1080P, UPSCALERS, upscaled_size
+from magihuman_core.runtime.plan import plan_blocks
 from magihuman_core.text.prompt import check_prompt
 
 ROOT = Path(__file__).parents[2]
@@ -22,14 +27,14 @@ QUESTIONS = {
     "what is it": ("", "A person who speaks"),
     "is it tried": ("", "have not tried"),
     "what do I need": ("", "50 GB of free disk"),
-    "will it run on my card": ("Will it run on my card", "| 16 GB |"),
+    "will it run on my card": ("Will it run on my card", "Yes, if it is an NVIDIA card"),
     "what do I download for picture, voice, 540p": ("What to download", "GB in all"),
     "which variant for 16 GB": ("What to download", "on 12, 16 or 24 GB"),
     "where does each file go": ("What to download", "folder in `ComfyUI/models`"),
     "which workflow": ("Which template", "lip_sync_540p"),
     "which weight_dtype, and where": ("Settings", "`weight_dtype` stays at *default*"),
     "what prompt": ("The prompt", "Write three parts. This one is complete"),
-    "how long": ("How long it takes", "| 16 GB ("),
+    "how long": ("Will it run on my card", "| 16 GB ("),
     "a file is missing": ("When something goes wrong", "the file is missing"),
     "memory runs out": ("When something goes wrong", "memory runs out"),
     "upright": ("Upright clips", "512x896"),
@@ -89,7 +94,7 @@ def test_every_address_and_size_is_of_the_list(path):
     known = {entry.repository: [] for entry in downloads()}
     files = {file["url"].split("/resolve/main/")[1] for entry in downloads() for file in entry.files}
     for entry in downloads():
-        known[entry.repository].append(entry.path.rstrip("/"))
+        known[entry.repository].append(entry.path.rpartition("/")[0])
     for repository, folder, file in ADDRESS.findall(text):
         assert repository in known, repository
         assert not folder or folder in known[repository], folder
@@ -114,9 +119,66 @@ def test_folders_and_sizes_of_notes_are_those_of_the_list():
     assert rows > 30
 
 
+@pytest.mark.parametrize("language", ["ko", "zh", "ja"])
+def test_other_languages_say_the_same(language):
+    """Commands, names of files and folders, sizes, addresses and nodes of the short pages are those of README."""
+    text = (ROOT / f"docs/README.{language}.md").read_text(encoding="utf-8")
+    assert f"(docs/README.{language}.md)" in README.split("\n\n")[1]  # in its first lines
+    blocks = re.findall(r"```sh\n.*?```", text, re.DOTALL)
+    assert len(blocks) == 2 and all(block in README for block in blocks)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    names = re.findall(r"`([^`]+)`", prose)
+    assert len(names) > 20 and [name for name in names if f"`{name}`" not in README] == []
+    rows = [line for line in prose.splitlines() if ADDRESS.search(line)]
+    entries = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
+    assert f"{total_gb(entries)} GB" in prose and len(rows) == len(entries)
+    for row, entry in zip(rows, entries, strict=True):
+        assert f"({entry.address})" in row and f"| `{entry.folder}/` |" in row and f"{entry.gb:g} |" in row
+        assert entry.whole_folder or f"| `{entry.what}` |" in row
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#]+)#?([\w-]*)\)", text):
+        assert (ROOT / "docs" / link).exists() and (not heading or f"(#{heading})" in README), (link, heading)
+    nodes = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
+    for node in ("MagiHumanTextEncoderLoader", "MagiHumanCheck", "MagiHumanPrompt"):
+        assert f"*{nodes[node]['display_name']}*" in re.sub(r"\n *", "", text), node
+    for fact in ("0.33", "RTX 30", "12 GB", "16 GB", "32 GB", "50 GB"):
+        assert fact in text and fact in README, fact
+
+
+def test_commands_for_folders_put_them_where_the_table_says():
+    commands = re.findall(r'^hf download (\S+) --include "(\S+/)\*" --local-dir ComfyUI/models/(\S+)$', README,
+                          re.MULTILINE)
+    wanted = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
+    assert sorted((repository, path, f"{folder}/{path}") for repository, path, folder in commands) == sorted(
+        (entry.repository, entry.path, f"{entry.folder}/") for entry in wanted if entry.whole_folder and not entry.take)
+
+
 def test_the_first_screen_tells_the_size_of_the_usual_download():
     entries = [download(part, EIGHT_BITS) for part in parse_wish("picture voice 540p").parts]
     assert round(total_gb(entries), -1) == 50 and "50 GB of free disk" in README
+
+
+def test_figures_of_the_text_are_those_of_the_estimates():
+    def kept(recipe, gigabytes):
+        config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
+        return plan_blocks(config, (gigabytes << 30) - TAKEN, width=recipe.width, height=recipe.height, seconds=SECONDS)
+
+    # Main memory: that of the largest part twice, as it is read and as it is kept. Originals are kept in bf16.
+    small = max(entry.gb for entry in downloads() if entry.set == EIGHT_BITS)
+    assert 2 * small < 32 and 2 * kept(SR_1080P, 1000).weights < 64e9
+    assert "**Main memory:** 32 GB for files in 8 bits, 64 GB for the originals" in README and MAIN_MEMORY < 32e9
+    assert "**Originals on less than 40 GB**" in README and WHOLE == 40e9
+    for recipe in (DISTILLED, SR_540P, SR_1080P):
+        assert kept(recipe, 32).resident_blocks is not None and kept(recipe, 40).resident_blocks is None
+    assert "8 GB are tight, but\nby our estimate enough" in README and "| does not fit" not in README
+    assert f"{BASE.steps} steps instead of {DISTILLED.steps}" in README
+
+
+def test_what_the_makers_report_is_what_is_kept_of_it():
+    steps, decoding = STEPS["H100 80GB HBM3"], DECODING["H100 80GB HBM3"]
+    first = DISTILLED.steps * steps[DISTILLED.role]
+    sums = [first + (0 if recipe is DISTILLED else recipe.steps * steps[recipe.role]) + seconds
+            for recipe, seconds in zip((DISTILLED, SR_540P, SR_1080P), decoding.values(), strict=True)]
+    assert "on an H100: {:.0f} s for 448x256, {:.0f} s for 540p, {:.0f} s for 1080p".format(*sums) in README
 
 
 def test_the_prompt_is_complete():
@@ -147,6 +209,9 @@ def sentences(text: str) -> list[str]:
 def test_sentences_are_short():
     notes = [node["widgets_values"][0] for path in (ROOT / "example_workflows").glob("*.json")
              for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == "MarkdownNote"]
-    found = [sentence for text in (README, *notes) for sentence in sentences(text) if "ma me mi" not in sentence]
-    assert len(found) > 200
+    pages = [path.read_text(encoding="utf-8").split("\nMeasured on")[0] for folder in ("web/docs", "docs/guides")
+             for path in (ROOT / folder).glob("*.md")]
+    found = [sentence for text in (README, *notes, *pages) for sentence in sentences(text)
+             if "ma me mi" not in sentence and " -> " not in sentence]  # lists of names
+    assert len(found) > 700
     assert [sentence for sentence in found if len(re.findall(r"\w+", sentence)) > 28] == []

@@ -130,3 +130,25 @@ def test_demo_and_other_models_are_not_mixed(random_models):
     pipeline = MagiHumanPipeline.from_folder(random_models, parts={"text_encoder": DEMO / "text_encoder"}, device="cpu")
     with pytest.raises(CheckpointError, match="of different models, as the demo's and the real ones"):
         pipeline.generate("A woman says hello to the camera.", seconds=0.4, steps=1, width=64, height=32)
+
+
+class StoppedError(Exception):
+    """Ends a clip before anything is computed."""
+
+
+def test_most_of_the_demos_time_is_expected_where_it_goes():
+    class Planned:
+        def plan(self, stages):
+            self.shares = dict(stages)
+
+        def begin(self, stage):
+            raise StoppedError
+
+        def __call__(self, stage, done, total):
+            pass
+
+    progress = Planned()
+    with pytest.raises(StoppedError):
+        MagiHumanPipeline.from_folder("demo", device="cpu").generate(
+            "A happy woman says: ma so", seconds=DEMO_SECONDS, upscale="540p", progress=progress)
+    assert 0.6 < progress.shares["picture decoder"] / sum(progress.shares.values()) < 0.9

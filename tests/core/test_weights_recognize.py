@@ -147,6 +147,10 @@ def test_inspect_explains_every_file_of_a_folder(random_models, tmp_path):
         assert all(word in sections[name] for word in words), name
     assert "problem" not in text
     lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
+    assert len(lines) == 8 and sum("for 5 s at 448x256 (estimated); with less it runs" in line for line in lines) == 4
+    assert "activations" not in text and "FLOP" not in text
+    text = describe(random_models, details=True)
+    lines = [line.split(None, 1)[1] for line in text.splitlines() if line.startswith("  memory")]
     parts = [line.split(",")[0] for line in lines]
     assert sorted(parts) == ["Turbo VAE", "audio VAE", *4 * ["network"], "text encoder", "video VAE"]
     assert sum("448x256, 5 s" in line for line in lines) == 4 and sum("1920x1088" in line for line in lines) == 1

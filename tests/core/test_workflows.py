@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "example_workflows"
 sys.path.append(str(ROOT / "tests/comfyui"))
 
+from draw_workflows import draw_all  # noqa: E402
 from ui_graph import NOTES, inputs_of, sockets_of, widget_values  # noqa: E402
 
 RECORD = json.loads((ROOT / "tests/data/comfyui/object_info.json").read_text(encoding="utf-8"))
@@ -29,6 +30,26 @@ DEMO = "built-in demo"
 
 def load(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_files_are_as_they_are_drawn():
+    drawn = {drawing.name: drawing.finished() for drawing in draw_all()}
+    assert sorted(drawn) == NAMES
+    for name, text in drawn.items():
+        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == text, "run tests/comfyui/draw_workflows.py"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_window_of_1920_pixels_shows_the_note_and_all_groups(name):
+    workflow = load(name)
+    scale, (across, down) = workflow["extra"]["ds"]["scale"], workflow["extra"]["ds"]["offset"]
+    boxes = [group["bounding"] for group in workflow["groups"]]
+    boxes += [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    assert scale >= 0.6  # else a note is hard to read
+    assert min(scale * (x + across) for x, _, _, _ in boxes) > 70  # the side bar
+    assert max(scale * (x + across + width) for x, _, width, _ in boxes) < 1910
+    assert min(scale * (y + down) for _, y, _, _ in boxes) > 90  # tabs and Run bar
+    assert max(scale * (y + down + height) for _, y, _, height in boxes) < 1070
 
 
 def problems(workflow: dict) -> list[str]:

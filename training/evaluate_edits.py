@@ -1,0 +1,286 @@
+"""Measure what the guides promise - long speech, dubbing, retakes, keyframes, continuations, live - on the demo's weights.
+
+    python -m training.evaluate_edits --clips 4                       # all rows, seeds 0 to 3; the table is printed
+    python -m training.evaluate_edits --rows dub retake --clips 8
+    python -m training.evaluate_edits --clips 4 --write               # into docs/guides/measured.md, row by row
+
+Everything goes through the pipeline as a user's clip does, from drawn clips of seeds that no training saw; a row with
+"control" is made wrongly on purpose. Sync, attributes and dB are those of measure.py.
+"""
+
+import argparse
+import datetime
+import math
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from magihuman_core import MagiHumanPipeline
+from magihuman_core.media.mp4 import write_mp4
+from magihuman_core.media.waveform import resample
+from training import measure
+from training.captions import make_caption
+from training.clips import make_clip
+from training.common import add_options, set_up
+from training.files import DEMO
+
+RATE = 51200  # of drawn sound
+OUT_RATE = 44100
+PART = 50  # frames of two seconds
+MOUTH = (0.5, 0.6875, 0.56, 0.40)  # an ellipse around a drawn mouth and its jaw
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "measured.md"
+
+
+class Studio:
+    """A pipeline, and the drawn material that is brought to it."""
+
+    def __init__(self, weights, seeds, folder):
+        """folder: for films in between."""
+        self.pipeline, self.seeds = MagiHumanPipeline.from_folder(weights, device="cpu"), seeds
+        self.folder = folder
+
+    def drawn(self, seconds):
+        return [make_clip(seed, seconds=seconds) for seed in self.seeds]
+
+    def drive(self, clip, **options):
+        """A clip driven by the sound of a drawn one, from its first picture. The prompt holds the words of 2 s."""
+        return self.pipeline.generate(prompt_of(clip), image=picture(clip), audio=sound(clip), seed=clip.seed,
+                                      **options)
+
+
+def prompt_of(clip, words_of=None):
+    spoken = [syllable for syllable in (words_of or clip).syllables if syllable[2] <= 2.0]
+    return make_caption(clip.attributes, spoken or (words_of or clip).syllables[:3])
+
+
+def picture(clip, frame=0):
+    return Image.fromarray(clip.video[frame])
+
+
+def sound(clip):
+    return torch.from_numpy(clip.audio), RATE
+
+
+def frames_of(made):
+    return made.frames.numpy()
+
+
+def sync(made, clip, first=0, last=None, shift=0):
+    """Of the mouth of a clip that was made with drawn sound. first, last, shift: in frames."""
+    video = frames_of(made)[first:last]
+    start = (first + shift) * measure.SAMPLES_PER_TOKEN
+    return measure.sync(video, clip.audio[:, start:])
+
+
+def parts_of(clip, count):
+    """The two-second parts of a clip in which something is heard: (first, last frame)."""
+    parts = [(first, first + PART) for first in range(0, count - PART + 1, PART)]
+    level = measure.loudness(clip.audio, count)
+    return [part for part in parts if level[slice(*part)].max() > 0.02]
+
+
+def step_sizes(video):
+    """Mean absolute difference from every frame to the next, 0..255: [F - 1]."""
+    return np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
+
+
+def rank(steps, places):
+    """The share of all steps that are smaller than the largest at these places, in percent."""
+    return 100.0 * float((steps < max(steps[place] for place in places)).mean())
+
+
+def mean(numbers):
+    return float(np.mean(list(numbers)))
+
+
+def speech(studio, seconds, **options):
+    syncs, worst, seen, drift, moved = [], [], [], [], []
+    for clip in studio.drawn(seconds):
+        made = studio.drive(clip, **options)
+        video, parts = frames_of(made), parts_of(clip, len(made.frames))
+        syncs.append(sync(made, clip))
+        moved.append(sync(made, clip, shift=4))
+        worst.append(min(sync(made, clip, *part) for part in parts))
+        seen.append(min(measure.attribute_accuracy(measure.read_attributes(video[slice(*part)]), clip.attributes)
+                        for part in parts))  # fmt: skip
+        colors = np.stack([video[slice(*part)].mean(axis=(0, 1, 2)) for part in parts])
+        drift.append(float(np.abs(colors - colors[0]).max()))
+    return {"sync": mean(syncs), "worst clip": min(syncs), "worst 2 s": min(worst), "attributes, worst 2 s": min(seen),
+            "color drift of 255": max(drift), "control: sound moved by 0.16 s": mean(moved)}  # fmt: skip
+
+
+def one_shot(studio):
+    return speech(studio, 20, window=20)
+
+
+def dub(studio):
+    clips = studio.drawn(2)
+    new, old, outside, before = [], [], [], []
+    for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
+        source = studio.drive(clip)
+        made = studio.pipeline.dub(source, sound(other), mask=MOUTH, prompt=prompt_of(clip, other), seed=clip.seed)
+        new.append(sync(made, other))
+        old.append(sync(made, clip))
+        before.append(sync(source, other))
+        change = np.abs(frames_of(made).astype(np.float32) - frames_of(source)).mean(axis=(0, 3))
+        outside.append(float(change[ellipse_outside(*change.shape)].mean()))
+    return {"sync with the new sound": mean(new), "with the old": mean(old), "change outside of 255": max(outside),
+            "control: old clip, new sound": mean(before)}  # fmt: skip
+
+
+def ellipse_outside(height, width):
+    rows, columns = np.mgrid[:height, :width]
+    x, y, wide, high = MOUTH
+    across, down = (columns + 0.5) / width - x, (rows + 0.5) / height - y
+    return (across / (wide / 2)) ** 2 + (down / (high / 2)) ** 2 > 1
+
+
+def retake(studio):
+    syncs, before, ranks, outside = [], [], [], []
+    for clip in studio.drawn(2):
+        source = studio.drive(clip)
+        made = studio.pipeline.retake(source, 0.8, 1.3, video_only=True, prompt=prompt_of(clip), seed=clip.seed + 1)
+        syncs.append(sync(made, clip))
+        before.append(sync(source, clip))
+        changed = np.flatnonzero((frames_of(made) != frames_of(source)).any(axis=(1, 2, 3)))
+        ranks.append(rank(step_sizes(frames_of(made)), (changed[0] - 1, changed[-1])))
+        outside.append(float((made.latents[0] != source.latents[0]).flatten(3).any(3).any(1).float().mean()))
+    return {"sync": mean(syncs), "before": mean(before), "steps at the joins, percentile": mean(ranks),
+            "share of latent frames changed": mean(outside)}  # fmt: skip
+
+
+def last_frame(studio):
+    wanted, without, first, syncs = [], [], [], []
+    for clip in studio.drawn(2):
+        end = frames_given(clip, -1)
+        made, plain = studio.drive(clip, keyframes={"last": picture(clip, -1)}), studio.drive(clip)
+        wanted.append(measure.psnr(frames_of(made)[-1:], end))
+        without.append(measure.psnr(frames_of(plain)[-1:], end))
+        first.append(measure.psnr(frames_of(made)[:1], frames_given(clip, 0)))
+        syncs.append(sync(made, clip))
+    return {"last frame dB": mean(wanted), "control: not given, dB": mean(without), "first frame dB": mean(first),
+            "sync": mean(syncs)}  # fmt: skip
+
+
+def frames_given(clip, frame):
+    return clip.video[frame][None]
+
+
+def loop(studio):
+    back, usual = [], []
+    for clip in studio.drawn(2):
+        video = frames_of(studio.drive(clip, loop=True))
+        back.append(float(step_sizes(np.stack([video[-1], video[0]]))[0]))
+        usual.append(float(step_sizes(video).mean()))
+    return {"step from end to start": mean(back), "usual step": mean(usual)}
+
+
+def extend(studio, rate=None):
+    """Two seconds are driven, and three times two more follow. rate: the first is brought as a film of this rate."""
+    syncs, ranks, offsets = [], [], []
+    for clip in studio.drawn(8):
+        made = studio.pipeline.generate(prompt_of(clip), image=picture(clip), audio=spoken(clip, 0), seed=clip.seed)
+        start, joins = len(made.frames), []
+        if rate is not None:
+            made = as_film(studio, made, rate)
+        for _ in range(3):
+            heard = start if not joins else len(made.frames)
+            new = spoken(clip, heard)
+            made = studio.pipeline.extend(made, audio=new, prompt=prompt_of(clip), seed=clip.seed)
+            joins.append(heard - 1)
+            offsets.append(late(made.audio[:, heard * (OUT_RATE // 25) :], new))
+        syncs.append(sync(made, clip, start))
+        ranks.append(rank(step_sizes(frames_of(made)), joins))
+    return {"sync of the new parts": mean(syncs), "steps at the joins, percentile": mean(ranks),
+            "sound against picture, ms": max(offsets)}  # fmt: skip
+
+
+def spoken(clip, first):
+    """Two seconds of a clip's sound, from a frame on."""
+    start = first * measure.SAMPLES_PER_TOKEN
+    return torch.from_numpy(clip.audio[:, start : start + PART * measure.SAMPLES_PER_TOKEN]), RATE
+
+
+def as_film(studio, made, rate):
+    """A file of another rate, each of whose frames is the one of its time."""
+    path = studio.folder / f"film_{rate.numerator}.mp4"
+    count = math.ceil(len(made.frames) / 25 * rate)
+    chosen = (torch.arange(count) / float(rate) * 25).long()
+    write_mp4(path, made.frames[chosen], made.audio, fps=rate, sample_rate=OUT_RATE)
+    return path
+
+
+def late(heard, given):
+    """How far a sound [2, n] at 44.1 kHz lies from where the given one begins, in ms, by their correlation."""
+    wanted = resample(*given, OUT_RATE).mean(0).numpy()[:20_000]
+    found = np.correlate(heard.mean(0).numpy()[: len(wanted)], wanted, "full")
+    return 1000 * abs(int(found.argmax()) - (len(wanted) - 1)) / OUT_RATE
+
+
+def live(studio):
+    syncs = []
+    for clip in studio.drawn(12):
+        chunks = torch.from_numpy(clip.audio).split(RATE // 5, dim=1)
+        pieces = list(studio.pipeline.stream(chunks, rate=RATE, prompt=prompt_of(clip), image=picture(clip),
+                                             seed=clip.seed))  # fmt: skip
+        video = torch.cat([frames for frames, _ in pieces]).numpy()
+        syncs.append(measure.sync(video, clip.audio))
+    return {"sync": mean(syncs), "worst clip": min(syncs)}
+
+
+ROWS = {
+    "20 s": ("20 s of driven speech", lambda studio: speech(studio, 20)),
+    "60 s": ("60 s of driven speech", lambda studio: speech(studio, 60)),
+    "one shot": ("control: 20 s in one window", one_shot),
+    "dub": ("dub, the mouth made anew", dub),
+    "retake": ("retake of 0.8 to 1.3 s, picture", retake),
+    "last frame": ("a last frame given", last_frame),
+    "loop": ("loop", loop),
+    "extend": ("extended three times, latents carried", extend),
+    "extend 24": ("extended three times, from a film of 24 fps", lambda studio: extend(studio, Fraction(24))),
+    "extend 29.97": ("the same of 29.97 fps", lambda studio: extend(studio, Fraction(30000, 1001))),
+    "extend 30": ("the same of 30 fps", lambda studio: extend(studio, Fraction(30))),
+    "live": ("12 s live", live),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clips", type=int, default=4)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--folder", type=Path, default=DEMO, help="of the weights; default: those that are shipped")
+    parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}, each row as it is there")
+    add_options(parser)
+    options = parser.parse_args()
+    set_up(options)
+    seeds = range(options.first_seed, options.first_seed + options.clips)
+    with tempfile.TemporaryDirectory() as folder:
+        studio = Studio(options.folder, seeds, Path(folder))
+        for name in options.rows:
+            label, make = ROWS[name]
+            started = time.monotonic()
+            with torch.inference_mode():
+                numbers = make(studio)
+            text = ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
+            print(f"{label} ({time.monotonic() - started:.0f} s): {text}", flush=True)
+            if options.write:
+                write_row(label, text, seeds)
+
+
+def write_row(label, text, seeds):
+    """Put one row into the page of figures, in place of the one that was there."""
+    row = f"| {label} | {text} | {seeds[0]} to {seeds[-1]} | {datetime.date.today().isoformat()} |"
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    kept = {line.split(" | ")[0]: number for number, line in enumerate(lines)}
+    lines[kept[f"| {label}"]] = row
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
