@@ -1,4 +1,4 @@
-"""Measure what the guides promise - long speech, dubbing, retakes, keyframes, continuations, live - on the demo's weights.
+"""Measure what the guides promise, on the demo weights: long speech, dubbing, retakes, keyframes, extending, live.
 
     python -m training.evaluate_edits --clips 4                       # all rows, seeds 0 to 3; the table is printed
     python -m training.evaluate_edits --rows dub retake --clips 8

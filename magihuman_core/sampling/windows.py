@@ -1,8 +1,8 @@
 """Clips of any length from a network that knows a few seconds: overlapping windows, blended in every step.
 
 A window of T latent frames that starts at latent frame b is a clip of its own to the network: its positions count from
-0, and it hears 4T - 1 audio latents, those from 4b on. In every step each window is denoised by itself, and the estimates
-of the clean clip are averaged where windows overlap, with weights that rise and fall across the overlap. So all windows
+0, and it hears 4T - 1 audio latents, those from 4b on. In every step each window is denoised by itself. The estimates of
+the clean clip are averaged where windows overlap, with weights that rise and fall across the overlap. So all windows
 agree before the next step, and no seam is left.
 
 Frozen content (a first image, driving audio, the end of another clip, whatever a mask keeps) is cut by the same window:
