@@ -10,6 +10,11 @@ STEPS = {
     "H100 80GB HBM3": {DISTILLED.role: 1.6 / 8, SR_540P.role: 5.1 / 5, SR_1080P.role: 31.0 / 5},
     "RTX 5090": {DISTILLED.role: 0.56, SR_540P.role: 2.62, SR_1080P.role: 19.38},
 }
+# The same of a step that several RTX 5090 share, by their number.
+SHARED_STEPS = {
+    2: {DISTILLED.role: 0.47, SR_540P.role: 1.70, SR_1080P.role: 10.13},
+    4: {DISTILLED.role: 0.45, SR_540P.role: 1.14, SR_1080P.role: 5.17},
+}
 # Seconds of decoding, with what lies between the decoder and the file.
 DECODING = {"H100 80GB HBM3": {DISTILLED.role: 0.4, SR_540P.role: 1.3, SR_1080P.role: 5.8}}
 SOURCES = ("H100: README of GAIR-NLP/daVinci-MagiHuman (distilled, 8 steps; super-resolution, 5 steps)",

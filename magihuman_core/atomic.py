@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import platform
 import secrets
@@ -46,12 +45,6 @@ def _remove_unless_held(file: Path) -> None:
         with file.open("rb") as opened:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which fails while it is being written
     file.unlink()
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what a process that was killed left of writing path."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        left.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The two ways in which what a user gave can be wrong, and the one in which a machine can be too small."""
+"""The two ways in which what a user gave can be wrong, and the two in which machines can fail."""
 
 # What else than an OutOfMemoryError says: MPS and drivers; the CPU on Linux, on Windows; cuBLAS and cuDNN.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
@@ -13,6 +13,10 @@ class InputError(ValueError):
 
 class CheckpointError(ValueError):
     """A weight file is damaged, of the wrong kind, or incomplete; the message names it and the remedy."""
+
+
+class LostRankError(RuntimeError):
+    """One of several processes that make a clip together has ended, so that the others cannot go on."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

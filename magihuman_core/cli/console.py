@@ -6,7 +6,7 @@ import unicodedata
 from contextlib import suppress
 from enum import IntEnum
 
-from ..errors import CheckpointError, InputError, is_out_of_memory
+from ..errors import CheckpointError, InputError, LostRankError, is_out_of_memory
 
 # What the system has run out of, or cannot do any more.
 EXHAUSTED = {getattr(errno, name, None) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EIO", "ENOMEM", "EMFILE", "ENFILE")}
@@ -34,6 +34,8 @@ def exit_code(error: BaseException) -> Exit:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, CheckpointError):
         return Exit.WEIGHTS
+    if isinstance(error, LostRankError):
+        return Exit.MACHINE
     return Exit.INPUT if isinstance(error, InputError | OSError) else Exit.INTERNAL
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..errors import CheckpointError, InputError, is_out_of_memory
+from ..errors import CheckpointError, InputError, LostRankError, is_out_of_memory
 from .version import version
 
 
@@ -32,6 +32,9 @@ def explain(error: Exception) -> str:
         return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
                 "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
                 "size (--upscale, --width, --height), then --seconds.")
+    if isinstance(error, LostRankError):
+        return ("another process of this run has ended without a word, so the clip cannot be made. Was it stopped, by "
+                "somebody or for want of memory?")
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk."

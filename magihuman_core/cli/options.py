@@ -103,7 +103,7 @@ def make_pipeline(arguments: argparse.Namespace, **options: Any) -> MagiHumanPip
     return MagiHumanPipeline.from_folder(
         arguments.models, parts=dict(arguments.part), device=arguments.device, dtype=dtype and getattr(torch, dtype),
         resident_blocks=arguments.resident_blocks, stream_from=arguments.stream_from, fuse=FUSE[arguments.fuse],
-        tile=arguments.tile, loras=arguments.lora, **options)
+        tile=arguments.tile, loras=arguments.lora, crew=getattr(arguments, "crew", None), **options)
 
 
 def making_options(arguments: argparse.Namespace) -> dict[str, Any]:

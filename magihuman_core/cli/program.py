@@ -11,8 +11,10 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
-from ..errors import TIP
+from ..errors import TIP, LostRankError
 from .batch import add_batch
 from .console import Exit, exit_code, plain, print_anything
 from .convert import add_convert
@@ -26,7 +28,11 @@ from .live import add_live
 from .parser import Parser
 from .version import version
 
+if TYPE_CHECKING:
+    from ..pipeline.crew import Crew
+
 ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a closed terminal sends the second, a closed window of Windows the third
+STOPPED = 128 + signal.SIGTERM
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -50,12 +56,43 @@ log = logging.getLogger("magihuman_core")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; gives the exit code. argv: without the program's name; None: sys.argv's."""
+    """Run a command; gives the exit code. argv: without the program's name; None: sys.argv's.
+
+    Of several processes that torchrun started the first runs it, and calls the others where it needs them.
+    """
+    if not started_together():
+        return _main(argv, None)
+    from ..pipeline.crew import Crew
+
+    crew = Crew.join()
+    crew.watch(partial(_say, crew))
+    with _termination():
+        try:
+            return crew.serve(partial(_say, crew)) if crew.rank else _main(argv, crew)
+        except KeyboardInterrupt:  # in a helper; the leader has it, too, and says so
+            return Exit.INTERRUPTED
+        except SystemExit as stopped:  # by a signal, which torchrun sends where another process has ended
+            if stopped.code == STOPPED:
+                _say(crew, LostRankError())
+            raise
+        finally:
+            if not crew.rank:
+                crew.end()
+
+
+def started_together() -> bool:
+    """Whether torchrun started several processes, of which this is one."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return all(name in os.environ for name in names) and os.environ["WORLD_SIZE"] != "1"
+
+
+def _main(argv: Sequence[str] | None, crew: "Crew | None") -> int:
     parser = build_parser()
     if not (sys.argv[1:] if argv is None else argv):
         parser.print_help()
         return 0
     arguments = parser.parse_args(argv)
+    arguments.crew = crew
     print_anything()
     with _logging(arguments.verbose), _termination():
         return _run(arguments)
@@ -95,6 +132,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        if arguments.crew is not None:
+            arguments.crew.first_to_speak()
         # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
         print("\nmagihuman: interrupted; no file is left half-written.", file=sys.stderr)
         return Exit.INTERRUPTED
@@ -105,10 +144,17 @@ def _run(arguments: argparse.Namespace) -> int:
         code = exit_code(error)
         if arguments.verbose or code == Exit.INTERNAL:  # which nobody should have to make happen again
             log.exception("where the error arose:")
+        return _say(arguments.crew, error)
+
+
+def _say(crew: "Crew | None", error: Exception) -> int:
+    """Tell of an error, unless another process of the same run has; gives the exit code."""
+    if crew is None or crew.first_to_speak():
         for line in details(error):
             print(plain(line), file=sys.stderr)
-        print(f"magihuman: {plain(explain(error))}", file=sys.stderr)
-        return code
+        whose = f"process {crew.rank} of {crew.count}: " if crew is not None and crew.rank else ""
+        print(f"magihuman: {whose}{plain(explain(error))}", file=sys.stderr, flush=True)
+    return exit_code(error)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ The residual stream is fp32 from end to end. Linear layers of the blocks and the
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from typing import cast
 
 import torch
@@ -143,8 +144,7 @@ class Block(nn.Module):
     def attention(self, x: Tensor, layout: Layout, attend: AttentionFunction) -> Pieces:
         """The attention of all tokens of a clip to all, or to those near in time, [B, n, hidden] of each piece."""
         q, k, v, gate = join(self._project(x, layout), layout.tokens)
-        attended = [self._attend(q[:, clip.span], k[:, clip.span], v[:, clip.span], clip, attend)
-                    for clip in layout.clips]
+        attended = layout.attend(q, k, v, partial(self._attend, attend))
         del q, k, v  # a generator keeps its variables while it waits
         whole = attended[0] if len(attended) == 1 else torch.cat(attended, 1)
         del attended
@@ -166,7 +166,7 @@ class Block(nn.Module):
                 for span in spans:
                     yield span, expert.attention.project(x[:, span], layout.sin[span], layout.cos[span])
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, clip: Segments, attend: AttentionFunction) -> Tensor:
+    def _attend(self, attend: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, clip: Segments) -> Tensor:
         if self.local_radius is None:
             return attend(q, k, v)
         return local_attention(q, k, v, clip, self.local_radius, attend)
@@ -211,6 +211,11 @@ def add(x: Tensor, branch: Pieces) -> Tensor:
             x[:, span] += y
             del y  # before the next piece is computed
     return x
+
+
+def tokens_of(video: Tensor, audio: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What goes into the embedders, fp32 [B, n, channels] of each modality, of what comes into the network."""
+    return patchify(video.float()), audio.float().transpose(1, 2), text.float()
 
 
 class Embedder(nn.Module):
@@ -284,25 +289,29 @@ class MagiHumanDiT(nn.Module):
                      attention: AttentionFunction = sdpa) -> list[tuple[Tensor, Tensor]]:
         """`forward` of several inputs of one batch size, packed, so that weights are brought in once for all."""
         run_block = run_block or (lambda index, block, x, layout, attention: block(x, layout, attention))
-        embedded, sizes = [], []
+        sizes = []
         for video, audio, text in inputs:
             self._check(video, audio, text)
             _, _, T, H, W = video.shape
             sizes.append(((T, H, W), audio.shape[2], text.shape[1]))
-            embedded.append(self.adapter(patchify(video.float()), audio.float().transpose(1, 2), text.float()))
-        x = embedded[0] if len(embedded) == 1 else torch.cat(embedded, 1)
-        del embedded
-        layout = self.layout(*sizes, device=x.device)
+        layout = self.layout(*sizes, device=inputs[0][0].device)
+        x = self._embed([tokens_of(*each) for each in inputs], layout)
         for index, block in enumerate(self.blocks):
             x = run_block(index, cast(Block, block), x, layout, attention)
-        return [self._velocities(x, clip, video.shape)
-                for clip, (video, _, _) in zip(layout.clips, inputs, strict=True)]
+        return [(unpatchify(video, size), audio.transpose(1, 2))
+                for (size, _, _), (video, audio) in zip(sizes, self._heads(x, layout), strict=True)]
 
-    def _velocities(self, x: Tensor, clip: Segments, video_shape: torch.Size) -> tuple[Tensor, Tensor]:
-        video, audio, _ = (x[:, span] for _, span in clip.spans(by_modality=True))
-        video = self.final_linear_video(self.final_norm_video(video))
-        audio = self.final_linear_audio(self.final_norm_audio(audio))
-        return unpatchify(video, video_shape[2:]), audio.transpose(1, 2)
+    def _embed(self, clips: list[tuple[Tensor, Tensor, Tensor]], layout: Layout) -> Tensor:
+        """Tokens of each clip's modalities, [B, n, channels] each -> the residual stream."""
+        embedded = [self.adapter(*clip) for clip in clips]
+        return embedded[0] if len(embedded) == 1 else torch.cat(embedded, 1)
+
+    def _heads(self, x: Tensor, layout: Layout) -> list[tuple[Tensor, Tensor]]:
+        """Video and audio tokens of each clip, [B, n, channels], from the residual stream."""
+        spans = [span for _, span in layout.spans(by_modality=True)]
+        return [(self.final_linear_video(self.final_norm_video(x[:, video])),
+                 self.final_linear_audio(self.final_norm_audio(x[:, audio])))
+                for video, audio in zip(spans[::3], spans[1::3], strict=True)]
 
     def _check(self, video: Tensor, audio: Tensor, text: Tensor) -> None:
         c = self.config

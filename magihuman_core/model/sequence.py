@@ -4,7 +4,7 @@ Tokens stand in the order video, audio, text. Each modality is one contiguous se
 permutation is ever needed and a segment is two plain ints.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -61,6 +61,10 @@ class Segments:
             start = end
 
 
+# attention(q, k, v, clip): of the tokens of one clip.
+ClipAttention = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a forward pass needs to know of its sequence; made once for each set of sizes.
@@ -82,15 +86,23 @@ class Layout:
         """The layout of one of the clips by itself."""
         return Layout((replace(clip, start=0),), self.piece, self.sin[clip.span], self.cos[clip.span])
 
+    def spans(self, by_modality: bool) -> Iterator[tuple[str, slice]]:
+        """(modality, its tokens) of each clip after the other, as Segments.spans."""
+        for clip in self.clips:
+            yield from clip.spans(by_modality)
+
     def pieces(self, by_modality: bool) -> dict[str, list[slice]]:
         """Modality -> spans of about equal numbers of tokens, at most `piece` each."""
         pieces: dict[str, list[slice]] = {}
-        for clip in self.clips:
-            for name, span in clip.spans(by_modality):
-                count, length = span.stop - span.start, -(-(span.stop - span.start) // self.piece)
-                edges = [span.start + count * i // length for i in range(length + 1)] if length else []
-                pieces.setdefault(name, []).extend(slice(*edge) for edge in pairwise(edges))
+        for name, span in self.spans(by_modality):
+            count, length = span.stop - span.start, -(-(span.stop - span.start) // self.piece)
+            edges = [span.start + count * i // length for i in range(length + 1)] if length else []
+            pieces.setdefault(name, []).extend(slice(*edge) for edge in pairwise(edges))
         return pieces
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: ClipAttention) -> list[Tensor]:
+        """The attention of each clip to itself: q [B, N, heads, d], k, v -> parts of [B, N, heads, d], in order."""
+        return [attention(q[:, clip.span], k[:, clip.span], v[:, clip.span], clip) for clip in self.clips]
 
 
 def make_layout(sizes: Sequence[tuple[tuple[int, int, int], int, int]], positions: str, bands: Tensor,

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
 from ..runtime.devices import best_device, computes_bf16, holds
 from ..weights.open import open_checkpoint
+from .crew import Crew
 
 LARGE = 1_000_000_000  # weights from which on fp32 on a CPU would rarely fit
 
@@ -38,6 +39,7 @@ class Parts:
     loras: Sequence[tuple[str | Path, float]] = ()
     keep: bool = False  # parts wait in main memory for the next clip, where there is room
     kept: dict[Any, tuple[Any, nn.Module]] = field(default_factory=dict, repr=False)
+    crew: Crew | None = None  # the processes that make a clip together with this one
     notices: set[str] = field(default_factory=set)  # of checkpoints, which were logged already
 
     def open(self, part: str) -> Checkpoint:
@@ -102,8 +104,13 @@ class Parts:
         return torch.bfloat16 if self.device.type != "cpu" and computes_bf16(self.device) else torch.float32
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": see best_device. Raises InputError for a device that is not there."""
+def choose_device(device: str | torch.device, crew: Crew | None = None) -> torch.device:
+    """ "auto": see best_device. Each process of a crew has its own GPU.
+
+    Raises InputError for a device that is not there.
+    """
+    if crew is not None:
+        return crew.device(best_device() if device == "auto" else device)
     if device == "auto":
         return best_device()
     try:

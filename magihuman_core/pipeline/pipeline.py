@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,10 +24,12 @@ from ..media.mask import check_edge
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
+from ..runtime.parallel import check_ranks
 from ..sampling.frozen import JointLatent
 from ..sampling.regenerate import retake_times
 from ..sampling.windows import shared_frames
 from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames, fit_area
+from ..weights.dit_keys import network_config
 from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask
@@ -62,7 +65,7 @@ class MagiHumanPipeline:
 
     def __init__(self, models: ModelFolder, *, device: str | torch.device = "auto", **options: Any) -> None:
         """options: as for from_folder."""
-        self.parts = Parts(models, choose_device(device), **options)
+        self.parts = Parts(models, choose_device(device, options.get("crew")), **options)
         self.watcher: Watcher | None = None  # the progress of a clip that is being made, where it wants to know stages
 
     @classmethod
@@ -82,7 +85,8 @@ class MagiHumanPipeline:
         largest squares that fit.
         loras: (file, strength) of each LoRA for the base or distilled network.
         keep: parts wait in main memory for the next clip, where there is room, rather than being read
-        anew. Raises InputError and CheckpointError.
+        anew.
+        crew: the processes that help to make each clip, see crew.py. Raises InputError and CheckpointError.
         """
         return cls(find_models(path, parts), **options)
 
@@ -274,6 +278,9 @@ class MagiHumanPipeline:
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
         """The clip of each seed, one after the other. targets: files for their latents."""
         started, request, progress = time.perf_counter(), making.request, progress or _silent
+        if self.parts.crew is not None:
+            for pass_ in request.passes:
+                check_ranks(network_config(self.parts.open(pass_.recipe.role)), self.parts.crew.count)
         self._watch(progress, planned(request, making.encoded, making.generates_audio, self.parts.models.is_demo))
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
@@ -308,8 +315,10 @@ class MagiHumanPipeline:
     def _sample(self, pass_: Pass, conditions: stages.Conditions, latents: Mapping[Size, JointLatent],
                 jobs: Sequence[tuple[int, tuple[Tensor, Tensor] | None]], progress: Progress
                 ) -> list[tuple[Tensor, Tensor]]:
-        return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, pass_, conditions, latents[pass_.size],
-                           jobs, progress)
+        arguments = pass_, conditions, latents[pass_.size], jobs
+        crew = self.parts.crew
+        with nullcontext() if crew is None else crew.calling(stages.sample, self.parts, *arguments, _silent):
+            return self._stage(f"{pass_.name}, {pass_.steps} steps", stages.sample, *arguments, progress)
 
     def _decode(self, saved: SavedClip, finish: Callable[[Frames, Tensor | None], tuple[Frames, Tensor]],
                 progress: Progress) -> Clip:

@@ -24,7 +24,9 @@ from ..model.dit import MagiHumanDiT
 from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
 from ..runtime.memory import encoding_activations, estimate, weight_bytes
+from ..runtime.parallel import SharedWindows, sequence_parallel
 from ..runtime.plan import log_plan, plan_blocks, plan_decoding, smaller_tile, usable
+from ..runtime.streaming import SPARE
 from ..runtime.work import log_seconds
 from ..sampling.frozen import JointLatent, keep_audio
 from ..sampling.latents import pack_latents, unpack_latents
@@ -32,7 +34,7 @@ from ..sampling.noise import start_noise
 from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
-from ..sampling.windows import AUDIO_PER_FRAME, Texts, Window, WindowedDenoiser, plan_windows
+from ..sampling.windows import AUDIO_PER_FRAME, EachWindow, Texts, Window, WindowedDenoiser, plan_windows
 from ..sizes import FPS, byte_size, decoded_frames
 from ..text.script import Segment, prompt_at
 from ..vae.audio_windows import pad_to_hop
@@ -42,6 +44,7 @@ from ..weights.dit_keys import network_config, split_official
 from ..weights.open import open_checkpoint
 from ..weights.precision import may_quantize
 from ..weights.text_encoder_keys import encoder_keys
+from .crew import Crew
 from .parts import Parts
 from .request import Keyframe, Pass, Progress, Size, Waveform
 
@@ -156,17 +159,23 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
 
     latent: what is kept, and where denoise is below 1 what is begun with. Super-resolution hears the base clip's audio,
     with some noise, and returns it as it was. Clips longer than a window stay in main memory, and windows of them are
-    brought to the device. Raises CheckpointError where the network computes what is not finite.
+    brought to the device. With a crew, all of its processes have to do this at once, and all have the same results.
+    Raises CheckpointError where the network computes what is not finite.
     """
     recipe, length = pass_.recipe, latent.audio.shape[2]
     windows = plan_windows(length, pass_.window, pass_.overlap)
     home = parts.device if len(windows.parts) == 1 else torch.device("cpu")
     dit = load_network(parts, pass_, conditions, min(length, windows.parts[0].audio.stop))
+    each: EachWindow = map
+    if parts.crew is not None:
+        alone, dit = dit, sequence_parallel(dit)
+        each = SharedWindows(alone)
     total, results, done = pass_.steps * len(windows.parts) * len(jobs), [], 0
 
     def text_for(window: Window) -> Texts:
         negative = None if pass_.guidance is None else conditions.negative
-        return conditions.of_window(window.start, window.frames), negative
+        text = conditions.of_window(window.start, window.frames).to(parts.device)
+        return text, None if negative is None else negative.to(parts.device)
 
     def on_window() -> None:
         nonlocal done
@@ -188,7 +197,7 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
             video = torch.lerp(latent.video.to(home), video, float(sigmas[0]))
         x, shapes = pack_latents(video, audio)
         model = WindowedDenoiser(dit, shapes, windows, text_for, pass_.guidance, kept.frozen_video, kept.frozen_audio,
-                                 device=parts.device, on_window=on_window)
+                                 device=parts.device, on_window=on_window, each=each)
         x = SOLVERS[recipe.solver](model, x, sigmas, {"seed": seed}, disable=True)
         if not bool(torch.isfinite(x).all()):
             raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "
@@ -215,7 +224,7 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     height, width = (side * vae.config.spatial_factor for side in latent.shape[3:])
     options: dict[str, Any] = {"width": width, "height": height, "tokens": decoded_frames(latent.shape[2]),
                                "dtype": vae.dtype, "device": parts.device}
-    free = free_memory(parts.device)
+    free = free_for(parts)
     if parts.tile is None:
         before = None if free is None else free + weight_bytes(vae.config, vae.dtype)
         plan = plan_decoding(vae.config, before, **options)
@@ -226,7 +235,7 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
     while True:
         try:
             position = 0
-            for frames in _decoded_bytes(vae, latent.to(parts.device), tile):
+            for frames in _decoded_bytes(parts, vae, latent, tile):
                 position += len(frames)
                 if position > done:
                     yield frames[max(0, len(frames) - (position - done)) :]
@@ -242,11 +251,38 @@ def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:
         tile, smaller = smaller, None
 
 
-def _decoded_bytes(vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+def _decoded_bytes(parts: Parts, vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
     """uint8 frames in main memory. A function of its own: what is on the device goes with it where it fails."""
-    for window in vae.decode_windows(latent, tile=tile):
-        for part in window.split(WINDOW, dim=2):
-            yield frames_to_uint8(part).cpu()
+    if parts.crew is None or (tile is None and isinstance(vae, VideoVAE)):  # whose windows each need the one before
+        for window in vae.decode_windows(latent.to(parts.device), tile=tile):
+            yield from _bytes_of(window)
+        return
+    with parts.crew.calling(share_decoding, parts, latent.cpu(), tile), parts.crew.collecting():
+        yield from _shared_bytes(parts.crew, vae, latent.to(parts.device), tile)
+
+
+def share_decoding(parts: Parts, latent: Tensor, tile: int | None) -> None:
+    """What the other processes of a crew do while one of them decodes: their windows, or their tiles."""
+    assert parts.crew is not None  # noqa: S101
+    vae = load_decoder(parts)
+    with parts.crew.collecting():
+        for _ in _shared_bytes(parts.crew, vae, latent.to(parts.device), tile):
+            pass
+
+
+def _shared_bytes(crew: Crew, vae: TurboVAE | VideoVAE, latent: Tensor, tile: int | None) -> Iterator[Tensor]:
+    if isinstance(vae, TurboVAE):
+        for frames in crew.each(lambda decode: _bytes_of(decode()), vae.windows(latent, tile=tile)):
+            yield from frames
+    else:
+        for window in vae.decode_windows(latent, tile=tile, each=crew.each):
+            if window.numel():  # only one of the crew has the frames
+                yield from _bytes_of(window)
+
+
+def _bytes_of(window: Tensor) -> Iterator[Tensor]:
+    for part in window.split(WINDOW, dim=2):
+        yield frames_to_uint8(part).cpu()
 
 
 def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
@@ -255,6 +291,12 @@ def load_decoder(parts: Parts) -> TurboVAE | VideoVAE:
     if "turbo_vae" in parts.models:
         return parts.load(load_turbo_vae, parts.models["turbo_vae"], dtype=dtype)
     return parts.load(load_video_vae, parts.open("video_vae"), dtype=dtype)
+
+
+def free_for(parts: Parts) -> int | None:
+    """Bytes that are free for this process on its device; None where nothing tells. A crew shares main memory."""
+    free = free_memory(parts.device)
+    return free // parts.crew.neighbours if free and parts.crew and parts.device.type == "cpu" else free
 
 
 def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int, reserve: int = 0) -> MagiHumanDiT:
@@ -271,7 +313,7 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
         "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
         "guided": pass_.guidance is not None, "dtype": dtype}
     options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
-    free = free_memory(parts.device)
+    free = free_for(parts)
     if free is not None:
         free -= reserve
         free -= sum(entry.nbytes for file, _ in loras for entry in open_checkpoint(file).entries.values())
@@ -282,8 +324,12 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
     log_plan(plan, free)
     log_seconds(replace(config, **overrides), device=parts.device, steps=pass_.steps, streamed=plan.streamed,
                 **clip)
+    source = parts.stream_from
+    if source is None and parts.crew is not None and plan.streamed:  # each process would keep its own in main memory
+        fits = parts.crew.neighbours * plan.streamed + SPARE < (free_memory("cpu") or 0)
+        source = "memory" if fits and parts.device.type != "cpu" else "file"
     return parts.load(_load_changed, checkpoint, loras=loras, dtype=dtype, compute_dtype=options["compute_dtype"],
-                      resident_blocks=plan.resident_blocks, stream_from=parts.stream_from, fuse=parts.fuse,
+                      resident_blocks=plan.resident_blocks, stream_from=source, fuse=parts.fuse,
                       **overrides)
 
 

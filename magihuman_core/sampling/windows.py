@@ -9,7 +9,7 @@ Frozen content (a first image, driving audio, the end of another clip, whatever 
 each sees what lies within it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,10 @@ class Window:
         return _ramps(self.frames, max(overlap - 1, 1)), _ramps(count, max(overlap - 1, 1) * AUDIO_PER_FRAME)
 
 
+Evaluate = Callable[..., tuple[Tensor, Tensor]]  # of a window
+EachWindow = Callable[[Evaluate, Sequence[Window]], Iterable[tuple[Tensor, Tensor]]]
+
+
 @dataclass(frozen=True)
 class Windows:
     """The windows of one clip, in order; each but the last overlaps the next by `overlap` latent frames or more."""
@@ -68,18 +72,19 @@ class Windows:
     parts: Sequence[Window]
     overlap: int
 
-    def blend(self, evaluate: Callable[[Window], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def blend(self, evaluate: Evaluate, each: EachWindow = map) -> tuple[Tensor, Tensor]:
         """Evaluate each window and average where they overlap -> (video [B, C, T, H, W], audio [B, a, A]).
 
-        evaluate(window) gives the window's own video and audio. One window's result is held at a time.
+        evaluate(window) gives the window's own video and audio. One window's result is held at a time. each: as map, to
+        share the windows between devices.
         """
         if len(self.parts) == 1:
-            return evaluate(self.parts[0])
+            [whole] = each(evaluate, self.parts)
+            return whole
         video = audio = torch.empty(0)
         frames, length = self.parts[-1].video.stop, self.parts[-1].audio.stop
         of_video, of_audio = torch.zeros(frames, 1, 1), torch.zeros(length)
-        for window in self.parts:
-            part_video, part_audio = evaluate(window)
+        for window, (part_video, part_audio) in zip(self.parts, each(evaluate, self.parts), strict=True):
             part_audio = fit_audio(part_audio, window.audio.stop - window.audio.start)
             if window is self.parts[0]:
                 video = part_video.new_zeros(*part_video.shape[:2], frames, *part_video.shape[3:])
@@ -161,40 +166,45 @@ class WindowedDenoiser:
 
     As JointDenoiser, whose arguments these are, window by window. x may lie in main memory for the whole clip: only
     one window at a time goes to `device`, where the network is. text_for(window) gives the texts of a window, and
-    on_window is called after each of them.
+    on_window is called after each of them. each(evaluate, windows): as map, to share the windows between devices;
+    evaluate(window, dit) takes another network than the usual one.
     """
 
     def __init__(self, dit: MagiHumanDiT, shapes: Shapes, windows: Windows, text_for: Callable[[Window], Texts],
                  guidance: Guidance | None = None, frozen_video: Frozen | None = None,
                  frozen_audio: Frozen | None = None, *, device: torch.device | str | None = None,
-                 on_window: Callable[[], None] | None = None, **forward: Any) -> None:
+                 on_window: Callable[[], None] | None = None, each: EachWindow = map, **forward: Any) -> None:
         self.dit, self.shapes, self.windows, self.text_for = dit, shapes, windows, text_for
         self.guidance = guidance or Guidance()
         self.frozen_video, self.frozen_audio = frozen_video, frozen_audio
-        self.device, self.on_window, self.forward = device, on_window or (lambda: None), forward
+        self.device, self.on_window, self.each, self.forward = device, on_window, each, forward
 
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         video, audio = unpack_latents(x, self.shapes)
         device = x.device if self.device is None else torch.device(self.device)
 
-        def evaluate(window: Window) -> tuple[Tensor, Tensor]:
+        def evaluate(window: Window, dit: MagiHumanDiT = self.dit) -> tuple[Tensor, Tensor]:
             frozen_video = _cut(self.frozen_video, window.cut_video)
             frozen_audio = _cut(self.frozen_audio, window.cut_audio)
             if _all_kept(frozen_video) and _all_kept(frozen_audio):
-                self.on_window()
                 return window.cut_video(video), window.cut_audio(audio)  # what is kept is put in below
             part, shapes = pack_latents(window.cut_video(video), window.cut_audio(audio))
             text, negative = self.text_for(window)
             model = JointDenoiser(
-                self.dit, shapes, text, negative, later_guidance(self.guidance, window.start), frozen_video,
+                dit, shapes, text, negative, later_guidance(self.guidance, window.start), frozen_video,
                 frozen_audio, **self.forward)
             x0 = model(part.to(device), sigma.to(device)).to(x.device)
-            self.on_window()
             return unpack_latents(x0, shapes)
 
-        x0_video, x0_audio = self.windows.blend(evaluate)
+        x0_video, x0_audio = self.windows.blend(evaluate, self._counted)
         # Averaging equal values may turn a last bit: what is frozen stays exactly as it was given.
         return pack_latents(apply_frozen(x0_video, self.frozen_video), apply_frozen(x0_audio, self.frozen_audio))[0]
+
+    def _counted(self, evaluate: Evaluate, windows: Sequence[Window]) -> Iterator[tuple[Tensor, Tensor]]:
+        for estimate in self.each(evaluate, windows):
+            if self.on_window is not None:
+                self.on_window()
+            yield estimate
 
 
 def _cut(frozen: Frozen | None, cut: Callable[[Tensor], Tensor]) -> Frozen | None:

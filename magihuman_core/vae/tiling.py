@@ -1,12 +1,14 @@
 """Putting together what is decoded in parts: windows of time, and overlapping spatial tiles whose seams are blended."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 
+EachTile = Callable[[Callable[[Any], Iterable[Tensor]], list[Any]], Iterable[Iterable[Tensor]]]
 OVERLAP = 8  # latent pixels that neighbouring tiles share where nobody says otherwise
 
 
@@ -37,14 +39,15 @@ def tile_count(size: int, tile: int, overlap: int = OVERLAP) -> int:
 
 
 def decode_in_tiles(decode: Callable[[Tensor, tuple[int, int]], Iterable[Tensor]], z: Tensor, tile: int, overlap: int,
-                    scale: int) -> Tensor:
+                    scale: int, each: EachTile = map) -> Tensor:
     """Decode z tile by tile, and average neighbours with weights that fall linearly across their overlap.
 
     decode: [B, C, T, h, w] and its first row and column -> pieces [B, c, f, scale*h, scale*w], one after another in
     time. tile and overlap are in
     latent pixels, along both axes. Gives what decode(z) would, joined, up to what lies beyond a tile's edge; with a
     tile that covers the image, exactly that. More tiles are put together in main memory, where the result is: only
-    one piece of one tile is on z's device at a time. Raises InputError unless 0 <= overlap < tile.
+    one piece of one tile is on z's device at a time. each: as map, to share the tiles between devices.
+    Raises InputError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
         raise InputError(f"Tiles of {tile} latent pixels cannot overlap by {overlap}."
@@ -55,23 +58,28 @@ def decode_in_tiles(decode: Callable[[Tensor, tuple[int, int]], Iterable[Tensor]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
     home = home_of(z)
     out = torch.empty(0)
-    for top, rows in _spans(height, tile, overlap, scale):
-        for left, columns in _spans(width, tile, overlap, scale):
-            part = z[..., top : top + tile, left : left + tile]
-            weight = torch.outer(rows, columns).to(z.device)
-            weighted: Iterable[Tensor] = ((piece * weight).to(home) for piece in decode(part, (top, left)))
-            if not out.numel():  # only the first tile tells how many frames there are
-                weighted = pieces = list(weighted)
-                length = sum(piece.shape[2] for piece in pieces)
-                shape = (*pieces[0].shape[:2], length, height * scale, width * scale)
-                out = torch.zeros(shape, dtype=torch.float32, device=home)
-                del pieces
-            vertical = slice(top * scale, top * scale + len(rows))
-            horizontal = slice(left * scale, left * scale + len(columns))
-            position = 0
-            for piece in weighted:
-                out[:, :, position : position + piece.shape[2], vertical, horizontal] += piece
-                position += piece.shape[2]
+    tiles = [(*vertical, *horizontal) for vertical in _spans(height, tile, overlap, scale)
+             for horizontal in _spans(width, tile, overlap, scale)]
+
+    def decode_tile(place: tuple[int, Tensor, int, Tensor]) -> Iterator[Tensor]:
+        top, rows, left, columns = place
+        weight = torch.outer(rows, columns).to(z.device)
+        for piece in decode(z[..., top : top + tile, left : left + tile], (top, left)):
+            yield (piece * weight).to(home)
+
+    for (top, rows, left, columns), weighted in zip(tiles, each(decode_tile, tiles), strict=False):
+        if not out.numel():  # only the first tile tells how many frames there are
+            weighted = pieces = list(weighted)
+            length = sum(piece.shape[2] for piece in pieces)
+            shape = (*pieces[0].shape[:2], length, height * scale, width * scale)
+            out = torch.zeros(shape, dtype=torch.float32, device=home)
+            del pieces
+        vertical = slice(top * scale, top * scale + len(rows))
+        horizontal = slice(left * scale, left * scale + len(columns))
+        position = 0
+        for piece in weighted:
+            out[:, :, position : position + piece.shape[2], vertical, horizontal] += piece
+            position += piece.shape[2]
     return out.to(z.dtype)
 
 

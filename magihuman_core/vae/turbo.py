@@ -5,7 +5,7 @@ Not causal: time is padded by repeating the first and last frame. A clip is deco
 latent frames that overlap by one frame of context on either side, so memory is flat in its length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -247,6 +247,12 @@ class TurboVAE(nn.Module):
     def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
                        overlap: int = OVERLAP) -> Iterator[Tensor]:
         """The same frames as decode gives, in pieces [B, 3, f, 16H, 16W] of one window each, in order."""
+        for decode in self.windows(z, normalized=normalized, tile=tile, overlap=overlap):
+            yield decode()
+
+    def windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
+                overlap: int = OVERLAP) -> list[Callable[[], Tensor]]:
+        """The windows of decode_windows, each decoded when it is called, in any order."""
         self.check_latent(z)
         if normalized:
             z = self.statistics.denormalize(z)
@@ -255,12 +261,15 @@ class TurboVAE(nn.Module):
         windows = max(-(-(length - first) // step), 0)  # after the first, rounded up
         padding = first + windows * step - length
         z = torch.cat([z, z[:, :, -1:].expand(-1, -1, padding, -1, -1)], dim=2)
+        found: list[Callable[[], Tensor]] = []
         for index in range(windows + 1):
             start, stop = (0, first) if index == 0 else (first + (index - 1) * step, first + index * step)
             # One latent frame of context on either side, whose frames are thrown away.
             before, after = int(index > 0), int(index < windows)
             surplus = factor * before, factor * (after if index < windows else padding)
-            yield self._decode_window(z[:, :, start - before : stop + after], index == 0, surplus, tile, overlap)
+            part = z[:, :, start - before : stop + after]
+            found.append(partial(self._decode_window, part, index == 0, surplus, tile, overlap))
+        return found
 
     def _decode_window(self, z: Tensor, first_chunk: bool, surplus: tuple[int, int], tile: int | None,
                        overlap: int) -> Tensor:

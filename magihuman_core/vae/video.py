@@ -17,7 +17,7 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from .latent_statistics import LatentStatistics
 from .layers import channels_to_pixels, pixels_to_channels
-from .tiling import OVERLAP, decode_in_tiles, home_of, joined_frames
+from .tiling import OVERLAP, EachTile, decode_in_tiles, home_of, joined_frames
 from .video_blocks import AttentionBlock, DownStage, ResidualBlock, RMSNorm, State, UpStage, causal, conv3d
 
 TILED_LENGTH = 64  # latent frames of a tile that are decoded before the next tile is: about 10 s
@@ -183,12 +183,13 @@ class VideoVAE(nn.Module):
         windows = self.decode_windows(z, normalized=normalized, tile=tile, overlap=overlap)
         return joined_frames(windows, 1 + self.config.temporal_factor * (z.shape[2] - 1), output_device)
 
-    def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None,
-                       overlap: int = OVERLAP) -> Iterator[Tensor]:
+    def decode_windows(self, z: Tensor, *, normalized: bool = True, tile: int | None = None, overlap: int = OVERLAP,
+                       each: EachTile = map) -> Iterator[Tensor]:
         """The same frames in pieces, one for each latent frame: 1 frame, then 4 each time; with a tile TILED_LENGTH.
 
         A tile is decoded for so long before the next one is, since what its layers remember has to wait in main
-        memory meanwhile, and is larger than the frames of a short clip.
+        memory meanwhile, and is larger than the frames of a short clip. each: see decode_in_tiles; a tile has to stay
+        with who decoded its beginning.
         """
         self.check_latent(z)
         if normalized:
@@ -206,7 +207,7 @@ class VideoVAE(nn.Module):
                 if not last:
                     waiting[corner] = {layer: past.to(home_of(x)) for layer, past in state.items()}
 
-            yield decode_in_tiles(decode, part, tile, overlap, self.config.spatial_factor)
+            yield decode_in_tiles(decode, part, tile, overlap, self.config.spatial_factor, each)
 
     def _pieces(self, z: Tensor, state: State) -> Iterator[Tensor]:
         """The frames of raw latents that follow those that state is of."""

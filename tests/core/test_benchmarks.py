@@ -7,11 +7,12 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import card, gpu_table, measure, paths, speed
+from benchmarks import card, gpu_table, measure, paths, scale_table, speed
 from benchmarks.measure import Row, fill_randomly, table
 from benchmarks.plot import bars
 from magihuman_core.loading.fits import TAKEN, fit, target_of_card
 from magihuman_core.loading.wishes import parse_wish
+from magihuman_core.recipes import DISTILLED, SR_1080P
 from magihuman_core.runtime.build import on_meta, one_of_each_kind
 from magihuman_core.runtime.cards import find_card
 
@@ -94,3 +95,24 @@ def test_what_modules_share():
     assert lines[2:] == ["| a | 1.23 s | note |", "| b | - | why |", "| c | 2 **FAILED** |  |"]
     drawn = ElementTree.fromstring(bars([("one & two", 0.2, 0.4), ("three", 20, 5)], ("published", "estimated")))  # noqa: S314
     assert len([part for part in drawn.iter() if part.tag.endswith("rect")]) == 1 + 2 + 4
+
+
+def test_the_page_on_scale_has_the_tables_that_the_estimates_give():
+    text = scale_table.PAGE.read_text(encoding="utf-8")
+    assert scale_table.written(text) == text, "run python -m benchmarks.scale_table --write"
+    assert {name for _, name, _ in scale_table.BLOCK.findall(text)} == set(scale_table.TABLES)
+
+
+def test_a_clip_on_several_cards():
+    """One card takes what README's table says; more take less time each, and never less than their share."""
+    for name in ("RTX 5090", "H100 80GB HBM3"):
+        card = find_card(name)
+        for wish in scale_table.WISHES.values():
+            alone = fit(parse_wish(wish), target_of_card(card)).seconds
+            times = [scale_table.clip_seconds(wish, card, ranks) for ranks in scale_table.RANKS]
+            assert times[0] == pytest.approx(alone) and times == sorted(times, reverse=True)
+            assert all(time > alone / ranks for time, ranks in zip(times[1:], scale_table.RANKS[1:], strict=True))
+    step = scale_table.step_seconds(SR_1080P, find_card("RTX 5090"), 4, torch.bfloat16, fused=True)
+    assert step == pytest.approx(scale_table.SHARED_STEPS[4][SR_1080P.role], rel=0.15)
+    assert scale_table.step_seconds(DISTILLED, find_card("RTX 5090"), 8, streamed=10**12) == pytest.approx(
+        1e12 / find_card("RTX 5090").link)

@@ -50,8 +50,8 @@ class Job:
 
     def clear_leftovers(self) -> None:
         """Remove half a file, where a process that wrote one was killed."""
-        for path in (*self.outputs, self.thumbnail):
-            remove_leftovers(path)
+        for folder in {path.parent for path in (*self.outputs, self.thumbnail)}:
+            remove_leftovers(folder)
 
 
 def read_jobs(file: str, folder: Path, given: argparse.Namespace) -> list[Job]:

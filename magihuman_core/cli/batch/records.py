@@ -39,7 +39,7 @@ class Records:
         self.clips: dict[str, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.path)
+            remove_leftovers(folder)
             text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{folder}: cannot be used ({getattr(error, 'strerror', None) or error}). Choose another "
