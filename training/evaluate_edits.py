@@ -22,6 +22,7 @@ from PIL import Image
 
 from magihuman_core import MagiHumanPipeline
 from magihuman_core.media.mp4 import write_mp4
+from magihuman_core.media.video_file import open_video
 from magihuman_core.media.waveform import resample
 from training import measure
 from training.captions import make_caption
@@ -188,6 +189,7 @@ def extend(studio, rate=None):
         start, joins = len(made.frames), []
         if rate is not None:
             made = as_film(studio, made, rate)
+            start = open_video(made).count
         for _ in range(3):
             heard = start if not joins else len(made.frames)
             new = spoken(clip, heard)

@@ -24,7 +24,7 @@ WORDS_A_MINUTE = 150  # of somebody who reads English as a second language
 MINUTES = 2
 # Question -> heading that answers it ("": the text before the contents), and words that the answer has.
 QUESTIONS = {
-    "what is it": ("", "A person who speaks"),
+    "what is it": ("", "make a person who speaks"),
     "is it tried": ("", "have not tried"),
     "what do I need": ("", "50 GB of free disk"),
     "will it run on my card": ("Will it run on my card", "Yes, if it is an NVIDIA card"),
@@ -166,7 +166,7 @@ def test_figures_of_the_text_are_those_of_the_estimates():
     small = max(entry.gb for entry in downloads() if entry.set == EIGHT_BITS)
     assert 2 * small < 32 and 2 * kept(SR_1080P, 1000).weights < 64e9
     assert "**Main memory:** 32 GB for files in 8 bits, 64 GB for the originals" in README and MAIN_MEMORY < 32e9
-    assert "**Originals on less than 40 GB**" in README and WHOLE == 40e9
+    assert "**Originals on a card of less than 40 GB**" in README and WHOLE == 40e9
     for recipe in (DISTILLED, SR_540P, SR_1080P):
         assert kept(recipe, 32).resident_blocks is not None and kept(recipe, 40).resident_blocks is None
     assert "8 GB are tight, but\nby our estimate enough" in README and "| does not fit" not in README
