@@ -74,7 +74,7 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
     stated = len(with_stated_alpha(checkpoint, SPELLINGS["down"])) > len(checkpoint)
     if layers and (stated or WRAPPED in checkpoint.metadata):
         what = "a configuration beside its tensors says how strong it is" if stated else "training wrapped its names"
-        yield "note", f"{what}, which ComfyUI's own loader does not read: magihuman convert makes a file that it does"
+        yield "note", f"{what}, which ComfyUI's own loader may not read: magihuman convert makes a file that it does"
     if unmatched:
         yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {listed(unmatched)}"
 

@@ -35,6 +35,7 @@ else:
     ModelPatcher = object  # OfficialNames is mixed into whichever of ComfyUI's patchers there is
 
 PREFIX = "diffusion_model."
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.", "base_model.model.")  # what trainers put before a name
 MERGED = "magihuman_merged_role"  # attachment: the other role that was merged in
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,24 @@ def add_alias_layers(network: ComfyDiT, config: DiTConfig) -> None:
 
 def is_alias(key: str) -> bool:
     """Whether a key of the network's state dict is an alias layer's."""
-    return key.removeprefix(PREFIX).startswith("block.")
+    return key.removeprefix(PREFIX).startswith(("block.", *WRAPPERS))
+
+
+def wrapped_names(config: DiTConfig) -> dict[str, torch.Tensor]:
+    """The official and the split names once more, as torch.compile, FSDP, DataParallel and PEFT have them.
+
+    They stand in the state dict alone, with an empty tensor: an attribute such as `_orig_mod` on the network would tell
+    others that it is compiled.
+    """
+    nothing = torch.empty(0)
+    return {f"{PREFIX}{wrapper}{name}.weight": nothing for name in lora_targets(config) for wrapper in WRAPPERS}
+
+
+def _unwrapped(key: str) -> str:
+    name = key.removeprefix(PREFIX)
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return PREFIX + name
 
 
 class SlicedAdapter(WeightAdapterBase):
@@ -121,13 +139,14 @@ def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size
     table = lora_targets(config)
     split, origin = {}, {}
     for key, patch in patches.items():
-        name = key if isinstance(key, str) else key[0]
+        sent, name = key, _unwrapped(key if isinstance(key, str) else key[0])
+        key = name if isinstance(key, str) else key
         targets = table.get(name.removeprefix(PREFIX).removesuffix(".weight"), [])
         if not is_alias(name):
             fits = isinstance(patch, list) or not targets or comfy_key(targets[0], config, shapes) == name
             if fits or not isinstance(key, str):
                 split[key] = patch
-                origin[key] = key
+                origin[key] = sent
                 continue
         if isinstance(patch, list):
             continue  # merging of models walks over all names; the real weights bring their own patches
@@ -138,7 +157,7 @@ def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size
                 log.warning("%s: a patch of this kind cannot be applied to a stacked weight; it is left out.", name)
                 continue
             split[place] = part
-            origin[place] = key
+            origin[place] = sent
     return split, origin
 
 

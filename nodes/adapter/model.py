@@ -18,7 +18,7 @@ from ...magihuman_core.sizes import TEXT_TOKENS
 from .conds import LengthCond, TextCond
 from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
-from .lora import is_alias
+from .lora import is_alias, wrapped_names
 from .network import ComfyDiT
 from .ops import copied_bytes
 from .streams import check_shapes, nested
@@ -53,6 +53,13 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         if name == "model_sampling" and name in self.__dict__.get("_modules", ()):
             value = with_start_state(value, self.model_sampling)
         super().__setattr__(name, value)
+
+    def state_dict(self, *args, **kwargs):
+        """With the names besides that LoRA files of some trainers have: core's loader looks for them here."""
+        found = super().state_dict(*args, **kwargs)
+        if not args and not kwargs:
+            found.update(wrapped_names(self.diffusion_model.official_config))
+        return found
 
     @property
     def super_resolution(self) -> bool:

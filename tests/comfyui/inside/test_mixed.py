@@ -191,7 +191,8 @@ def test_context_windows_longer_than_the_clip_and_freenoise(base):
     assert all(bool(torch.isfinite(stream).all()) for stream in one_node(wan, long_clip()))
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model.", "_orig_mod.", "transformer._orig_mod.",
+                                    "_fsdp_wrapped_module.", "diffusion_model.base_model.model.", "base_model.model."])
 def test_lora_names_with_other_prefixes_are_found(model, plain, official, prefix, caplog):
     layer = "block.layers.0.attention.linear_qkv"
     rows, columns = official[layer + ".weight"].shape
