@@ -1,16 +1,17 @@
 """Jobs side by side: a Ray actor for each GPU, or for a share of the CPUs, that takes one job after another."""
 
+import asyncio
 import os
+import platform
 import signal
-import socket
-import subprocess
-import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
@@ -28,7 +29,6 @@ GONE = 60  # seconds without a machine after which none is expected to come back
 LOOK = 5  # seconds between looks at which machines are up
 PAUSE = 0.1  # seconds between looks for answers
 POLL = 1.0  # seconds between questions to a worker, how far it is
-PROBE = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)"
 
 
 def has_ray() -> bool:
@@ -45,7 +45,7 @@ class Worker:
 
     def about(self) -> tuple[str, str]:
         """This machine, and the version here."""
-        return socket.gethostname(), version()
+        return platform.node(), version()
 
     def progress(self) -> tuple[float, str]:
         """The share of the present clip that is done, and what is done now."""
@@ -284,19 +284,40 @@ def check_answers(address: str) -> None:
         if not host or not port.isdigit():
             raise InputError(f"The address is {address!r}, expected HOST:PORT, ray://HOST:PORT or auto.")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
-        except (OSError, OverflowError) as error:
-            raise InputError(f"{address}: nobody answers there ({error}). Check the address, and that the cluster runs "
+            asyncio.run(asyncio.wait_for(_reach(host.strip("[]"), int(port)), ANSWER))
+        except (OSError, OverflowError, TimeoutError, asyncio.TimeoutError) as error:
+            reason = str(error) or "no answer"
+            raise InputError(f"{address}: nobody answers there ({reason}). Check the address, and that the cluster runs "
                              "(ray status).") from None
-    try:
-        tried = subprocess.run([sys.executable, "-c", PROBE, address], capture_output=True, text=True,  # noqa: S603
-                               timeout=CONNECT, check=False)
-        said = tried.stderr.strip()
-        reason = "" if tried.returncode == 0 else (said.splitlines() or ["it refuses"])[-1]
+    from torch.multiprocessing import get_context
+
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "said"
+        tried = get_context("spawn").Process(target=_join, args=(address, str(report)), daemon=True)
+        tried.start()
+        tried.join(CONNECT)
+        said = report.read_text(errors="replace").strip() if report.exists() else ""
+        reason = "" if tried.exitcode == 0 else (said.splitlines() or ["it refuses"])[-1]
+        if tried.exitcode is None:
+            tried.kill()
+            tried.join()
+            reason = f"not within {CONNECT} s"
         if "InvalidAuthToken" in said:
             reason = "it wants its token: set RAY_AUTH_MODE=token, as for every Ray program"
-    except subprocess.TimeoutExpired:
-        reason = f"not within {CONNECT} s"
     if reason:
         raise InputError(f"{address}: no Ray cluster takes us in there ({reason}). Check the address, RAY_AUTH_MODE, "
                          "and that Python and Ray are of the same versions there.")
+
+
+async def _reach(host: str, port: int) -> None:
+    _, writer = await asyncio.open_connection(host, port)
+    writer.close()
+
+
+def _join(address: str, report: str) -> None:
+    """In a process of its own: join a cluster; what is said on the way goes into a file."""
+    with open(report, "wb") as file:  # noqa: PTH123  Ray's C++ writes to the descriptor
+        os.dup2(file.fileno(), 2)
+    import ray
+
+    ray.init(address=address, log_to_driver=False, configure_logging=False)

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-import socket
+import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -61,7 +61,7 @@ class Maker:
                 digest, trace = "", traceback.format_exc()
                 error, code = explain(raised), exit_code(raised)
         return Outcome("\n".join(progress.answers), error, code, digest, round(time.perf_counter() - started, 2),
-                       socket.gethostname(), remarks=remarks, trace=trace)
+                       platform.node(), remarks=remarks, trace=trace)
 
     def _pipeline_for(self, arguments: argparse.Namespace) -> "MagiHumanPipeline":
         """The one before, with its loaded parts, where the models are the same."""

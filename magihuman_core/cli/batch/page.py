@@ -3,8 +3,7 @@
 import html
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from urllib.parse import quote
+from pathlib import Path, PurePosixPath
 
 from ...atomic import whole_file
 from .jobs import Job
@@ -15,6 +14,12 @@ SIDE = 160  # pixels of a thumbnail, at most
 log = logging.getLogger(__name__)
 STYLE = ("body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;vertical-align:top}"
          "tr:nth-child(even){background:#f4f4f4}.failed{color:#b00}")
+
+
+
+def address(name: str) -> str:
+    """The relative address of a file, its characters written as addresses have them."""
+    return (PurePosixPath("/") / name).as_uri().removeprefix("file:///")
 
 
 def write_thumbnail(job: Job) -> None:
@@ -65,10 +70,10 @@ def _row(job: Job, outcome: Outcome | None) -> str:
         result = f'<span class="failed">{html.escape(outcome.error)}</span>'
     else:
         result = html.escape(outcome.answer.removeprefix(f"{job.out}: "))
-        name = f'<a href="{quote(job.name)}">{name}</a>'
+        name = f'<a href="{address(job.name)}">{name}</a>'
         if job.thumbnail.is_file():
-            source = quote(job.thumbnail.relative_to(job.folder).as_posix())
-            small = f'<a href="{quote(job.name)}"><img src="{source}" alt=""></a>'
+            source = address(job.thumbnail.relative_to(job.folder).as_posix())
+            small = f'<a href="{address(job.name)}"><img src="{source}" alt=""></a>'
     notes = "".join(f"<br><small>{html.escape(remark)}</small>" for remark in outcome.remarks) if outcome else ""
     seconds = f"{outcome.seconds:.1f}" if outcome else ""
     return (f"<tr><td>{small}</td><td>{job.line}</td><td>{name}</td><td>{made_of}</td><td>{result}{notes}</td>"
