@@ -1,7 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and never in place of one that is read."""
+
+from __future__ import annotations
 
 import os
+import platform
 import secrets
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,10 +14,37 @@ from typing import BinaryIO
 
 from .errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed anyway
+    fcntl = None  # type: ignore[assignment]
+
 
 def temporary_name(path: Path) -> Path:
-    """A new name in the same folder, so that renaming to path is one step and never copies."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    """A new name in the same folder, so that renaming to path is one step and never copies.
+
+    It is short, however long the other is, and tells the machine, so that what a killed process left is known.
+    """
+    return path.with_name(f"{_prefix()}{secrets.token_hex(4)}.part")
+
+
+def _prefix() -> str:
+    return f".magihuman-{zlib.crc32(platform.node().encode(errors='replace')):08x}-"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that processes on this machine left when they were killed, and no living one holds."""
+    with suppress(OSError):
+        for file in folder.glob(f"{_prefix()}*.part"):
+            with suppress(OSError):
+                _remove_unless_held(file)
+
+
+def _remove_unless_held(file: Path) -> None:
+    if fcntl is not None:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which fails while it is being written
+    file.unlink()
 
 
 @contextmanager
@@ -20,17 +52,26 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that appears as path, in place of what was there, when the block ends well.
 
     Until then it has a temporary name in the same folder. Any error in the block, or Ctrl-C, removes it and
-    leaves path as it was. Raises OSError where the system refuses.
+    leaves path as it was. A file that is replaced hands its permissions on; of a link the file it leads to is replaced.
+    Raises OSError where the system refuses.
     """
+    path = path.resolve()
     temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
+            with suppress(OSError):  # a file system without locks
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_leftovers(path.parent)
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with suppress(OSError):  # nothing is there yet
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> None:
@@ -40,7 +81,42 @@ def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> 
     """
     for given in inputs:
         same = False
-        with suppress(OSError):  # one of the two is not there
+        with suppress(OSError, ValueError):  # one of the two is not there, or no name that can be
             same = given is not None and Path(target).samefile(given)
         if same:
             raise InputError(f"{target}: is the source itself, or a link to it. Give another name.")
+
+
+def check_place(path: Path, what: str) -> None:
+    """Make sure, before long work starts, that a file can be written there; its folder is made.
+
+    what: the file is, in a sentence. Raises InputError.
+    """
+    try:
+        found = _status(path)
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{path}: is a folder. Give the name of a file.")
+        if found is not None and not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: is a device or a pipe, where the {what} is a file. Give another name.")
+        if found is not None and not os.access(path, os.W_OK):
+            raise InputError(f"{path}: is there already, and protected from writing. Give another name.")
+        temporary = temporary_name(path.resolve())
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        temporary.unlink(missing_ok=True)
+    except InputError:
+        raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be written ({reason}). Choose another folder or name.") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: is not a possible name of a file. Give another one.") from None
+    remove_leftovers(temporary.parent)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Of a file or what a link leads to; None where there is none. Raises OSError, also for a name that is too long."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

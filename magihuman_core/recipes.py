@@ -6,7 +6,7 @@ from its Recipe, here and nowhere else.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +27,12 @@ class Guidance:
     audio: float = 5.0
     first_frames: int = 0
     first_frames_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise InputError(f"guidance: {field.name} is {value!r}, expected a number, such as {field.default}.")
 
 
 FULL_GUIDANCE = Guidance()

@@ -12,6 +12,9 @@ from .errors import InputError
 FPS = 25  # frames, and audio latents, per second
 PIXELS_PER_LATENT = 16  # pixels per latent pixel, in height and width
 PIXELS_PER_TOKEN = 32  # pixels per token: a token covers 2 x 2 latent pixels
+MAX_SECONDS = 36_000  # of a clip
+MAX_SIDE = 8192  # pixels
+WIDEST = 2.5  # a clip's longer side by its shorter one, where a picture sets its shape
 TEXT_TOKENS = 640  # the longest text the network was trained with; more is cut
 
 log = logging.getLogger(__name__)
@@ -23,9 +26,9 @@ def floor_size(width: int, height: int) -> tuple[int, int]:
     Raises InputError where either is not a whole number of at least 32.
     """
     for name, value in (("width", width), ("height", height)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < PIXELS_PER_TOKEN:
-            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more. "
-                             f"Choose multiples of {PIXELS_PER_TOKEN}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not PIXELS_PER_TOKEN <= value <= MAX_SIDE:
+            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more, up "
+                             f"to {MAX_SIDE}. Choose multiples of {PIXELS_PER_TOKEN}.")
     floored = width // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN, height // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
     if floored != (width, height):
         log.warning("The size %dx%d is not in multiples of %d; %dx%d is made.", width, height, PIXELS_PER_TOKEN,
@@ -49,10 +52,27 @@ def fit_area(width: int, height: int, area: int, name: str) -> tuple[int, int]:
     return wide * PIXELS_PER_TOKEN, high * PIXELS_PER_TOKEN
 
 
+def shape_like(width: int, height: int, area: int) -> tuple[int, int]:
+    """The size of a clip, in multiples of 32 pixels, that has the aspect of a picture and about this area, or less.
+
+    Of pictures that are very long the middle is used.
+    """
+    aspect = min(WIDEST, max(1 / WIDEST, width / height))
+    tokens = area / PIXELS_PER_TOKEN**2
+    wide, high = (tokens * aspect) ** 0.5, (tokens / aspect) ** 0.5
+
+    def miss(size: tuple[int, int]) -> float:
+        return 2 * abs(math.log(size[0] / size[1] / aspect)) + abs(math.log(size[0] * size[1] / tokens))
+
+    near = [(max(1, int(wide) + i), max(1, int(high) + j)) for i in (0, 1) for j in (0, 1)]
+    best = min([size for size in near if size[0] * size[1] <= tokens] or near[:1], key=miss)
+    return best[0] * PIXELS_PER_TOKEN, best[1] * PIXELS_PER_TOKEN
+
+
 def audio_length(seconds: float) -> int:
     """Audio latents of a clip of this length: 25 for each second, and one. Raises InputError."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < math.inf:
-        raise InputError(f"seconds is {seconds!r}, expected a length above 0, such as 4.")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= MAX_SECONDS:
+        raise InputError(f"seconds is {seconds!r}, expected a length above 0, such as 4, up to {MAX_SECONDS}.")
     return round(FPS * seconds) + 1
 
 
@@ -64,6 +84,16 @@ def latent_frames(audio_length: int) -> int:
 def decoded_frames(latent_frames: int) -> int:
     """Frames that so many latent frames decode to."""
     return 4 * latent_frames - 3
+
+
+def covering_length(frames: int) -> int:
+    """Audio latents of the shortest clip that shows so many frames: 1, 5, 9, ... of them can be decoded."""
+    return decoded_frames(latent_of_frame(frames - 1) + 1)
+
+
+def frames_of(samples: int, rate: int) -> int:
+    """Frames in which so many samples are heard, the last one in part."""
+    return -(-samples * FPS // rate)
 
 
 def latent_of_frame(frame: int) -> int:

@@ -11,9 +11,10 @@ class MagiHumanExtension(ComfyExtension):
     async def get_node_list(self):
         require_version()
         from . import check, clips, conditioning, decode, edit, extend, latents, loaders, sampling, voice, windows
+        from .limits import checked
 
         modules = (check, loaders, conditioning, latents, clips, edit, extend, windows, sampling, voice, decode)
-        return [node for module in modules for node in module.NODES]
+        return [checked(node) for module in modules for node in module.NODES]
 
 
 def require_version() -> None:

@@ -4,7 +4,7 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media.waveform import continued, resample
+from ..magihuman_core.media.waveform import continued, resample_recording
 from ..magihuman_core.sampling.regenerate import all_kept
 from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN
 from .adapter.media import clip_latents, fit_length, stereo
@@ -103,7 +103,7 @@ class MagiHumanJoin(io.ComfyNode):
             raise InputError(f"The clip has {sizes[0]} pixels and its continuation {sizes[1]}: both need the same "
                              "size. Connect the frames that MagiHuman Extend got.")
         waveform, rate = stereo(audio)
-        old = fit_length(resample(*stereo(old_audio), rate), round(old_images.shape[0] * rate / FPS))
+        old = fit_length(resample_recording(*stereo(old_audio), rate), round(old_images.shape[0] * rate / FPS))
         start = round(overlap * rate / FPS)
         count = min(images.shape[0] - overlap, int((waveform.shape[1] - start) * FPS / rate + 1e-6))
         if count < 1:

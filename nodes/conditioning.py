@@ -1,7 +1,6 @@
 """Nodes that make prompts and text conditions."""
 
 import logging
-import re
 
 from comfy_api.latest import io
 
@@ -12,6 +11,8 @@ from ..magihuman_core.text.prompt import (
     NO_BACKGROUND_SOUND,
     build_prompt,
     check_prompt,
+    check_text,
+    split_line,
 )
 from .adapter.clip import encode_text
 
@@ -23,8 +24,6 @@ EXAMPLE = (
     "still at the height of her eyes; soft daylight falls from the left, and the background is slightly out of focus."
 )
 EXAMPLE_DIALOGUE = "young woman in a green coat, English: Good morning, and welcome!"
-# "description, Language: words"; also with the full-width comma and colon of Chinese and Japanese keyboards.
-LINE = re.compile(r"<?(?P<speaker>[^<>]+?)[,\uff0c]\s*(?P<language>[^,\uff0c<>:\uff1a]+?)>?\s*[:\uff1a]\s*(?P<line>.+)")
 log = logging.getLogger(__name__)
 
 
@@ -69,10 +68,11 @@ def parse_dialogue(text: str) -> list[tuple[str, str, str]]:
     """Lines 'speaker, Language: words' -> (speaker, language, words). Raises InputError."""
     entries = []
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
-        match = LINE.fullmatch(line)
-        if match is None:
-            raise InputError(f"Dialogue line {number} reads {line!r}, expected 'short description, Language: words'.")
-        entries.append((match["speaker"], match["language"], match["line"]))
+        entry = split_line(line)
+        if entry is None:
+            shown = line if len(line) <= 100 else line[:97] + "..."
+            raise InputError(f"Dialogue line {number} reads {shown!r}, expected 'short description, Language: words'.")
+        entries.append(entry)
     return entries
 
 
@@ -99,8 +99,9 @@ class MagiHumanTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, prompt, negative) -> io.NodeOutput:
-        if not prompt.strip():
-            raise InputError("The prompt is empty: write what is to be seen and heard.")
+        check_text(prompt)
+        if negative.strip():
+            check_text(negative, "negative prompt")
         return io.NodeOutput(encode_text(clip, prompt), encode_text(clip, negative))
 
 

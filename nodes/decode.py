@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import InputImpl, Types, io
 from torch import Tensor
 
-from ..magihuman_core.media.waveform import OUTPUT_RATE, replaced, resample
+from ..magihuman_core.media.waveform import OUTPUT_RATE, replaced, resample_recording
 from ..magihuman_core.sizes import FPS, decoded_frames
 from .adapter.lazy_video import lazy_video
 from .adapter.media import decode_audio, fit_length, stereo
@@ -50,7 +50,7 @@ def clips(latent: dict, vae, audio_vae, rate: int, audio: dict | None):
         one, latents = video[number : number + 1], sound[number : number + 1]
         waveform = None
         if audio is not None:
-            waveform = fit_length(resample(*stereo(audio), rate), count * rate // FPS)
+            waveform = fit_length(resample_recording(*stereo(audio), rate), count * rate // FPS)
             spans = open_spans(masks[number], count)
             decoded = decode_audio(audio_vae, latents, rate) if spans else waveform
             for start, end in spans:

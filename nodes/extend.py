@@ -4,12 +4,12 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
-from ..magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ..magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ..magihuman_core.sampling import frozen
 from ..magihuman_core.sampling.windows import AUDIO_PER_FRAME
-from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_frames
+from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, covering_length, decoded_frames, frames_of, latent_frames
 from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
-from .adapter.streams import empty, joint_latent, split, with_streams
+from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
 from .latents import CATEGORY, MAX_SECONDS
 
 
@@ -64,12 +64,16 @@ class MagiHumanExtend(io.ComfyNode):
                                  "that the frames were decoded from, or none.")
             kept = min(kept, whole)
         overlap = latent_frames(kept)
-        tail = resample(frozen.last_samples(waveform, rate, frames, kept), rate, OUTPUT_RATE)
+        tail = resample_recording(frozen.last_samples(waveform, rate, frames, kept), rate, OUTPUT_RATE)
         tail = fit_length(tail, kept * OUTPUT_RATE // FPS)
-        sound = None
+        sound, shown = None, {}
         length = frozen.continued_length(overlap, round(seconds * FPS))
         if driving is not None:
-            tail = torch.cat([tail, resample(*stereo(driving), OUTPUT_RATE)], 1)
+            recording, own_rate = stereo(driving)
+            shown = {FRAMES: kept + frames_of(recording.shape[1], own_rate)}
+            length = covering_length(shown[FRAMES])
+            tail = torch.cat([tail, resample_recording(recording, own_rate, OUTPUT_RATE)], 1)
+            tail = fit_length(tail, length * OUTPUT_RATE // FPS)
             sound = {"waveform": tail[None], "sample_rate": OUTPUT_RATE}
         if carried is not None and carried[0].shape[3:] != (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT):
             raise InputError(f"The latent is one of {carried[0].shape[4] * PIXELS_PER_LATENT}x"
@@ -80,15 +84,14 @@ class MagiHumanExtend(io.ComfyNode):
         else:
             first = AUDIO_PER_FRAME * (carried[0].shape[2] - overlap)
             heard = carried[1][:1, :, first : first + kept]
-        if driving is not None:
-            length = heard.shape[2]
+        heard = heard[:, :, :length]
         made = empty(width, height, length)
         start = joint_latent(made)
         old = frames_latent(vae, images[-kept:], start.video) if carried is None else carried[0][:1, :, -overlap:]
         clip = frozen.keep_start(start, old, heard)
         if driving is not None:
             clip = frozen.keep_audio(clip, heard)
-        return io.NodeOutput(with_streams(made, clip), kept, sound)
+        return io.NodeOutput({**with_streams(made, clip), **shown}, kept, sound)
 
 
 NODES = [MagiHumanExtend]

@@ -41,6 +41,8 @@ def _names(folder: str) -> dict[str, str]:
     found = {}
     for name in folder_paths.get_filename_list(folder):
         path = PurePosixPath(name.replace("\\", "/"))
+        if any(part.startswith(".") for part in path.parts):  # such as the ._ files of macOS
+            continue
         found[f"{path.parent}/" if SHARD.fullmatch(str(path)) else str(path)] = name
     return found
 
@@ -64,4 +66,5 @@ def resolve_tokenizer(choice: str) -> Path | None:
 def _tokenizer_files() -> dict[str, Path]:
     roots = [Path(root) for root in folder_paths.get_folder_paths("text_encoders")]
     return {path.relative_to(root).as_posix(): path
-            for root in roots if root.is_dir() for path in root.rglob("*tokenizer*.json")}
+            for root in roots if root.is_dir() for path in root.rglob("*tokenizer*.json")
+            if path.is_file() and not path.name.startswith(".")}

@@ -1,6 +1,7 @@
 """Nodes that make what sampling starts from: an empty clip, content that stays as it is, and an enlarged clip."""
 
 import logging
+import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,15 @@ from ..magihuman_core.recipes import BASE, upscaled_size
 from ..magihuman_core.sampling import frozen
 from ..magihuman_core.sampling.regenerate import keep_still
 from ..magihuman_core.sampling.super_resolution import upsample
-from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, audio_length, floor_size
+from ..magihuman_core.sizes import (
+    FPS,
+    PIXELS_PER_LATENT,
+    PIXELS_PER_TOKEN,
+    audio_length,
+    covering_length,
+    floor_size,
+    frames_of,
+)
 from .adapter.media import audio_latent, fit_length, image_latent, stereo
 from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
 
@@ -113,14 +122,12 @@ class MagiHumanDrivingAudio(io.ComfyNode):
                 log.warning("The recording lasts %.1f s and is cut at %g s: raise max_seconds of MagiHuman Driving "
                             "Audio.", waveform.shape[1] / rate, max_seconds)
             waveform = waveform[:, :most]
-        else:
-            waveform = fit_length(waveform, round(clip_length / FPS * rate))
-        driving = audio_latent(audio_vae, waveform, rate, start.audio)
-        if length == FROM_LATENT:
-            driving = driving[:, :, :clip_length]
-        result = with_streams(latent, frozen.keep_audio(start, driving))
-        result.pop(FRAMES, None)  # the clip is as long as the recording now
-        return io.NodeOutput(result)
+            frames = frames_of(waveform.shape[1], rate)
+            clip_length = covering_length(frames)
+            latent = {**latent, FRAMES: frames}  # decoded, the clip is as long as the recording
+        waveform = fit_length(waveform, math.ceil(clip_length * rate / FPS))
+        driving = audio_latent(audio_vae, waveform, rate, start.audio)[:, :, :clip_length]
+        return io.NodeOutput(with_streams(latent, frozen.keep_audio(start, driving)))
 
 
 class MagiHumanLatentUpscale(io.ComfyNode):

@@ -22,6 +22,7 @@ class Checkpoint(Mapping):
     name: str
     metadata: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
+    files: tuple[Path, ...] = ()  # that tensors are read from, and the index that names them
 
     def __getitem__(self, key: str) -> Tensor:
         return self.entries[key].read()
@@ -47,7 +48,7 @@ class Checkpoint(Mapping):
 
     def with_entries(self, entries: Mapping[str, LazyTensor]) -> "Checkpoint":
         """The same checkpoint, in name and metadata, with another table."""
-        return Checkpoint(entries, self.name, self.metadata, self.path)
+        return Checkpoint(entries, self.name, self.metadata, self.path, self.files)
 
 
 def as_checkpoint(tensors: Mapping[str, Tensor], name: str = "the given tensors") -> Checkpoint:

@@ -7,7 +7,7 @@ from pathlib import Path
 from .header import explain_read_errors
 from .shards import named_files
 from .tensor_file import Stamp
-from .weight_files import DEPTH, INDEX, walk
+from .weight_files import DEPTH, INDEX, suffix, walk
 
 HASHED = 1 << 20  # bytes from the beginning of a file: of weights the header
 
@@ -41,4 +41,4 @@ def _files(path: Path) -> Iterator[Path]:
         if isinstance(found, OSError):
             with explain_read_errors(Path(found.filename)):
                 raise found
-        yield from (file for file in found.files if file.suffix == ".json" or file in found.shards + found.single)
+        yield from (file for file in found.files if suffix(file) == ".json" or file in found.shards + found.single)

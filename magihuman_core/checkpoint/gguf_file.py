@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors, quoted
+from .finite import check_finite
+from .header import DOWNLOAD_AGAIN, MAX_TENSORS, TensorInfo, explain_read_errors, quoted
 from .lazy_tensor import LazyTensor, row_ranges
 from .quantized import DECODED
 from .tensor_file import StoredTensor, TensorFile
@@ -34,7 +35,7 @@ BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5
           23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-MAX_COUNT = 1_000_000  # of tensors, values, and entries of a list that is not merely skipped
+MAX_COUNT = 1_000_000  # entries of a list that is not merely skipped
 MAX_NAME = 1 << 16  # bytes of a name
 SHAPE = "comfy.gguf.orig_shape."  # where a tool stored a tensor under another shape
 
@@ -69,7 +70,8 @@ def open_gguf(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: is one part of a GGUF file that was cut into {values['split.count']}. "
                               "Join the parts first.")
     texts = {key: value for key, value in values.items() if isinstance(value, str)}
-    return Checkpoint(entries, str(path), {**texts, "format": "gguf", "types": ", ".join(sorted(types))}, path)
+    metadata = {**texts, "format": "gguf", "types": ", ".join(sorted(types))}
+    return Checkpoint(entries, str(path), metadata, path, (path,))
 
 
 class _Reader:
@@ -108,7 +110,7 @@ def _read_header(reader: _Reader) -> tuple[dict, list]:
     if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
         raise _DamagedError("its version is not 2 or 3")
     tensor_count, value_count = reader.number("Q"), reader.number("Q")
-    if max(tensor_count, value_count) > MAX_COUNT:
+    if max(tensor_count, value_count) > MAX_TENSORS:
         raise _DamagedError("its counts are absurd")
     values = {}
     for _ in range(value_count):
@@ -162,18 +164,20 @@ def _entry(file: TensorFile, size: int, name: str, stored: tuple[int, ...], shap
         info = TensorInfo(torch.uint8, (prod(stored[:-1]), stored[-1] // block * block_bytes), begin)
     if begin + info.nbytes > size:
         raise _DamagedError(f"{quoted(name)} lies behind its end")
-    data = StoredTensor(file, info)
-    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, file.path, kind))
+    data = StoredTensor(file, info, name)
+    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, file.path, name, kind))
 
 
-def _decode(path: Path, kind: int, data: Tensor) -> Tensor:
+def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
     except ImportError:
         raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need the Python package gguf. Run "
                               "`pip install gguf`, or use a .safetensors version.") from None
-    return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
+    values = torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
+    check_finite(values, name, str(path))  # a scale may be none: seen here, while the values are in the cache
+    return values
 
 
 class BlockTensor(LazyTensor):

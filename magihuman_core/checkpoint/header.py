@@ -7,6 +7,7 @@ file costs one sentence and no memory: nothing is ever allocated by a size that 
 """
 
 import json
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ import torch
 
 from ..errors import CheckpointError
 
-MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
+FORMAT_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
+MAX_HEADER = 16_000_000  # bytes, and tensors, that are read; the released networks have some thousand of these
+MAX_TENSORS = 100_000
+MAX_NAME = 1000  # characters of a tensor's
 DOWNLOAD_AGAIN = "Download it again."
 
 DTYPES = {
@@ -66,12 +70,15 @@ def file_format(path: Path) -> str:
 
     One of safetensors, gguf, pickle, lfs, html, json, compressed, text, empty, other.
     """
-    with explain_read_errors(path), path.open("rb") as file:
-        start = file.read(512)
+    with explain_read_errors(path):
+        if not stat.S_ISREG(path.stat().st_mode):  # which might be waited for, or read, without end
+            raise CheckpointError(f"{path}: is a device or a pipe, expected a file.")
+        with path.open("rb") as file:
+            start = file.read(512)
     if not start:
         return "empty"
     # First, because "\x80\x02" may begin a pickle as well as a safetensors file with a 640 byte header.
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= FORMAT_HEADER:
         return "safetensors"
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"version https://git-lfs"):
@@ -103,8 +110,8 @@ def explain_format(path: Path, found: str) -> str:
                "or download it in the browser.",
         "html": "is a web page saved under the name of a weight file. Download the file itself "
                 "(often a log-in or a licence has to be accepted first).",
-        "pickle": "is a Python pickle, which can run code when it is opened, so it is not read. "
-                  "Use a .safetensors version of it.",
+        "pickle": "is a Python pickle, which can run code when it is opened, so it is not read. Use a .safetensors "
+                  "version of it: the official files, of which magihuman convert --dtype int8 makes an INT8 one.",
         "gguf": "is a GGUF file, where safetensors is expected.",
         "compressed": "is compressed. Unpack it first.",
         "json": "is a JSON text, not weights. Give the .safetensors file, or its *.safetensors.index.json.",
@@ -126,7 +133,12 @@ def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]
         length = int.from_bytes(file.read(8), "little")
         if 8 + length > size:
             raise CheckpointError(f"{path}: is cut off inside its header. {DOWNLOAD_AGAIN}")
+        if length > MAX_HEADER:
+            raise CheckpointError(f"{path}: has a header of {length:,} bytes, far more than any model. Choose another "
+                                  "file.")
         text = file.read(length)
+    if (count := text.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: names {count:,} tensors, far more than any model has. Choose another file.")
     try:
         entries = json.loads(text, object_pairs_hook=_no_duplicates)
         if not isinstance(entries, dict):
@@ -152,8 +164,8 @@ def _no_duplicates(pairs: list) -> dict:
 
 
 def _tensor_info(name: str, entry: object, data_begin: int, size: int) -> TensorInfo:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{quoted(name)} has no description")
+    if not isinstance(entry, dict) or len(name) > MAX_NAME:
+        raise ValueError(f"{quoted(name)} has no description, or is too long a name")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{quoted(name)} has the unknown dtype {quoted(dtype)}")

@@ -1,19 +1,26 @@
 """Opening weights by their file format: a file, a folder of shards, an index file, or a mapping of tensors."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checkpoint import Checkpoint, as_checkpoint
+from .checkpoint import Checkpoint, as_checkpoint, renamed
 from .gguf_file import open_gguf
 from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SHARD, list_weight_files
+from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, suffix
 
+log = logging.getLogger(__name__)
+
+# What training puts into the names of layers.
+WRAPPED = "wrapped"  # in the metadata: names were changed so
+WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 INDEX_NAMES = ("model" + INDEX, "diffusion_pytorch_model" + INDEX)
 
 
@@ -29,8 +36,30 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
     checkpoint, without running code of it. Raises CheckpointError with the file and the remedy.
     """
     if isinstance(source, Mapping):
-        return as_checkpoint(source)
-    path = Path(source)
+        return without_wrappers(as_checkpoint(source))
+    return without_wrappers(_open(Path(source), subfolders, models, mapped, allow_pickle))
+
+
+def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
+    """The same under the names that its layers have without torch.compile, FSDP or DataParallel around them."""
+    if not any(wrapper in key for key in checkpoint for wrapper in WRAPPERS):
+        return checkpoint
+
+    def unwrapped(key: str) -> str:
+        for wrapper in WRAPPERS:
+            key = key.replace(wrapper, "")
+        return key
+
+    found = renamed(checkpoint, unwrapped)
+    if len(found) < len(checkpoint):
+        raise CheckpointError(f"{checkpoint.name}: holds tensors twice, with and without {WRAPPERS[0]} in their names. "
+                              "Choose another file.")
+    return replace(found, metadata={**found.metadata, WRAPPED: "yes"})
+
+
+def _open(path: Path, subfolders: Sequence[str], models: Sequence[str], mapped: bool, allow_pickle: bool) -> Checkpoint:
+    if "\0" in str(path):
+        raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.")
     if path.is_dir():
         found = _find_in_folder(path, subfolders, models)
         if isinstance(found, list):
@@ -38,7 +67,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         path = found
     elif not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
-    if path.name.endswith(".index.json"):
+    _check_finished(path)
+    if path.name.lower().endswith(".index.json"):
         return open_index(path, mapped)
     kind = file_format(path)
     if kind == "gguf":
@@ -47,7 +77,22 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
         return open_training_checkpoint(path)
     file = TensorFile(path, mapped)
     tensors, metadata = read_header(path)
-    return Checkpoint({key: StoredTensor(file, info) for key, info in tensors.items()}, str(path), metadata, path)
+    entries = {key: StoredTensor(file, info, key) for key, info in tensors.items()}
+    return Checkpoint(entries, str(path), metadata, path, (path,))
+
+
+def _check_finished(path: Path) -> None:
+    """Say that a download is not finished: raise CheckpointError, or where it may be a left-over, warn."""
+    if suffix(path) in UNFINISHED:
+        raise CheckpointError(f"{path}: is a download that is not finished. Let it finish, or download it again.")
+    for ending in UNFINISHED:
+        beside = path.with_name(path.name + ending)
+        if beside.is_file():
+            if ending == ".aria2":  # which gives a file its full size at once, and fills it later
+                raise CheckpointError(f"{path}: its download is not finished, as {beside.name} beside it says. Let it "
+                                      "finish.")
+            log.warning("%s: %s lies beside it: make sure that the download is finished, or delete that.", path,
+                        beside.name)
 
 
 def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[str]) -> Path | list[Path]:
@@ -57,7 +102,7 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index
-    single = [path for path in found.single if path.suffix == ".safetensors"]
+    single = [path for path in found.single if suffix(path) == ".safetensors"]
     if len(single) == 1 and not found.shards:
         return single[0]
     if single or found.shards:

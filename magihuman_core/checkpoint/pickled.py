@@ -1,6 +1,6 @@
 """The one pickle that is read: the Turbo VAE's training checkpoint."""
 
-from dataclasses import replace
+import zipfile
 from pathlib import Path
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, strip_prefix
-from .header import DOWNLOAD_AGAIN, TensorInfo, quoted
+from .header import DOWNLOAD_AGAIN, MAX_TENSORS, TensorInfo, quoted
 from .lazy_tensor import LazyTensor
 from .tensor_file import StoredTensor, TensorFile
+
+MAX_PICKLE = 64_000_000  # bytes of the tables of names, without the tensors
 
 
 def open_training_checkpoint(path: Path) -> Checkpoint:
@@ -23,6 +25,7 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and seldom needed
 
     file = TensorFile(path)
+    _check_archive(path)
     try:
         with FakeTensorMode():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -36,7 +39,23 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
                and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta}
     if not entries:
         raise CheckpointError(f"{path}: holds no table of weights. Use a .safetensors version of it.")
-    return replace(strip_prefix(Checkpoint(entries, str(path)), ("module.",)), path=path)
+    return strip_prefix(Checkpoint(entries, str(path), path=path, files=(path,)), ("module.",))
+
+
+def _check_archive(path: Path) -> None:
+    """Raise CheckpointError for a zip that torch did not write: it never compresses, and what is small could grow."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a training checkpoint ({error}). {DOWNLOAD_AGAIN}") from None
+    tables = sum(member.file_size for member in members if member.filename.endswith(".pkl"))
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
+            len(members) > MAX_TENSORS or tables > MAX_PICKLE):
+        raise CheckpointError(f"{path}: is no training checkpoint as torch writes them: it is compressed, or its "
+                              "tables are too large. Use a .safetensors version of it.")
 
 
 def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:
@@ -53,7 +72,7 @@ def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:
         info = TensorInfo(tensor.dtype, (span,), begin)
     if begin + info.nbytes > file.stamp.size:
         raise CheckpointError(f"{file.path}: is damaged: {quoted(key)} lies behind its end. {DOWNLOAD_AGAIN}")
-    stored = StoredTensor(file, info)
+    stored = StoredTensor(file, info, key)
     return stored if tensor.is_contiguous() else Strided(stored, tensor.shape, tensor.stride())
 
 

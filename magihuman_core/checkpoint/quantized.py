@@ -15,6 +15,7 @@ change of layout has cut or joined rows.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -132,7 +133,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     rest = {key: entry for key, entry in checkpoint.entries.items()
             if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}
     metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
-    return Checkpoint(rest | entries, checkpoint.name, metadata, checkpoint.path)
+    return replace(checkpoint, entries=rest | entries, metadata=metadata)
 
 
 def _row_scale(checkpoint: Checkpoint, key: str, height: int) -> LazyTensor:

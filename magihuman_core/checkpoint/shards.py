@@ -1,6 +1,7 @@
 """A checkpoint in several safetensors files, with an index file or without."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import CheckpointError
@@ -20,7 +21,8 @@ def open_index(path: Path, mapped: bool) -> Checkpoint:
     if missing:
         raise missing_files(path.parent, missing[0], len(missing), len(shards))
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
-    return open_shards(path.parent, shards, mapped, weight_map, texts)
+    opened = open_shards(path.parent, shards, mapped, weight_map, texts)
+    return replace(opened, files=(path, *opened.files))
 
 
 def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str],
@@ -43,12 +45,12 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
                 raise CheckpointError(f"{folder}: {quoted(key)} is in {where[key]} and in {name}. "
                                       "Keep the files of one model only in this folder.")
             if key not in entries or wanted == name:
-                entries[key], where[key] = StoredTensor(file, info), name
+                entries[key], where[key] = StoredTensor(file, info, key), name
     absent = [key for key in weight_map if key not in entries]
     if absent:
         raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
                               f"{quoted(absent[0])}. Files and index are of different versions: download both again.")
-    return Checkpoint(entries, str(folder), texts, folder)
+    return Checkpoint(entries, str(folder), texts, folder, tuple(shards))
 
 
 def named_files(index: Path) -> set[str]:

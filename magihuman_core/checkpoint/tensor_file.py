@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .finite import check_finite
 from .header import DOWNLOAD_AGAIN, TensorInfo, explain_read_errors
 from .lazy_tensor import PIECE, LazyTensor
 
@@ -48,8 +49,12 @@ class TensorFile:
         with explain_read_errors(path):
             self.stamp = Stamp.of(path)
 
-    def read(self, info: TensorInfo, dtype: torch.dtype) -> Tensor:
-        """Read a tensor, as stored or cast. Raises CheckpointError."""
+    def read(self, info: TensorInfo, dtype: torch.dtype, key: str = "") -> Tensor:
+        """Read a tensor, as stored or cast. key: its name, for messages.
+
+        Whether its values are finite is seen while each piece is still in the processor's cache: memory is not read
+        again for it. Raises CheckpointError, also for values that are not; those of a view are not looked at.
+        """
         # A view must start at a multiple of its element's size, which the format does not promise.
         if self.mapped and dtype == info.dtype and info.nbytes and info.begin % dtype.itemsize == 0:
             return self._view(info)
@@ -60,14 +65,14 @@ class TensorFile:
         with explain_read_errors(self.path), self.path.open("rb", buffering=0) as file:
             self._check(file)
             file.seek(info.begin)
-            if dtype == info.dtype:
-                self._fill(file, flat)
-                return result
-            buffer = _scratch(min(PIECE, flat.numel()), info.dtype)
+            same = dtype == info.dtype
+            buffer = flat if same else _scratch(min(PIECE, flat.numel()), info.dtype)
             for piece in flat.split(PIECE):
-                part = buffer[: piece.numel()]
+                part = piece if same else buffer[: piece.numel()]
                 self._fill(file, part)
-                piece.copy_(part)
+                check_finite(part, key, str(self.path))
+                if not same:
+                    piece.copy_(part)
         return result
 
     def _check(self, file: BufferedReader | FileIO) -> None:
@@ -102,16 +107,16 @@ class TensorFile:
 class StoredTensor(LazyTensor):
     """A tensor in a file."""
 
-    def __init__(self, file: TensorFile, info: TensorInfo) -> None:
+    def __init__(self, file: TensorFile, info: TensorInfo, key: str = "") -> None:
         super().__init__(info.shape, info.dtype)
-        self.file, self.info = file, info
+        self.file, self.info, self.key = file, info, key
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         info = self.info
         if (begin, end) != (0, self.height):
             first = info.begin + begin * (info.nbytes // self.height)
             info = TensorInfo(info.dtype, (end - begin, *self.shape[1:]), first)
-        return self.file.read(info, dtype)
+        return self.file.read(info, dtype, self.key)
 
 
 def _scratch(count: int, dtype: torch.dtype) -> Tensor:

@@ -1,15 +1,18 @@
 """Which files of a folder hold weights, and which of them belong together: shards, with or without an index."""
 
 import re
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 INDEX = ".safetensors.index.json"
 READABLE = (".safetensors", ".gguf", ".ckpt")
 REFUSED = (".pt", ".pth", ".bin", ".zst")  # not opened, but named in messages
+UNFINISHED = (".part", ".incomplete", ".crdownload", ".download", ".aria2", ".tmp")  # of downloads
 DEPTH = 3  # folders below a given one that are searched
-SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors")
+SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,31 @@ class WeightFiles:
 
 
 def list_weight_files(folder: Path) -> WeightFiles:
-    """Look into a folder. Of hidden files (and folders) none counts as weights. Raises OSError."""
-    children = sorted(folder.iterdir())
-    files = [child for child in children if not child.is_dir()]
-    shown = [file for file in files if not file.name.startswith(".")]
-    shards = [file for file in shown if SHARD.fullmatch(file.name)]
-    single = [file for file in shown if file.suffix in READABLE + REFUSED and file not in shards]
-    indexes = [file for file in shown if file.name.endswith(INDEX)]
-    subfolders = [child for child in children if child.is_dir() and not child.name.startswith(".")]
-    return WeightFiles(folder, files, indexes, shards, single, subfolders)
+    """Look into a folder. Hidden files and folders are passed over, and all that is neither, such as pipes.
+
+    Raises OSError.
+    """
+    shown = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    kinds = {child: _kind(child) for child in shown}
+    # A link that leads nowhere is kept: opening it says so.
+    files = [child for child in shown if stat.S_ISREG(kinds[child]) or stat.S_ISLNK(kinds[child])]
+    shards = [file for file in files if SHARD.fullmatch(file.name)]
+    single = [file for file in files if suffix(file) in READABLE + REFUSED and file not in shards]
+    indexes = [file for file in files if file.name.lower().endswith(INDEX)]
+    return WeightFiles(folder, files, indexes, shards, single, [child for child in shown if stat.S_ISDIR(kinds[child])])
+
+
+def suffix(path: Path) -> str:
+    """A file's ending in small letters, as it counts here."""
+    return path.suffix.lower()
+
+
+def _kind(path: Path) -> int:
+    """The mode of a file, or of what a link leads to; of a link that leads nowhere its own; 0 of what is hidden."""
+    for look in (path.stat, path.lstat):
+        with suppress(OSError):
+            return look().st_mode
+    return 0
 
 
 def walk(folder: Path, depth: int) -> Iterator[WeightFiles | OSError]:

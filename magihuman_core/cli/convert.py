@@ -4,6 +4,7 @@ import argparse
 
 from ..recipes import RECIPES
 from ..sizes import byte_size
+from .console import plain
 
 
 def add_convert(commands, common: argparse.ArgumentParser) -> None:
@@ -35,5 +36,5 @@ def convert(arguments: argparse.Namespace) -> int:
 
         path = write(arguments.source, arguments.target, dtype=arguments.dtype, layout=arguments.layout,
                      role=arguments.role, progress=progress)
-    print(f"{path}: {byte_size(path.stat().st_size)} written")
+    print(plain(f"{path}: {byte_size(path.stat().st_size)} written"))
     return 0

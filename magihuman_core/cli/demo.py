@@ -1,10 +1,16 @@
 """`magihuman demo`: a clip from the built-in small model, with nothing to download."""
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
+from ..atomic import whole_file
+from ..errors import InputError
 from ..recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE
+from .console import plain
 from .progress import overall
+
+SOFTWARE = "magihuman demo, contact sheet"  # what a contact sheet says of itself
 
 PROMPT = """\
 A happy woman with red curly hair, fair skin and glasses wears a blue shirt in front of a mint wall. The lips open and \
@@ -42,17 +48,44 @@ def demo(arguments: argparse.Namespace) -> int:
     from ..media.mp4 import check_output
     from ..pipeline.pipeline import MagiHumanPipeline
 
-    out = check_output(arguments.out, [arguments.image, arguments.audio])
+    inputs = [arguments.image, arguments.audio]
+    out = check_output(arguments.out, inputs)
+    sheet = check_output(out.with_suffix(".png"), inputs, suffix=".png", what="contact sheet")
+    check_sheet(sheet)
     with overall() as progress:
         clip = MagiHumanPipeline.from_folder("demo", device=arguments.device).generate(
             arguments.prompt, image=arguments.image, audio=arguments.audio, mode=arguments.mode, seed=arguments.seed,
             seconds=DEMO_SECONDS, width=DEMO_SIDE, height=DEMO_SIDE, progress=progress,
             upscale=None if arguments.no_upscale else (DEMO_LARGE, DEMO_LARGE))
     clip.save(out)
-    sheet = Path(out).with_suffix(".png")
-    contact_sheet(clip.frames).save(sheet)
-    print(f"{out}: {clip.seconds:.2f} s with sound; {sheet}: its frames")
+    save_sheet(clip.frames, sheet)
+    print(plain(f"{out}: {clip.seconds:.2f} s with sound; {sheet}: its frames"))
     return 0
+
+
+def check_sheet(path: Path) -> None:
+    """Raise InputError where an image would be replaced that is no contact sheet: nobody asked for that."""
+    from PIL import Image
+
+    if not path.exists():
+        return
+    with suppress(Exception), Image.open(path) as image:  # Pillow raises many kinds
+        if image.info.get("Software") == SOFTWARE:
+            return
+    raise InputError(f"{path}: is there already, and is no contact sheet, which goes there. Give another --out.")
+
+
+def save_sheet(frames, path: Path) -> None:
+    """Write the contact sheet of some frames, whole or not at all. Raises InputError."""
+    from PIL.PngImagePlugin import PngInfo
+
+    note = PngInfo()
+    note.add_text("Software", SOFTWARE)
+    try:
+        with whole_file(path) as file:
+            contact_sheet(frames).save(file, "PNG", pnginfo=note)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Choose another folder.") from None
 
 
 def contact_sheet(frames, columns: int = 6, rows: int = 2):

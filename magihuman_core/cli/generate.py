@@ -17,6 +17,7 @@ from .options import (
 )
 from .progress import overall
 
+MAX_SEEDS = 1000
 
 def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("generate", parents=[common], help="make a clip",
@@ -124,9 +125,10 @@ def _seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+            numbers = range(int(first), int(last) + 1) if dash else [int(first)]
+            seeds += numbers[: MAX_SEEDS + 1]
     except ValueError:
         seeds = []
-    if not 0 < len(set(seeds)) == len(seeds) <= 1000:
+    if not 0 < len(set(seeds)) == len(seeds) <= MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds such as 1,2,3 or 1-8")
     return seeds

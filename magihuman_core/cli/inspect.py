@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-PROBLEMS = 1  # exit code where something is wrong or missing
+from .console import Exit, plain
 
 
 def add_inspect(commands, common: argparse.ArgumentParser) -> None:
@@ -36,8 +36,8 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     text = describe(DEMO if arguments.path == "demo" else arguments.path, read_all=arguments.read_all,
                     details=arguments.verbose)
-    print(text)
-    return PROBLEMS if "\n  problem " in text else 0
+    print(plain(text))
+    return Exit.PROBLEMS if "\n  problem " in text else Exit.DONE
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -50,8 +50,8 @@ def _check(arguments: argparse.Namespace) -> int:
         raise InputError(f"--memory is {arguments.memory:g}, expected the GB of a graphics card, such as 16.")
     folder = comfyui_models() if arguments.path is None else arguments.path
     lines, complete = check(wish, folder, arguments.memory)
-    print("\n".join(lines))
-    return 0 if complete else PROBLEMS
+    print(plain("\n".join(lines)))
+    return Exit.DONE if complete else Exit.PROBLEMS
 
 
 def comfyui_models() -> Path | None:

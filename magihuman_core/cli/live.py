@@ -5,6 +5,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from io import FileIO
+from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import BinaryIO, Literal
@@ -52,6 +53,8 @@ def live(arguments: argparse.Namespace) -> int:
     from ..media.live_file import LiveFile
 
     check_not_input(arguments.out, inputs_of(arguments))
+    if arguments.out != "-" and not Path(arguments.out).absolute().parent.is_dir():
+        raise InputError(f"{arguments.out}: its folder does not exist. Choose another one.")
     prompt = read_prompt(arguments)
     names = ("image", "width", "height", "seed", "mode", "steps", "window", "overlap")
     options = {name: getattr(arguments, name) for name in names}
@@ -92,8 +95,11 @@ class Chunks:
     """Sound read by a thread of its own, so that some of it can wait while a window is made; int16 [channels, n]."""
 
     def __init__(self, file: BinaryIO, rate: int, channels: int, fill: bool) -> None:
+        from ..media.waveform import check_rate
+
         self.file, self.rate, self.channels, self.fill = file, rate, channels, fill
         self.rest = self._header()
+        check_rate(self.rate, "The sound")
         self.queue: Queue[bytes | None] = Queue(WAITING)
         self.error: Exception | None = None  # of the thread
         self.stopped = Event()
@@ -128,13 +134,17 @@ class Chunks:
             name, length = struct.unpack("<4sI", _exactly(self.file, 8))
             if name == b"data":  # its length is not known while it grows
                 return b""
+            if name != b"fmt ":  # titles and the like, of any length
+                _skip(self.file, length + length % 2)
+                continue
+            if not 16 <= length <= 1000:
+                raise InputError(f"The WAV's format has {length} bytes, expected 16 or some more. Convert it.")
             content = _exactly(self.file, length + length % 2)
-            if name == b"fmt ":
-                if length < 16:
-                    raise InputError(f"The WAV's format has {length} bytes, expected 16 at least. Convert it.")
-                kind, self.channels, self.rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
-                if kind not in (1, 0xFFFE) or bits != 16:
-                    raise InputError(f"The WAV has {bits} bits a sample, expected 16-bit PCM. Convert it.")
+            kind, self.channels, self.rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+            if kind not in (1, 0xFFFE) or bits != 16:
+                raise InputError(f"The WAV has {bits} bits a sample, expected 16-bit PCM. Convert it.")
+            if not 1 <= self.channels <= 64:
+                raise InputError(f"The WAV has {self.channels} channels, expected 1 or 2. Convert it.")
 
     def _read(self) -> None:
         try:
@@ -173,6 +183,12 @@ def _upto(file: BinaryIO, count: int) -> bytes:
     while len(data) < count and (more := file.read(count - len(data))):
         data += more
     return data
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    """Read so many bytes and forget them."""
+    while count:
+        count -= len(_exactly(file, min(count, 1 << 16)))
 
 
 def _exactly(file: BinaryIO, count: int) -> bytes:

@@ -36,9 +36,11 @@ def add_output(parser: argparse.ArgumentParser, default: str = "clip.mp4") -> No
 
 def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> None:
     """Options of how a clip is made. size: what width and height are by default, instead of the model's own."""
+    usual = {side: f"{getattr(BASE, side)}, or with a picture by its shape; of the demo {DEMO_SIDE}"
+             for side in ("width", "height")}
     for side in ("width", "height"):
         parser.add_argument(f"--{side}", type=int, metavar="N",
-                            help=f"pixels (default {size or f'{getattr(BASE, side)}, of the demo {DEMO_SIDE}'})")
+                            help=f"pixels (default {size or usual[side]})")
     parser.add_argument("--upscale", type=_target, metavar="SIZE", help="second pass at 540p, 1080p or WIDTHxHEIGHT")
     parser.add_argument("--mode", choices=("distilled", "base"),
                         help="which network, where the folder has both (default distilled)")
@@ -124,13 +126,20 @@ def read_text(path: str, what: str) -> str:
     """A small UTF-8 text file. Raises InputError."""
     file = Path(path)
     try:
+        if file.exists() and not file.is_file() and not file.is_dir():
+            raise InputError(f"{file}: is a device or a pipe, expected a text file. Save the {what} in a file.")
         if file.stat().st_size > MAX_TEXT_FILE:
             raise InputError(f"{file}: is too large for a {what}. Give a text file.")
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open("rb") as opened:
+            text = opened.read(MAX_TEXT_FILE).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{file}: the {what} cannot be read ({error.strerror or error}). Check the name.") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: the {what} is not UTF-8 text. Save it as UTF-8.") from None
+    except InputError:
+        raise
+    except ValueError:  # a zero byte
+        raise InputError(f"{path!r}: is not a possible name of a {what} file. Check the name.") from None
     if not text.strip():
         raise InputError(f"{file}: the {what} is empty. Write something into it.")
     return text.strip()

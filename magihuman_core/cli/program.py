@@ -1,8 +1,7 @@
 """The command line: magihuman demo | generate | dub | retake | extend | live | decode | inspect | convert.
 
-Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes:
-0 done; 2 the input or a file cannot be used, said in one sentence; 1 an internal error, or problems that `inspect`
-found; 130 interrupted by Ctrl-C.
+Answers go to standard output; progress, tips and errors to standard error, and with -v timings and memory. Exit codes
+stand in console.Exit and docs/messages.md.
 """
 
 import argparse
@@ -13,10 +12,11 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from ..errors import TIP, CheckpointError, InputError, is_out_of_memory
+from .console import Exit, exit_code, plain, print_anything
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
@@ -25,7 +25,7 @@ from .generate import add_generate
 from .inspect import add_inspect
 from .live import add_live
 
-INTERRUPTED = 130
+ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a closed terminal sends the second, a closed window of Windows the third
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     arguments = parser.parse_args(argv)
+    print_anything()
     with _logging(arguments.verbose), _termination():
         return _run(arguments)
 
@@ -130,17 +131,17 @@ def _run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
         print("\nmagihuman: interrupted; no file is left half-written.", file=sys.stderr)
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return Exit.DONE
     except Exception as error:
-        if arguments.verbose:
+        code = exit_code(error)
+        if arguments.verbose or code == Exit.INTERNAL:  # which nobody should have to make happen again
             log.exception("where the error arose:")
-        message, code = _explain(error)
         for line in _sources(error):
-            print(line, file=sys.stderr)
-        print(f"magihuman: {message}", file=sys.stderr)
+            print(plain(line), file=sys.stderr)
+        print(f"magihuman: {plain(_explain(error))}", file=sys.stderr)
         return code
 
 
@@ -152,19 +153,29 @@ def _sources(error: Exception) -> Iterator[str]:
         yield from missing_in_words(look(None, parts))
 
 
-def _explain(error: Exception) -> tuple[str, int]:
-    """A sentence for the user, and the exit code."""
-    if isinstance(error, (InputError, CheckpointError)):
-        return str(error), 2
+def _explain(error: Exception) -> str:
+    """A sentence for the user."""
+    if isinstance(error, InputError | CheckpointError):
+        return str(error)
     if is_out_of_memory(error):
         return ("there is not enough memory. Lower, in this order: --tile where the picture was being decoded (--save-"
                 "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
-                "size (--upscale, --width, --height), then --seconds."), 2
+                "size (--upscale, --width, --height), then --seconds.")
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror or error}. Check the file and the space on its disk.", 2
-    return (f"internal error: {type(error).__name__}: {error}. Run it again with -v, and report what it says on the "
-            "project's page, under Issues."), 1
+        return f"{name}{error.strerror or error}. Check the file and the space on its disk."
+    return (f"internal error: {type(error).__name__}: {error}. This is the program's fault: please report the lines "
+            f"above and this one on the project's page, under Issues ({_environment()}).")
+
+
+def _environment() -> str:
+    """What a report should say of the machine."""
+    import platform
+
+    import torch
+
+    found = {"magihuman": version(), "Python": platform.python_version(), "torch": torch.__version__}
+    return ", ".join([*(f"{name} {number}" for name, number in found.items()), platform.platform()])
 
 
 @contextmanager
@@ -184,7 +195,7 @@ def _logging(verbose: bool) -> Iterator[None]:
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = plain(super().format(record))
         if record.levelno == TIP:
             return f"tip: {text}"
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
@@ -203,12 +214,14 @@ def _termination() -> Iterator[None]:
     def stop(number: int, frame) -> None:
         raise SystemExit(128 + number)
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread: its owner takes care of signals
-        yield
-        return
+    before = {}
+    with suppress(ValueError):  # not the main thread: its owner takes care of signals
+        for name in ENDING:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

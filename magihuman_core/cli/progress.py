@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from .console import plain
+
 # What people call the stages.
 NAMES = {
     "text encoder": "reading the prompt", "reference picture": "reading the picture",
@@ -57,7 +59,7 @@ class Overall:
     def said(self, text: str) -> None:
         """Print an answer on standard output, past the bar."""
         self.bar.clear()
-        print(text, flush=True)
+        print(plain(text), flush=True)
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoint.shards import named_files
-from ..checkpoint.weight_files import DEPTH, REFUSED, walk
+from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
 from ..errors import CheckpointError, InputError
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
-from ..weights.recognize import Recognized, recognize, require_kind
+from ..weights.recognize import FOREIGN, Recognized, recognize, require_kind
 from ..weights.roles import find_role
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,16 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     Raises InputError when it is not a folder or a name is unknown; a part that is missing or unreadable is
     an error only when it is asked for.
     """
+    if not isinstance(path, str | Path):
+        raise InputError(f"The folder of models is {type(path).__name__}, expected a path, or demo.")
     folder = _demo_folder() if str(path) == "demo" else Path(path)
+    try:
+        folder.stat()
+    except (OSError, ValueError) as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            reason = getattr(error, "strerror", None) or error
+            name = str(folder)[:200]
+            raise InputError(f"{name!r}: cannot be a folder of models ({reason}). Check the name.") from None
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")
@@ -147,10 +156,14 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     for candidate in _candidates(folder, problems):
         try:
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
-            checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=candidate.suffix == ".ckpt")
+            checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=suffix(candidate) == ".ckpt")
             part = _part(candidate, recognize(checkpoint))
         except CheckpointError as error:
             problems[candidate] = str(error)
+            continue
+        except Exception as error:  # a fault of ours: one file does not spoil a folder
+            log.debug("", exc_info=True)
+            problems[candidate] = f"{candidate}: cannot be examined (internal error: {type(error).__name__}: {error})."
             continue
         if part is not None:
             log.debug("%s: %s", candidate, PARTS[part])
@@ -167,7 +180,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
             require_kind(checkpoint, "network" if part in NETWORKS else part)
         found[part] = [Path(given)]
     for candidate, problem in problems.items():
-        if candidate.suffix not in REFUSED:
+        if suffix(candidate) not in REFUSED:
             log.warning("Not used: %s", problem)
     return ModelFolder(folder, found, problems)
 
@@ -198,4 +211,6 @@ def _part(path: Path, found: Recognized) -> str | None:
             raise CheckpointError(f"{path}: is a network of unknown role. Put it into a folder named base, "
                                   "distill, 540p_sr or 1080p_sr, or say it, as in --part distilled=FILE.")
         return found.role
+    if found.kind == "unknown" and found.quantization in [name for _, name in FOREIGN]:
+        raise CheckpointError(f"{path}: is {found.what}.")
     return found.kind if found.kind in PARTS else None

@@ -1,5 +1,6 @@
 """From a file to the text encoder: its tensors, its configuration, its tokenizer."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from ..weights.open import open_checkpoint
 from ..weights.precision import keep_fp32, may_quantize
 from ..weights.recognize import explain_shape_errors
 from ..weights.text_encoder_keys import encoder_keys
+
+MAX_TOKENIZER = 200_000_000  # bytes; T5Gemma's tokenizer.json has 34 million
+MAX_GROWTH, MAX_STEPS = 16.0, 64  # of a text before the vocabulary is applied
 
 
 def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
@@ -90,7 +94,12 @@ def load_tokenizer(source):
         if not path.is_file():
             raise InputError(f"{path}: no such tokenizer file; give T5Gemma's tokenizer.json.")
         try:
+            if path.stat().st_size > MAX_TOKENIZER:
+                raise InputError(f"{path}: is larger than any tokenizer.json; give T5Gemma's.")
             tokenizer = Tokenizer.from_file(str(path))
+            check_tokenizer(tokenizer)
+        except InputError:
+            raise
         except Exception as error:                            # tokenizers raises bare Exception
             raise InputError(f"{path}: not a tokenizer.json ({error}); give T5Gemma's.") from error
     tokenizer.no_padding()
@@ -103,10 +112,42 @@ def read_tokenizer(content: str, name: str):
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(content)
+        tokenizer = Tokenizer.from_str(content)
+        check_tokenizer(tokenizer)
+        return tokenizer
     except Exception as error:                                # tokenizers raises bare Exception
         raise CheckpointError(f"{name}: the tokenizer in it cannot be read ({error}). Save the text encoder again, or "
                               "give T5Gemma's tokenizer.json.") from error
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Raise ValueError for a tokenizer whose file makes it slow or large, whatever the text.
+
+    What stands before the vocabulary may be a program: patterns that try all ways to match, or texts that grow. Of
+    patterns only choices of words are taken, as T5Gemma's own and the demo's are.
+    """
+    growth, steps = 1.0, 0
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer):
+        waiting = [] if part is None else [json.loads(part.__getstate__())]
+        while waiting:
+            step = waiting.pop()
+            waiting += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+            steps += 1
+            pattern = step.get("pattern")
+            if not isinstance(pattern, dict):
+                continue
+            if "Regex" in pattern and not _is_plain(pattern["Regex"]):
+                raise ValueError("it holds a pattern that could take forever")
+            words: str = pattern.get("String") or pattern.get("Regex") or ""
+            shortest = min(map(len, words.split("|")))
+            growth *= max(1.0, len(step.get("content", "")) / max(1, shortest))
+    if growth > MAX_GROWTH or steps > MAX_STEPS:
+        raise ValueError("it makes texts many times longer")
+
+
+def _is_plain(pattern: str) -> bool:
+    """Whether a pattern repeats nothing and has one group at most: it is then tried in one way only."""
+    return pattern.replace("(?:", "(").count("(") <= 1 and not set("*+?{") & set(pattern.replace("(?:", ""))
 
 
 def config_from_shapes(checkpoint: Checkpoint, config: Mapping | TextEncoderConfig | None = None) -> TextEncoderConfig:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..atomic import whole_file
 from ..errors import InputError
+from .container import best_stream, decoded, open_media
 from .readable import check_readable
-from .waveform import to_stereo
+from .waveform import MAX_CHANNELS, MAX_SECONDS, as_audio, check_rate, to_stereo
 
 if TYPE_CHECKING:
     import av
@@ -22,21 +23,19 @@ if TYPE_CHECKING:
 # What soundfile gives the same samples of as PyAV, to the bit.
 FORMATS = ("WAV", "WAVEX", "FLAC")
 SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
-BLOCK = 1 << 20  # samples read at a time
+BLOCK = 1 << 20  # samples read at a time, of all channels
 
 
 def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, int]:
-    """Decode the audio of a file -> (fp32 [2, samples], its own sample rate).
+    """Decode the audio of a file -> (fp32 [2, samples] in [-1, 1], its own sample rate).
 
-    Any audio or video that FFmpeg reads. Channels become two as in waveform.to_stereo.
-    seconds: stop after so much. Raises InputError.
+    Any audio or video that FFmpeg reads. Channels become two as in waveform.to_stereo, levels are brought to the range
+    as in waveform.as_audio. seconds: stop after so much. Raises InputError.
     """
     path = Path(path)
     check_readable(path, "audio")
     audio, rate = _read(path, seconds) or _decode(path, seconds)
-    if not bool(torch.isfinite(audio).all()):
-        raise InputError(f"{path}: holds samples that are not numbers. Export the sound again.")
-    return audio, rate
+    return as_audio(audio, rate, str(path))
 
 
 def write_wav(path: str | Path, waveform: Tensor, rate: int) -> None:
@@ -63,10 +62,12 @@ def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
         with soundfile.SoundFile(path) as file:
             if not file.frames or file.format not in FORMATS or file.subtype not in SUBTYPES:
                 return None
+            check_rate(file.samplerate, str(path))
+            _check_size(file.channels, file.frames, file.samplerate, seconds, path)
             count = file.frames if seconds is None else min(file.frames, round(seconds * file.samplerate))
-            blocks = file.blocks(BLOCK, frames=count, dtype="float32", always_2d=True)
+            blocks = file.blocks(BLOCK // file.channels, frames=count, dtype="float32", always_2d=True)
             parts = [to_stereo(torch.from_numpy(block.T)) for block in blocks]
-    except (soundfile.SoundFileError, OSError):
+    except (soundfile.SoundFileError, OSError, UnicodeError):
         return None  # PyAV may read more of it, or says what is wrong
     audio = torch.cat(parts, 1) if parts else torch.empty(2, 0)
     return (audio, file.samplerate) if audio.shape[1] == count else None
@@ -74,41 +75,55 @@ def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
 
 def _decode(path: Path, seconds: float | None) -> tuple[Tensor, int]:
     """The same of whatever FFmpeg reads. Raises InputError."""
-    import av
-
     parts, count = [], 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise InputError(f"{path}: has no sound. Give a recording, such as a WAV, MP3 or M4A file.")
-            stream = container.streams.audio[0]
-            rate = stream.codec_context.sample_rate
-            limit = math.inf if seconds is None else round(seconds * rate)
-            for part in _frames(container, stream):
-                parts.append(part)
-                count += part.shape[1]
-                if count >= limit:
-                    break
-    except InputError:
-        raise
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as sound ({reason}). Give a WAV or MP3 file.") from None
+    with open_media(path, "audio", "Give a WAV or MP3 file.") as container:
+        stream = best_stream(container, "audio")
+        if stream is None:
+            known = container.streams.audio
+            raise InputError(f"{path}: " + ("its audio is in a format that is not known here. Convert it to WAV or MP3."
+                                            if known else
+                                            "has no sound. Give a recording, such as a WAV, MP3 or M4A file."))
+        rate = stream.codec_context.sample_rate
+        check_rate(rate, str(path))
+        length = 0 if container.duration is None else container.duration * rate // 1_000_000
+        _check_size(stream.codec_context.channels, length, rate, seconds, path)
+        limit = math.inf if seconds is None else round(seconds * rate)
+        for part in _frames(decoded(container, stream, path), rate):
+            parts.append(part)
+            count += part.shape[1]
+            if count >= limit:
+                break
+            _check_size(2, count, rate, seconds, path)
     if not count:
         raise InputError(f"{path}: holds no sound at all. Give a recording that is not empty.")
     return torch.cat(parts, 1)[:, : int(min(count, limit))], rate
 
 
-def _frames(container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[Tensor]:
-    """fp32 [2, n] of each decoded frame."""
+def _check_size(channels: int, samples: int, rate: int, seconds: float | None, path: Path) -> None:
+    """Raise InputError for a recording that would fill the memory."""
+    if channels > MAX_CHANNELS:
+        raise InputError(f"{path}: has {channels} channels, expected {MAX_CHANNELS} at most. Give a stereo recording.")
+    if samples > MAX_SECONDS * rate and (seconds is None or seconds > MAX_SECONDS):
+        raise InputError(f"{path}: lasts more than {MAX_SECONDS // 60} minutes. Give a part of it, or say how much "
+                         "of it is wanted (--seconds).")
+
+
+def _frames(frames: Iterator[av.AudioFrame], rate: int) -> Iterator[Tensor]:
+    """fp32 [2, n] of each decoded frame, at one rate whatever the frames have."""
     import av
 
-    resampler = None
-    for frame in container.decode(stream):
-        if resampler is None:
+    resampler: av.AudioResampler | None = None
+    form = None
+    for frame in frames:
+        found = frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate
+        if resampler is None or found != form:
+            # A recording may change in its middle, as one cut together of several does.
+            if resampler is not None:
+                yield from map(_stereo, resampler.resample(None))
+            form = found
             # Only the format changes: channels are mixed as those of audio in memory are. Interleaved, because
             # PyAV crashes where eight or more channels lie apart.
-            resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+            resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=rate)
         frame.pts = None
         yield from map(_stereo, resampler.resample(frame))
     if resampler is not None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..sizes import MAX_SIDE
 from .image import crop_and_resize
 
 Ellipse = tuple[float, float, float, float]  # centre x, centre y, width, height, in fractions of the picture
@@ -19,11 +20,17 @@ def check_mask(mask: Tensor) -> None:
         raise InputError("The mask is white all over. Leave it out, or paint black what is to stay.")
 
 
+def check_edge(edge: int | None) -> None:
+    """Raise InputError for what is no width of a soft border, in pixels."""
+    if edge is not None and (isinstance(edge, bool) or not isinstance(edge, int) or not 0 <= edge <= MAX_SIDE):
+        raise InputError(f"edge is {edge!r}, expected a whole number of pixels from 0 to {MAX_SIDE}, or none.")
+
+
 def ellipse_mask(ellipse: Ellipse, width: int, height: int) -> Tensor:
     """A mask [height, width] that is 1 within an ellipse, such as a mouth: (0.5, 0.65, 0.3, 0.2) is its centre, x and
     y, its width and its height, in fractions of the picture. Raises InputError.
     """
-    if len(ellipse) != 4 or not all(0 < value < 1 for value in ellipse):
+    if len(ellipse) != 4 or not all(isinstance(value, int | float) and 0 < value < 1 for value in ellipse):
         raise InputError(f"The ellipse is {ellipse}, expected centre x, centre y, width and height, each a fraction of "
                          "the picture between 0 and 1.")
     x, y, wide, high = ellipse

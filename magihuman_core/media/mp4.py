@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from ..atomic import check_not_input, temporary_name, whole_file
+from ..atomic import check_not_input, check_place, whole_file
 from ..errors import InputError
 from ..sizes import FPS
 from .waveform import OUTPUT_RATE
@@ -31,15 +31,7 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = (), *, 
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the {what} is written as {suffix[1:]}. Give a name that ends in {suffix}.")
     check_not_input(path, inputs)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder. Give the name of a file.")
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)
-        temporary.unlink()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}). Choose another folder.") from None
+    check_place(path, what)
     return path
 
 
@@ -62,10 +54,46 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, 
             _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
     except InputError:
         raise
+    except ValueError:
+        raise InputError(f"{str(path)!r}: is not a possible name of a file. Give another one.") from None
     except (OSError, av.FFmpegError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # PyAV wraps some
         raise InputError(f"{path}: cannot be written ({cause.strerror or cause}); nothing is left there. "
                          "Free some space or choose another folder.") from error
+
+
+class _Sink:
+    """A file for PyAV, which prints errors of its callbacks and does not hand all of them on: the first is kept here,
+    and what follows is dropped."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.name = file, file.name
+        self.error: OSError | None = None  # such as of a full disk
+
+    def write(self, data: bytes) -> int:
+        self._do(self.file.write, data)
+        self._do(self.file.flush)  # for faststart FFmpeg opens the file once more, and reads it
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        found = self._do(self.file.seek, offset, whence)
+        return offset if found is None else found
+
+    def tell(self) -> int:
+        return self._do(self.file.tell) or 0
+
+    def _do(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        if self.error is None:
+            try:
+                return action(*arguments)
+            except OSError as error:
+                self.error = error
+        return None
+
+    def check(self) -> None:
+        """Raise the error that writing met."""
+        if self.error is not None:
+            raise self.error
 
 
 def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,
@@ -78,8 +106,9 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
     height, width = first.shape[:2]
     if height % 2 or width % 2:
         raise InputError(f"{path}: the frames are {width}x{height}; H.264 takes even sizes only.")
-    # use_metadata_tags keeps names that mp4 does not know.
-    with av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"}) as container:
+    # use_metadata_tags keeps names that mp4 does not know; faststart puts the index first, so that pages play at once.
+    sink = _Sink(file)
+    with av.open(sink, "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
         container.metadata.update({key: str(value) for key, value in metadata.items()})
         video = add_video(container, width, height, fps)
         track = None if audio is None else AudioTrack(container, audio, sample_rate)
@@ -90,9 +119,11 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
             container.mux(video.encode(video_frame(frame, count, fps)))
             if track is not None:
                 track.advance(round((count + 1) * sample_rate / fps))
+            sink.check()
         container.mux(video.encode(None))
         if track is not None:
             track.finish()
+    sink.check()
 
 
 def video_frame(frame: Tensor, number: int, fps: Fraction) -> av.VideoFrame:

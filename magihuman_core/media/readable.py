@@ -1,5 +1,6 @@
 """Whether there is a file to decode at all."""
 
+import stat
 from pathlib import Path
 
 from ..errors import InputError
@@ -11,12 +12,17 @@ def check_readable(path: Path, what: str) -> None:
     what: "image", "audio" or "video". Raises InputError.
     """
     article = "an" if what[0] in "aeiou" else "a"
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected {article} {what} file.")
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise InputError(f"{path}: is a folder, expected {article} {what} file.")
+        if not stat.S_ISREG(kind):  # which might be waited for, or read, without end
+            raise InputError(f"{path}: is a device or a pipe, expected {article} {what} file.")
         with path.open("rb") as file:
             head = file.read(64)
-    except FileNotFoundError:
+    except InputError:
+        raise
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: there is no such {what} file. Check the name.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}). Check its permissions.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,17 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..sizes import FPS
+from ..sizes import FPS, MAX_SECONDS
 from .audio_file import load_audio
+from .container import best_stream, decoded, open_media
 from .frames import Frames
-from .image import crop_and_resize
-from .readable import check_readable
+from .image import MAX_PIXELS, crop_and_resize
 
 if TYPE_CHECKING:
     import av
     from PIL import Image
 
 TOLERANCE = 0.002  # seconds that a frame may come late: containers round their clocks
+REMEDY = "Give an mp4, mov or webm file."
+HDR = (16, 18)  # ITU-T H.273: transfer by PQ and by HLG
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class VideoFile:
     seconds: float
     audio_start: float | None  # seconds by which the audio begins after the video; None: there is no audio
     prompt: str | None  # where the file says how it was made
+    start: float = 0.0  # seconds of the first frame on the file's own clock
 
     @property
     def count(self) -> int:
@@ -51,20 +57,23 @@ class VideoFile:
         At other rates each frame is the one that is shown at its time.
         """
         chosen = np.searchsorted(self.times, np.arange(self.count) / FPS + TOLERANCE, side="right") - 1
-        repeats = np.bincount(np.maximum(chosen, 0), minlength=len(self.times))
+        ends = np.cumsum(np.bincount(np.maximum(chosen, 0), minlength=len(self.times)))  # of each frame's time
 
         def pieces() -> Iterator[Tensor]:
-            done, piece = 0, torch.empty(0)
-            for frame, times in zip(self._decoded(), repeats, strict=False):
-                if times:
-                    fitted = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))
-                    piece = fitted.expand(int(times), -1, -1, -1)
-                    done += len(piece)
-                    yield piece
+            done, number, last = 0, -1, torch.empty(0)
+            for frame in self._decoded():
+                number = self._number(frame, number)
+                if number and len(last) and done < ends[number - 1]:  # frames that could not be decoded
+                    yield last.expand(int(ends[number - 1]) - done, -1, -1, -1)
+                    done = int(ends[number - 1])
+                if done < ends[number]:
+                    last = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))[None]
+                    yield last.expand(int(ends[number]) - done, -1, -1, -1)
+                    done = int(ends[number])
             if done == 0:
                 raise InputError(f"{self.path}: none of its frames can be decoded. Convert it to mp4 first.")
             if done < self.count:  # frames at the end that cannot be decoded
-                yield piece[-1:].expand(self.count - done, -1, -1, -1)
+                yield last.expand(self.count - done, -1, -1, -1)
 
         return Frames(self.count, height, width, pieces)
 
@@ -76,46 +85,55 @@ class VideoFile:
         late = round(self.audio_start * rate)
         return F.pad(waveform, (late, 0)), rate
 
-    def _decoded(self) -> Iterator[av.VideoFrame]:
-        import av
+    def _number(self, frame: av.VideoFrame, before: int) -> int:
+        """Which of all frames a decoded one is; before: the number of the one before it."""
+        if frame.pts is None or frame.time_base is None:
+            number = before + 1
+        else:
+            shown = float(frame.pts * frame.time_base) - self.start
+            number = int(np.searchsorted(self.times, shown + TOLERANCE / 2, side="right")) - 1
+        return min(max(number, before, 0), len(self.times) - 1)
 
-        with av.open(str(self.path)) as container:
-            yield from container.decode(container.streams.video[0])
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        with open_media(self.path, "video", REMEDY) as container:
+            yield from decoded(container, best_stream(container, "video"), self.path)
 
 
 def open_video(path: str | Path) -> VideoFile:
     """What a video is, from its packets; nothing is decoded but one frame. Raises InputError."""
-    import av
-
     path = Path(path)
-    check_readable(path, "video")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path}: has no picture. Give a video, such as an mp4 file.")
-            stream = container.streams.video[0]
-            prompt = _prompt(container.metadata.get("magihuman"))
-            packets = [packet for packet in container.demux(stream) if packet.pts is not None]
-            shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
-            clock = stream.time_base or Fraction(1, FPS)
-            rate = stream.average_rate or FPS
-            audio_start = _start(container.streams.audio[0]) if container.streams.audio else None
-            video_start = _start(stream)
-        with av.open(str(path)) as container:
-            first = _upright(next(iter(container.decode(container.streams.video[0]))))
-    except InputError:
-        raise
-    except StopIteration:
-        raise InputError(f"{path}: holds no frame that can be decoded. Give another video.") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as a video ({reason}). Give an mp4, mov or webm file.") from None
+    with open_media(path, "video", REMEDY) as container:
+        stream = best_stream(container, "video")
+        if stream is None:
+            raise InputError(f"{path}: has no picture that can be decoded. Give a video, such as an mp4 file.")
+        context = stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise InputError(f"{path}: is {context.width}x{context.height} pixels, more than can be read. Give a "
+                             "smaller video.")
+        if context.color_trc in HDR:
+            log.warning("%s: is an HDR video, whose colors will look pale. Convert it to SDR first.", path)
+        prompt = _prompt(container.metadata.get("magihuman"))
+        packets = [packet for packet in container.demux(stream)  # of what an edit list cuts away nothing is shown
+                   if packet.pts is not None and not getattr(packet, "is_discard", False)]
+        shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
+        clock = stream.time_base or Fraction(1, FPS)
+        rate = stream.average_rate or FPS
+        audio = best_stream(container, "audio")
+        audio_start = None if audio is None else _start(audio)
+        video_start = _start(stream)
     if not shown:  # a file without times
         raise InputError(f"{path}: does not say when its frames are shown. Convert it to mp4 first.")
+    with open_media(path, "video", REMEDY) as container:
+        frame = next(decoded(container, best_stream(container, "video"), path), None)
+        if frame is None:
+            raise InputError(f"{path}: holds no frame that can be decoded. Give another video.")
+        first = _upright(frame)
     times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
+    if times[-1] > MAX_SECONDS:
+        raise InputError(f"{path}: says that it lasts {times[-1]:.0f} s, more than can be read. Cut it first.")
     last = float(shown[-1][1] * clock) or (float(np.median(np.diff(times))) if len(times) > 1 else float(1 / rate))
     return VideoFile(path, *first.size, times, float(times[-1]) + last,
-                     None if audio_start is None else audio_start - video_start, prompt)
+                     None if audio_start is None else audio_start - video_start, prompt, float(shown[0][0] * clock))
 
 
 def _start(stream) -> float:

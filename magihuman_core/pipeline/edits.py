@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..media.frames import Frames
 from ..media.mask import Ellipse, check_mask, crop_mask, ellipse_mask, soft_edge
-from ..media.waveform import OUTPUT_RATE, continued, replaced, resample
+from ..media.waveform import OUTPUT_RATE, continued, replaced, resample_recording
 from ..sampling.frozen import JointLatent, all_generated, continued_length, keep_audio, keep_start
 from ..sampling.regenerate import (
     all_kept,
@@ -25,9 +25,9 @@ from ..sampling.regenerate import (
     shown_frames,
 )
 from ..sampling.windows import AUDIO_PER_FRAME
-from ..sizes import decoded_frames, latent_frames
+from ..sizes import covering_length, decoded_frames, latent_frames
 from . import stages
-from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels
+from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels, lengthened, whole_frames
 from .parts import Parts
 from .request import Size, Waveform, read_image
 from .source import Source
@@ -103,7 +103,7 @@ class Regeneration(Making):
 
     def _recording(self, audio: Waveform) -> Tensor:
         """A recording, as long as the clip: cut, or followed by silence."""
-        waveform = resample(*audio, OUTPUT_RATE)
+        waveform = resample_recording(*audio, OUTPUT_RATE)
         return F.pad(waveform, (0, self.source.count * SAMPLES_PER_FRAME - waveform.shape[1]))
 
     def _encoded(self, parts: Parts, run: RunStage, sizes: list[Size]) -> dict[Size, Tensor]:
@@ -161,7 +161,9 @@ class Extension(Making):
         overlap = latent_frames(kept)
         tail = source.waveform[:, -kept * SAMPLES_PER_FRAME :]
         if request.audio is not None:
-            tail = torch.cat([tail, resample(*request.audio, OUTPUT_RATE)], 1)
+            heard = whole_frames(request.audio)
+            length = covering_length(kept + heard.shape[1] // SAMPLES_PER_FRAME)
+            tail, _ = lengthened((torch.cat([tail, heard], 1), OUTPUT_RATE), length)
         audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
         if source.latents is not None and source.size in sizes:
             starts = {source.size: source.latents[0][:, :, -overlap:]}
@@ -178,8 +180,7 @@ class Extension(Making):
             starts.update(zip(rest, encoded, strict=True))
         if request.audio is None:
             length = continued_length(overlap, request.audio_length - 1)
-        else:
-            length = audio.shape[2]
+        audio = audio[:, :, :length]
         result = {}
         for size, start in starts.items():
             video = start.new_zeros(*start.shape[:2], latent_frames(length), *start.shape[3:])
@@ -191,7 +192,7 @@ class Extension(Making):
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
         kept, source = self.kept, self.source
         if self.request.audio is not None:
-            start, new = 0, resample(*self.request.audio, OUTPUT_RATE)
+            start, new = 0, whole_frames(self.request.audio)
         elif waveform is not None:
             start, new = kept * SAMPLES_PER_FRAME, waveform
         else:
@@ -226,6 +227,6 @@ def read_mask(mask: Mask, width: int, height: int) -> Tensor:
         if found.ndim != 2:
             raise InputError(f"mask has shape {tuple(mask.shape)}, expected [height, width].")
     else:
-        found = torch.from_numpy(np.array(read_image(mask).convert("L"), dtype=np.float32) / 255)
+        found = torch.from_numpy(np.array(read_image(mask, "mask").convert("L"), dtype=np.float32) / 255)
     check_mask(found)
     return F.interpolate(found[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]

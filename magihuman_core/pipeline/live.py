@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..loading.vae import load_audio_vae
 from ..media.image import frames_to_uint8
-from ..media.waveform import resample, to_stereo
+from ..media.waveform import as_floating, resample_recording, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.memory import decoding_activations, encoding_activations
 from ..sampling.frozen import JointLatent, empty_latent, keep_audio, keep_start
@@ -68,8 +68,10 @@ class AudioBuffer:
         return self.start + self.samples.shape[1] // self.per_frame
 
     def append(self, chunk: Tensor) -> None:
-        """chunk: [samples] or [channels, samples], floating in [-1, 1] or int16."""
-        chunk = chunk.float() / 32768 if chunk.dtype == torch.int16 else chunk.float()
+        """chunk: [samples] or [channels, samples], floating in [-1, 1], or whole numbers by their dtype's range."""
+        chunk = as_floating(chunk, "The sound that came")
+        if not bool(torch.isfinite(chunk).all()):
+            raise InputError("The sound that came holds samples that are not numbers. Send it again.")
         self.samples = torch.cat([self.samples, to_stereo(chunk[None] if chunk.ndim == 1 else chunk)], 1)
 
     def finish(self) -> None:
@@ -196,7 +198,7 @@ class Live:
     def _heard(self, buffer: AudioBuffer, first: int) -> Tensor:
         """The audio latents of a window, encoded with what was heard before them."""
         begin, end = max(buffer.start, first - self.context), first + self.audio_length
-        waveform = resample(buffer.read(begin, max(end, min(buffer.end, end + AHEAD))), buffer.rate,
+        waveform = resample_recording(buffer.read(begin, max(end, min(buffer.end, end + AHEAD))), buffer.rate,
                             self.audio_vae.sample_rate)
         encoded = self.audio_vae.encode(waveform[None].to(self.parts.device))
         return encoded[:, :, first - begin : first - begin + self.audio_length]

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
 from ..media.frames import Frames
-from ..media.waveform import OUTPUT_RATE, resample
+from ..media.waveform import OUTPUT_RATE, resample_recording
 from ..sampling.frozen import JointLatent, empty_latent, keep_audio
 from ..sampling.regenerate import keep_still
-from ..sizes import FPS
+from ..sizes import FPS, frames_of
 from ..weights.dit_keys import network_config
 from . import stages
 from .parts import Parts
-from .request import Request, Size
+from .request import Request, Size, Waveform
 
 RunStage = Callable[..., Any]  # (name, stage, *arguments): runs a stage of stages.py, which is given the parts first
 SAMPLES_PER_FRAME = OUTPUT_RATE // FPS
@@ -47,8 +48,9 @@ class Making:
         """What each pass starts from, by its size in pixels."""
         request, channels = self.request, self.channels(parts)
         stills = self.stills(parts, run)
-        audio = None if request.audio is None else run("driving sound", stages.encode_audio, request.audio)
-        length = request.audio_length if audio is None else audio.shape[2]
+        length, audio = request.audio_length, None
+        if request.audio is not None:
+            audio = run("driving sound", stages.encode_audio, lengthened(request.audio, length))[:, :, :length]
         latents = {}
         for size in stills:
             latent = empty_latent(*size, length, channels)
@@ -63,7 +65,7 @@ class Making:
         waveform: [2, samples] at 44.1 kHz; None: the clip's audio was not generated.
         """
         if self.request.audio is not None:
-            waveform = resample(*self.request.audio, OUTPUT_RATE)
+            waveform = whole_frames(self.request.audio)
         if waveform is None:
             raise InputError("The clip has no sound: its audio was neither given nor generated.")
         return cut_to_shorter(frames, waveform)
@@ -96,6 +98,19 @@ class Making:
         for keyframe, still in zip(self.request.keyframes, stills, strict=True):
             latent = keep_still(latent, min(keyframe.index, latent.video.shape[2] - 1), still.cpu())
         return latent
+
+
+def lengthened(audio: Waveform, frames: int) -> Waveform:
+    """A recording that is followed by silence up to the end of so many frames."""
+    waveform, rate = audio
+    return F.pad(waveform, (0, max(0, -(-frames * rate // FPS) - waveform.shape[1]))), rate
+
+
+def whole_frames(audio: Waveform) -> Tensor:
+    """A recording as it is heard, [2, n] at 44.1 kHz; silence fills its last frame."""
+    waveform, rate = audio
+    heard = resample_recording(waveform, rate, OUTPUT_RATE)
+    return lengthened((heard, OUTPUT_RATE), frames_of(waveform.shape[1], rate))[0]
 
 
 def cut_to_shorter(frames: Frames, waveform: Tensor) -> tuple[Frames, Tensor]:

@@ -80,8 +80,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         return best_device()
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        float(torch.ones(1, device=chosen) + 1)  # which "meta" cannot do
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0]
         raise InputError(f"device {device} cannot be used here ({reason}). Use cpu, or auto.") from None
     return chosen

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..loading.folder import ModelFolder, find_models
 from ..media.frames import Frames
+from ..media.mask import check_edge
 from ..media.waveform import OUTPUT_RATE
 from ..recipes import BASE, DEMO_SIDE
 from ..runtime.devices import release_memory
@@ -96,8 +97,10 @@ class MagiHumanPipeline:
         seconds or "last"; loop: it ends as it begins.
         audio: what drives the clip, a file or (waveform [channels, samples], rate), of any length. The clip's audio is
         this recording itself, at 44.1 kHz, and not what the audio VAE makes of it.
-        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less).
-        width, height: of the base clip in pixels, floored to multiples of 32; default: the model's own, or clip's.
+        seconds: length; default 4, or all of the script or of the audio (which is cut where seconds is less, and
+        followed by silence where it is more).
+        width, height: of the base clip in pixels, floored to multiples of 32; default: with a first picture its shape,
+        else the model's own, or clip's.
         seed: all noise comes from it, as in ComfyUI (see sampling/noise.py).
         denoise: below 1 the old clip shows through. The schedule is steep: 0.3 already takes a new look (docs/guides).
         progress: called with (stage, done, total).
@@ -126,8 +129,8 @@ class MagiHumanPipeline:
 
         save_latents: a file for each seed.
         """
-        if not seeds:
-            raise InputError("seeds is empty: give at least one.")
+        if not isinstance(seeds, Sequence) or not seeds:
+            raise InputError(f"seeds is {seeds!r}, expected a list of at least one.")
         targets = [check_target(path) for path in save_latents or ()]
         if targets and len(targets) != len(seeds):
             raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")
@@ -176,6 +179,7 @@ class MagiHumanPipeline:
         clip is followed by silence, a longer one is cut.
         options, seed, progress, lazy, and what is raised: as for generate.
         """
+        check_edge(edge)
         source = open_source(clip)
         region = None if mask is None else read_mask(mask, *source.size)
         request = self._request_for(source, prompt, [seed], **options)

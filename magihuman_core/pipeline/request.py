@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import TIP, InputError
 from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
-from ..media.image import load_image, to_rgb
-from ..media.waveform import to_stereo
+from ..media.image import load_image, to_rgb, warn_of_cropping
+from ..media.waveform import as_audio
 from ..recipes import (
     BASE,
     DEMO_SECONDS,
@@ -36,8 +38,18 @@ from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
 from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
 from ..sampling.windows import shared_frames, window_frames
-from ..sizes import FPS, audio_length, decoded_frames, floor_size, latent_frames, latent_of_frame
-from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt
+from ..sizes import (
+    FPS,
+    audio_length,
+    covering_length,
+    decoded_frames,
+    floor_size,
+    frames_of,
+    latent_frames,
+    latent_of_frame,
+    shape_like,
+)
+from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text
 from ..text.script import Segment, as_segments, check_length
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
@@ -131,22 +143,22 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
             raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
     flow_sigmas(steps, denoise=denoise)
+    if guidance is not None and not isinstance(guidance, Guidance):
+        raise InputError(f"guidance is {guidance!r}, expected magihuman_core.Guidance.")
     for seed in seeds:
         check_seed(seed)
     segments = as_segments(prompt)
-    size = floor_size(*size) if size is not None else (DEMO_SIDE, DEMO_SIDE) if parts.models.is_demo else (
-        BASE.width, BASE.height)
+    stills = [] if image is None else [Keyframe(0, read_image(image))]
+    size = floor_size(*size) if size is not None else usual_size(parts.models, stills)
     scripted = sum(segment.seconds for segment in segments)
     usual = DEMO_SECONDS if parts.models.is_demo else DEFAULT_SECONDS
     length = audio_length((scripted if math.isfinite(scripted) else usual) if seconds is None else seconds)
     if seconds is not None:
         check_length(segments, seconds, "the clip is to have")
-    stills = [] if image is None else [Keyframe(0, read_image(image))]
     driving = None if audio is None else read_audio(audio, seconds)
     if driving is not None:
-        spoken = driving[0].shape[1] / driving[1]
-        check_length(segments, spoken, "the recording has")
-        length = max(1, math.ceil(spoken * FPS))
+        check_length(segments, driving[0].shape[1] / driving[1], "the recording has")
+        length = covering_length(frames_of(driving[0].shape[1], driving[1]))
     stills += read_keyframes(keyframes or {}, loop, latent_frames(length), stills)
     upscaling = None
     if upscale is not None:
@@ -156,15 +168,26 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         sr = choose_upscaler(parts.models, upscale, large)
         upscaling = Pass(sr, large, sr_steps, None, *windows_of(parts, sr, window, overlap))
     if recipe.guidance is not None:
-        guidance, negative = guidance or recipe.guidance, negative or DEFAULT_NEGATIVE_PROMPT
+        guidance = guidance or recipe.guidance
+        negative = check_text(negative, "negative prompt") if negative else DEFAULT_NEGATIVE_PROMPT
     elif negative is not None or guidance is not None:
         log.warning("The %s network is used without guidance: the negative prompt is not read.", recipe.role)
         guidance = negative = None
     first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), denoise=denoise)
+    for still in stills:
+        warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
     say_tips(parts.models, request)
     return request
+
+
+def usual_size(models: ModelFolder, stills: Sequence[Keyframe]) -> Size:
+    """The size of a clip for which none was asked: the model's own, or with a first picture its area in that shape."""
+    if models.is_demo:
+        return DEMO_SIDE, DEMO_SIDE
+    first = next((still.image for still in stills if still.index == 0), None)
+    return (BASE.width, BASE.height) if first is None else shape_like(*first.size, BASE.area)
 
 
 def say_tips(models: ModelFolder, request: Request) -> None:
@@ -218,6 +241,8 @@ def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames:
     keyframes: by seconds, or "last"; loop: the picture of the start is that of the end as well; first: that picture,
     where it was given otherwise. Raises InputError for a time beyond the end, or too close to another.
     """
+    if not isinstance(keyframes, Mapping):
+        raise InputError(f"keyframes is {type(keyframes).__name__}, expected a table of pictures by their seconds.")
     found = {keyframe.index: keyframe.image for keyframe in first}
     for when, picture in keyframes.items():
         if when == "last":
@@ -243,24 +268,37 @@ def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames:
     return [Keyframe(index, image) for index, image in found.items() if index not in known]
 
 
-def read_image(image: Picture) -> Image.Image:
-    """A file, or an image in memory, as RGB and upright. Raises InputError."""
-    return load_image(image) if isinstance(image, (str, Path)) else to_rgb(image)
+def read_image(image: Picture, what: str = "image") -> Image.Image:
+    """A file, or an image in memory, as RGB and upright. what: it is, in a sentence. Raises InputError."""
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{what} is {type(image).__name__}, expected a file or an image of Pillow.")
+    return to_rgb(image)
 
 
 def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
-    """A file, or (waveform [channels, samples], rate), as stereo and cut to seconds. Raises InputError."""
+    """A file, or (waveform [channels, samples], rate), as stereo; cut to seconds, or followed by silence up to these.
+
+    Whole numbers are taken by their dtype's range; see waveform.as_audio. Raises InputError.
+    """
     if isinstance(audio, (str, Path)):
         waveform, rate = load_audio(audio, seconds)
     else:
-        waveform, rate = audio
-        if waveform.ndim != 2 or 0 in waveform.shape or rate <= 0:
-            raise InputError(f"audio has shape {tuple(waveform.shape)} at {rate} samples/s, "
-                             "expected [channels, samples] and a rate.")
-        waveform = to_stereo(waveform.float())[:, : None if seconds is None else round(seconds * rate)]
+        try:
+            waveform, rate = audio
+        except (TypeError, ValueError):
+            raise InputError(f"audio is {type(audio).__name__}, expected a file, or (waveform [channels, samples], "
+                             "rate).") from None
+        waveform, rate = as_audio(torch.as_tensor(waveform), rate, "audio in memory")
     if waveform.shape[1] * FPS < rate:
         raise InputError(f"The audio lasts {waveform.shape[1] / rate:.3f} s, less than one frame (0.04 s). "
                          "Give a longer recording.")
+    if seconds is not None:
+        length = round(seconds * rate)
+        waveform = F.pad(waveform[:, :length], (0, max(0, length - waveform.shape[1])))
     return waveform, rate
 
 
@@ -277,7 +315,10 @@ def choose_upscaler(models: ModelFolder, upscale: str | Size, size: Size) -> Rec
 def check_parts(parts: Parts, request: Request) -> None:
     """Raise InputError for options that no part can be run with, CheckpointError for files that are something else."""
     check_memory_options(parts)
-    for file, strength in parts.loras:
+    for lora in parts.loras:
+        if not isinstance(lora, Sequence) or isinstance(lora, str) or len(lora) != 2:
+            raise InputError(f"loras holds {lora!r}, expected (file, strength) of each.")
+        file, strength = lora
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
     for pass_ in request.passes:
@@ -290,8 +331,11 @@ def check_parts(parts: Parts, request: Request) -> None:
 
 def check_memory_options(parts: Parts) -> None:
     """Raise InputError for options of memory that nothing can be run with."""
-    if parts.tile is not None and parts.tile <= OVERLAP:
+    if parts.tile is not None and (isinstance(parts.tile, bool) or not isinstance(parts.tile, int)
+                                   or parts.tile <= OVERLAP):
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
+    if parts.dtype is not None and not isinstance(parts.dtype, torch.dtype):
+        raise InputError(f"dtype is {parts.dtype!r}, expected one of torch's, such as torch.bfloat16.")
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
     can_fuse(parts.fuse, parts.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..media.frames import Frames
 from ..media.video_file import open_video
-from ..media.waveform import OUTPUT_RATE, resample
+from ..media.waveform import OUTPUT_RATE, resample_recording
 from ..sizes import FPS
 from .clip import Clip
 from .request import Size
@@ -43,7 +43,7 @@ def open_source(clip: str | Path | Clip) -> Source:
     """Read what a clip is, and its audio. Raises InputError."""
     if isinstance(clip, Clip):
         video = clip.video
-        waveform = resample(clip.audio, clip.sample_rate, OUTPUT_RATE)
+        waveform = resample_recording(clip.audio, clip.sample_rate, OUTPUT_RATE)
         prompt = clip.metadata.get("prompt")
         return _source("clip", (video.width, video.height), video.count, lambda width, height: video.resized(
             width, height), waveform, prompt, clip.latents)
@@ -51,7 +51,7 @@ def open_source(clip: str | Path | Clip) -> Source:
         raise InputError(f"clip is {type(clip).__name__}, expected the path of a video or a Clip.")
     file = open_video(clip)
     audio = file.audio()
-    heard = None if audio is None else resample(*audio, OUTPUT_RATE)
+    heard = None if audio is None else resample_recording(*audio, OUTPUT_RATE)
     return _source(str(clip), (file.width, file.height), file.count, file.frames, heard, file.prompt, None)
 
 

@@ -17,7 +17,7 @@ from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
-from ..media.waveform import OUTPUT_RATE, resample, to_stereo
+from ..media.waveform import OUTPUT_RATE, resample, resample_recording, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
@@ -144,7 +144,7 @@ def encode_audio(parts: Parts, audio: Waveform) -> Tensor:
     In one pass, and so in step with the video to the end: windows as in `encode_long` move by half a latent each.
     """
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
-    waveform = resample(*audio, vae.sample_rate)
+    waveform = resample_recording(*audio, vae.sample_rate)
     return vae.encode(pad_to_hop(waveform[None].to(parts.device), vae.hop))
 
 

@@ -13,8 +13,8 @@ from mmap import mmap
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint.assign import check_finite
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.finite import check_finite
 from ..weights.precision import keep_fp32
 
 ALIGNMENT = 256  # bytes; what fast matrix products like their operands to begin at

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.assign import check_finite
+from ..checkpoint.checkpoint import as_checkpoint
+from ..checkpoint.finite import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError
 from ..model.config import DiTConfig
@@ -28,7 +29,8 @@ from ..model.dit import MagiHumanDiT
 from ..nn.layers import RMSNorm
 from ..nn.quantized_linear import NarrowLinear, dequantized_rows
 from ..weights.fused import Part
-from ..weights.lora_names import by_layer, layer_names, listed, lora_targets
+from ..weights.lora_alpha import with_stated_alpha
+from ..weights.lora_names import SPELLINGS, by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
 
 ROWS = 2048  # rows of a weight looked at together for DoRA
@@ -64,7 +66,8 @@ def split_lora(tensors: Mapping[str, Tensor], config: DiTConfig) -> SplitLora:
 
     Raises CheckpointError where a tensor's shape or values fit no network of this configuration.
     """
-    name = getattr(tensors, "name", "The LoRA")
+    tensors = with_stated_alpha(as_checkpoint(tensors, "The LoRA"), SPELLINGS["down"])
+    name = tensors.name
     table = lora_targets(config)
     layers, unmatched = by_layer(tensors, layer_names(table))
     deltas: dict[str, list[Delta]] = {}

@@ -81,7 +81,7 @@ def retake_times(start: float, end: float, count: int) -> tuple[int, int]:
     """
     seconds = count / FPS
     for name, value in (("start", start), ("end", end)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
     if start >= end:
         raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")

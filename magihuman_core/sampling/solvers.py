@@ -16,6 +16,7 @@ from tqdm.auto import trange
 from ..errors import InputError
 from .noise import step_noise
 
+MAX_STEPS = 10_000
 Model = Callable[..., Tensor]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 Estimate = tuple[Tensor, float]  # of the clean vector, and the noise level it was made at
@@ -27,12 +28,14 @@ def flow_sigmas(steps: int, shift: float = 5.0, denoise: float = 1.0) -> Tensor:
     denoise: below 1 the levels of a run of steps / denoise steps, of which the last are taken, as ComfyUI's samplers
     do: what is sampled starts from a clean vector under less noise. Raises InputError.
     """
-    if steps < 1:
-        raise InputError(f"steps is {steps}, expected at least 1.")
-    if not 0 < denoise <= 1:
-        raise InputError(f"denoise is {denoise}, expected more than 0, up to 1.")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"steps is {steps!r}, expected a whole number from 1 to {MAX_STEPS}.")
+    if not isinstance(shift, int | float) or not 0 < shift < math.inf:
+        raise InputError(f"shift is {shift!r}, expected more than 0, such as 5.")
+    if not isinstance(denoise, int | float) or not 0 < denoise <= 1:
+        raise InputError(f"denoise is {denoise!r}, expected more than 0, up to 1.")
     if denoise < 1:
-        return flow_sigmas(int(steps / denoise), shift)[-(steps + 1) :]
+        return flow_sigmas(min(int(steps / denoise), MAX_STEPS), shift)[-(steps + 1) :]
     # The reference's 0.999 is a float32 number; the rest is float64, rounded at the end.
     u = torch.linspace(float(torch.tensor(0.999)), 0, steps + 1, dtype=torch.float64)[:-1]
     return torch.cat([shift * u / (1 + (shift - 1) * u), torch.zeros(1, dtype=torch.float64)]).float()

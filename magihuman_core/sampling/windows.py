@@ -1,7 +1,7 @@
 """Clips of any length from a network that knows a few seconds: overlapping windows, blended in every step.
 
 A window of T latent frames that starts at latent frame b is a clip of its own to the network: its positions count from
-0, and it hears 4T - 1 audio latents, those from 4b on. In every step each window is denoised by itself, and the estimates
+0, and it hears 4T - 1 audio latents, those from 4b on. In every step each window is denoised by itself. The estimates
 of the clean clip are averaged where windows overlap, with weights that rise and fall across the overlap. So all windows
 agree before the next step, and no seam is left.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.dit import MagiHumanDiT
 from ..recipes import Guidance
-from ..sizes import FPS, audio_length, latent_frames
+from ..sizes import FPS, MAX_SECONDS, audio_length, latent_frames
 from .denoiser import JointDenoiser, later_guidance
 from .frozen import Frozen, apply_frozen
 from .latents import Shapes, pack_latents, unpack_latents
@@ -111,11 +111,16 @@ def plan_windows(audio_length: int, window: int, overlap: int = OVERLAP) -> Wind
 
 def window_frames(seconds: float) -> int:
     """Latent frames of a window of so many seconds, such as 13 of 2 s."""
-    return latent_frames(audio_length(seconds))
+    try:
+        return latent_frames(audio_length(seconds))
+    except InputError:
+        raise InputError(f"window is {seconds!r} seconds, expected a length such as 5.") from None
 
 
 def shared_frames(seconds: float) -> int:
     """Latent frames of an overlap of so many seconds, such as 5 of 0.8 s."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
+        raise InputError(f"overlap is {seconds!r} seconds, expected a length such as 0.8.")
     return round(seconds * FPS / AUDIO_PER_FRAME)
 
 

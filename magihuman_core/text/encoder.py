@@ -20,6 +20,7 @@ from ..nn.layers import RMSNorm
 from ..nn.operations import Operations
 from ..sizes import TEXT_TOKENS
 from .config import TextEncoderConfig
+from .prompt import check_text
 
 REFUSED_ABOVE = 4096  # tokens: attention needs memory for the square of a prompt's length
 
@@ -193,8 +194,7 @@ class TextEncoder(nn.Module):
         Raises InputError for an empty prompt, one of more than REFUSED_ABOVE tokens, without a tokenizer, or with
         one that is not the encoder's.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise InputError("the prompt is empty; write what is to be seen and heard.")
+        check_text(text)
         if self.tokenizer is None:
             raise InputError("the text encoder has no tokenizer; put T5Gemma's tokenizer.json beside the "
                              "weights, or name it.")

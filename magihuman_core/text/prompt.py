@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from ..errors import InputError
 
 LANGUAGES = ("Mandarin", "Cantonese", "English", "Japanese", "Korean", "German", "French")
+MAX_CHARACTERS = 100_000  # of a text; a prompt has about a thousand
 NO_BACKGROUND_SOUND = "No prominent background sound"
 FEWEST_WORDS = 100         # a body should have 150 to 200; below this the loss is plain to see
 
@@ -52,7 +53,41 @@ _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}])[ \t\u3000]*(?=[{_CJK}])")
 _CJK_TOGETHER = re.compile(f"[{_CJK}]{{2}}")
 _QUOTES = "\"\u201c\u201d\u201e\u201f\u300c\u300d\u300e\u300f\u00ab\u00bb"
 _HEADING = re.compile(r"^[ \t]*(Dialogue|Background Sound)[ \t]*:[ \t]*", re.MULTILINE | re.IGNORECASE)
-_LINE = re.compile(r'<(?P<speaker>[^<>]+),\s*(?P<language>[^,<>]+)>\s*:\s*"(?P<line>.+)"')
+
+
+def check_text(text: object, what: str = "prompt") -> str:
+    """A text that can be read. Raises InputError for one that is empty, far too long, or holds half characters."""
+    if text is not None and not isinstance(text, str):
+        raise InputError(f"the {what} is {type(text).__name__}, expected text.")
+    if text is None or not text.strip():
+        raise InputError(f"the {what} is empty; write what is to be seen and heard.")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"the {what} has {len(text):,} characters, of which about 3000 can be used. Write less.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the {what} holds half a character ({text[error.start]!a}, at place {error.start}), "
+                         "which is no text. Type it anew.") from None
+    return text
+
+
+def split_line(text: str) -> tuple[str, str, str] | None:
+    """'speaker, Language: words' as these three, without the brackets that may stand around the first two.
+
+    Commas and colons may be the wide ones of Chinese and Japanese keyboards. None for another form. In one pass over
+    the text, whatever it holds.
+    """
+    comma = -1
+    for place, character in enumerate(text):
+        if character in ",\uff0c":
+            comma = place
+        elif character in ":\uff1a" and comma >= 0:
+            speaker, language = text[:comma].strip(), text[comma + 1 : place].strip()
+            speaker, language = speaker.removeprefix("<"), language.removesuffix(">")
+            words = text[place + 1 :].strip()
+            parts = speaker.strip(), language.strip(), words
+            return parts if all(parts) and not any(bracket in speaker + language for bracket in "<>") else None
+    return None
 
 
 def space_cjk(text: str) -> str:
@@ -90,8 +125,7 @@ def check_prompt(text: str) -> list[str]:
 
     Length in tokens is not looked at here: the text encoder warns of that. Raises InputError when text is empty.
     """
-    if not isinstance(text, str) or not text.strip():
-        raise InputError("the prompt is empty; write what is to be seen and heard.")
+    check_text(text)
     body, parts = _split(text)
     warnings = []
     together = _BETWEEN_CJK.sub("", unicodedata.normalize("NFC", body))  # or a spaced-out line counts as many words
@@ -120,17 +154,27 @@ def _check_dialogue(section: str, body: str) -> list[str]:
     warnings = []
     heard = _comparable(body)
     for number, text in enumerate(lines, 1):
-        match = _LINE.fullmatch(text)
-        if not match:
+        found = _trained_form(text)
+        if found is None:
             warnings.append(f'Dialogue line {number} should read <short description, Language>: "line".')
             continue
-        if match["language"].strip().casefold() not in {name.casefold() for name in LANGUAGES}:
-            language = match["language"].strip()
+        language, words = found
+        if language.casefold() not in {name.casefold() for name in LANGUAGES}:
             warnings.append(f"Dialogue line {number} is in {language!r}; the model speaks {', '.join(LANGUAGES)}.")
-        if _comparable(match["line"]) not in heard:
+        if _comparable(words) not in heard:
             warnings.append(f"Dialogue line {number} is not quoted in the body; it must stand there too, "
                             "where it is said.")
     return warnings
+
+
+def _trained_form(text: str) -> tuple[str, str] | None:
+    """(language, words) of a line that reads <speaker, Language>: "words"; None for any other."""
+    inside, bracket, rest = text.removeprefix("<").partition(">")
+    speaker, comma, language = inside.rpartition(",")
+    colon, words = rest.lstrip()[:1], rest.lstrip()[1:].strip()
+    fits = (text.startswith("<") and bracket and comma and speaker.strip() and language.strip() and "<" not in inside
+            and colon == ":" and len(words) > 2 and words[0] == words[-1] == '"')
+    return (language.strip(), words[1:-1]) if fits else None
 
 
 def _split(text: str) -> tuple[str, dict[str, str]]:
@@ -163,6 +207,8 @@ def _dialogue_line(number: int, speaker: str, language: str, line: str) -> str:
 def _one_line(text: str) -> str:
     if not isinstance(text, str):
         raise InputError(f"a part of the prompt is {type(text).__name__}, expected text.")
+    if text.strip():
+        check_text(text, "part of the prompt")
     return " ".join(text.split())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
+from .prompt import check_text
 
 TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
 
@@ -38,11 +39,16 @@ def parse_script(text: str, name: str) -> list[Segment]:
 def as_segments(prompt: str | Sequence[tuple[float, str]] | Sequence[Segment]) -> list[Segment]:
     """One prompt for a whole clip, or (seconds, prompt) of each part. Raises InputError for lengths that are none."""
     if isinstance(prompt, str):
-        return [Segment(math.inf, prompt)]
-    segments = [part if isinstance(part, Segment) else Segment(*part) for part in prompt]
+        return [Segment(math.inf, check_text(prompt))]
+    try:
+        segments = [part if isinstance(part, Segment) else Segment(*part) for part in prompt]
+    except TypeError:
+        raise InputError("The prompt is neither a text nor a list of (seconds, text) of each part. Give one of them."
+                         ) from None
     if not segments:
         raise InputError("The prompt is an empty list. Give a text, or (seconds, text) of each part.")
     for number, part in enumerate(segments, 1):
+        check_text(part.prompt)
         if isinstance(part.seconds, bool) or not isinstance(part.seconds, int | float) or not 0 < part.seconds < 36000:
             raise InputError(f"Part {number} of the script lasts {part.seconds!r} seconds, expected a length above 0.")
     return segments
@@ -76,8 +82,15 @@ def _json_line(line: str, name: str, number: int) -> Segment:
 
 
 def _text_line(line: str, name: str, number: int) -> Segment:
-    found = re.match(r"(\d+(?:\.\d+)?)\s*s?\s*[:,]?\s+(\S.*)", line)
-    if found is None:
+    found = re.match(r"\d+(\.\d+)?", line)
+    rest = "" if found is None else line[found.end() :]
+    unit = rest.lstrip()
+    if unit[:1] == "s" and (unit[1:2].isspace() or unit[1:2] in (":", ",")):
+        rest = unit[1:]
+    mark = rest.lstrip()
+    if mark[:1] in (":", ","):
+        rest = mark[1:]
+    if found is None or not rest[:1].isspace() or not rest.strip():
         raise InputError(f"{name}: line {number} does not begin with its seconds. "
                          "Write it as: 4 A woman says hello.")
-    return Segment(float(found[1]), found[2])
+    return Segment(float(found[0]), rest.strip())

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..atomic import check_not_input
+from ..atomic import check_not_input, check_place
 from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.json_file import read_json
 from ..checkpoint.lazy_tensor import Cast, LazyTensor
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
+from ..checkpoint.weight_files import suffix
 from ..checkpoint.write import Progress, write_checkpoint
 from ..errors import CheckpointError, InputError
 from ..recipes import RECIPES
@@ -56,7 +57,8 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     """
     target = Path(target)
     _check_options(target, dtype, layout, role)
-    pickled = isinstance(source, str | Path) and Path(source).suffix == ".ckpt"
+    check_place(target, "result")
+    pickled = isinstance(source, str | Path) and suffix(Path(source)) == ".ckpt"
     raw = open_checkpoint(source, raw=True, allow_pickle_checkpoint=pickled)
     found = recognize(raw)
     if found.kind == "unknown":
@@ -66,8 +68,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
     if dtype in QUANTIZED and found.kind not in ("network", "text_encoder"):
         raise InputError(f"{dtype} is for networks and text encoders, and {raw.name} is {found.what}. "
                          "Use bf16, fp16 or fp32.")
-    if raw.path is not None:
-        check_not_input(target, _files(raw.path))
+    check_not_input(target, raw.files)
     if found.kind == "lora":
         entries = _lora(raw)
         if dtype is not None:
@@ -98,14 +99,10 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
     if dtype in QUANTIZED and layout == "official":
         raise InputError(f"{dtype} keeps gates and modalities apart, which the official layout does not. "
                          "Use layout split.")
-    if target.suffix != ".safetensors":
+    if suffix(target) != ".safetensors":
         raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
-
-
-def _files(path: Path) -> list[Path]:
-    return list(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
 def _lora(checkpoint: Checkpoint) -> Mapping[str, LazyTensor]:

@@ -1,7 +1,8 @@
 """What a checkpoint is good for: what to know of it, what would go wrong in loading it, and the memory it will need."""
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.assign import is_finite
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
+from ..checkpoint.open import WRAPPED
 from ..checkpoint.quantize import stored_dtype
+from ..checkpoint.write import stored_hashes
 from ..errors import CheckpointError, InputError
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
@@ -27,7 +30,8 @@ from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
 from ..sizes import byte_size
 from ..weights.dit_keys import network_config, split_official
-from ..weights.lora_names import all_layer_names, by_layer, listed
+from ..weights.lora_alpha import with_stated_alpha
+from ..weights.lora_names import SPELLINGS, all_layer_names, by_layer, listed
 from ..weights.open import open_checkpoint
 from ..weights.precision import may_quantize
 from ..weights.recognize import Recognized
@@ -37,6 +41,7 @@ LOADERS: Mapping[str, Callable[..., nn.Module]] = {
     "network": load_dit, "text_encoder": load_text_encoder, "turbo_vae": load_turbo_vae, "video_vae": load_video_vae,
     "audio_vae": load_audio_vae}
 SHOWN_CARDS = [card for name in ("RTX 3060", "RTX 4090", "H100 80GB HBM3") if (card := find_card(name))]
+LARGE_ENOUGH = 64  # elements: smaller tensors may honestly be zero
 WITH_LESS = {  # how a part is run where less memory is free
     "network": "; with less it runs, too: layers wait in main memory",
     "text_encoder": "; with less it runs, too: layers wait in main memory",
@@ -66,6 +71,10 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
                     check_delta(delta, key, weights[key], checkpoint.name)
         except CheckpointError as error:
             yield "note", "it is not for the released networks: " + without_path(error, checkpoint.name)
+    stated = len(with_stated_alpha(checkpoint, SPELLINGS["down"])) > len(checkpoint)
+    if layers and (stated or WRAPPED in checkpoint.metadata):
+        what = "a configuration beside its tensors says how strong it is" if stated else "training wrapped its names"
+        yield "note", f"{what}, which ComfyUI's own loader does not read: magihuman convert makes a file that it does"
     if unmatched:
         yield ("note" if layers else "problem"), f"without a place ({len(unmatched)}): {listed(unmatched)}"
 
@@ -97,14 +106,40 @@ def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
     return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 
-def damage(checkpoint: Checkpoint) -> Iterator[str]:
+def damage(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
     """What is wrong with the values themselves: this reads every tensor."""
+    hashes, changed, empty = stored_hashes(checkpoint.metadata), [], []
     for key, entry in checkpoint.entries.items():
         try:
-            if not is_finite(entry.read()):
-                yield f"{quoted(key)} holds values that are not numbers or are infinite"
+            values = entry.read()
         except CheckpointError as error:
             yield without_path(error, checkpoint.name)
+            continue
+        if not is_finite(values):
+            yield f"{quoted(key)} holds values that are not numbers or are infinite"
+        data = values.contiguous().view(-1).view(torch.uint8).numpy()
+        if key in hashes and hashlib.sha256(data.data).hexdigest() != hashes[key]:
+            changed.append(key)
+        if values.ndim > 1 and values.numel() >= LARGE_ENOUGH and not data.any():
+            empty.append(key)
+    if changed:
+        yield (f"{len(changed)} tensors are not as they were written ({listed_keys(changed)}): download or convert it "
+               "again")
+    if empty and found.kind != "lora":  # which begins with zeros where nothing was learned
+        yield (f"{len(empty)} tensors are zero throughout ({listed_keys(empty)}): the download may not have finished, "
+               "or the disk was full")
+
+
+def integrity(checkpoint: Checkpoint) -> str:
+    """What can be said of a file that was read from end to end."""
+    count = len(stored_hashes(checkpoint.metadata).keys() & set(checkpoint))
+    if not count:
+        return "it holds no hashes to compare with; magihuman convert writes them"
+    return f"the SHA-256 of {count} of {len(checkpoint)} tensors, as they were written"
+
+
+def listed_keys(keys: Sequence[str]) -> str:
+    return ", ".join(map(quoted, keys[:3])) + (", ..." if len(keys) > 3 else "")
 
 
 def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: bool) -> Iterator[tuple[str, str]]:

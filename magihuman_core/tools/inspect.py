@@ -1,21 +1,22 @@
 """What a weight file or a model folder is, in plain words: the text of `magihuman inspect`."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.header import DTYPE_NAMES, file_format, quoted
+from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, quoted
 from ..checkpoint.json_file import read_json
-from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, walk
+from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHED, suffix, walk
 from ..errors import CheckpointError
 from ..recipes import RECIPES
 from ..sizes import byte_size
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
-from .diagnose import damage, describe_lora, estimates, load_dry, notes, without_path
+from .diagnose import damage, describe_lora, estimates, integrity, load_dry, notes, without_path
 
-MAX_TOKENIZER = 100_000_000  # bytes of a JSON file that is read; a tokenizer has about 30 million
 NEEDS = {
     "network": "the text encoder, the audio VAE, and the Turbo VAE or the video VAE",
     "text_encoder": "tokenizer.json of T5Gemma beside it",
@@ -24,6 +25,8 @@ NEEDS = {
     "audio_vae": "nothing",
     "lora": "the network it was made for",
 }
+log = logging.getLogger(__name__)
+
 NO_WEIGHTS = "not a weight file"
 COMFYUI_FOLDERS = {"network": "diffusion_models", "text_encoder": "text_encoders", "turbo_vae": "vae",
                    "video_vae": "vae", "audio_vae": "vae", "lora": "loras"}
@@ -68,9 +71,9 @@ def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[st
 
 
 def _describe_file(path: Path, read_all: bool, details: bool) -> str:
-    if path.suffix in READABLE + REFUSED or path.name.endswith(INDEX):
+    if suffix(path) in READABLE + REFUSED + UNFINISHED or path.name.lower().endswith(INDEX):
         return _describe_checkpoint(path, read_all, details)
-    if path.suffix == ".json":
+    if suffix(path) == ".json":
         return f"{path}\n  is         {_describe_json(path)}"
     try:
         found = file_format(path)
@@ -83,8 +86,13 @@ def _describe_file(path: Path, read_all: bool, details: bool) -> str:
 
 def _describe_json(path: Path) -> str:
     """What a JSON file beside the weights is for."""
+    with suppress(OSError):
+        if path.stat().st_size > MAX_HEADER:  # T5Gemma's tokenizer has 34 MB
+            with path.open("rb") as file:
+                known = b'"added_tokens"' in file.read(1 << 16)
+            return "a tokenizer, for the text encoder" if known else "a large JSON text; nothing here uses it"
     try:
-        content = read_json(path, MAX_TOKENIZER)
+        content = read_json(path, MAX_HEADER)
     except (OSError, ValueError):
         return "damaged: it is not valid JSON. Download it again"
     if not isinstance(content, dict):
@@ -98,11 +106,18 @@ def _describe_json(path: Path) -> str:
 
 
 def _describe_checkpoint(path: Path, read_all: bool, details: bool) -> str:
-    """The section of one checkpoint: file, shards or index."""
+    """The section of one checkpoint: file, shards or index. One that cannot be examined does not spoil a folder."""
     try:
-        checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=path.suffix == ".ckpt")
+        return _examined(path, read_all, details)
     except CheckpointError as error:
         return f"{path}\n  problem    {without_path(error, path)}"
+    except Exception as error:  # a fault of ours
+        log.debug("", exc_info=True)
+        return f"{path}\n  problem    cannot be examined (internal error: {type(error).__name__}: {error})"
+
+
+def _examined(path: Path, read_all: bool, details: bool) -> str:
+    checkpoint = open_checkpoint(path, raw=True, allow_pickle_checkpoint=suffix(path) == ".ckpt")
     found = recognize(checkpoint)
     lines = [("is", found.what + _role(found)), ("holds", _contents(checkpoint))]
     if found.kind == "network" or found.layout not in PLAIN_LAYOUTS:
@@ -122,9 +137,11 @@ def _describe_checkpoint(path: Path, read_all: bool, details: bool) -> str:
     except CheckpointError as error:
         problems.append(without_path(error, checkpoint.name))
     if read_all or found.kind == "lora":  # which is small
-        problems += damage(checkpoint)
+        problems += damage(checkpoint, found)
     if found.kind == "lora":
         lines += describe_lora(checkpoint, damaged=bool(problems))
+    if read_all and not problems:
+        lines.append(("compared", integrity(checkpoint)))
     if module is not None and not problems:
         lines += estimates(checkpoint, found, module.config, details)
     lines += [("problem", problem) for problem in problems]

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 
+MAX_LAYERS, MAX_WIDTH = 64, 65_536  # of one block; the released network has 3, and 512 channels
+
 
 @dataclass(frozen=True)
 class TurboVAEConfig:
@@ -55,6 +57,11 @@ class TurboVAEConfig:
             if len(getattr(config, field)) != length:
                 raise CheckpointError(f"{name}: {field} has {len(getattr(config, field))} entries, expected"
                                       f" {length} for {blocks} blocks. Use the JSON that belongs to it.")
+        if max(blocks, *config.decoder_layers_per_block) > MAX_LAYERS or max(
+                *config.decoder_block_out_channels, config.latent_channels, config.out_channels, config.patch_size,
+                config.decoder_dw_kernel_size, config.first_chunk_size, config.step_size) > MAX_WIDTH:
+            raise CheckpointError(f"{name}: asks for more layers or channels than any Turbo VAE has. Use the JSON that "
+                                  "belongs to the weights.")
         if mapping.get("patch_size_t", 1) != 1:
             raise CheckpointError(f"{name}: patch_size_t is {mapping['patch_size_t']}, only 1 is supported."
                                   " Use the JSON of a released Turbo VAE.")

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def saved_part(checkpoint: Checkpoint, kind: str) -> Checkpoint:
         return checkpoint
     texts = {place: _text(checkpoint, key) for key, place in TEXTS.items() if key in checkpoint}
     entries = {key.removeprefix("transformer."): entry for key, entry in checkpoint.entries.items() if key not in TEXTS}
-    return Checkpoint(entries, checkpoint.name, {**checkpoint.metadata, **texts}, checkpoint.path)
+    return replace(checkpoint, entries=entries, metadata={**checkpoint.metadata, **texts})
 
 
 def text_tensors(texts: Mapping[str, str]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from ..checkpoint.header import quoted
 from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..model.config import RELEASED, DiTConfig
 from .fused import Part, fused_parts, our_rows
+from .lora_alpha import with_stated_alpha
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
             "lora_unet_", "lora_transformer_", "lycoris_")
@@ -61,6 +62,7 @@ def all_layer_names() -> Mapping[str, str]:
 
 def stock_names(checkpoint: Checkpoint) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """A LoRA under names that ComfyUI's own loader looks for, and what has no place, with the reason."""
+    checkpoint = with_stated_alpha(checkpoint, SPELLINGS["down"])
     layers, unmatched = by_layer(checkpoint, all_layer_names())
     entries = {}
     for layer, keys in layers.items():

@@ -41,6 +41,17 @@ KINDS = {
                       "an Oobleck audio VAE (Stable Audio Open)", "as the audio VAE"),
 }
 
+# Ways to store weights that are not read here: keys that only they have, their names, and what to do.
+FOREIGN = (
+    (r"\.wscales$", "SVDQuant (Nunchaku)"),
+    (r"\.quant_state\.bitsandbytes__(nf4|fp4)$|\.absmax$", "bitsandbytes NF4"),
+    (r"\.(qzeros|qweight)$", "GPTQ or AWQ"),
+    (r"\.weight_scale_inv$", "fp8 with scales of blocks (weight_scale_inv)"),
+)
+# Relatives of a LoRA, which ComfyUI's own LoRA loader knows.
+RELATIVES = ((r"[._]lokr_w[12]", "LoKr"), (r"[._]hada_w[12]_", "LoHa"), (r"[._]oft_blocks$|\.oft_diag$", "OFT or BOFT"),
+             (r"\.(a1|a2|b1|b2)\.weight$", "GLoRA"))
+
 # Files that people do try, and that belong to something else.
 OTHER_MODELS = (
     (r"^(enc\.)?blk\.\d+\.", "a GGUF file under llama.cpp's names; one with Hugging Face's names is needed"),
@@ -72,6 +83,12 @@ class Recognized:
 def recognize(checkpoint: Mapping) -> Recognized:
     """Tell what the tensors are, by names and shapes."""
     checkpoint = as_checkpoint(checkpoint)
+    if (foreign := next((name for pattern, name in FOREIGN if _has_key(checkpoint, pattern)), None)) is not None:
+        return Recognized("unknown", f"a model in the format {foreign}, which is not read here: take the original, or "
+                          "one in int8 or scaled fp8", "unknown", foreign, None)
+    if (relative := next((name for pattern, name in RELATIVES if _has_key(checkpoint, pattern)), None)) is not None:
+        return Recognized("unknown", f"a relative of LoRA ({relative}): ComfyUI's own LoRA loader applies it, from "
+                          "models/loras; the command line takes plain LoRA only", "unknown", None, None)
     kind = next((name for name in KINDS if _has_key(checkpoint, KINDS[name].pattern)), "unknown")
     if kind == "unknown":
         what = next((what for pattern, what in OTHER_MODELS if _has_key(checkpoint, pattern)),

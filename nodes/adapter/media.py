@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
-from ...magihuman_core.media.image import fit_image, to_rgb
-from ...magihuman_core.media.waveform import OUTPUT_RATE, resample, to_stereo
+from ...magihuman_core.media.image import fit_image, to_rgb, warn_of_cropping
+from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample, resample_recording
 from ...magihuman_core.sampling.regenerate import STILL_FRAMES
 from ...magihuman_core.sampling.windows import AUDIO_PER_FRAME
 from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
@@ -26,14 +26,15 @@ def to_pil(image: Tensor) -> Image.Image:
 
     if image.ndim != 4 or 0 in image.shape:
         raise InputError(f"The image has shape {list(image.shape)}, expected [B, h, w, c]. Connect Load Image.")
+    if not bool(torch.isfinite(image[0]).all()):
+        raise InputError("The image holds values that are not numbers. Choose another one.")
     pixels = (image[0].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
     """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames."""
-    width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
-    return encode_frames(vae, fit_image(to_pil(image), width, height), like)
+    return encode_frames(vae, _fitted(image, like), like)
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
@@ -55,9 +56,16 @@ def still_latent(vae, image: Tensor, like: Tensor) -> Tensor:
 
     A latent frame of a moving picture is made of four frames: the picture is encoded as a still.
     """
-    width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
-    still = fit_image(to_pil(image), width, height).expand(-1, -1, STILL_FRAMES, -1, -1)
+    still = _fitted(image, like).expand(-1, -1, STILL_FRAMES, -1, -1)
     return encode_frames(vae, still, like)[:, :, -1:]
+
+
+def _fitted(image: Tensor, like: Tensor) -> Tensor:
+    """An IMAGE's first image, [1, 3, 1, h, w] in [-1, 1], cropped to a clip's size; see image.fit_image."""
+    width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
+    picture = to_pil(image)
+    warn_of_cropping(picture.size, (width, height))
+    return fit_image(picture, width, height)
 
 
 def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, Tensor]:
@@ -75,7 +83,7 @@ def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, T
     video = frames_latent(vae, filled, like)
     samples = OUTPUT_RATE // FPS
     length = AUDIO_PER_FRAME * video.shape[2] - 1
-    waveform = fit_length(resample(*stereo(audio), OUTPUT_RATE), count * samples)
+    waveform = fit_length(resample_recording(*stereo(audio), OUTPUT_RATE), count * samples)
     waveform = fit_length(waveform, length * samples)
     like = torch.empty(1, audio_vae.latent_channels, 0, dtype=video.dtype, device=video.device)
     return video, audio_latent(audio_vae, waveform, OUTPUT_RATE, like)[:, :, :length]
@@ -97,10 +105,8 @@ def stereo(audio: dict) -> tuple[Tensor, int]:
     """(waveform [2, L], rate) of an AUDIO's first sound. Raises InputError where there is none."""
     if audio is None or audio["waveform"].shape[-1] == 0:
         raise InputError("The audio is empty: it holds no samples. Choose another recording.")
-    waveform = to_stereo(audio["waveform"][0].float())
-    if not bool(torch.isfinite(waveform).all()):
-        raise InputError("The audio holds samples that are not numbers. Export the recording again.")
-    return waveform, int(audio["sample_rate"])
+    waveform = audio["waveform"]
+    return as_audio(waveform[0] if waveform.ndim == 3 else waveform, audio["sample_rate"], "The audio")
 
 
 def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
@@ -109,7 +115,7 @@ def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor
     like: the clip's audio latent. Raises InputError where the VAE makes other latents.
     """
     check(audio_vae, "audio")
-    waveform = resample(waveform, rate, audio_vae.audio_sample_rate)
+    waveform = resample_recording(waveform, rate, audio_vae.audio_sample_rate)
     found = audio_vae.encode(rearrange(waveform, "c n -> 1 n c"))
     if found.shape[1] != like.shape[1]:
         raise InputError(f"The audio VAE makes {found.shape[1]} channels, but the latent's sound has "

@@ -8,7 +8,8 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from ...magihuman_core.errors import InputError
+from ...magihuman_core.checkpoint.finite import is_finite
+from ...magihuman_core.errors import CheckpointError, InputError
 from ...magihuman_core.model.config import PATCH, DiTConfig
 from ...magihuman_core.recipes import RECIPES
 from ...magihuman_core.runtime.memory import network_activations
@@ -72,6 +73,9 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         found = [tuple(shape) for shape in shapes or [kwargs["noise"].shape]]
         if not (torch.is_grad_enabled() and len(found) == 1):  # core's training has the video alone
             check_shapes(found, (config.video_channels, config.audio_channels))
+        if kwargs.get("area") is not None or kwargs.get("mask") is not None:
+            raise InputError("The conditioning is for an area of the picture, or has a mask, which MagiHuman cannot "
+                             "do: picture and sound have one prompt. Leave out the node that sets it.")
         out = BaseModel.extra_conds(self, **kwargs)
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")
@@ -116,7 +120,25 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         return self._change_video(latent, self.latent_format.process_in)
 
     def process_latent_out(self, latent):
+        """Raw latents of what was sampled. Raises CheckpointError or InputError for values that are not finite.
+
+        All of ComfyUI's samplers end here: what is no number would else become black frames, or stop a node behind.
+        """
+        streams = latent.unbind() if latent.is_nested else [latent]
+        if not all(bool(torch.isfinite(stream).all()) for stream in streams):
+            self.explain_not_finite()
         return self._change_video(latent, self.latent_format.process_out)
+
+    def explain_not_finite(self):
+        """Say what may be the cause, after a look at the weights."""
+        for key, weight in self.diffusion_model.named_parameters():
+            if type(weight.data) is torch.Tensor and not is_finite(weight.data):
+                raise CheckpointError(f"The network's weight {key} holds values that are not numbers. The file is "
+                                      "damaged, or a LoRA or merge made them: download the file again, or leave that "
+                                      "out.")
+        raise InputError("Sampling gave values that are not numbers. A number that is connected to it may be none "
+                         "(shift, cfg, guidance, sigmas, the latent), or the weight dtype is too narrow: try bf16 or "
+                         "fp32 in Load MagiHuman Model.")
 
     def _change_video(self, latent, change):
         """Apply a function to the video stream, of a nested latent or of the packed vector."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.frames import Frames
 from ...magihuman_core.media.video_file import TOLERANCE, open_video
-from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.recipes import BASE
 from ...magihuman_core.sizes import FPS, fit_area, floor_size
 from .media import fit_length, stereo
@@ -39,7 +39,7 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
         log.warning("The video has no sound; silence is taken for it.")
         waveform = torch.zeros(2, samples)
     else:
-        waveform = fit_length(resample(*audio, OUTPUT_RATE), samples)
+        waveform = fit_length(resample_recording(*audio, OUTPUT_RATE), samples)
     return images, {"waveform": waveform[None], "sample_rate": OUTPUT_RATE}
 
 

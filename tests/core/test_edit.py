@@ -365,7 +365,7 @@ def test_a_voice_draft_is_the_sound_of_the_smallest_clip(pipeline):
     (lambda p, c: p.generate(PROMPT, denoise=0.5), "needs a clip to begin with"),
     (lambda p, c: p.generate(PROMPT, clip=c, denoise=0), "denoise is 0"),
     (lambda p, c: p.generate(PROMPT, window=1, overlap=1), "overlap is 1 s for windows of 1 s"),
-    (lambda p, c: p.generate(PROMPT, window=0), "seconds is 0"),
+    (lambda p, c: p.generate(PROMPT, window=0), "window is 0 seconds"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_at_once(pipeline, clip, monkeypatch, call, words):
     monkeypatch.setattr("magihuman_core.pipeline.stages.encode_texts", lambda *_: pytest.fail("came to work"))

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import magihuman_core as mh
 from magihuman_core.cli import main
 from magihuman_core.cli.live import Chunks
+from magihuman_core.errors import InputError
 from magihuman_core.media.live_file import LiveFile
 from magihuman_core.model.config import DiTConfig
 from magihuman_core.pipeline import stages
@@ -216,6 +218,29 @@ def test_a_growing_wav_in_stereo():
     read = torch.cat(list(chunks), 1)
     assert chunks.rate == 24000 and read.shape == (2, 24000)
     torch.testing.assert_close(read / 32768, sound, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"channels": 0}, "0 channels"), ({"channels": 65535}, "65535 channels"), ({"form": 15}, "15 bytes"),
+    ({"form": 1 << 31}, "bytes"), ({"title": 0xFFFFFFF0}, "ends within"), ({"rate": 4_000_000_000}, "sampling rate"),
+    ({"rate": 0}, "sampling rate")])
+def test_a_wav_whose_header_is_absurd(change, words):
+    form = struct.pack("<HHIIHH", 1, change.get("channels", 1), change.get("rate", 24000), 48000, 2, 16)
+    title = b"LIST" + struct.pack("<I", change.get("title", 4)) + b"abcd"
+    data = b"RIFF\0\0\0\0WAVE" + title + b"fmt " + struct.pack("<I", change.get("form", 16)) + form + b"data\0\0\0\0"
+    with pytest.raises(InputError, match=words):
+        Chunks(io.BytesIO(data + bytes(1000)), 16000, 1, fill=False)
+
+
+def test_sound_that_comes_is_by_its_range_and_a_number():
+    buffer = AudioBuffer(25)
+    for chunk in (torch.tensor([16384], dtype=torch.int16), torch.tensor([1 << 30], dtype=torch.int32),
+                  torch.tensor([192], dtype=torch.uint8), torch.tensor([0.5])):
+        buffer.append(chunk)
+    assert torch.equal(buffer.samples, torch.full((2, 4), 0.5))
+    for bad in (torch.tensor([float("nan")]), torch.tensor([1], dtype=torch.int64)):
+        with pytest.raises(InputError, match="sound that came"):
+            buffer.append(bad)
 
 
 def test_an_error_while_sound_is_read_is_raised_where_it_is_taken():

@@ -1,5 +1,6 @@
 """LoRA against networks into whose official weights the same change was merged by hand."""
 
+import json
 import logging
 from dataclasses import replace
 from itertools import pairwise
@@ -323,3 +324,59 @@ def test_a_magnitude_that_is_one_number_is_reported():
             f"{layer}.dora_scale": torch.tensor(2.0)}  # fmt: skip
     one_head = replace(RELEASED, hidden=128, heads=1, kv_heads=1)
     assert "one magnitude per row" in split_lora(lora, one_head).unmatched[f"{layer}.dora_scale"]
+
+
+CONFIGS = {
+    "alpha": ({"r": RANK, "lora_alpha": 16}, 16 / RANK, 16 / RANK),
+    "rank stabilized": ({"r": RANK, "lora_alpha": 16, "use_rslora": True}, 16 / RANK**0.5, 16 / RANK**0.5),
+    "a layer's own": ({"r": RANK, "lora_alpha": 16, "alpha_pattern": {"mlp.down_proj": 2, "proj": 99}}, 16 / RANK,
+                      2 / RANK),
+    "no numbers": ({"r": RANK, "lora_alpha": "16"}, 1.0, 1.0),
+    "no configuration": ([1, 2], 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("place", ["beside", "metadata"])
+def test_a_configuration_states_alpha(name, place, weights, clip, tmp_path):
+    config, scale, own = CONFIGS[name]
+    lora = pairs(weights)
+    texts = None
+    if place == "beside":
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    elif isinstance(config, dict):
+        texts = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
+    save_file(fused(lora, prefix="base_model.model."), tmp_path / "adapter_model.safetensors", texts)
+    changes = {layer: (own if layer.endswith("mlp.down_proj") else scale) * up @ down
+               for layer, (up, down) in lora.items()}
+    assert_file_equals_merge(tmp_path / "adapter_model.safetensors", weights, clip, merged(weights, changes))
+    # ComfyUI's loader reads no configuration: after `convert` the file itself says it.
+    assert ("magihuman convert" in describe(tmp_path / "adapter_model.safetensors")) == (scale != 1)
+    converted = convert(tmp_path / "adapter_model.safetensors", tmp_path / "mine.safetensors")
+    (tmp_path / "adapter_config.json").unlink(missing_ok=True)
+    assert_file_equals_merge(converted, weights, clip, merged(weights, changes))
+
+
+def test_a_configuration_that_may_be_of_another_file_is_not_used(weights, clip, tmp_path, caplog):
+    lora = pairs(weights)
+    for name in ("one", "two"):
+        save_file(fused(lora), tmp_path / f"{name}.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 16}))
+    assert_file_equals_merge(tmp_path / "one.safetensors", weights, clip, merged(weights, products(lora)))
+    assert "is not used" in caplog.text
+
+
+@pytest.mark.parametrize("wrapped", ["_orig_mod.{}", "transformer._orig_mod.{}", "_fsdp_wrapped_module.{}",
+                                     "module._fsdp_wrapped_module._orig_mod.{}"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_names_that_training_wrapped(wrapped, inside, weights, clip, tmp_path):
+    lora = pairs(weights)
+    within = ("layers.0.", "layers.0._checkpoint_wrapped_module.") if inside else ("", "")
+    named = {wrapped.format(layer.replace(*within)): pair for layer, pair in lora.items()}
+    save_file(fused(named), tmp_path / "a.safetensors")
+    assert_file_equals_merge(tmp_path / "a.safetensors", weights, clip, merged(weights, products(lora)))
+    assert "training wrapped its names" in describe(tmp_path / "a.safetensors")
+    # Whole networks, too.
+    save_file({f"_orig_mod.{key}": value for key, value in weights.items()}, tmp_path / "distill.safetensors")
+    network, plain = (load_dit(each, dtype=torch.float32) for each in (tmp_path / "distill.safetensors", weights))
+    assert torch.equal(outputs(network, clip)[0], outputs(plain, clip)[0])

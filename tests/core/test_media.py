@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from magihuman_core.errors import InputError
 from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.image import crop_box, fit_image, frames_to_uint8, load_image, to_rgb
-from magihuman_core.media.mp4 import check_output, write_mp4
+from magihuman_core.media.mp4 import add_video, check_output, video_frame, write_mp4
 from magihuman_core.media.waveform import to_stereo
 from magihuman_core.pipeline.request import read_image
 from magihuman_core.recipes import upscaled_size
@@ -228,6 +228,22 @@ def test_video_and_audio_of_a_file_are_equally_long(tmp_path, count, fps):
         assert np.corrcoef(audio[channel, :samples], wave[channel, :samples])[0, 1] > 0.99
 
 
+def test_the_index_stands_before_the_frames(tmp_path):
+    write_mp4(tmp_path / "a.mp4", noise_frames(30), torch.zeros(2, 44100))
+    data = (tmp_path / "a.mp4").read_bytes()
+    assert 0 < data.index(b"moov") < data.index(b"mdat")
+    # FFmpeg moved the frames by reading the file: they are what an encoder gives that moves nothing.
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        moved = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    with av.open(str(tmp_path / "b.mp4"), "w", format="mp4") as file:
+        stream = add_video(file, 64, 48, Fraction(25))
+        for number, frame in enumerate(noise_frames(30)):
+            file.mux(stream.encode(video_frame(frame, number, Fraction(25))))
+        file.mux(stream.encode(None))
+    with av.open(str(tmp_path / "b.mp4")) as file:
+        assert [bytes(packet) for packet in file.demux(video=0) if packet.size] == moved
+
+
 def test_audio_that_ends_early_is_followed_by_silence(tmp_path):
     write_mp4(tmp_path / "a.mp4", noise_frames(25), torch.from_numpy(tone(44100, 0.4).T))
     audio, _ = load_audio(tmp_path / "a.mp4")
@@ -285,12 +301,13 @@ def test_an_interrupted_file_leaves_nothing_and_keeps_the_old_one(tmp_path, erro
     assert (tmp_path / "a.mp4").read_bytes() == b"the clip of before"
 
 
-@pytest.mark.parametrize("limit", [0, 100, 3000, 50_000])
-def test_full_disk_leaves_nothing_and_is_named(tmp_path, limit):
+@pytest.mark.parametrize("limit", [0, 100, 3000, 4096, 50_000])
+def test_full_disk_leaves_nothing_and_is_named(tmp_path, limit, capfd):
     refused = pytest.raises(InputError, match=r"a\.mp4: cannot be written \(File too large\).*choose another folder\.$")
     with full_disk(limit), refused:
         write_mp4(tmp_path / "a.mp4", noise_frames(30, 64), torch.zeros(2, 44100))
     assert names(tmp_path) == []
+    assert "Traceback" not in capfd.readouterr().err  # PyAV prints some
 
 
 @pytest.mark.parametrize(("frames", "word"), [

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from magihuman_core import CheckpointError, InputError, MagiHumanPipeline
 from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.image import load_image
-from magihuman_core.media.waveform import resample
+from magihuman_core.media.waveform import resample_recording
 from magihuman_core.pipeline import stages
 from magihuman_core.pipeline.request import Keyframe
 from magihuman_core.pipeline.saved import load_clip
@@ -166,7 +166,7 @@ def test_saved_latents_decode_to_the_same_clip(driven, pipeline, voice, tmp_path
     assert torch.equal(again.frames, clip.frames) and torch.equal(again.audio, clip.audio)
     assert again.metadata == clip.metadata and again.metadata["seed"] == 3
     if driven:
-        given = resample(*load_audio(voice, SMALL["seconds"]), 44100)
+        given = resample_recording(*load_audio(voice, SMALL["seconds"]), 44100)
         assert torch.equal(again.audio, given[:, : again.audio.shape[1]])
     assert [file.name for file in tmp_path.iterdir()] == ["latents.safetensors"]
 

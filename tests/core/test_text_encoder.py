@@ -293,7 +293,9 @@ def test_a_prompt_of_a_whole_book_is_refused_before_it_is_computed(weights, toke
     encoder = load_text_encoder(weights, tokenizer, CONFIG)
     assert encoder.tokenize("a" * text_encoder.REFUSED_ABOVE).shape[1] == text_encoder.REFUSED_ABOVE
     monkeypatch.setattr(T5GemmaEncoder, "forward", None)
-    with pytest.raises(InputError, match=r"1048576 tokens.*4096"):
+    with pytest.raises(InputError, match=r"50000 tokens.*4096"):
+        encoder.encode("a" * 50_000)
+    with pytest.raises(InputError, match=r"1,048,576 characters"):  # before it is even split
         encoder.encode("a" * (1 << 20))
 
 

@@ -1,0 +1,76 @@
+"""What a command says, and its exit code, on consoles of any encoding."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from magihuman_core.cli.console import Exit, exit_code, plain
+from magihuman_core.cli.program import main
+from magihuman_core.errors import CheckpointError, InputError
+
+from .golden import ROOT
+
+NAME = "caf\u00e9 \u65e5\u672c \U0001f600"
+
+
+def caused(error: Exception, cause: BaseException) -> Exception:
+    try:
+        try:
+            raise cause
+        except BaseException:
+            raise error from None
+    except Exception as raised:
+        return raised
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (InputError("a"), Exit.INPUT), (CheckpointError("a"), Exit.WEIGHTS), (MemoryError(), Exit.MACHINE),
+    (RuntimeError("CUDA out of memory"), Exit.MACHINE), (OSError(errno.ENOSPC, "no space"), Exit.MACHINE),
+    (caused(InputError("a"), OSError(errno.ENOSPC, "no space")), Exit.MACHINE),
+    (caused(CheckpointError("a"), OSError(errno.EDQUOT, "quota")), Exit.MACHINE),
+    (caused(InputError("a"), OSError(errno.ENOENT, "no such file")), Exit.INPUT),
+    (OSError(errno.EACCES, "denied"), Exit.INPUT), (KeyError("x"), Exit.INTERNAL), (ValueError("x"), Exit.INTERNAL)])
+def test_exit_codes_tell_the_kind(error, code):
+    assert exit_code(error) == code
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp949", "cp936", "ascii", "utf-8"])
+@pytest.mark.parametrize("name", [NAME, "lone \udce9 surrogate"])
+def test_a_console_that_cannot_print_a_name(tmp_path, encoding, name):
+    try:
+        (tmp_path / f"{name}.txt").write_text("hello")
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    arguments = [sys.executable, "-m", "magihuman_core", "inspect", str(tmp_path / f"{name}.txt")]
+    env = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run(arguments, capture_output=True, cwd=ROOT, env=env, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"not a weight file" in done.stdout
+    # Errors, too.
+    missing = [*arguments[:-1], str(tmp_path / f"{name} is missing")]
+    done = subprocess.run(missing, capture_output=True, cwd=ROOT, env=env, timeout=100, check=False)
+    assert done.returncode == Exit.WEIGHTS and b"no such file or folder" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_name_gives_a_console_no_orders(tmp_path, capsys):
+    path = tmp_path / "\x1b[31mred\x07 \u202egpj.exe"
+    path.write_text("hello")
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred\\x07 \\u202egpj.exe" in said and "\x1b" not in said and "\u202e" not in said
+    assert plain(f"{NAME}\tx\n") == f"{NAME}\tx\n"
+
+
+def test_a_fault_of_the_program_says_what_to_send(monkeypatch, capsys):
+    import magihuman_core.tools.inspect as tool
+
+    monkeypatch.setattr(tool, "describe", lambda *_, **__: {}["no such key"])
+    assert main(["inspect", "x"]) == Exit.INTERNAL
+    said = capsys.readouterr().err
+    last = said.splitlines()[-1]
+    assert "Traceback" in said and "internal error: KeyError" in last
+    assert all(word in last for word in ("report", "magihuman 0", "Python 3", "torch 2"))
