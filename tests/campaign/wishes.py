@@ -19,9 +19,10 @@ NAN, INF = math.nan, math.inf
 INTEGERS = ["0", "1", "2", "3", "-1", "5", "31", "32", "64", "96", "1000000000", str(2**63), str(2**64), "-0", "1e3",
             "2.5", "nan", "", " ", "x", "\u0663", "1" * 400]
 FLOATS = ["0.2", "0.4", "0.04", "0", "-1", "nan", "inf", "-inf", "1e-300", "1e300", "1e400", "0x1", "", "x", "1_0"]
-WORDS = ["", " ", "x", "demo", "auto", "540p", "64x64", "96x32", "0x0", "99999999x32", "cpu", "cuda:99",
-         "meta", "mps", "cpu:1", "last=x", "1,2", "1-2", "3-1", "0.5,0.5,0.3,0.2", "nan,0,1,1", "\udc80", "a\x00b", "..",
-         "/", "-", "~", "\u202egpj.exe", "%s%n{0}", "A happy woman says: \"ma so mi\"", "network=x", "=", "caf\u00e9", "a" * 400]
+WORDS = ["", " ", "x", "demo", "auto", "540p", "64x64", "96x32", "0x0", "99999999x32", "cpu", "cuda:99", "meta",
+         "mps", "cpu:1", "last=x", "1,2", "1-2", "3-1", "0.5,0.5,0.3,0.2", "nan,0,1,1", "\udc80", "a\x00b", "..", "/",
+         "-", "~", "\u202egpj.exe", "%s%n{0}", "A happy woman says: \"ma so mi\"", "network=x", "=", "caf\u00e9",
+         "a" * 400]
 TENSORS = {
     "nan": torch.full((2, 8000), NAN), "inf": torch.full((2, 8000), INF), "int16": torch.ones(8000, dtype=torch.int16),
     "empty": torch.zeros(2, 0), "scalar": torch.tensor(0.5), "five": torch.zeros(1, 1, 1, 1, 1),
@@ -52,7 +53,7 @@ def options(workshop: Workshop, chance: random.Random) -> Case:
     argv: list[str] = [name]
     for action in commands[name]._actions:
         wanted = action.required or not action.option_strings
-        if isinstance(action, argparse._HelpAction) or not (wanted or chance.random() < 0.12):
+        if action.dest in ("help", "verbose") or not (wanted or chance.random() < 0.12):
             continue
         value = _value(action, chance, files, outs, str(workshop.models))
         argv += [value] if not action.option_strings else [action.option_strings[-1], *([value] * (action.nargs != 0))]
