@@ -15,6 +15,12 @@ class CheckpointError(ValueError):
     """A weight file is damaged, of the wrong kind, or incomplete; the message names it and the remedy."""
 
 
+def shown(value: object) -> str:
+    """A value for a message, whatever it is: on one line, and short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the system had no memory left.
 

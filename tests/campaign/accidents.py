@@ -1,11 +1,12 @@
 """What happens while a clip is made: cancels, signals, full disks, no memory, other writers, files that change."""
 
-import errno
 import io
 import os
 import random
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -46,8 +47,9 @@ def raising(run: Callable[[], int], error: type[BaseException], calls: int) -> C
 
 
 def _interrupts(frame) -> bool:
-    """Not in the words for an error, after the command itself."""
-    return not frame.f_code.co_filename.endswith(("cli/program.py", "cli/console.py", "errors.py"))
+    """Not in the words for an error, after the command itself; nor where Python drops what is raised (a weak reference
+    that ends): a signal there is lost in any program."""
+    return not frame.f_code.co_filename.endswith(("cli/program.py", "cli/console.py", "errors.py", "dry_run.py"))
 
 
 def _work(workshop: Workshop, chance: random.Random, folder: Path) -> tuple[Callable[[], int], list[Path], str]:
@@ -119,22 +121,31 @@ def signals(workshop: Workshop, chance: random.Random) -> Case:
 
 
 def disks(workshop: Workshop, chance: random.Random) -> Case:
-    """A disk with few bytes left, or a limit on the size of files."""
+    """A disk of few bytes, where the system lets us make one, or a limit on the size of files"""
     folder = workshop.case_folder()
-    run, outs, name = _work(workshop, chance, folder)
-    size, limited = int(10 ** chance.uniform(0, 6.3)), chance.random() < 0.5
+    size = int(10 ** chance.uniform(0, 6.3))
+    disk = folder / "disk"
+    disk.mkdir()
+    small = chance.random() < 0.6 and _mount("-t", "tmpfs", "-o", f"size={max(size, 4096)}", "none", str(disk))
+    run, outs, name = _work(workshop, chance, disk)
 
-    def changed() -> int:
-        if limited:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-            # The log is a file, too.
-            sys.stdout = sys.stderr = Capped(sys.stdout, size)
-        else:
-            fill_disk(size)
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        sys.stdout = sys.stderr = Capped(sys.stdout, size)  # the log is a file, too
         return run()
 
-    return Case(changed, folder, f"{name}, {size} bytes {'a file' if limited else 'of disk'}", outs, late=True,
-                quiet=limited)
+    return Case(run if small else limited, folder, f"{name}, {size} bytes {'of disk' if small else 'a file'}", outs,
+                late=True, quiet=not small, clean=(lambda: _unmount(disk)) if small else None)
+
+
+def _mount(*arguments: str) -> bool:
+    """Whether a file system could be mounted: Linux, and as root."""
+    mount = shutil.which("mount")
+    return mount is not None and subprocess.run([mount, *arguments], capture_output=True, check=False).returncode == 0
+
+
+def _unmount(disk: Path) -> None:
+    subprocess.run([shutil.which("umount") or "umount", str(disk)], capture_output=True, check=False)
 
 
 class Capped(io.TextIOBase):
@@ -150,26 +161,6 @@ class Capped(io.TextIOBase):
             self.file.write(piece)
             self.file.flush()
         return len(text)
-
-
-def fill_disk(size: int) -> None:
-    """From here on new files of this process have so many bytes in all; then the disk is full."""
-    left = size
-    opened = Path.open
-
-    class Full(io.BufferedWriter):
-        def write(self, data) -> int:
-            nonlocal left
-            left -= len(memoryview(data).cast("B")) if not isinstance(data, bytes) else len(data)
-            if left < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(data)
-
-    def open_full(self, mode="r", *arguments, **options):
-        file = opened(self, mode, *arguments, **options)
-        return Full(file.detach()) if "b" in mode and set(mode) & set("wxa") else file
-
-    Path.open = open_full  # type: ignore[method-assign, assignment]  # in a process that ends with this case
 
 
 def writers(workshop: Workshop, chance: random.Random) -> Case:

@@ -38,6 +38,8 @@ def run_case(workshop: Workshop, kind: str, seed: int, number: int) -> Verdict:
         verdict = judge(case)
         verdict.said = f"{case.words}: {verdict.said}"
     finally:
+        if case.clean is not None:
+            case.clean()
         with contextlib.suppress(OSError):
             shutil.rmtree(case.folder)
     return verdict

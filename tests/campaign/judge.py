@@ -22,7 +22,7 @@ MEMORY = 500 * 2**20  # bytes over what the process had when the case began
 HANGS = 60.0  # seconds of the clock
 REFUSED = {2, 3, 4}  # exit codes: the input, the weights, the machine
 STOPPED = {128 + number for number in (1, 2, 15)}
-SENTENCE = re.compile(r"magihuman[\w ]*: \S.{15,1500}", re.DOTALL)
+SENTENCE = re.compile(r"magihuman[\w ]*: .{16,1500}", re.DOTALL)
 OURS = re.compile(r"Traceback \(most recent|internal error|Segmentation|Aborted", re.IGNORECASE)
 
 
@@ -48,6 +48,7 @@ class Case:
     late: bool = False  # what goes wrong does so after work, which the bound of time does not count
     quiet: bool = False  # the last sentence may not fit
     after: Callable[[], str] | None = None  # a last look, which gives what is wrong
+    clean: Callable[[], object] | None = None  # what is to be undone at the end
     also: Sequence[Callable[[], int]] = field(default=())  # runs at the same time
 
 

@@ -51,11 +51,14 @@ def options(workshop: Workshop, chance: random.Random) -> Case:
     commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
     name = chance.choice([key for key in commands if key != "demo"])
     argv: list[str] = [name]
+    written: set[str] = set()
     for action in commands[name]._actions:
         wanted = action.required or not action.option_strings
         if action.dest in ("help", "verbose") or not (wanted or chance.random() < 0.12):
             continue
         value = _value(action, chance, files, outs, str(workshop.models))
+        if action.dest in ("out", "target", "save_latents"):
+            written.add(value)
         argv += [value] if not action.option_strings else [action.option_strings[-1], *([value] * (action.nargs != 0))]
     if name in ("generate", "dub", "retake", "extend", "live"):
         known = {option for action in commands[name]._actions for option in action.option_strings}
@@ -63,6 +66,9 @@ def options(workshop: Workshop, chance: random.Random) -> Case:
         argv += [word for pair in small for word in pair]
         if "--out" not in argv:
             argv += ["--out", str(outs[0])]
+    # What the command does not read may be replaced.
+    outs += [Path(value) for value in written if value.startswith(str(folder / "in"))
+             and value.endswith((".mp4", ".safetensors", ".wav")) and argv.count(value) == 1]
     return Case(command(*argv), folder, f"magihuman {' '.join(map(ascii, argv))[:1500]}", outputs=outs,
                 problems=name == "inspect", writes=name not in ("inspect",))
 
@@ -114,13 +120,15 @@ def python(workshop: Workshop, chance: random.Random) -> Case:
             pipeline = MagiHumanPipeline.from_folder(workshop.models, device="cpu")
             function = getattr(pipeline, method)
             listed = inspect.signature(function).parameters.values()
+            flags = {parameter.name for parameter in listed if isinstance(parameter.default, bool)}
             names = [parameter.name for parameter in listed if parameter.kind is not parameter.VAR_KEYWORD]
             if len(names) < len(listed):  # what all methods take
                 sizes = ("width", "height", "upscale", "sr_steps") if method == "generate_audio" else ()
                 names += [name for name in MAKING if name not in (*names, *sizes)]
             arguments = {name: usual[name] for name in names if usual.get(name) is not None}
             arguments |= {names[place]: value for place, value in odd.items()
-                          if place < len(names) and names[place] not in ("progress", "lazy")}
+                          if place < len(names) and names[place] not in ("progress", "lazy")
+                          and not (names[place] in flags and isinstance(value, torch.Tensor))}  # torch's own error
             made = function(**arguments)
             if hasattr(made, "save"):
                 made.save(folder / "a.mp4")
