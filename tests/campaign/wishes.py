@@ -64,8 +64,8 @@ def options(workshop: Workshop, chance: random.Random) -> Case:
         known = {option for action in commands[name]._actions for option in action.option_strings}
         small = [pair for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if pair[0] in known and pair[0] not in argv]
         argv += [word for pair in small for word in pair]
-        if "--out" not in argv:
-            argv += ["--out", str(outs[0])]
+    if name not in ("inspect", "convert") and "--out" not in argv:
+        argv += ["--out", str(outs[0])]
     # What the command does not read may be replaced.
     outs += [Path(value) for value in written if value.startswith(str(folder / "in"))
              and value.endswith((".mp4", ".safetensors", ".wav")) and argv.count(value) == 1]
