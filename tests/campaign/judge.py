@@ -87,6 +87,7 @@ def judge(case: Case) -> Verdict:
 def _start(run: Callable[[], int], log: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
+    log.touch()  # whatever becomes of the process
     process = os.fork()
     if process:
         return process
