@@ -9,7 +9,7 @@ import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from .errors import InputError
@@ -18,6 +18,12 @@ try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
+
+WINDOWS = os.name == "nt"
+# Devices of Windows, with any ending and in any folder; what a name cannot hold there.
+DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$",
+           *(port + number for port in ("com", "lpt") for number in "0123456789\u00b9\u00b2\u00b3")}
+FORBIDDEN = '<>:"|?*'
 
 
 def temporary_name(path: Path) -> Path:
@@ -68,10 +74,23 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         with suppress(OSError):  # nothing is there yet
             temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except PermissionError:  # on Windows, while another program has the old file open
+            kept = _free_name(path)
+            temporary.replace(kept)
+            raise InputError(f"{path}: is in use by another program and cannot be replaced. What was made is kept as "
+                             f"{kept.name}.") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (kept := path.with_stem(f"{path.stem}_{number}")).exists():
+        number += 1
+    return kept
 
 
 def check_not_input(target: str | Path, inputs: Iterable[str | Path | None]) -> None:
@@ -100,8 +119,12 @@ def check_place(path: Path, what: str) -> None:
             raise InputError(f"{path}: is a device or a pipe, where the {what} is a file. Give another name.")
         if found is not None and not os.access(path, os.W_OK):
             raise InputError(f"{path}: is there already, and protected from writing. Give another name.")
+        if WINDOWS:
+            _check_windows_name(path)
         temporary = temporary_name(path.resolve())
         temporary.parent.mkdir(parents=True, exist_ok=True)
+        if len(path.name) > len(temporary.name):  # so that a limit on the length of paths is met now
+            temporary = temporary.with_name(temporary.name.ljust(len(path.name), "_"))
         temporary.touch(exist_ok=False)
         temporary.unlink(missing_ok=True)
     except InputError:
@@ -112,6 +135,14 @@ def check_place(path: Path, what: str) -> None:
     except ValueError:
         raise InputError(f"{str(path)!r}: is not a possible name of a file. Give another one.") from None
     remove_leftovers(temporary.parent)
+
+
+def _check_windows_name(path: PurePath) -> None:
+    """Raise InputError for what Windows takes at first and gives another meaning: a device, a stream, no last dot."""
+    for part in path.parts[1 if path.anchor else 0:]:
+        device = part.split(".")[0].rstrip(" ").lower() in DEVICES
+        if device or set(part) & set(FORBIDDEN) or (part not in (".", "..") and part[-1] in ". "):
+            raise InputError(f"{path}: {part!r} is no name on Windows. Choose another.")
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -19,6 +19,12 @@ class LostRankError(RuntimeError):
     """One of several processes that make a clip together has ended, so that the others cannot go on."""
 
 
+def shown(value: object) -> str:
+    """A value for a message, whatever it is: on one line, and short."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the system had no memory left.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from .errors import InputError
+from .errors import InputError, shown
 from .sizes import PIXELS_PER_TOKEN, floor_size
 
 
@@ -32,7 +32,8 @@ class Guidance:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"guidance: {field.name} is {value!r}, expected a number, such as {field.default}.")
+                raise InputError(f"guidance: {field.name} is {shown(value)}, "
+                                 f"expected a number, such as {field.default}.")
 
 
 FULL_GUIDANCE = Guidance()
@@ -93,11 +94,11 @@ def upscaled_size(width: int, height: int, target: str | tuple[int, int]) -> tup
     """
     if isinstance(target, str):
         if target not in UPSCALERS:
-            raise InputError(f"upscale is {target!r}, expected 540p, 1080p or WIDTHxHEIGHT.")
+            raise InputError(f"upscale is {shown(target)}, expected 540p, 1080p or WIDTHxHEIGHT.")
         factor = math.sqrt(UPSCALERS[target].area / (width * height))
         return _whole_tokens(width * factor), _whole_tokens(height * factor)
     if not isinstance(target, (tuple, list)) or len(target) != 2:
-        raise InputError(f"upscale is {target!r}, expected 540p, 1080p or a width and a height.")
+        raise InputError(f"upscale is {shown(target)}, expected 540p, 1080p or a width and a height.")
     return floor_size(*target)
 
 

@@ -7,7 +7,7 @@ first frame makes one by itself.
 import logging
 import math
 
-from .errors import InputError
+from .errors import InputError, shown
 
 FPS = 25  # frames, and audio latents, per second
 PIXELS_PER_LATENT = 16  # pixels per latent pixel, in height and width
@@ -27,7 +27,8 @@ def floor_size(width: int, height: int) -> tuple[int, int]:
     """
     for name, value in (("width", width), ("height", height)):
         if isinstance(value, bool) or not isinstance(value, int) or not PIXELS_PER_TOKEN <= value <= MAX_SIDE:
-            raise InputError(f"{name} is {value!r}, expected a whole number of pixels, {PIXELS_PER_TOKEN} or more, up "
+            raise InputError(f"{name} is {shown(value)}, "
+                             f"expected a whole number of pixels, {PIXELS_PER_TOKEN} or more, up "
                              f"to {MAX_SIDE}. Choose multiples of {PIXELS_PER_TOKEN}.")
     floored = width // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN, height // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
     if floored != (width, height):
@@ -72,7 +73,7 @@ def shape_like(width: int, height: int, area: int) -> tuple[int, int]:
 def audio_length(seconds: float) -> int:
     """Audio latents of a clip of this length: 25 for each second, and one. Raises InputError."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= MAX_SECONDS:
-        raise InputError(f"seconds is {seconds!r}, expected a length above 0, such as 4, up to {MAX_SECONDS}.")
+        raise InputError(f"seconds is {shown(seconds)}, expected a length above 0, such as 4, up to {MAX_SECONDS}.")
     return round(FPS * seconds) + 1
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..magihuman_core.errors import InputError
+from ..magihuman_core.errors import InputError, shown
 from .files import BESIDE_WEIGHTS, DEMO
 
 
@@ -43,19 +43,22 @@ def check_value(known: io.Input, value: Any, name: str) -> None:
         high: float = math.inf if known.max is None else known.max
         number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
         if not low <= number <= high:
-            raise InputError(f"{name} is {value!r}, expected a {'whole ' if kind is int else ''}number from {low:g} to "
+            raise InputError(f"{name} is {shown(value)}, "
+                             f"expected a {'whole ' if kind is int else ''}number from {low:g} to "
                              f"{high:g}. Look at the node that is connected there.")
     elif isinstance(known, io.Boolean.Input):
         if not isinstance(value, bool):
-            raise InputError(f"{name} is {value!r}, expected true or false. Look at the node that is connected there.")
+            raise InputError(f"{name} is {shown(value)}, "
+                             f"expected true or false. Look at the node that is connected there.")
     elif isinstance(known, io.String.Input):
         if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
             what = "holds half a character" if isinstance(value, str) else f"is {type(value).__name__}"
             raise InputError(f"{name} {what}, expected a text. Look at the node that is connected there.")
     elif isinstance(known, io.Combo.Input) and not isinstance(value, str):
-        raise InputError(f"{name} is {value!r}, expected one of its choices. Look at the node that is connected there.")
+        raise InputError(f"{name} is {shown(value)}, "
+                         f"expected one of its choices. Look at the node that is connected there.")
     elif isinstance(known, io.Combo.Input) and value not in known.options and not is_list_of_files(known):
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(str, known.options))}.")
+        raise InputError(f"{name} is {shown(value)}, expected one of {', '.join(map(str, known.options))}.")
 
 
 def is_list_of_files(known: io.Combo.Input) -> bool:

@@ -93,8 +93,9 @@ def _shard_path(index: Path, name: str) -> Path:
         raise refused
     try:
         folder, target = index.parent.resolve(), (index.parent / name).resolve()
-    except (OSError, RuntimeError):  # a loop of links
-        raise refused from None
+        target.is_file()
+    except (OSError, RuntimeError, ValueError):  # a loop of links; a name that is too long, or no text
+        raise CheckpointError(f"{index}: names a file {quoted(name)}, which cannot be. {DOWNLOAD_AGAIN}") from None
     # Hugging Face's own cache is made of links from snapshots/<revision>/ to blobs/ beside it.
     cache = next((p.parent / "blobs" for p in folder.parents if p.name == "snapshots"), folder)
     if not target.is_relative_to(folder) and not target.is_relative_to(cache):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..checkpoint.shards import named_files
 from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, is_out_of_memory
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
 from ..weights.recognize import FOREIGN, Recognized, recognize, require_kind
@@ -158,10 +158,12 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
             checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=suffix(candidate) == ".ckpt")
             part = _part(candidate, recognize(checkpoint))
-        except CheckpointError as error:
+        except (CheckpointError, InputError) as error:
             problems[candidate] = str(error)
             continue
         except Exception as error:  # a fault of ours: one file does not spoil a folder
+            if is_out_of_memory(error):
+                raise
             log.debug("", exc_info=True)
             problems[candidate] = f"{candidate}: cannot be examined (internal error: {type(error).__name__}: {error})."
             continue

@@ -11,7 +11,7 @@ import av
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..sizes import FPS
 from .mp4 import AudioTrack, add_video, video_frame
 
@@ -25,12 +25,12 @@ FORMATS: dict[str, dict[str, str]] = {
 class _Pipe:
     """Only the writing of a file: what can be sought in is treated as a file that is read back.
 
-    PyAV does not hand every error of a callback on as it was, so it is kept here, and what follows is dropped.
+    PyAV does not hand every error of a callback on, nor Ctrl-C, so it is kept here, and what follows is dropped.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.error: OSError | None = None  # the reader is gone, or the disk is full
+        self.error: BaseException | None = None  # the reader is gone, or the disk is full
 
     def write(self, data: bytes) -> int:
         rest = memoryview(data if self.error is None else b"")
@@ -41,6 +41,8 @@ class _Pipe:
         except OSError as error:
             gone = error.errno == EINVAL  # what Windows says of a pipe without a reader
             self.error = BrokenPipeError(EPIPE, "The reader is gone") if gone else error
+        except BaseException as error:
+            self.error = error
         return len(data)
 
     def check(self) -> None:
@@ -55,7 +57,7 @@ class LiveFile:
     def __init__(self, file: BinaryIO, width: int, height: int, rate: int, container: str = "mp4") -> None:
         """rate: of the audio, in samples per second. Raises InputError for an unknown container."""
         if container not in FORMATS:
-            raise InputError(f"container is {container!r}, expected one of {', '.join(FORMATS)}.")
+            raise InputError(f"container is {shown(container)}, expected one of {', '.join(FORMATS)}.")
         self.pipe = _Pipe(file)
         self.container: Any = av.open(self.pipe, "w", format=container, options=FORMATS[container])
         self.video = add_video(self.container, width, height, Fraction(FPS),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..sizes import MAX_SIDE
 from .image import crop_and_resize
 
@@ -23,7 +23,7 @@ def check_mask(mask: Tensor) -> None:
 def check_edge(edge: int | None) -> None:
     """Raise InputError for what is no width of a soft border, in pixels."""
     if edge is not None and (isinstance(edge, bool) or not isinstance(edge, int) or not 0 <= edge <= MAX_SIDE):
-        raise InputError(f"edge is {edge!r}, expected a whole number of pixels from 0 to {MAX_SIDE}, or none.")
+        raise InputError(f"edge is {shown(edge)}, expected a whole number of pixels from 0 to {MAX_SIDE}, or none.")
 
 
 def ellipse_mask(ellipse: Ellipse, width: int, height: int) -> Tensor:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..atomic import check_not_input, check_place, whole_file
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..sizes import FPS
 from .waveform import OUTPUT_RATE
 
@@ -27,6 +28,8 @@ def check_output(path: str | Path, inputs: Iterable[str | Path | None] = (), *, 
     inputs: files that are read, and must not be written over. suffix: of the file, which holds the clip, or what else
     it is. Raises InputError.
     """
+    if not isinstance(path, str | PathLike):
+        raise InputError(f"The file of the {what} is {shown(path)}, expected a path.")
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the {what} is written as {suffix[1:]}. Give a name that ends in {suffix}.")
@@ -51,7 +54,7 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, 
     fps = Fraction(fps).limit_denominator(1001)
     try:
         with whole_file(path) as file:
-            _write(file, path, iter(frames), audio, fps, sample_rate, metadata or {})
+            _write(Path(file.name), path, iter(frames), audio, fps, sample_rate, metadata or {})
     except InputError:
         raise
     except ValueError:
@@ -62,41 +65,7 @@ def write_mp4(path: str | Path, frames: Iterable[Tensor], audio: Tensor | None, 
                          "Free some space or choose another folder.") from error
 
 
-class _Sink:
-    """A file for PyAV, which prints errors of its callbacks and does not hand all of them on: the first is kept here,
-    and what follows is dropped."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.name = file, file.name
-        self.error: OSError | None = None  # such as of a full disk
-
-    def write(self, data: bytes) -> int:
-        self._do(self.file.write, data)
-        self._do(self.file.flush)  # for faststart FFmpeg opens the file once more, and reads it
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        found = self._do(self.file.seek, offset, whence)
-        return offset if found is None else found
-
-    def tell(self) -> int:
-        return self._do(self.file.tell) or 0
-
-    def _do(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        if self.error is None:
-            try:
-                return action(*arguments)
-            except OSError as error:
-                self.error = error
-        return None
-
-    def check(self) -> None:
-        """Raise the error that writing met."""
-        if self.error is not None:
-            raise self.error
-
-
-def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,
+def _write(file: Path, path: Path, frames: Iterator[Tensor], audio: Tensor | None, fps: Fraction,
            sample_rate: int, metadata: Mapping[str, str]) -> None:
     import av
 
@@ -107,8 +76,8 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
     if height % 2 or width % 2:
         raise InputError(f"{path}: the frames are {width}x{height}; H.264 takes even sizes only.")
     # use_metadata_tags keeps names that mp4 does not know; faststart puts the index first, so that pages play at once.
-    sink = _Sink(file)
-    with av.open(sink, "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
+    # By its name: what a callback in Python raises, Ctrl-C too, is lost in FFmpeg, and a piece of the file with it.
+    with av.open(str(file), "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as container:
         container.metadata.update({key: str(value) for key, value in metadata.items()})
         video = add_video(container, width, height, fps)
         track = None if audio is None else AudioTrack(container, audio, sample_rate)
@@ -119,11 +88,9 @@ def _write(file: BinaryIO, path: Path, frames: Iterator[Tensor], audio: Tensor |
             container.mux(video.encode(video_frame(frame, count, fps)))
             if track is not None:
                 track.advance(round((count + 1) * sample_rate / fps))
-            sink.check()
         container.mux(video.encode(None))
         if track is not None:
             track.finish()
-    sink.check()
 
 
 def video_frame(frame: Tensor, number: int, fps: Fraction) -> av.VideoFrame:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 CENTRE = 0.5**0.5  # level of the centre channel in stereo, -3 dB
 FADE = 441  # samples, 10 ms, over which audio is cross-faded
@@ -32,7 +32,7 @@ def check_rate(rate: object, name: str) -> int:
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise InputError(f"{name}: has the sampling rate {rate!r}, expected {RATES[0]} to {RATES[1]} samples per "
+        raise InputError(f"{name}: has the sampling rate {shown(rate)}, expected {RATES[0]} to {RATES[1]} samples per "
                          "second. Give another recording.")
     return whole
 

@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..loading.folder import ModelFolder, find_models
 from ..media.frames import Frames
 from ..media.mask import check_edge
@@ -136,7 +136,7 @@ class MagiHumanPipeline:
         save_latents: a file for each seed.
         """
         if not isinstance(seeds, Sequence) or not seeds:
-            raise InputError(f"seeds is {seeds!r}, expected a list of at least one.")
+            raise InputError(f"seeds is {shown(seeds)}, expected a list of at least one.")
         targets = [check_target(path) for path in save_latents or ()]
         if targets and len(targets) != len(seeds):
             raise InputError(f"There are {len(targets)} files for the latents of {len(seeds)} seeds. Give one each.")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import TIP, InputError
+from ..errors import TIP, InputError, shown
 from ..loading.folder import ModelFolder
 from ..media.audio_file import load_audio
 from ..media.image import load_image, to_rgb, warn_of_cropping
@@ -136,15 +136,16 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
 
     Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
     """
-    require_parts(parts.models, mode, upscale, pictures=bool(image is not None or keyframes))
+    require_parts(parts.models, mode, upscale,
+                  pictures=image is not None or (isinstance(keyframes, Mapping) and len(keyframes) > 0))
     recipe = RECIPES[parts.models.network(mode)]
     steps = recipe.steps if steps is None else steps
     for name, value in (("steps", steps), ("sr_steps", sr_steps)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
-            raise InputError(f"{name} is {value!r}, expected a whole number from 1 to 1000.")
+            raise InputError(f"{name} is {shown(value)}, expected a whole number from 1 to 1000.")
     flow_sigmas(steps, denoise=denoise)
     if guidance is not None and not isinstance(guidance, Guidance):
-        raise InputError(f"guidance is {guidance!r}, expected magihuman_core.Guidance.")
+        raise InputError(f"guidance is {shown(guidance)}, expected magihuman_core.Guidance.")
     for seed in seeds:
         check_seed(seed)
     segments = as_segments(prompt)
@@ -159,7 +160,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     if driving is not None:
         check_length(segments, driving[0].shape[1] / driving[1], "the recording has")
         length = covering_length(frames_of(driving[0].shape[1], driving[1]))
-    stills += read_keyframes(keyframes or {}, loop, latent_frames(length), stills)
+    stills += read_keyframes({} if keyframes is None else keyframes, loop, latent_frames(length), stills)
     upscaling = None
     if upscale is not None:
         large = upscaled_size(*size, upscale)
@@ -204,6 +205,8 @@ def say_tips(models: ModelFolder, request: Request) -> None:
 
 def require_parts(models: ModelFolder, mode: str | None, upscale: str | Size | None, *, pictures: bool) -> None:
     """Raise MissingPartsError, which names all that are, unless a folder holds what a clip needs."""
+    if mode is not None and not isinstance(mode, str):
+        raise InputError(f"mode is {shown(mode)}, expected base or distilled.")
     network = mode if mode in ("base", "distilled") else "base" if "base" in models and "distilled" not in models else (
         "distilled")
     needed = {network: f"mode {mode}" if mode else "making a clip", "text_encoder": "reading the prompt",
@@ -248,7 +251,7 @@ def read_keyframes(keyframes: Mapping[float | str, Picture], loop: bool, frames:
         if when == "last":
             index = frames - 1
         elif isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < math.inf:
-            raise InputError(f'A keyframe is at {when!r}, expected seconds from 0 on, or "last".')
+            raise InputError(f'A keyframe is at {shown(when)}, expected seconds from 0 on, or "last".')
         else:
             index = latent_of_frame(round(when * FPS))
         if index >= frames:
@@ -317,7 +320,7 @@ def check_parts(parts: Parts, request: Request) -> None:
     check_memory_options(parts)
     for lora in parts.loras:
         if not isinstance(lora, Sequence) or isinstance(lora, str) or len(lora) != 2:
-            raise InputError(f"loras holds {lora!r}, expected (file, strength) of each.")
+            raise InputError(f"loras holds {shown(lora)}, expected (file, strength) of each.")
         file, strength = lora
         check_strength(strength)
         open_checkpoint(file)  # reads the header only
@@ -335,7 +338,7 @@ def check_memory_options(parts: Parts) -> None:
                                    or parts.tile <= OVERLAP):
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
     if parts.dtype is not None and not isinstance(parts.dtype, torch.dtype):
-        raise InputError(f"dtype is {parts.dtype!r}, expected one of torch's, such as torch.bfloat16.")
+        raise InputError(f"dtype is {shown(parts.dtype)}, expected one of torch's, such as torch.bfloat16.")
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
     can_fuse(parts.fuse, parts.device)

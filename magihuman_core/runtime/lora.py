@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..checkpoint.checkpoint import as_checkpoint
 from ..checkpoint.finite import check_finite
 from ..checkpoint.header import quoted
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, shown
 from ..model.config import DiTConfig
 from ..model.dit import MagiHumanDiT
 from ..nn.layers import RMSNorm
@@ -178,7 +178,7 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
 def check_strength(strength: float) -> None:
     """Raise InputError unless a LoRA can be applied with this strength."""
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not -100 <= strength <= 100:
-        raise InputError(f"The strength of a LoRA is {strength!r}, expected a number, such as 1.0.")
+        raise InputError(f"The strength of a LoRA is {shown(strength)}, expected a number, such as 1.0.")
 
 
 def check_delta(delta: Delta, key: str, weight: Tensor, name: str) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..sizes import byte_size
 from ..weights.precision import keep_fp32
 from .buffers import Plan, Reader, Slot, fill, plan_block
@@ -71,7 +71,7 @@ def choose_streamed(blocks: nn.ModuleList, resident: int | None) -> tuple[int, .
 def check_resident_blocks(resident: int | None, name: str = "resident_blocks") -> None:
     """Raise InputError, with the argument's name, unless so many blocks can stay."""
     if resident is not None and (isinstance(resident, bool) or not isinstance(resident, int) or resident < 0):
-        raise InputError(f"{name} is {resident!r}, expected a whole number, 0 or more.")
+        raise InputError(f"{name} is {shown(resident)}, expected a whole number, 0 or more.")
 
 
 def streamed_sizes(blocks: nn.ModuleList, streamed: Sequence[int]) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def stream_blocks(blocks: nn.ModuleList, tensors: Checkpoint, streamed: Sequence
 def check_stream_from(stream_from: str | None) -> None:
     """Raise InputError for a place that no weights come from."""
     if stream_from not in WHENCE:
-        raise InputError(f"stream_from is {stream_from!r}, expected file or memory.")
+        raise InputError(f"stream_from is {shown(stream_from)}, expected file or memory.")
 
 
 def streamer_of(blocks: nn.ModuleList) -> BlockStreamer | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .latents import Shapes
 
 SEEDS = 2**64  # torch's and ComfyUI's range
@@ -17,7 +17,7 @@ SEEDS = 2**64  # torch's and ComfyUI's range
 def check_seed(seed: int) -> None:
     """Raise InputError for what is not a seed."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
-        raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2^64 - 1.")
+        raise InputError(f"seed is {shown(seed)}, expected a whole number from 0 to 2^64 - 1.")
 
 
 def start_noise(shapes: Shapes, seed: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
 from .frozen import JointLatent
 
@@ -82,7 +82,7 @@ def retake_times(start: float, end: float, count: int) -> tuple[int, int]:
     seconds = count / FPS
     for name, value in (("start", start), ("end", end)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise InputError(f"{name} is {value!r}, expected seconds from the clip's start.")
+            raise InputError(f"{name} is {shown(value)}, expected seconds from the clip's start.")
     if start >= end:
         raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
     if start >= seconds:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from .noise import step_noise
 
 MAX_STEPS = 10_000
@@ -29,11 +29,11 @@ def flow_sigmas(steps: int, shift: float = 5.0, denoise: float = 1.0) -> Tensor:
     do: what is sampled starts from a clean vector under less noise. Raises InputError.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise InputError(f"steps is {steps!r}, expected a whole number from 1 to {MAX_STEPS}.")
+        raise InputError(f"steps is {shown(steps)}, expected a whole number from 1 to {MAX_STEPS}.")
     if not isinstance(shift, int | float) or not 0 < shift < math.inf:
-        raise InputError(f"shift is {shift!r}, expected more than 0, such as 5.")
+        raise InputError(f"shift is {shown(shift)}, expected more than 0, such as 5.")
     if not isinstance(denoise, int | float) or not 0 < denoise <= 1:
-        raise InputError(f"denoise is {denoise!r}, expected more than 0, up to 1.")
+        raise InputError(f"denoise is {shown(denoise)}, expected more than 0, up to 1.")
     if denoise < 1:
         return flow_sigmas(min(int(steps / denoise), MAX_STEPS), shift)[-(steps + 1) :]
     # The reference's 0.999 is a float32 number; the rest is float64, rounded at the end.

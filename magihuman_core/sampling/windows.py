@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..model.dit import MagiHumanDiT
 from ..recipes import Guidance
 from ..sizes import FPS, MAX_SECONDS, audio_length, latent_frames
@@ -119,13 +119,13 @@ def window_frames(seconds: float) -> int:
     try:
         return latent_frames(audio_length(seconds))
     except InputError:
-        raise InputError(f"window is {seconds!r} seconds, expected a length such as 5.") from None
+        raise InputError(f"window is {shown(seconds)} seconds, expected a length such as 5.") from None
 
 
 def shared_frames(seconds: float) -> int:
     """Latent frames of an overlap of so many seconds, such as 5 of 0.8 s."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
-        raise InputError(f"overlap is {seconds!r} seconds, expected a length such as 0.8.")
+        raise InputError(f"overlap is {shown(seconds)} seconds, expected a length such as 0.8.")
     return round(seconds * FPS / AUDIO_PER_FRAME)
 
 

@@ -185,7 +185,7 @@ def _dry(entry: LazyTensor) -> LazyTensor:
     return entry if small else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
 
 
-def without_path(error: CheckpointError, path: str | Path) -> str:
+def without_path(error: ValueError, path: str | Path) -> str:
     """The message without the file's name, which stands above it already."""
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{os.fspath(path)}/")
     return text[:1].lower() + text[1:] if text[:2].istitle() else text

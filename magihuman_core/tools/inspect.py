@@ -10,7 +10,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, quoted
 from ..checkpoint.json_file import read_json
 from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHED, suffix, walk
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InputError, is_out_of_memory
 from ..recipes import RECIPES
 from ..sizes import byte_size
 from ..weights.open import open_checkpoint
@@ -109,9 +109,11 @@ def _describe_checkpoint(path: Path, read_all: bool, details: bool) -> str:
     """The section of one checkpoint: file, shards or index. One that cannot be examined does not spoil a folder."""
     try:
         return _examined(path, read_all, details)
-    except CheckpointError as error:
+    except (CheckpointError, InputError) as error:  # the second of a tokenizer beside it
         return f"{path}\n  problem    {without_path(error, path)}"
     except Exception as error:  # a fault of ours
+        if is_out_of_memory(error):
+            raise
         log.debug("", exc_info=True)
         return f"{path}\n  problem    cannot be examined (internal error: {type(error).__name__}: {error})"
 

@@ -36,6 +36,7 @@ class ComfyDiT(MagiHumanDiT):
         computed = compute_dtype or dtype
         super().__init__(config, operations=holding(operations), dtype=dtype, device=device, compute_dtype=computed)
         self.dtype = dtype
+        self.in_channels = config.video_channels  # asked for by core's RenormCFG
         if getattr(operations, "_quant_config", None) is not None:
             self._keep_ends_precise(device)
 

@@ -287,8 +287,8 @@ def check_answers(address: str) -> None:
             asyncio.run(asyncio.wait_for(_reach(host.strip("[]"), int(port)), ANSWER))
         except (OSError, OverflowError, TimeoutError, asyncio.TimeoutError) as error:
             reason = str(error) or "no answer"
-            raise InputError(f"{address}: nobody answers there ({reason}). Check the address, and that the cluster runs "
-                             "(ray status).") from None
+            raise InputError(f"{address}: nobody answers there ({reason}). Check the address, and that the cluster "
+                             "runs (ray status).") from None
     from torch.multiprocessing import get_context
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,0 +1,91 @@
+"""The campaign's quick form, and that its judge sees what is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+resource = pytest.importorskip("resource")  # not on Windows, where the campaign cannot fork either
+
+from .judge import MEMORY, SECONDS, Case, judge  # noqa: E402
+from .report import BEGIN, END, table, write_report  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+CASES = 6
+
+
+@pytest.mark.timeout(900)  # a minute and a half on a quiet core
+def test_the_quick_form():
+    """A process of its own, since it forks."""
+    command = [sys.executable, "-m", "tests.campaign", "--minutes", "0", "--cases", str(CASES), "--seed", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, errors="replace",
+                          env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"})
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    total = next(line for line in done.stdout.splitlines() if line.startswith("| all "))
+    _, cases, done_well, refused, stopped, faults = [cell.strip() for cell in total.split("|")[2:8]]
+    assert int(cases) >= 17 * CASES and faults == "0"
+    assert min(int(done_well), int(refused), int(stopped)) > CASES, "a campaign in which all end alike shows nothing"
+
+
+def written(path: Path, text: str, code: int, said: str = "magihuman: a.png: is damaged. Give another one.") -> int:
+    path.write_text(text)
+    print(said)
+    return code
+
+
+def busy() -> None:
+    while time.process_time() < SECONDS + 0.5:
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "case").mkdir()
+    (tmp_path / "case" / "in.png").write_bytes(b"x")
+    return tmp_path / "case"
+
+
+def too_much(path: Path) -> int:
+    del path
+    return written(Path(os.devnull), str(len(bytearray(MEMORY * 2))), 2)
+
+
+FAULTS = {
+    "an input that changes": lambda folder: written(folder / "in.png", "y", 2),
+    "half an output": lambda folder: written(folder / "out.mp4", "y", 0),
+    "half an output of what was refused": lambda folder: written(folder / "out.mp4", "y", 2),
+    "a left-over": lambda folder: written(folder / ".x.part", "y", 2),
+    "a file that nobody asked for": lambda folder: written(folder / "x.txt", "y", 2),
+    "nothing written": lambda folder: 0,
+    "no sentence": lambda folder: 2,
+    "an internal error": lambda folder: 70,
+    "a traceback": lambda folder: {}["x"],
+    "a sentence that is none": lambda folder: print("magihuman: KeyError") or 2,
+    "a signal": lambda folder: os.kill(os.getpid(), signal.SIGKILL),
+    "too much memory": too_much,
+    "too much time": lambda folder: written(Path(os.devnull), str(busy()), 2),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_the_judge_sees(what, folder):
+    verdict = judge(Case(lambda: FAULTS[what](folder), folder, what, [folder / "out.mp4"]))
+    assert verdict.kind == "fault" and verdict.why, verdict
+
+
+def test_the_judge_lets_a_refusal_pass(folder):
+    said = "magihuman: a.png: is damaged. Give another one."
+    verdict = judge(Case(lambda: print(said) or 2, folder, "refused", [folder / "out.mp4"]))
+    assert (verdict.kind, verdict.said) == ("refused", said)
+
+
+def test_the_table_replaces_the_one_before(tmp_path):
+    path = tmp_path / "reliability.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_report(path, {}, 1)
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and table({}) in text
