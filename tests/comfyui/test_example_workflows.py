@@ -23,10 +23,10 @@ SMALL = {
 }
 # (width, height, frames) of the video that each must give at these sizes
 EXPECTED = {
-    "lip_sync": (64, 96, 13),  # as long as the voice
-    "lip_sync_540p": (128, 192, 13),
-    "lip_sync_upright": (128, 192, 13),
-    "long_speech": (64, 96, 13),
+    "lip_sync": (64, 96, 15),  # as long as the voice, to its end
+    "lip_sync_540p": (128, 192, 15),
+    "lip_sync_upright": (128, 192, 15),
+    "long_speech": (64, 96, 15),
     "dub": (64, 96, 33),  # as long as the old clip
     "retake": (64, 96, 33),
     "picture_to_clip_540p": (128, 192, 9),
