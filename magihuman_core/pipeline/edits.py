@@ -95,7 +95,7 @@ class Regeneration(Making):
         return frames, replaced(self.source.waveform, waveform, start, end)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
-        return (video, audio) if self.source.count == decoded_frames(video.shape[2]) else None
+        return video, audio
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -153,33 +153,43 @@ class Extension(Making):
     @property
     def kept(self) -> int:
         """Frames, and audio latents, of the clip that the continuation begins with."""
-        return decoded_frames(min(self.overlap, latent_frames(self.source.count)))
+        return decoded_frames(min(self.overlap, latent_frames(self.source.count - self.more)))
+
+    @property
+    def more(self) -> int:
+        """Frames of the clip after those, 0 to 3: what it shows of a last latent frame of which it does not show all."""
+        if self.source.latents is None:
+            return 0
+        frames = self.source.latents[0].shape[2]
+        return 0 if self.source.count == decoded_frames(frames) else self.source.count - decoded_frames(frames - 1)
 
     def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
-        source, request, kept = self.source, self.request, self.kept
+        source, request, kept, more = self.source, self.request, self.kept, self.more
         sizes = [pass_.size for pass_ in request.passes]
         overlap = latent_frames(kept)
-        tail = source.waveform[:, -kept * SAMPLES_PER_FRAME :]
+        tail = source.waveform[:, -(kept + more) * SAMPLES_PER_FRAME :]
         if request.audio is not None:
             heard = whole_frames(request.audio)
-            length = covering_length(kept + heard.shape[1] // SAMPLES_PER_FRAME)
+            length = covering_length(kept + more + heard.shape[1] // SAMPLES_PER_FRAME)
             tail, _ = lengthened((torch.cat([tail, heard], 1), OUTPUT_RATE), length)
         audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
         if source.latents is not None and source.size in sizes:
-            starts = {source.size: source.latents[0][:, :, -overlap:]}
+            last = latent_frames(source.count - more)
+            starts = {source.size: source.latents[0][:, :, last - overlap : last]}
             if request.audio is None:
-                first = AUDIO_PER_FRAME * (source.latents[0].shape[2] - overlap)
+                first = AUDIO_PER_FRAME * (last - overlap)
                 audio = source.latents[1][:, :, first : first + kept]
         else:
             starts = {}
         rest = [size for size in sizes if size not in starts]
         if rest:
-            ends = [source.frames(*size).part(source.count - kept, source.count) for size in rest]
+            end = source.count - more
+            ends = [source.frames(*size).part(end - kept, end) for size in rest]
             encoded = run("picture of the clip", stages.encode_frames, ends)
             check_channels(parts, encoded[0], self.channels(parts)[0])
             starts.update(zip(rest, encoded, strict=True))
         if request.audio is None:
-            length = continued_length(overlap, request.audio_length - 1)
+            length = continued_length(overlap, more + request.audio_length - 1)
         audio = audio[:, :, :length]
         result = {}
         for size, start in starts.items():
@@ -190,17 +200,17 @@ class Extension(Making):
         return result
 
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
-        kept, source = self.kept, self.source
+        source, shared = self.source, self.kept + self.more
         if self.request.audio is not None:
             start, new = 0, whole_frames(self.request.audio)
         elif waveform is not None:
-            start, new = kept * SAMPLES_PER_FRAME, waveform
+            start, new = shared * SAMPLES_PER_FRAME, waveform
         else:
             raise InputError("The continuation has no sound: its audio was neither given nor generated.")
-        count = min(len(frames) - kept, (new.shape[1] - start) // SAMPLES_PER_FRAME)
+        count = min(len(frames) - shared, (new.shape[1] - start) // SAMPLES_PER_FRAME)
         if count < 1:
             raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
-        joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(kept, kept + count))
+        joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(shared, shared + count))
         return joined_frames, continued(source.waveform, new[:, : start + count * SAMPLES_PER_FRAME], start)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -209,9 +219,9 @@ class Extension(Making):
         old_video, old_audio = self.source.latents
         if old_video.shape[3:] != video.shape[3:]:
             return None
-        overlap = latent_frames(self.kept)
-        return (torch.cat([old_video, video[:, :, overlap:].to(old_video)], 2),
-                torch.cat([old_audio[:, :, : self.source.count], audio[:, :, self.kept :].to(old_audio)], 2))
+        end, overlap = self.source.count - self.more, latent_frames(self.kept)
+        return (torch.cat([old_video[:, :, : latent_frames(end)], video[:, :, overlap:].to(old_video)], 2),
+                torch.cat([old_audio[:, :, :end], audio[:, :, self.kept :].to(old_audio)], 2))
 
 
 def read_mask(mask: Mask, width: int, height: int) -> Tensor:

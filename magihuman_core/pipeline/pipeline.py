@@ -28,7 +28,7 @@ from ..runtime.parallel import check_ranks
 from ..sampling.frozen import JointLatent
 from ..sampling.regenerate import retake_times
 from ..sampling.windows import shared_frames
-from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames, fit_area
+from ..sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, decoded_frames, fit_area, latent_of_frame
 from ..weights.dit_keys import network_config
 from . import stages
 from .clip import Clip
@@ -304,7 +304,7 @@ class MagiHumanPipeline:
             clip = self._decode(each, making.finish, progress)
             if request.upscaling is None:
                 whole = making.whole(video.cpu(), audio.cpu())
-                if whole is not None and decoded_frames(whole[0].shape[2]) == clip.video.count:
+                if whole is not None and latent_of_frame(clip.video.count - 1) == whole[0].shape[2] - 1:
                     clip = replace(clip, latents=whole)
             if not lazy:
                 clip = clip.decoded()

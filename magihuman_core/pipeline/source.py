@@ -32,7 +32,7 @@ class Source:
     frames: Callable[[int, int], Frames]  # of a width and a height
     waveform: Tensor  # [2, samples] at 44.1 kHz; silence where the clip has no audio
     prompt: str | None
-    latents: tuple[Tensor, Tensor] | None = None  # normalized, of exactly these frames
+    latents: tuple[Tensor, Tensor] | None = None  # normalized; the last frame is of the last of them
 
     def encoded(self, sizes: Iterable[Size]) -> list[str]:
         """The stage that encodes its picture at these sizes, where it does not have the latents of all."""

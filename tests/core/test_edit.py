@@ -232,6 +232,24 @@ def test_an_extension_goes_on_where_the_clip_ends(pipeline, clip):
     assert again.latents[0].shape[2] == 17
 
 
+@pytest.mark.parametrize("audio", [None, tone(0.6)])
+def test_a_clip_that_ends_within_a_latent_frame_carries_its_latents_too(pipeline, audio):
+    """27 frames, the last two of which are of a latent frame of four: the two are kept, and that one is made anew."""
+    clip = pipeline.generate(PROMPT, audio=tone(27 / 25), seed=3, **FAST)
+    assert clip.frames.shape[0] == 27 and clip.latents[0].shape[2] == 8
+    longer = pipeline.extend(clip, seconds=None if audio else 0.6, audio=audio, seed=2, steps=1)
+    assert 15 <= longer.frames.shape[0] - 27 <= 18  # whole latent frames
+    assert torch.equal(longer.frames[:27], clip.frames)
+    assert torch.equal(longer.latents[0][:, :, :7], clip.latents[0][:, :, :7])
+    assert torch.equal(longer.audio[:, : 27 * 1764 - 441], clip.audio[:, :-441])
+    if audio is not None:  # the new sound begins with the first new frame
+        assert np.corrcoef(longer.audio[0, 27 * 1764 :][4000:20000], tone(0.6, rate=44100)[0][0, 4000:20000])[0, 1] > 0.99
+    again = pipeline.retake(clip, 0.2, 0.4, seed=4, steps=1)
+    changed = (again.latents[0] != clip.latents[0]).flatten(3).any(3).any(1)[0]
+    assert changed.tolist() == [False, False, True, True, *[False] * 4]
+    assert torch.equal(again.frames[20:], clip.frames[20:])
+
+
 def test_three_driven_extensions_of_a_file_keep_the_clock(pipeline, clip, tmp_path):
     """The new sound begins with the first new frame, to the sample, each time it is written and read again."""
     clip.save(tmp_path / "0.mp4")
