@@ -157,7 +157,7 @@ class Extension(Making):
 
     @property
     def more(self) -> int:
-        """Frames of the clip after those, 0 to 3: what it shows of a last latent frame of which it does not show all."""
+        """Frames of the clip after those, 0 to 3: of a last latent frame that it does not show to its end."""
         if self.source.latents is None:
             return 0
         frames = self.source.latents[0].shape[2]
