@@ -64,7 +64,8 @@ def picture(clip, frame=0):
 
 
 def sound(clip):
-    return torch.from_numpy(clip.audio), RATE
+    """As long as the picture."""
+    return torch.from_numpy(clip.audio[:, : len(clip.video) * measure.SAMPLES_PER_TOKEN]), RATE
 
 
 def frames_of(made):
@@ -218,10 +219,14 @@ def as_film(studio, made, rate):
 
 
 def late(heard, given):
-    """How far a sound [2, n] at 44.1 kHz lies from where the given one begins, in ms, by their correlation."""
-    wanted = resample(*given, OUT_RATE).mean(0).numpy()[:20_000]
-    found = np.correlate(heard.mean(0).numpy()[: len(wanted)], wanted, "full")
-    return 1000 * abs(int(found.argmax()) - (len(wanted) - 1)) / OUT_RATE
+    """How far a sound [2, n] at 44.1 kHz lies from where the given one begins, in ms, by correlation; 0 for silence."""
+    wanted = resample(*given, OUT_RATE).mean(0).numpy()
+    if np.abs(wanted).max() < 0.01:
+        return 0.0
+    size = 2 * len(wanted)
+    spectrum = np.fft.rfft(heard.mean(0).numpy()[: len(wanted)], size)
+    lag = int(np.fft.irfft(spectrum * np.fft.rfft(wanted, size).conj(), size).argmax())
+    return 1000 * min(lag, size - lag) / OUT_RATE
 
 
 def live(studio):
