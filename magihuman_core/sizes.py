@@ -88,8 +88,13 @@ def decoded_frames(latent_frames: int) -> int:
 
 
 def covering_length(frames: int) -> int:
-    """Audio latents of the shortest clip that shows so many frames: 1, 5, 9, ... of them can be decoded."""
-    return decoded_frames(latent_of_frame(frames - 1) + 1)
+    """Audio latents of the shortest clip that shows so many frames."""
+    return full_audio(latent_of_frame(frames - 1) + 1)
+
+
+def full_audio(latent_frames: int) -> int:
+    """Audio latents that go with so many latent frames to the end of the last, as 51 with the 13 of a clip of 2 s."""
+    return 4 * latent_frames - 1
 
 
 def frames_of(samples: int, rate: int) -> int:

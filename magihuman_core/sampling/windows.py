@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import InputError, shown
 from ..model.dit import MagiHumanDiT
 from ..recipes import Guidance
-from ..sizes import FPS, MAX_SECONDS, audio_length, latent_frames
+from ..sizes import FPS, MAX_SECONDS, audio_length, full_audio, latent_frames
 from .denoiser import JointDenoiser, later_guidance
 from .frozen import Frozen, apply_frozen
 from .latents import Shapes, pack_latents, unpack_latents
@@ -129,11 +129,6 @@ def shared_frames(seconds: float) -> int:
     return round(seconds * FPS / AUDIO_PER_FRAME)
 
 
-def window_audio(frames: int) -> int:
-    """Audio latents that a window of so many latent frames hears."""
-    return AUDIO_PER_FRAME * frames - 1
-
-
 def fit_audio(audio: Tensor, length: int) -> Tensor:
     """So many audio latents [B, a, length]: the first ones, or the last one repeated."""
     missing = length - audio.shape[2]
@@ -150,7 +145,7 @@ def check_window(window: int, overlap: int) -> None:
 
 
 def _window(start: int, frames: int, audio_length: int) -> Window:
-    first, heard = AUDIO_PER_FRAME * start, window_audio(frames)
+    first, heard = AUDIO_PER_FRAME * start, full_audio(frames)
     end = audio_length if start + frames == latent_frames(audio_length) else first + heard
     return Window(start, frames, slice(first, end), heard)
 

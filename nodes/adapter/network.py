@@ -16,8 +16,8 @@ from ...magihuman_core.model.attention import AttentionFunction, fold_heads, unf
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.model.dit import Block, MagiHumanDiT
 from ...magihuman_core.model.sequence import MODALITIES, Layout
-from ...magihuman_core.sampling.windows import fit_audio, window_audio
-from ...magihuman_core.sizes import decoded_frames
+from ...magihuman_core.sampling.windows import fit_audio
+from ...magihuman_core.sizes import decoded_frames, full_audio
 from .ops import holding
 
 PER_COND = ("cond_or_uncond", "uuids")  # of the options: one entry for each condition in a batch
@@ -76,7 +76,7 @@ class ComfyDiT(MagiHumanDiT):
         window, length = options.get("context_window"), audio.shape[2]  # of core's Context Windows
         anchor = getattr(window, "causal_anchor_index", -1) >= 0
         video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
-        audio = audio if window is None else fit_audio(audio, window_audio(video.shape[2]))
+        audio = audio if window is None else fit_audio(audio, full_audio(video.shape[2]))
         inputs = by_text(video, audio, context, text_lengths)
         run_block = BlockRunner(self, video.device, options)
         streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
