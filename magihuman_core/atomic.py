@@ -6,6 +6,7 @@ import os
 import platform
 import secrets
 import stat
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ WINDOWS = os.name == "nt"
 DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$",
            *(port + number for port in ("com", "lpt") for number in "0123456789\u00b9\u00b2\u00b3")}
 FORBIDDEN = '<>:"|?*'
+
+RESTING = 60  # seconds after which a file that nobody writes is a leftover, where there are no locks
 
 
 def temporary_name(path: Path) -> Path:
@@ -47,10 +50,27 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _remove_unless_held(file: Path) -> None:
-    if fcntl is not None:
-        with file.open("rb") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which fails while it is being written
-    file.unlink()
+    if fcntl is None:  # no locks: what is open cannot be removed there, and what was closed just now waits for its name
+        if time.time() - file.stat().st_mtime > RESTING:
+            file.unlink()
+        return
+    with file.open("rb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which fails while it is being written
+        file.unlink()
+
+
+def _begin(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside path, which nobody takes for a leftover."""
+    while True:
+        temporary = temporary_name(path)
+        file = temporary.open("xb")
+        with suppress(OSError):  # a file system without locks, where nothing is removed either
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)  # once whoever looks at it just now is done
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                return temporary, file
+        file.close()  # it was removed before the lock was there
 
 
 @contextmanager
@@ -62,28 +82,32 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises OSError where the system refuses.
     """
     path = path.resolve()
-    temporary = temporary_name(path)
+    temporary, file = _begin(path)
     try:
-        with temporary.open("xb") as file:
-            with suppress(OSError):  # a file system without locks
-                if fcntl is not None:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with file:
             remove_leftovers(path.parent)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        with suppress(OSError):  # nothing is there yet
-            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
-        try:
-            temporary.replace(path)
-        except PermissionError:  # on Windows, while another program has the old file open
-            kept = _free_name(path)
-            temporary.replace(kept)
-            raise InputError(f"{path}: is in use by another program and cannot be replaced. What was made is kept as "
-                             f"{kept.name}.") from None
+            if fcntl is not None:
+                _rename(temporary, path)  # while it is locked; Windows renames closed files only
+        if fcntl is None:
+            _rename(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    with suppress(OSError):  # nothing is there yet
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
+    try:
+        temporary.replace(path)
+    except PermissionError:  # on Windows, while another program has the old file open
+        kept = _free_name(path)
+        temporary.replace(kept)
+        raise InputError(f"{path}: is in use by another program and cannot be replaced. What was made is kept as "
+                         f"{kept.name}.") from None
 
 
 def _free_name(path: Path) -> Path:

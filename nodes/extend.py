@@ -7,7 +7,15 @@ from ..magihuman_core.errors import InputError
 from ..magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ..magihuman_core.sampling import frozen
 from ..magihuman_core.sampling.windows import AUDIO_PER_FRAME
-from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, covering_length, decoded_frames, frames_of, latent_frames
+from ..magihuman_core.sizes import (
+    FPS,
+    PIXELS_PER_LATENT,
+    covering_length,
+    decoded_frames,
+    frames_of,
+    latent_frames,
+    latent_of_frame,
+)
 from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
 from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
 from .latents import CATEGORY, MAX_SECONDS
@@ -57,20 +65,27 @@ class MagiHumanExtend(io.ComfyNode):
         waveform, rate = stereo(audio)
         kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         carried = None if latent is None else split(latent)
+        more = 0  # frames after those that are kept: of a last latent frame that the clip does not show to its end
         if carried is not None:
             whole = decoded_frames(carried[0].shape[2])
-            if whole > frames:  # a joined clip may have more
-                raise InputError(f"The latent is one of {whole} frames, but there are {frames}: connect the latent "
-                                 "that the frames were decoded from, or none.")
-            kept = min(kept, whole)
+            shown_of_it = min(whole, latent.get(FRAMES, whole))
+            if shown_of_it > frames:  # a joined clip may have more
+                raise InputError(f"The latent is one of {shown_of_it} frames, but there are {frames}: connect the "
+                                 "latent that the frames were decoded from, or none.")
+            last = carried[0].shape[2]
+            if shown_of_it < whole:
+                last = latent_of_frame(shown_of_it - 1)
+                more = shown_of_it - decoded_frames(last)
+            carried = carried[0][:, :, :last], carried[1]
+            kept = min(kept, decoded_frames(last))
         overlap = latent_frames(kept)
-        tail = resample_recording(frozen.last_samples(waveform, rate, frames, kept), rate, OUTPUT_RATE)
-        tail = fit_length(tail, kept * OUTPUT_RATE // FPS)
+        tail = resample_recording(frozen.last_samples(waveform, rate, frames, kept + more), rate, OUTPUT_RATE)
+        tail = fit_length(tail, (kept + more) * OUTPUT_RATE // FPS)
         sound, shown = None, {}
-        length = frozen.continued_length(overlap, round(seconds * FPS))
+        length = frozen.continued_length(overlap, more + round(seconds * FPS))
         if driving is not None:
             recording, own_rate = stereo(driving)
-            shown = {FRAMES: kept + frames_of(recording.shape[1], own_rate)}
+            shown = {FRAMES: kept + more + frames_of(recording.shape[1], own_rate)}
             length = covering_length(shown[FRAMES])
             tail = torch.cat([tail, resample_recording(recording, own_rate, OUTPUT_RATE)], 1)
             tail = fit_length(tail, length * OUTPUT_RATE // FPS)
@@ -91,7 +106,7 @@ class MagiHumanExtend(io.ComfyNode):
         clip = frozen.keep_start(start, old, heard)
         if driving is not None:
             clip = frozen.keep_audio(clip, heard)
-        return io.NodeOutput({**with_streams(made, clip), **shown}, kept, sound)
+        return io.NodeOutput({**with_streams(made, clip), **shown}, kept + more, sound)
 
 
 NODES = [MagiHumanExtend]

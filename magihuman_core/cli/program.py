@@ -68,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     crew.watch(partial(_say, crew))
     with _termination():
         try:
-            return crew.serve(partial(_say, crew)) if crew.rank else _main(argv, crew)
+            if not crew.rank:
+                return _main(argv, crew)
+            with _logging(verbose=False):
+                return crew.serve(partial(_say, crew))
         except KeyboardInterrupt:  # in a helper; the leader has it, too, and says so
             return Exit.INTERRUPTED
         except SystemExit as stopped:  # by a signal, which torchrun sends where another process has ended
@@ -141,20 +144,22 @@ def _run(arguments: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE
     except Exception as error:
-        code = exit_code(error)
-        if arguments.verbose or code == Exit.INTERNAL:  # which nobody should have to make happen again
-            log.exception("where the error arose:")
         return _say(arguments.crew, error)
 
 
 def _say(crew: "Crew | None", error: Exception) -> int:
     """Tell of an error, unless another process of the same run has; gives the exit code."""
+    code = exit_code(error)
     if crew is None or crew.first_to_speak():
+        if code == Exit.INTERNAL:  # which nobody should have to make happen again
+            log.error("where the error arose:", exc_info=error)
+        else:
+            log.debug("where the error arose:", exc_info=error)
         for line in details(error):
             print(plain(line), file=sys.stderr)
         whose = f"process {crew.rank} of {crew.count}: " if crew is not None and crew.rank else ""
         print(f"magihuman: {whose}{plain(explain(error))}", file=sys.stderr, flush=True)
-    return exit_code(error)
+    return code
 
 
 @contextmanager

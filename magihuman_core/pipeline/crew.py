@@ -108,7 +108,7 @@ class Crew:
         """Let all helpers run stage(parts, *arguments), while the leader does its own share in this block."""
         if self.calls:
             raise InputError("Two clips cannot be made at once by several processes: finish or close the first one.")
-        self._send((stage, replace(parts, crew=None), in_main_memory(arguments)))
+        self._send((stage, replace(parts, crew=None, keep=False, kept={}), in_main_memory(arguments)))
         self.calls = True
         yield
         self.calls = False

@@ -92,7 +92,7 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(f"Another process of this run has ended ({str(error).splitlines()[0]}).") from error
+        raise LostRankError(" ".join(str(error).split())[:300]) from error
 
 
 def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:

@@ -296,7 +296,7 @@ def check_answers(address: str) -> None:
         tried = get_context("spawn").Process(target=_join, args=(address, str(report)), daemon=True)
         tried.start()
         tried.join(CONNECT)
-        said = report.read_text(errors="replace").strip() if report.exists() else ""
+        said = report.read_text(encoding="utf-8", errors="replace").strip() if report.exists() else ""
         reason = "" if tried.exitcode == 0 else (said.splitlines() or ["it refuses"])[-1]
         if tried.exitcode is None:
             tried.kill()

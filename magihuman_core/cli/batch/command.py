@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import TIP, InputError
-from ..console import Exit
+from ..console import Exit, plain
 from ..options import add_models
 from .cluster import check_answers, has_ray, run_on_ray
 from .contents import Contents
@@ -84,7 +84,7 @@ def batch(arguments: argparse.Namespace) -> int:
     parts = [f"{len(jobs) - len(failed)} of {len(jobs)} clips are there"]
     parts += [f"{before} of them from before"] if before else []
     parts += [f"{len(failed)} failed"] if failed else []
-    print(f"{', '.join(parts)}: {folder / PAGE}")
+    print(plain(f"{', '.join(parts)}: {folder / PAGE}"))
     return max((outcome.code for outcome in failed), default=Exit.DONE)
 
 
@@ -138,7 +138,7 @@ class Board:
             return
         self.drawn = now
         self.bar.n = round(THOUSAND * (self.ended + sum(self.begun.values())))
-        self.say(f"{len(self.begun)} in work" if len(self.begun) > 1 else f"{job.name}, {text}")
+        self.say(f"{len(self.begun)} in work" if len(self.begun) > 1 else plain(f"{job.name}, {text}"))
 
     def done(self, job: Job, outcome: Outcome) -> None:
         self.begun.pop(job.name, None)
@@ -146,9 +146,9 @@ class Board:
         self.bar.n = round(THOUSAND * (self.ended + sum(self.begun.values())))
         self.bar.clear()
         if outcome.error:
-            print(f"line {job.line}, {job.name}: {outcome.error}", file=sys.stderr)
+            print(plain(f"line {job.line}, {job.name}: {outcome.error}"), file=sys.stderr)
         else:
-            print(outcome.answer, flush=True)
+            print(plain(outcome.answer), flush=True)
         self.say("")
 
 

@@ -169,9 +169,22 @@ def _read_object(line: str) -> dict[str, Any]:
         raise InputError(f"is not JSON ({error.msg} at character {error.pos + 1})") from None
     except RecursionError:
         raise InputError("is nested too deeply") from None
+    except ValueError:  # a number with thousands of digits
+        raise InputError("holds a number that is too long") from None
     if not isinstance(found, dict):
         raise InputError(f'is {line.strip()[:40]}, expected an object such as {{"prompt": "...", "seed": 1}}')
-    return found
+    for name, value in found.items():
+        if isinstance(value, str) and ("\0" in value or (not value.isascii() and not _encodes(value))):
+            raise InputError(f"{name} holds characters that no file and no text can have")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a character
+        return False
+    return True
 
 
 def _tokens(fields: Mapping[str, Any], command: str, parser: LineParser) -> Iterator[str]:

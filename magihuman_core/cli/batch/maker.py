@@ -87,9 +87,11 @@ def _remarks() -> Iterator[list[str]]:
             if record.levelno >= TIP:
                 remarks.append(record.getMessage())
 
-    handler = Keep()
+    handler, level = Keep(), log.level
     log.addHandler(handler)
+    log.setLevel(min(log.getEffectiveLevel(), TIP))  # a worker's own tells warnings only
     try:
         yield remarks
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)

@@ -64,7 +64,7 @@ class Records:
         record = {"line": job.line, "job": identity, **asdict(outcome)}
         del record["trace"]
         self.clips[job.name] = record
-        content = json.dumps({"kind": KIND, "clips": self.clips}, indent=1, ensure_ascii=False)
+        content = json.dumps({"kind": KIND, "clips": self.clips}, indent=1)
         with whole_file(self.path) as file:
             file.write(content.encode())
 

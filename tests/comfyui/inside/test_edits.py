@@ -161,6 +161,32 @@ def test_extend_carries_latents(pipeline, parts):
                      overlap=overlap)[:2], wanted)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_extend_carries_latents_of_a_clip_as_long_as_its_recording(pipeline, parts, again):
+    """27 frames, the last two of a latent frame of four; and such a clip's driven continuation."""
+    recording, next_one = voice_of(27 / 25), voice_of(0.6)
+    made = pipeline.generate(PROMPT, audio=recording, width=64, height=64, steps=STEPS, seed=SEED)
+    (empty,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=1.0)
+    (driven,) = run(latents.MagiHumanDrivingAudio, audio_vae=parts["audio_vae"], audio=as_audio(*recording),
+                    latent=empty, length="from the sound", max_seconds=20.0)
+    first = sampled(parts, driven)
+    images, audio, _ = decoded(parts, first, audio=as_audio(*recording))
+    assert images.shape[0] == len(made.frames) == 27
+    wanted = pipeline.extend(made, audio=next_one, prompt=PROMPT, seed=SEED, steps=STEPS, overlap=0.48)
+    for _ in range(2 if again else 1):
+        latent, overlap, sound = run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"],
+                                     images=images, audio=audio, seconds=0.4, overlap_seconds=0.36, latent=first,
+                                     driving=as_audio(*next_one))
+        first = sampled(parts, latent)
+        new, heard, _ = decoded(parts, first, audio=sound)
+        before = images.shape[0]
+        images, audio = run(clips.MagiHumanJoin, old_images=images, old_audio=audio, images=new, audio=heard,
+                            overlap=overlap)[:2]
+        assert images.shape[0] == before + 15
+        if not again:
+            assert_same(images, audio, wanted)
+
+
 def test_keyframes_and_loop(pipeline, parts, tmp_path):
     pixels = torch.rand(1, 70, 80, 3)
     picture = Image.fromarray((pixels[0] * 255).round().byte().numpy())
