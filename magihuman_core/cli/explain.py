@@ -33,9 +33,8 @@ def explain(error: Exception) -> str:
                 "latents keeps what is made, for magihuman decode); else --dtype fp8, then --resident-blocks, then the "
                 "size (--upscale, --width, --height), then --seconds.")
     if isinstance(error, LostRankError):
-        reason = f" PyTorch says: {error}" if str(error) else ""
-        return ("another process of this run has ended or cannot be reached, so the clip cannot be made. Was it "
-                f"stopped, by somebody or for want of memory?{reason}")
+        told = str(error) or "Another process of this run has ended."
+        return f"{told} So the clip cannot be made. Was it stopped, by somebody or for want of memory?"
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         return f"{name}{error.strerror or error}. Check the file and the space on its disk."

@@ -92,7 +92,8 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostRankError(" ".join(str(error).split())[:300]) from error
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise LostRankError(f"Another process of this run has ended or cannot be reached ({reason}).") from error
 
 
 def exchange(outgoing: Sequence[Tensor], incoming: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:

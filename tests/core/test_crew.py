@@ -161,10 +161,10 @@ def disk_is_full(rank):
 
 @pytest.mark.parametrize(("breaks", "said"), [
     (fails, "magihuman: process 1 of 2: distill.safetensors: is damaged."),
-    (is_killed, "another process of this run has ended without a word, so the clip cannot be made."),
-    (leader_is_killed, "another process of this run has ended without a word, so the clip cannot be made."),
-    (is_killed_decoding, "another process of this run has ended without a word, so the clip cannot be made."),
-    (leader_is_stuck, "another process of this run has ended without a word, so the clip cannot be made."),
+    (is_killed, "So the clip cannot be made. Was it stopped, by somebody or for want of memory?"),
+    (leader_is_killed, "So the clip cannot be made. Was it stopped, by somebody or for want of memory?"),
+    (is_killed_decoding, "So the clip cannot be made. Was it stopped, by somebody or for want of memory?"),
+    (leader_is_stuck, "So the clip cannot be made. Was it stopped, by somebody or for want of memory?"),
     (disk_is_full, "clip.mp4: cannot be written (No space left on device); nothing is left there."),
 ])
 def test_a_process_that_fails_ends_all_with_one_sentence(random_models, tmp_path, breaks, said):

@@ -169,6 +169,8 @@ def _read_object(line: str) -> dict[str, Any]:
         raise InputError(f"is not JSON ({error.msg} at character {error.pos + 1})") from None
     except RecursionError:
         raise InputError("is nested too deeply") from None
+    except InputError:
+        raise
     except ValueError:  # a number with thousands of digits
         raise InputError("holds a number that is too long") from None
     if not isinstance(found, dict):
