@@ -125,12 +125,14 @@ def test_what_was_not_finished_is_not_kept(tmp_path, monkeypatch):
 
 def test_a_left_over_that_is_in_use_stays_and_harms_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(atomic, "fcntl", None)  # Windows
-    held, left = (atomic.temporary_name(tmp_path / "a.mp4") for _ in range(2))
-    held.touch()
-    left.touch()
+    held, left, ready = (atomic.temporary_name(tmp_path / "a.mp4") for _ in range(3))
+    for file in (held, left, ready):
+        file.touch()
+    for file in (held, left):  # the third was closed just now, and waits for its name
+        os.utime(file, (0, 0))
     in_use(monkeypatch, held)
     atomic.remove_leftovers(tmp_path)
-    assert names(tmp_path) == [held.name]
+    assert names(tmp_path) == sorted([held.name, ready.name])
 
 
 def test_a_path_as_long_as_the_system_takes_is_said_at_once(tmp_path, monkeypatch):
@@ -159,7 +161,7 @@ def test_names_that_differ_in_case_only(tmp_path, monkeypatch):
 
 
 def test_a_system_without_hangups(monkeypatch):
-    instead = signal.SIGINT  # any other number
+    instead = signal.SIGUSR1  # any other one that nobody has changed
     monkeypatch.delattr(signal, "SIGHUP", raising=False)
     monkeypatch.setattr(signal, "SIGBREAK", instead, raising=False)  # Windows has this one
     before, seen = [signal.getsignal(number) for number in (signal.SIGTERM, instead)], []

@@ -6,6 +6,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import folder_paths
 import pytest
 from comfy_api.latest import io
 from magihuman_pack.magihuman_core.errors import CheckpointError, InputError
@@ -86,7 +87,9 @@ def test_the_audit_sees(tmp_path):
 
 
 @pytest.mark.parametrize("node", [node for node in NODES if texts_of(node)], ids=lambda node: node.__name__)
-def test_no_text_of_a_node_reaches_beyond_comfyuis_model_folders(node, models):
+def test_no_text_of_a_node_reaches_beyond_comfyuis_model_folders(node, models, monkeypatch):
+    folder = str(models / "text_encoders")
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "text_encoders", ([folder], {".safetensors"}))
     choices = {known.id for known in node.define_schema().inputs if isinstance(known, io.Combo.Input)}
     usual = given(node)
     if node is loaders.MagiHumanTextEncoderLoader:  # the demo has a tokenizer of its own, whatever is chosen
