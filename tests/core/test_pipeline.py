@@ -113,17 +113,17 @@ def test_the_driving_audio_is_kept_at_every_step(pipeline, random_models, voice)
     start, later = (torch.Generator().manual_seed(seed) for seed in (4, 5))
     with torch.inference_mode():
         text = mh.load_text_encoder(random_models / "text_encoder").encode(PROMPT)
-        held = torch.nn.functional.pad(spoken, (0, 13 * rate // 25 - spoken.shape[1]))  # silence fills its last frame
+        held = torch.nn.functional.pad(spoken, (0, 15 * rate // 25 - spoken.shape[1]))  # silence fills its last latent frame
         heard = resample_recording(held, rate, 51200)
         sound = mh.load_audio_vae(random_models / "audio_vae").encode_long(heard[None])
-        assert sound.shape == (1, 64, 13)
+        assert sound.shape == (1, 64, 15)
         video = torch.randn(1, 48, 4, 2, 4, generator=start)
         dit = mh.load_dit(random_models / "distill", dtype=torch.float32)
         for step in range(3):
             sigma, sigma_next = (float(s) for s in mh.flow_sigmas(3)[step : step + 2])
             clean = video - sigma * dit(video, sound, text)[0]
             fresh = torch.randn(1, 48, 4, 2, 4, generator=later)
-            torch.randn(1, 64, 13, generator=later)  # the sound's share, which is not used
+            torch.randn(1, 64, 15, generator=later)  # the sound's share, which is not used
             video = sigma_next * fresh + (1 - sigma_next) * clean
         frames = frames_to_uint8(mh.load_turbo_vae(random_models / "turbo_vae").decode(video))
     assert clip.frames.shape[0] == 13  # half a frame more than the sound's 0.5 s
