@@ -113,7 +113,7 @@ def test_the_driving_audio_is_kept_at_every_step(pipeline, random_models, voice)
     start, later = (torch.Generator().manual_seed(seed) for seed in (4, 5))
     with torch.inference_mode():
         text = mh.load_text_encoder(random_models / "text_encoder").encode(PROMPT)
-        held = torch.nn.functional.pad(spoken, (0, 15 * rate // 25 - spoken.shape[1]))  # silence fills its last latent frame
+        held = torch.nn.functional.pad(spoken, (0, 15 * rate // 25 - spoken.shape[1]))  # silence to the end
         heard = resample_recording(held, rate, 51200)
         sound = mh.load_audio_vae(random_models / "audio_vae").encode_long(heard[None])
         assert sound.shape == (1, 64, 15)
