@@ -1,5 +1,8 @@
 """The two ways in which what a user gave can be wrong, and the two in which machines can fail."""
 
+import difflib
+from collections.abc import Iterable
+
 # What else than an OutOfMemoryError says: MPS and drivers; the CPU on Linux, on Windows; cuBLAS and cuDNN.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 
@@ -23,6 +26,12 @@ def shown(value: object) -> str:
     """A value for a message, whatever it is: on one line, and short."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: a known one that is like it, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

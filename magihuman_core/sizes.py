@@ -10,6 +10,7 @@ import math
 from .errors import InputError, shown
 
 FPS = 25  # frames, and audio latents, per second
+AUDIO_PER_FRAME = 4  # audio latents, and frames, of a latent frame
 PIXELS_PER_LATENT = 16  # pixels per latent pixel, in height and width
 PIXELS_PER_TOKEN = 32  # pixels per token: a token covers 2 x 2 latent pixels
 MAX_SECONDS = 36_000  # of a clip
@@ -78,7 +79,7 @@ def audio_length(seconds: float) -> int:
 
 
 def latent_frames(audio_length: int) -> int:
-    """Latent frames that go with so many audio latents."""
+    """Latent frames that go with so many audio latents, or that so many frames begin or fill."""
     return (audio_length - 1) // 4 + 1
 
 
@@ -94,7 +95,7 @@ def covering_length(frames: int) -> int:
 
 def full_audio(latent_frames: int) -> int:
     """Audio latents that go with so many latent frames to the end of the last, as 51 with the 13 of a clip of 2 s."""
-    return 4 * latent_frames - 1
+    return AUDIO_PER_FRAME * latent_frames - 1
 
 
 def frames_of(samples: int, rate: int) -> int:
@@ -105,6 +106,11 @@ def frames_of(samples: int, rate: int) -> int:
 def latent_of_frame(frame: int) -> int:
     """The latent frame that a frame is decoded from: frame 0 from the first, 1 to 4 from the second, ..."""
     return (frame + 3) // 4
+
+
+def frames_after(frames: int) -> int:
+    """Of so many frames those after the last whole latent frame, 0 to 3."""
+    return frames - decoded_frames(latent_frames(frames))
 
 
 def byte_size(count: int) -> str:

@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..magihuman_core.errors import InputError
+from ..magihuman_core.errors import InputError, shown
 from ..magihuman_core.text.prompt import (
     DEFAULT_NEGATIVE_PROMPT,
     LANGUAGES,
@@ -70,8 +70,8 @@ def parse_dialogue(text: str) -> list[tuple[str, str, str]]:
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
         entry = split_line(line)
         if entry is None:
-            shown = line if len(line) <= 100 else line[:97] + "..."
-            raise InputError(f"Dialogue line {number} reads {shown!r}, expected 'short description, Language: words'.")
+            raise InputError(f"Dialogue line {number} reads {shown(line)}, expected 'short description, Language: "
+                             "words'.")
         entries.append(entry)
     return entries
 

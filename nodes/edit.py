@@ -16,7 +16,7 @@ from ..magihuman_core.sampling.regenerate import (
     seen_share,
     shown_frames,
 )
-from ..magihuman_core.sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
+from ..magihuman_core.sizes import FPS, MAX_SECONDS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
 from .adapter.media import image_latent, still_latent
 from .adapter.streams import FRAMES, joint_latent, split, with_streams
 
@@ -37,9 +37,9 @@ class MagiHumanRegenerate(io.ComfyNode):
             search_aliases=["retake", "dub", "inpaint video", "redo", "noise mask", "lip sync", "magihuman"],
             inputs=[
                 io.Latent.Input("latent", tooltip="A clip, from MagiHuman Encode Clip or a sampler."),
-                io.Float.Input("start", default=0.0, min=0.0, max=36000.0, step=0.04,
+                io.Float.Input("start", default=0.0, min=0.0, max=MAX_SECONDS, step=0.04,
                                tooltip="Second from which the part is made anew, 0 to 36000."),
-                io.Float.Input("end", default=0.0, min=0.0, max=36000.0, step=0.04,
+                io.Float.Input("end", default=0.0, min=0.0, max=MAX_SECONDS, step=0.04,
                                tooltip="Second up to which it is, 0 to 36000. 0: the end of the clip."),
                 io.Combo.Input("part", options=[BOTH, PICTURE, SOUND], default=BOTH, tooltip=(
                     "both, picture or sound. For a dub choose picture: the new recording is kept.")),
@@ -128,7 +128,7 @@ class MagiHumanKeyframe(io.ComfyNode):
                                                   "MagiHuman Driving Audio."),
                 io.Combo.Input("at", options=[FIRST, LAST, LOOP, SECONDS], default=LAST, tooltip=(
                     "first, last, or first and last for a loop. seconds: at the time below.")),
-                io.Float.Input("seconds", default=1.0, min=0.0, max=36000.0, step=0.04,
+                io.Float.Input("seconds", default=1.0, min=0.0, max=MAX_SECONDS, step=0.04,
                                tooltip="Only for 'seconds': when the picture is shown, 0 to 36000."),
             ],
             outputs=[io.Latent.Output(tooltip="The clip with that frame kept unchanged.")],

@@ -6,15 +6,15 @@ from comfy_api.latest import io
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ..magihuman_core.sampling import frozen
-from ..magihuman_core.sampling.windows import AUDIO_PER_FRAME
 from ..magihuman_core.sizes import (
+    AUDIO_PER_FRAME,
     FPS,
     PIXELS_PER_LATENT,
     covering_length,
     decoded_frames,
+    frames_after,
     frames_of,
     latent_frames,
-    latent_of_frame,
 )
 from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
 from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
@@ -72,10 +72,7 @@ class MagiHumanExtend(io.ComfyNode):
             if shown_of_it > frames:  # a joined clip may have more
                 raise InputError(f"The latent is one of {shown_of_it} frames, but there are {frames}: connect the "
                                  "latent that the frames were decoded from, or none.")
-            last = carried[0].shape[2]
-            if shown_of_it < whole:
-                last = latent_of_frame(shown_of_it - 1)
-                more = shown_of_it - decoded_frames(last)
+            last, more = latent_frames(shown_of_it), frames_after(shown_of_it)
             carried = carried[0][:, :, :last], carried[1]
             kept = min(kept, decoded_frames(last))
         overlap = latent_frames(kept)

@@ -21,17 +21,19 @@ import torch
 from PIL import Image
 
 from magihuman_core import MagiHumanPipeline
+from magihuman_core.media.mask import ellipse_mask
 from magihuman_core.media.mp4 import write_mp4
 from magihuman_core.media.video_file import open_video
-from magihuman_core.media.waveform import resample
+from magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
+from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
-from training.common import add_options, set_up
+from training.common import Stop, add_options, set_up
 from training.files import DEMO
+from training.rows import mean, step_sizes
+from training.voice import SAMPLE_RATE
 
-RATE = 51200  # of drawn sound
-OUT_RATE = 44100
 PART = 50  # frames of two seconds
 MOUTH = (0.5, 0.6875, 0.56, 0.40)  # an ellipse around a drawn mouth and its jaw
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "measured.md"
@@ -65,7 +67,7 @@ def picture(clip, frame=0):
 
 def sound(clip):
     """As long as the picture."""
-    return torch.from_numpy(clip.audio[:, : len(clip.video) * measure.SAMPLES_PER_TOKEN]), RATE
+    return torch.from_numpy(clip.audio[:, : len(clip.video) * measure.SAMPLES_PER_TOKEN]), SAMPLE_RATE
 
 
 def frames_of(made):
@@ -86,18 +88,9 @@ def parts_of(clip, count):
     return [part for part in parts if level[slice(*part)].max() > 0.02]
 
 
-def step_sizes(video):
-    """Mean absolute difference from every frame to the next, 0..255: [F - 1]."""
-    return np.abs(np.diff(video.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
-
-
 def rank(steps, places):
     """The share of all steps that are smaller than the largest at these places, in percent."""
     return 100.0 * float((steps < max(steps[place] for place in places)).mean())
-
-
-def mean(numbers):
-    return float(np.mean(list(numbers)))
 
 
 def speech(studio, seconds, **options):
@@ -130,16 +123,9 @@ def dub(studio):
         old.append(sync(made, clip))
         before.append(sync(source, other))
         change = np.abs(frames_of(made).astype(np.float32) - frames_of(source)).mean(axis=(0, 3))
-        outside.append(float(change[ellipse_outside(*change.shape)].mean()))
+        outside.append(float(change[ellipse_mask(MOUTH, *change.shape[::-1]).numpy() < 0.5].mean()))
     return {"sync with the new sound": mean(new), "with the old": mean(old), "change outside of 255": max(outside),
             "control: old clip, new sound": mean(before)}  # fmt: skip
-
-
-def ellipse_outside(height, width):
-    rows, columns = np.mgrid[:height, :width]
-    x, y, wide, high = MOUTH
-    across, down = (columns + 0.5) / width - x, (rows + 0.5) / height - y
-    return (across / (wide / 2)) ** 2 + (down / (high / 2)) ** 2 > 1
 
 
 def retake(studio):
@@ -159,18 +145,14 @@ def retake(studio):
 def last_frame(studio):
     wanted, without, first, syncs = [], [], [], []
     for clip in studio.drawn(2):
-        end = frames_given(clip, -1)
+        end = clip.video[-1:]
         made, plain = studio.drive(clip, keyframes={"last": picture(clip, -1)}), studio.drive(clip)
         wanted.append(measure.psnr(frames_of(made)[-1:], end))
         without.append(measure.psnr(frames_of(plain)[-1:], end))
-        first.append(measure.psnr(frames_of(made)[:1], frames_given(clip, 0)))
+        first.append(measure.psnr(frames_of(made)[:1], clip.video[:1]))
         syncs.append(sync(made, clip))
     return {"last frame dB": mean(wanted), "control: not given, dB": mean(without), "first frame dB": mean(first),
             "sync": mean(syncs)}  # fmt: skip
-
-
-def frames_given(clip, frame):
-    return clip.video[frame][None]
 
 
 def loop(studio):
@@ -196,44 +178,44 @@ def extend(studio, rate=None):
             new = spoken(clip, heard)
             made = studio.pipeline.extend(made, audio=new, prompt=prompt_of(clip), seed=clip.seed)
             joins.append(heard - 1)
-            offsets.append(late(made.audio[:, heard * (OUT_RATE // 25) :], new))
+            offsets.append(late(made.audio[:, heard * (OUTPUT_RATE // FPS) :], new))
         syncs.append(sync(made, clip, start))
         ranks.append(rank(step_sizes(frames_of(made)), joins))
     return {"sync of the new parts": mean(syncs), "steps at the joins, percentile": mean(ranks),
-            "sound against picture, ms": max(offsets)}  # fmt: skip
+            "new sound against its first frame, ms": max(offsets)}  # fmt: skip
 
 
 def spoken(clip, first):
     """Two seconds of a clip's sound, from a frame on."""
     start = first * measure.SAMPLES_PER_TOKEN
-    return torch.from_numpy(clip.audio[:, start : start + PART * measure.SAMPLES_PER_TOKEN]), RATE
+    return torch.from_numpy(clip.audio[:, start : start + PART * measure.SAMPLES_PER_TOKEN]), SAMPLE_RATE
 
 
 def as_film(studio, made, rate):
     """A file of another rate, each of whose frames is the one of its time."""
     path = studio.folder / f"film_{rate.numerator}.mp4"
-    count = math.ceil(len(made.frames) / 25 * rate)
-    chosen = (torch.arange(count) / float(rate) * 25).long()
-    write_mp4(path, made.frames[chosen], made.audio, fps=rate, sample_rate=OUT_RATE)
+    count = math.ceil(len(made.frames) / FPS * rate)
+    chosen = (torch.arange(count) / float(rate) * FPS).long()
+    write_mp4(path, made.frames[chosen], made.audio, fps=rate, sample_rate=OUTPUT_RATE)
     return path
 
 
 def late(heard, given):
     """How far a sound [2, n] at 44.1 kHz lies from where the given one begins, in ms, by correlation; 0 for silence."""
-    wanted = resample(*given, OUT_RATE).mean(0).numpy()
+    wanted = resample_recording(*given, OUTPUT_RATE).mean(0).numpy()
     if np.abs(wanted).max() < 0.01:
         return 0.0
     size = 2 * len(wanted)
     spectrum = np.fft.rfft(heard.mean(0).numpy()[: len(wanted)], size)
     lag = int(np.fft.irfft(spectrum * np.fft.rfft(wanted, size).conj(), size).argmax())
-    return 1000 * min(lag, size - lag) / OUT_RATE
+    return 1000 * min(lag, size - lag) / OUTPUT_RATE
 
 
 def live(studio):
     syncs = []
     for clip in studio.drawn(12):
-        chunks = torch.from_numpy(clip.audio).split(RATE // 5, dim=1)
-        pieces = list(studio.pipeline.stream(chunks, rate=RATE, prompt=prompt_of(clip), image=picture(clip),
+        chunks = torch.from_numpy(clip.audio).split(SAMPLE_RATE // 5, dim=1)
+        pieces = list(studio.pipeline.stream(chunks, rate=SAMPLE_RATE, prompt=prompt_of(clip), image=picture(clip),
                                              seed=clip.seed))  # fmt: skip
         video = torch.cat([frames for frames, _ in pieces]).numpy()
         syncs.append(measure.sync(video, clip.audio))
@@ -267,6 +249,9 @@ def main():
     options = parser.parse_args()
     set_up(options)
     seeds = range(options.first_seed, options.first_seed + options.clips)
+    lost = [label for label, _ in ROWS.values() if f"\n| {label} |" not in PAGE.read_text("utf-8")]
+    if options.write and lost:
+        raise Stop(f"{PAGE} has no row for {', '.join(lost)}: add it first.")
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(options.folder, seeds, Path(folder))
         for name in options.rows:

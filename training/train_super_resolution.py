@@ -22,7 +22,7 @@ from magihuman_core import (
     sample_unipc,
     unpack_latents,
 )
-from magihuman_core.sizes import audio_length, latent_frames
+from magihuman_core.sizes import audio_length, full_audio, latent_frames
 from training.clips import make_clip
 from training.common import Progress, RowWriter, Stop, add_options, autocast, read_rows, set_up
 from training.data import (
@@ -117,7 +117,7 @@ class PairSource:
             T = int(self.random.integers(3, 6))
             start = int(self.random.integers(small.shape[2] - T + 1))
             small, large = small[:, :, start : start + T], large[:, :, start : start + T]
-            audio = audio[:, :, 4 * start : 4 * start + 4 * T - 1]
+            audio = audio[:, :, 4 * start : 4 * start + full_audio(T)]
         return small, large, audio, ids
 
 

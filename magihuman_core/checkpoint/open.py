@@ -41,20 +41,21 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
 
 
 def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
-    """The same under the names that its layers have without torch.compile, FSDP or DataParallel around them."""
+    """The same under the names that its layers have without torch.compile, FSDP or checkpointing around them."""
     if not any(wrapper in key for key in checkpoint for wrapper in WRAPPERS):
         return checkpoint
-
-    def unwrapped(key: str) -> str:
-        for wrapper in WRAPPERS:
-            key = key.replace(wrapper, "")
-        return key
-
     found = renamed(checkpoint, unwrapped)
     if len(found) < len(checkpoint):
         raise CheckpointError(f"{checkpoint.name}: holds tensors twice, with and without {WRAPPERS[0]} in their names. "
                               "Choose another file.")
     return replace(found, metadata={**found.metadata, WRAPPED: "yes"})
+
+
+def unwrapped(key: str) -> str:
+    """A layer's name without what training put into it."""
+    for wrapper in WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
 
 
 def _open(path: Path, subfolders: Sequence[str], models: Sequence[str], mapped: bool, allow_pickle: bool) -> Checkpoint:

@@ -9,7 +9,8 @@ from enum import IntEnum
 from ..errors import CheckpointError, InputError, LostRankError, is_out_of_memory
 
 # What the system has run out of, or cannot do any more.
-EXHAUSTED = {getattr(errno, name, None) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EIO", "ENOMEM", "EMFILE", "ENFILE")}
+EXHAUSTED = {getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EIO", "ENOMEM", "EMFILE", "ENFILE")
+             if hasattr(errno, name)}
 TURNING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the order of what follows
 
 

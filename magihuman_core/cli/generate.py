@@ -21,6 +21,7 @@ from .progress import Watch, overall
 
 MAX_SEEDS = 1000
 
+
 def add_generate(commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser("generate", parents=[common], help="make a clip",
                                  description="Make a clip of a speaking person, as mp4.")

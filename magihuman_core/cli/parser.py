@@ -1,9 +1,10 @@
 """Parsing of arguments that says what may have been meant."""
 
 import argparse
-import difflib
 import re
 from typing import NoReturn
+
+from ..errors import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,9 +17,7 @@ class Parser(argparse.ArgumentParser):
         """A message of argparse, and what may have been meant."""
         wrong = re.search(r"invalid choice: '([^']*)'", message) or re.search(r"unrecognized arguments: (--?[\w-]+)",
                                                                               message)
-        if wrong and (close := difflib.get_close_matches(wrong[1], self.known, n=1)):
-            message += f". Did you mean {close[0]}?"
-        return message
+        return message + (did_you_mean(wrong[1], self.known) if wrong else "")
 
     @property
     def known(self) -> list[str]:

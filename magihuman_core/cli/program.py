@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes that torchrun started the first runs it, and calls the others where it needs them.
     """
     if not started_together():
-        return _main(argv, None)
+        with _termination():
+            return _main(argv, None)
     from ..pipeline.crew import Crew
 
     crew = Crew.join()
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if not crew.rank:
                 return _main(argv, crew)
-            with _logging(verbose=False):
+            with _logging(verbose=not {"-v", "--verbose"}.isdisjoint(sys.argv)):
                 return crew.serve(partial(_say, crew))
         except KeyboardInterrupt:  # in a helper; the leader has it, too, and says so
             return Exit.INTERRUPTED
@@ -97,7 +98,7 @@ def _main(argv: Sequence[str] | None, crew: "Crew | None") -> int:
     arguments = parser.parse_args(argv)
     arguments.crew = crew
     print_anything()
-    with _logging(arguments.verbose), _termination():
+    with _logging(arguments.verbose):
         return _run(arguments)
 
 
@@ -151,10 +152,8 @@ def _say(crew: "Crew | None", error: Exception) -> int:
     """Tell of an error, unless another process of the same run has; gives the exit code."""
     code = exit_code(error)
     if crew is None or crew.first_to_speak():
-        if code == Exit.INTERNAL:  # which nobody should have to make happen again
-            log.error("where the error arose:", exc_info=error)
-        else:
-            log.debug("where the error arose:", exc_info=error)
+        level = logging.ERROR if code == Exit.INTERNAL else logging.DEBUG  # nobody should have to make it happen again
+        log.log(level, "where the error arose:", exc_info=error)
         for line in details(error):
             print(plain(line), file=sys.stderr)
         whose = f"process {crew.rank} of {crew.count}: " if crew is not None and crew.rank else ""

@@ -1,6 +1,7 @@
 """Progress on standard error: one bar for all stages of a clip, with the time that is left."""
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -14,10 +15,9 @@ NAMES = {
     "distilled network": "picture and sound", "base network": "picture and sound",
     "sr_540p network": "enlarging", "sr_1080p network": "enlarging", "sound decoder": "writing the sound",
     "picture decoder": "writing the picture"}
-THOUSAND = 1000
 
 
-class Overall:
+class Overall(ABC):
     """A progress callback (stage, done, total) that knows the share of all stages that is done; see
     pipeline.shares.Watcher. What is shown of it, and where answers go, a subclass says."""
 
@@ -54,13 +54,13 @@ class Overall:
         name = NAMES.get(self.stage, self.stage)
         self.show((before + fraction * here) / whole, f"{self.number} of {len(self.shares)}: {name}{count}")
 
+    @abstractmethod
     def show(self, share: float, text: str) -> None:
         """share: of all the work, from 0 to 1. text: what is done now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def said(self, text: str) -> None:
         """An answer of the command."""
-        raise NotImplementedError
 
 
 Watch = Callable[[], AbstractContextManager[Overall]]  # progress, while a block runs
@@ -75,7 +75,7 @@ class Bar(Overall):
 
     def show(self, share: float, text: str) -> None:
         self.bar.set_description_str(text, refresh=False)
-        self.bar.n = max(self.bar.n, round(THOUSAND * share))
+        self.bar.n = max(self.bar.n, share)
         self.bar.refresh()
 
     def said(self, text: str) -> None:
@@ -87,8 +87,13 @@ class Bar(Overall):
 @contextmanager
 def overall() -> Iterator[Overall]:
     """The bar, while the block runs."""
+    with open_bar() as bar:
+        yield Bar(bar)
+
+
+def open_bar(clips: int = 1, made: int = 0):
+    """A bar over so many clips, on standard error."""
     from tqdm import tqdm
 
-    layout = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed}, about {remaining} left]"
-    with tqdm(total=THOUSAND, leave=False, file=sys.stderr, bar_format=layout) as bar:
-        yield Bar(bar)
+    return tqdm(total=clips, initial=made, leave=False, file=sys.stderr,
+                bar_format="{percentage:3.0f}% |{bar:20}| {desc} [{elapsed}, about {remaining} left]")

@@ -3,13 +3,12 @@
 A wish is a few words such as "picture voice 540p".
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..recipes import BASE, DISTILLED, UPSCALERS, Recipe, upscaled_size
 from .downloads import EIGHT_BITS, ORIGINALS, Download, download, total_gb
 from .folder import PARTS, ModelFolder
@@ -78,10 +77,8 @@ def parse_wish(text: str) -> Wish:
         if word in FILLING:
             continue
         if word not in WORDS:
-            close = difflib.get_close_matches(word, WORDS, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
             raise InputError(f"{word!r} is not a word that is known here; known are text, picture, voice, 540p, 1080p, "
-                             f"upright, extend, base.{meant}")
+                             f"upright, extend, base{did_you_mean(word, WORDS) or '.'}")
         found |= {WORDS[word], word}
     if {"540p", "1080p"} <= found:
         raise InputError("A clip is made in 540p or in 1080p. Leave one of them out.")

@@ -15,7 +15,7 @@ from ..atomic import whole_file
 from ..errors import InputError
 from .container import best_stream, decoded, open_media
 from .readable import check_readable
-from .waveform import MAX_CHANNELS, MAX_SECONDS, as_audio, check_rate, to_stereo
+from .waveform import MAX_CHANNELS, MAX_RECORDING, as_audio, check_rate, to_stereo
 
 if TYPE_CHECKING:
     import av
@@ -103,8 +103,8 @@ def _check_size(channels: int, samples: int, rate: int, seconds: float | None, p
     """Raise InputError for a recording that would fill the memory."""
     if channels > MAX_CHANNELS:
         raise InputError(f"{path}: has {channels} channels, expected {MAX_CHANNELS} at most. Give a stereo recording.")
-    if samples > MAX_SECONDS * rate and (seconds is None or seconds > MAX_SECONDS):
-        raise InputError(f"{path}: lasts more than {MAX_SECONDS // 60} minutes. Give a part of it, or say how much "
+    if samples > MAX_RECORDING * rate and (seconds is None or seconds > MAX_RECORDING):
+        raise InputError(f"{path}: lasts more than {MAX_RECORDING // 60} minutes. Give a part of it, or say how much "
                          "of it is wanted (--seconds).")
 
 

@@ -17,7 +17,7 @@ FADE = 441  # samples, 10 ms, over which audio is cross-faded
 OUTPUT_RATE = 44100  # samples/s outside of the model: what players and AAC take
 RATES = (1000, 768_000)  # samples/s of recordings, lowest and highest
 MAX_CHANNELS = 64
-MAX_SECONDS = 3600  # of a recording that is held in memory
+MAX_RECORDING = 3600  # seconds of a recording that is held in memory
 MARGIN = 0.1  # seconds of silence around a recording while it is resampled
 DECIBEL = 10 ** (1 / 20)
 

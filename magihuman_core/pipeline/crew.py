@@ -47,7 +47,7 @@ class Crew:
     neighbours: int
     place: int  # of this process among its neighbours
     store: dist.Store = field(repr=False)
-    calls: bool = False  # the helpers are at work, and do not wait for a call
+    busy: bool = False  # the helpers are at work, and do not wait for a call
 
     @classmethod
     def join(cls) -> Crew:
@@ -106,17 +106,17 @@ class Crew:
     @contextmanager
     def calling(self, stage: Callable[..., Any], parts: Parts, *arguments: Any) -> Iterator[None]:
         """Let all helpers run stage(parts, *arguments), while the leader does its own share in this block."""
-        if self.calls:
+        if self.busy:
             raise InputError("Two clips cannot be made at once by several processes: finish or close the first one.")
         self._send((stage, replace(parts, crew=None, keep=False, kept={}), in_main_memory(arguments)))
-        self.calls = True
+        self.busy = True
         yield
-        self.calls = False
+        self.busy = False
 
     def end(self) -> None:
         """Let the helpers go, where they wait for a call. Those that are at work see that the leader is gone."""
         self.first_to_speak()
-        if not self.calls:
+        if not self.busy:
             with suppress(LostRankError):
                 self._send(None)
                 dist.destroy_process_group()
@@ -155,7 +155,7 @@ class Crew:
             with suppress(LostRankError):
                 for helper in range(1, self.count):
                     self._want(helper, False)
-                self.calls = False
+                self.busy = False
 
     def each(self, function: Callable[[Item], Iterable[Tensor]], items: Sequence[Item]) -> Iterator[Iterable[Tensor]]:
         """As map, shared by all: the leader has all results, in order, the others compute theirs and have none.

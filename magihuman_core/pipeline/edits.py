@@ -24,8 +24,7 @@ from ..sampling.regenerate import (
     seen_share,
     shown_frames,
 )
-from ..sampling.windows import AUDIO_PER_FRAME
-from ..sizes import covering_length, decoded_frames, latent_frames
+from ..sizes import AUDIO_PER_FRAME, covering_length, decoded_frames, frames_after, full_audio, latent_frames
 from . import stages
 from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels, lengthened, whole_frames
 from .parts import Parts
@@ -69,7 +68,7 @@ class Regeneration(Making):
         sizes = [pass_.size for pass_ in self.request.passes]
         stills = self.stills(parts, run)
         videos = self._encoded(parts, run, sizes)
-        audio = self._encoded_audio(run, AUDIO_PER_FRAME * videos[sizes[0]].shape[2] - 1)
+        audio = self._encoded_audio(run, full_audio(videos[sizes[0]].shape[2]))
         result = {}
         for size in sizes:
             latent = all_kept(videos[size], audio)
@@ -148,20 +147,22 @@ class Extension(Making):
 
     @property
     def encoded(self) -> list[str]:
-        return ["sound of the clip", *self.source.encoded([pass_.size for pass_ in self.request.passes])]
+        return [*([] if self._carries_audio else ["sound of the clip"]),
+                *self.source.encoded([pass_.size for pass_ in self.request.passes])]
+
+    @property
+    def _carries_audio(self) -> bool:
+        return self.source.latents is not None and self.request.audio is None
 
     @property
     def kept(self) -> int:
         """Frames, and audio latents, of the clip that the continuation begins with."""
-        return decoded_frames(min(self.overlap, latent_frames(self.source.count - self.more)))
+        return decoded_frames(min(self.overlap, latent_frames(self.source.count)))
 
     @property
     def more(self) -> int:
-        """Frames of the clip after those, 0 to 3: of a last latent frame that it does not show to its end."""
-        if self.source.latents is None:
-            return 0
-        frames = self.source.latents[0].shape[2]
-        return 0 if self.source.count == decoded_frames(frames) else self.source.count - decoded_frames(frames - 1)
+        """Frames of the clip after those: of a last latent frame that it does not show to its end."""
+        return 0 if self.source.latents is None else frames_after(self.source.count)
 
     def latents(self, parts: Parts, run: RunStage) -> dict[Size, JointLatent]:
         source, request, kept, more = self.source, self.request, self.kept, self.more
@@ -172,15 +173,15 @@ class Extension(Making):
             heard = whole_frames(request.audio)
             length = covering_length(kept + more + heard.shape[1] // SAMPLES_PER_FRAME)
             tail, _ = lengthened((torch.cat([tail, heard], 1), OUTPUT_RATE), length)
-        audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
-        if source.latents is not None and source.size in sizes:
-            last = latent_frames(source.count - more)
-            starts = {source.size: source.latents[0][:, :, last - overlap : last]}
-            if request.audio is None:
-                first = AUDIO_PER_FRAME * (last - overlap)
-                audio = source.latents[1][:, :, first : first + kept]
+        last = latent_frames(source.count)
+        if source.latents is not None and self._carries_audio:
+            first = AUDIO_PER_FRAME * (last - overlap)
+            audio = source.latents[1][:, :, first : first + kept]
         else:
-            starts = {}
+            audio = run("sound of the clip", stages.encode_audio, (tail, OUTPUT_RATE)).cpu()
+        starts = {}
+        if source.latents is not None and source.size in sizes:
+            starts = {source.size: source.latents[0][:, :, last - overlap : last]}
         rest = [size for size in sizes if size not in starts]
         if rest:
             end = source.count - more
@@ -219,8 +220,8 @@ class Extension(Making):
         old_video, old_audio = self.source.latents
         if old_video.shape[3:] != video.shape[3:]:
             return None
-        end, overlap = self.source.count - self.more, latent_frames(self.kept)
-        return (torch.cat([old_video[:, :, : latent_frames(end)], video[:, :, overlap:].to(old_video)], 2),
+        last, overlap, end = latent_frames(self.source.count), latent_frames(self.kept), self.source.count - self.more
+        return (torch.cat([old_video[:, :, :last], video[:, :, overlap:].to(old_video)], 2),
                 torch.cat([old_audio[:, :, :end], audio[:, :, self.kept :].to(old_audio)], 2))
 
 

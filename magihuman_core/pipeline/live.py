@@ -25,8 +25,8 @@ from ..sampling.latents import pack_latents, unpack_latents
 from ..sampling.noise import SEEDS, start_noise
 from ..sampling.regenerate import keep_still
 from ..sampling.solvers import SOLVERS, flow_sigmas
-from ..sampling.windows import AUDIO_PER_FRAME, Texts, WindowedDenoiser, plan_windows
-from ..sizes import FPS, decoded_frames
+from ..sampling.windows import Texts, WindowedDenoiser, plan_windows
+from ..sizes import AUDIO_PER_FRAME, FPS, decoded_frames, full_audio
 from ..vae.audio import AudioVAE, encoder_context
 from ..vae.turbo import TurboVAE
 from ..vae.turbo_config import TurboVAEConfig
@@ -130,7 +130,7 @@ class Live:
                              "Choose longer windows, or a smaller overlap.")
         self.parts, self.pass_, self.conditions, self.stills = parts, pass_, conditions, stills
         self.carried, self.seed = carried, request.seeds[0]
-        self.audio_length = AUDIO_PER_FRAME * pass_.window - 1  # audio latents that a window hears
+        self.audio_length = full_audio(pass_.window)  # audio latents that a window hears
         # First what stays beside the network, which is planned into the memory that is left.
         self.audio_vae: AudioVAE = parts.load(load_audio_vae, parts.open("audio_vae"))
         self.context = encoder_context(self.audio_vae.config)[0]

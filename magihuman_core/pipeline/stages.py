@@ -34,8 +34,8 @@ from ..sampling.noise import start_noise
 from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
-from ..sampling.windows import AUDIO_PER_FRAME, EachWindow, Texts, Window, WindowedDenoiser, plan_windows
-from ..sizes import FPS, byte_size, decoded_frames
+from ..sampling.windows import EachWindow, Texts, Window, WindowedDenoiser, plan_windows
+from ..sizes import AUDIO_PER_FRAME, FPS, byte_size, decoded_frames
 from ..text.script import Segment, prompt_at
 from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE

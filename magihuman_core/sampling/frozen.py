@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..sizes import FPS, PIXELS_PER_LATENT, decoded_frames, latent_frames
+from ..sizes import AUDIO_PER_FRAME, FPS, PIXELS_PER_LATENT, decoded_frames, full_audio, latent_frames
 
 # What is frozen in a stream: (values, mask), mask 1 = generate, 0 = keep; both broadcast to the stream.
 Frozen = tuple[Tensor, Tensor]
@@ -104,7 +104,7 @@ def overlap_frames(seconds: float, frames: int, samples: int, rate: int) -> int:
 
 def continued_length(overlap: int, added: int) -> int:
     """Audio latents of a clip's continuation: `overlap` latent frames of the clip, and `added` frames or a few more."""
-    return 4 * (overlap + -(-added // 4)) - 1
+    return full_audio(overlap + -(-added // AUDIO_PER_FRAME))
 
 
 def last_samples(waveform: Tensor, rate: int, frames: int, kept: int) -> Tensor:

@@ -19,12 +19,11 @@ from torch import Tensor
 from ..errors import InputError, shown
 from ..model.dit import MagiHumanDiT
 from ..recipes import Guidance
-from ..sizes import FPS, MAX_SECONDS, audio_length, full_audio, latent_frames
+from ..sizes import AUDIO_PER_FRAME, FPS, MAX_SECONDS, audio_length, full_audio, latent_frames
 from .denoiser import JointDenoiser, later_guidance
 from .frozen import Frozen, apply_frozen
 from .latents import Shapes, pack_latents, unpack_latents
 
-AUDIO_PER_FRAME = 4  # audio latents to a latent frame
 OVERLAP = 5  # latent frames that neighbouring windows share where nobody says otherwise
 
 Texts = tuple[Tensor, Tensor | None]  # [1, n, d] of the prompt, and of the negative prompt where there is one

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import InputError, shown
+from ..sizes import MAX_SECONDS
 from .prompt import check_text
 
 TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
@@ -49,8 +50,9 @@ def as_segments(prompt: str | Sequence[tuple[float, str]] | Sequence[Segment]) -
         raise InputError("The prompt is an empty list. Give a text, or (seconds, text) of each part.")
     for number, part in enumerate(segments, 1):
         check_text(part.prompt)
-        if isinstance(part.seconds, bool) or not isinstance(part.seconds, int | float) or not 0 < part.seconds < 36000:
-            raise InputError(f"Part {number} of the script lasts {part.seconds!r} seconds, expected a length above 0.")
+        seconds = part.seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_SECONDS:
+            raise InputError(f"Part {number} of the script lasts {shown(seconds)} seconds, expected a length above 0.")
     return segments
 
 

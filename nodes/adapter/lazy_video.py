@@ -15,7 +15,7 @@ import torch
 from comfy_api.latest import Input, InputImpl, Types
 from torch import Tensor
 
-from ...magihuman_core.atomic import temporary_name
+from ...magihuman_core.atomic import whole_file
 from ...magihuman_core.media.mp4 import AudioTrack, add_video, video_frame
 from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT
 from .media import decode_audio, fit_length
@@ -150,12 +150,8 @@ class LazyVideo(Input.Video):
         if not isinstance(path, str | Path):
             self._write(path, kind, "use_metadata_tags", metadata, crf)
             return
-        temporary = temporary_name(Path(path))
-        try:
-            self._write(str(temporary), kind, "use_metadata_tags+faststart", metadata, crf)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(Path(path)) as file:
+            self._write(file.name, kind, "use_metadata_tags+faststart", metadata, crf)
 
     def _write(self, target, kind: str, flags: str, metadata, crf: float | None) -> None:
         options = {"movflags": flags} if kind == "mp4" else {}

@@ -8,6 +8,7 @@ patches arrive, splits each by its rows among the real weights.
 """
 
 import logging
+import re
 from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from comfy.weight_adapter.lora import LoRAAdapter
 from torch import nn
 
+from ...magihuman_core.checkpoint.open import WRAPPERS, unwrapped
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.weights.fused import Part
@@ -35,8 +37,9 @@ else:
     ModelPatcher = object  # OfficialNames is mixed into whichever of ComfyUI's patchers there is
 
 PREFIX = "diffusion_model."
-WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.", "base_model.model.")  # what trainers put before a name
+AROUND = ("module.", "base_model.model.")  # what DataParallel and PEFT put before a name
 MERGED = "magihuman_merged_role"  # attachment: the other role that was merged in
+BLOCK = re.compile(r"block\.layers\.\d+\.")
 log = logging.getLogger(__name__)
 
 
@@ -77,23 +80,30 @@ def add_alias_layers(network: ComfyDiT, config: DiTConfig) -> None:
 
 def is_alias(key: str) -> bool:
     """Whether a key of the network's state dict is an alias layer's."""
-    return key.removeprefix(PREFIX).startswith(("block.", *WRAPPERS))
+    return key.removeprefix(PREFIX).startswith(("block.", *WRAPPERS, *AROUND))
 
 
 def wrapped_names(config: DiTConfig) -> dict[str, torch.Tensor]:
     """The official and the split names once more, as torch.compile, FSDP, DataParallel and PEFT have them.
 
-    They stand in the state dict alone, with an empty tensor: an attribute such as `_orig_mod` on the network would tell
-    others that it is compiled.
+    Of one wrapper each, around the network or around a block. They stand in the state dict alone, with an empty tensor:
+    an attribute such as `_orig_mod` on the network would tell others that it is compiled.
     """
-    nothing = torch.empty(0)
-    return {f"{PREFIX}{wrapper}{name}.weight": nothing for name in lora_targets(config) for wrapper in WRAPPERS}
+    return dict.fromkeys(_wrapped(config), torch.empty(0))
+
+
+@cache
+def _wrapped(config: DiTConfig) -> tuple[str, ...]:
+    names = [f"{wrapper}{name}" for name in lora_targets(config) for wrapper in (*WRAPPERS, *AROUND)]
+    names += [BLOCK.sub(rf"\g<0>{wrapper}", name) for name in lora_targets(config) for wrapper in WRAPPERS
+              if BLOCK.match(name)]
+    return tuple(f"{PREFIX}{name}.weight" for name in names)
 
 
 def _unwrapped(key: str) -> str:
-    name = key.removeprefix(PREFIX)
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
+    name = unwrapped(key.removeprefix(PREFIX))
+    for around in AROUND:
+        name = name.removeprefix(around)
     return PREFIX + name
 
 

@@ -12,8 +12,7 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb, warn_of_cropping
 from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample, resample_recording
 from ...magihuman_core.sampling.regenerate import STILL_FRAMES
-from ...magihuman_core.sampling.windows import AUDIO_PER_FRAME
-from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN
+from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, full_audio
 from .vae import check
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, T
     filled = torch.cat([images[..., :3], images[-1:, ..., :3].expand(-(count - 1) % 4, -1, -1, -1)])
     video = frames_latent(vae, filled, like)
     samples = OUTPUT_RATE // FPS
-    length = AUDIO_PER_FRAME * video.shape[2] - 1
+    length = full_audio(video.shape[2])
     waveform = fit_length(resample_recording(*stereo(audio), OUTPUT_RATE), count * samples)
     waveform = fit_length(waveform, length * samples)
     like = torch.empty(1, audio_vae.latent_channels, 0, dtype=video.dtype, device=video.device)

@@ -14,7 +14,7 @@ from ...magihuman_core.model.config import PATCH, DiTConfig
 from ...magihuman_core.recipes import RECIPES
 from ...magihuman_core.runtime.memory import network_activations
 from ...magihuman_core.sampling.super_resolution import cover_audio
-from ...magihuman_core.sizes import TEXT_TOKENS
+from ...magihuman_core.sizes import AUDIO_PER_FRAME, TEXT_TOKENS
 from .conds import LengthCond, TextCond
 from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
@@ -24,7 +24,6 @@ from .ops import copied_bytes
 from .streams import check_shapes, nested
 
 BaseModel = comfy.model_base.BaseModel
-AUDIO_PER_FRAME = 4  # audio latents of a latent frame
 
 
 class MagiHumanModel(comfy.model_base.Kandinsky5):

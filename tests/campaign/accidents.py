@@ -83,7 +83,7 @@ def _some_calls(chance: random.Random) -> int:
 
 
 def cancels(workshop: Workshop, chance: random.Random) -> Case:
-    """Ctrl-C at any call of any function, in every stage."""
+    """Ctrl-C at any call of a function of the core, once the options are read; of some numbers it comes too late."""
     folder = workshop.case_folder()
     run, outs, name = _work(workshop, chance, folder)
     calls = _some_calls(chance)

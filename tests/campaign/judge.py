@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+SHARED = ("models", "media")  # folders beside those of the cases, which many read
 SECONDS = 2.0  # of the processor, until something is refused
 MEMORY = 500 * 2**20  # bytes over what the process had when the case began
 HANGS = 60.0  # seconds of the clock
@@ -160,8 +161,9 @@ def _last(log: Path) -> str:
 def _state(case: Case) -> dict[Path, tuple]:
     """What tells each file that must stay as it is from any other, and from one that was written to."""
     free = {*case.outputs, *case.changed}
-    return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path in sorted(case.folder.rglob("*"))
-            if path not in free and path.is_file() and (status := path.stat())}
+    folders = [case.folder, *(case.folder.parent / name for name in SHARED)]
+    return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for folder in folders
+            for path in sorted(folder.rglob("*")) if path not in free and path.is_file() and (status := path.stat())}
 
 
 def _left(case: Case, before: dict[Path, tuple], *, done: bool, killed: bool) -> str:

@@ -46,6 +46,8 @@ def busy() -> None:
 def folder(tmp_path):
     (tmp_path / "case").mkdir()
     (tmp_path / "case" / "in.png").write_bytes(b"x")
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media" / "in.png").write_bytes(b"x")
     return tmp_path / "case"
 
 
@@ -56,6 +58,7 @@ def too_much(path: Path) -> int:
 
 FAULTS = {
     "an input that changes": lambda folder: written(folder / "in.png", "y", 2),
+    "an input of many cases that changes": lambda folder: written(folder.parent / "media" / "in.png", "y", 2),
     "half an output": lambda folder: written(folder / "out.mp4", "y", 0),
     "half an output of what was refused": lambda folder: written(folder / "out.mp4", "y", 2),
     "a left-over": lambda folder: written(folder / ".x.part", "y", 2),

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from magihuman_core.cli import main
 
+from .judge import SHARED
+
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = ["--width", "64", "--height", "32", "--seconds", "0.2", "--steps", "1", "--sr-steps", "1", "--device", "cpu"]
 
@@ -25,8 +27,8 @@ class Workshop:
         self.folder = folder
         torch.set_num_threads(1)
         self.models = runpy.run_path(str(TESTS / "make_random_models.py"))["make_models"](
-            folder / "models", ("distill", "540p_sr"))
-        self.media = folder / "media"
+            folder / SHARED[0], ("distill", "540p_sr"))
+        self.media = folder / SHARED[1]
         self.media.mkdir()
         self._write_media()
         self.count = 0

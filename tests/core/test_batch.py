@@ -328,6 +328,11 @@ def test_shares_of_machines():
     assert shares([machine(CPU=2.0)], None, True) == (1, {"num_cpus": 2})
     assert shares([machine(CPU=2.0)], 4, True) == (4, {"num_cpus": 0.5})
     assert shares([machine(CPU=4.0)] * 3, 2, True) == (2, {"num_cpus": 4})  # no machine has six
+    # No worker waits for what no machine has.
+    assert shares([machine(GPU=2.0)], None, True) == (2, {"num_gpus": 1, "num_cpus": 0})
+    assert shares([machine(CPU=8.0)] * 2, 3, True) == (3, {"num_cpus": 4})
+    assert shares([machine(CPU=2.0, GPU=2.0)], 4, True) == (4, {"num_gpus": 0.5, "num_cpus": 0})
+    assert 6 * shares([machine(CPU=8.0, GPU=1.0)], 6, True)[1]["num_gpus"] <= 1
     with pytest.raises(InputError, match="no machine"):
         shares([{**machine(CPU=4.0), "Alive": False}], None, True)
 

@@ -93,7 +93,7 @@ def run_on_ray(jobs: Sequence[Job], *, address: str | None, workers: int | None,
         pool.end()
         if owned:
             ray.shutdown()
-        for job in pool.begun:  # of workers that had to be ended
+        for job in pool.broken_off:
             job.clear_leftovers()
 
 
@@ -105,7 +105,7 @@ class Pool:
         self.timeout, self.retries, self.show = timeout, retries, show
         self.slots: list[Slot] = []
         self.attempts: dict[str, int] = {}  # by the name of a clip
-        self.begun: list[Job] = []  # that may have left something
+        self.broken_off: list[Job] = []  # that may have left something
         self.lost_starts = 0  # workers that died before they could say anything, one after another
         self.looked = self.up = time.monotonic()  # when machines were looked for, and found
         self.start: Callable[[], Any]
@@ -136,17 +136,19 @@ class Pool:
     def end(self) -> None:
         """End all workers."""
         for slot in self.slots:
-            _kill(slot.actor)
+            self._drop(slot)
 
     def _begin(self, slot: Slot, job: Job) -> None:
         self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
-        self.begun.append(job)
         slot.job, slot.started, slot.poll = job, time.monotonic(), None
         slot.asked = slot.actor.make.remote(job)
 
     def _drop(self, slot: Slot) -> None:
         """Make room for another worker, where one died or cannot be relied on."""
-        _kill(slot.actor)
+        if slot.actor is not None:
+            _kill(slot.actor)
+        if slot.job is not None:
+            self.broken_off.append(slot.job)
         slot.actor = slot.asked = slot.job = slot.poll = None
 
     def _answer(self, slot: Slot) -> Iterator[tuple[Job, Outcome]]:
@@ -239,17 +241,23 @@ def shares(nodes: Sequence[dict[str, Any]], workers: int | None, gpus: bool) -> 
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     cards = [machine for machine in machines if gpus and machine.get("GPU", 0) >= 1]
     if cards:
-        total = sum(int(machine["GPU"]) for machine in cards)
-        count = workers or total
-        cpus = min(int(machine.get("CPU", 1) / machine["GPU"]) for machine in cards)
-        each = 1 if count <= total else 1 / -(-count // total)
-        return count, {"num_gpus": each, "num_cpus": max(1, int(cpus * each))}
+        amounts = [int(machine["GPU"]) for machine in cards]
+        count = workers or sum(amounts)
+        each = min(1, _share(amounts, count))
+        cpus = min(int(machine.get("CPU", 0) / machine["GPU"]) for machine in cards)
+        return count, {"num_gpus": each, "num_cpus": int(cpus * each)}
     cores = [int(machine["CPU"]) for machine in machines if machine.get("CPU", 0) >= 1]
     if not cores:
         raise InputError("The cluster has no machine that is up with a GPU or a CPU. See: ray status.")
-    total = sum(cores)
     count = workers or sum(max(1, number // CPUS) for number in cores)
-    return count, {"num_cpus": min(total // count, *cores) if count <= total else 1 / -(-count // total)}
+    return count, {"num_cpus": _share(cores, count)}
+
+
+def _share(amounts: Sequence[int], count: int) -> float:
+    """The largest equal share of which machines with these amounts have so many."""
+    if count > (total := sum(amounts)):
+        return 10_000 // -(-count // total) / 10_000  # Ray counts in ten-thousandths
+    return next(share for share in range(max(amounts), 0, -1) if sum(amount // share for amount in amounts) >= count)
 
 
 def connect(address: str | None) -> None:

@@ -7,13 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ...errors import TIP, InputError
 from ..console import Exit, plain
 from ..options import add_models
+from ..progress import open_bar
 from .cluster import check_answers, has_ray, run_on_ray
 from .contents import Contents
 from .here import run_here
@@ -23,7 +24,7 @@ from .records import Outcome, Records
 
 log = logging.getLogger("magihuman_core")
 REDRAW, REDRAW_IN_LOG = 0.5, 30.0  # seconds, on a terminal and elsewhere
-THOUSAND = 1000
+REWRITE = 5.0  # seconds between two writings of the page, which tells of all clips
 
 
 def add_batch(commands, common: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def add_batch(commands, common: argparse.ArgumentParser) -> None:
                         "each GPU, or for every 4 CPUs); 0: one after another, without Ray")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that a clip may take (default: any)")
     parser.add_argument("--retries", type=_whole, default=2, metavar="N", help="how often a clip is begun anew whose "
-                        "worker died (default %(default)s)")
+                        "worker died or had an internal error; with Ray only (default %(default)s)")
     add_models(parser, required=False)
 
 
@@ -64,7 +65,10 @@ def batch(arguments: argparse.Namespace) -> int:
     before = len(outcomes)
     todo = [job for job in jobs if job.name not in outcomes]
     write_page(jobs, outcomes, folder)
-    with _board(len(jobs), before) as board, closing(_run(todo, arguments, use_ray, address, board)) as results:
+    written = time.monotonic()
+    with (ExitStack() as last, _board(len(jobs), before) as board,
+          closing(_run(todo, arguments, use_ray, address, board)) as results):
+        last.callback(write_page, jobs, outcomes, folder)
         said: set[str] = set()
         for job, outcome in results:
             if not outcome.error and not job.out.is_file():
@@ -72,10 +76,12 @@ def batch(arguments: argparse.Namespace) -> int:
                                                  "that all machines share (--out).", code=Exit.INPUT)
             outcomes[job.name] = outcome
             records.write(job, identities[job.name], outcome)
-            write_page(jobs, outcomes, folder)
+            if time.monotonic() - written > REWRITE:
+                write_page(jobs, outcomes, folder)
+                written = time.monotonic()
             board.done(job, outcome)
             if outcome.trace:
-                log.debug("%s", outcome.trace)
+                log.log(logging.ERROR if outcome.code == Exit.INTERNAL else logging.DEBUG, "%s", outcome.trace)
             for remark in outcome.remarks if use_ray else ():  # in this process they were said when they arose
                 if remark not in said:
                     said.add(remark)
@@ -123,11 +129,12 @@ class Board:
     """One bar over all clips; what is known of each goes past it."""
 
     def __init__(self, bar, count: int, made: int) -> None:
-        self.bar, self.count, self.ended = bar, count, made
+        self.bar, self.count, self.ended, self.there = bar, count, made, made
         self.begun: dict[str, float] = {}  # shares of clips that are made now
         self.drawn = 0.0
 
     def say(self, text: str) -> None:
+        self.bar.n = self.ended + sum(self.begun.values())
         self.bar.set_description_str(f"{self.ended} of {self.count} clips{'; ' if text else ''}{text}")
 
     def show(self, job: Job, share: float, text: str) -> None:
@@ -137,13 +144,12 @@ class Board:
         if now - self.drawn < (REDRAW if self.bar.fp.isatty() else REDRAW_IN_LOG):
             return
         self.drawn = now
-        self.bar.n = round(THOUSAND * (self.ended + sum(self.begun.values())))
         self.say(f"{len(self.begun)} in work" if len(self.begun) > 1 else plain(f"{job.name}, {text}"))
 
     def done(self, job: Job, outcome: Outcome) -> None:
         self.begun.pop(job.name, None)
         self.ended += 1
-        self.bar.n = round(THOUSAND * (self.ended + sum(self.begun.values())))
+        self.there += not outcome.error
         self.bar.clear()
         if outcome.error:
             print(plain(f"line {job.line}, {job.name}: {outcome.error}"), file=sys.stderr)
@@ -155,16 +161,13 @@ class Board:
 @contextmanager
 def _board(count: int, made: int) -> Iterator[Board]:
     """The bar, while the block runs. count: clips; made: those that are there already."""
-    from tqdm import tqdm
-
-    layout = "{percentage:3.0f}% |{bar:20}| {desc} [{elapsed}, about {remaining} left]"
-    with tqdm(total=THOUSAND * count, initial=THOUSAND * made, leave=False, file=sys.stderr, bar_format=layout) as bar:
+    with open_bar(count, made) as bar:
         board = Board(bar, count, made)
         try:
             yield board
         except KeyboardInterrupt:
             bar.clear()
-            print(f"\n{board.ended} of {count} clips are there. The same command goes on with the others.",
+            print(f"\n{board.there} of {count} clips are there. The same command goes on with the others.",
                   file=sys.stderr)
             raise
 

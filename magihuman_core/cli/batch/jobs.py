@@ -2,17 +2,16 @@
 
 import argparse
 import copy
-import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from ...atomic import remove_leftovers
-from ...errors import InputError
+from ...errors import InputError, did_you_mean, shown
 from ..edits import add_dub, add_extend, add_retake
 from ..explain import DetailedError
 from ..generate import add_generate, for_seeds
@@ -117,7 +116,8 @@ def parse_line(line: str, parsers: Mapping[str, LineParser], defaults: Mapping[s
     fields = _read_object(line)
     command = fields.pop("command", "generate")
     if command not in tuple(parsers):
-        raise InputError(f"command is {command!r}, expected {', '.join(parsers)}{_meant(str(command), parsers)}")
+        raise InputError(f"command is {shown(command)}, expected {', '.join(parsers)}"
+                         f"{did_you_mean(str(command), parsers)}")
     parser = parsers[command]
     arguments = parser.parse_args(list(_tokens(fields, command, parser)))
     arguments.command = command
@@ -159,8 +159,9 @@ def lines_in_words(numbers: list[int]) -> str:
 def _read_object(line: str) -> dict[str, Any]:
     """The object that a line is. Raises InputError."""
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if repeated := [key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number])]:
-            raise InputError(f"has {repeated[0]!r} twice")
+        names = [key.replace("-", "_") for key, _ in pairs]
+        if repeated := [key for number, key in enumerate(names) if key in names[:number]]:
+            raise InputError(f"has {shown(repeated[0])} twice")
         return dict(pairs)
 
     try:
@@ -174,19 +175,8 @@ def _read_object(line: str) -> dict[str, Any]:
     except ValueError:  # a number with thousands of digits
         raise InputError("holds a number that is too long") from None
     if not isinstance(found, dict):
-        raise InputError(f'is {line.strip()[:40]}, expected an object such as {{"prompt": "...", "seed": 1}}')
-    for name, value in found.items():
-        if isinstance(value, str) and ("\0" in value or (not value.isascii() and not _encodes(value))):
-            raise InputError(f"{name} holds characters that no file and no text can have")
+        raise InputError(f'is {shown(found)}, expected an object such as {{"prompt": "...", "seed": 1}}')
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a character
-        return False
-    return True
 
 
 def _tokens(fields: Mapping[str, Any], command: str, parser: LineParser) -> Iterator[str]:
@@ -198,18 +188,16 @@ def _tokens(fields: Mapping[str, Any], command: str, parser: LineParser) -> Iter
         name = key.replace("_", "-")
         action = actions.get(name)
         if action is None:
-            raise InputError(f"{command} has no option {key!r}{_meant(name, actions)}")
-        if value is None:
-            continue
+            raise InputError(f"{command} has no option {key!r}{did_you_mean(name, actions)}")
         if action.nargs == 0:
             if not isinstance(value, bool):
-                raise InputError(f"{key} is {value!r}, expected true or false")
+                raise InputError(f"{key} is {shown(value)}, expected true or false")
             yield from [f"--{name}"] if value else []
         elif not action.option_strings:
             operands.append(_text(key, value))
         elif isinstance(action, argparse._AppendAction):  # may be given several times: a list, or {"0.5": "a.png"}
             if isinstance(value, dict):
-                value = [f"{left}={_text(key, right)}" for left, right in value.items()]
+                value = [f"{_text(key, left)}={_text(key, right)}" for left, right in value.items()]
             yield from (f"--{name}={_text(key, part)}" for part in (value if isinstance(value, list) else [value]))
         else:  # such as an ellipse: [0.5, 0.65, 0.4, 0.3]
             parts = value if isinstance(value, list) else [value]
@@ -219,13 +207,11 @@ def _tokens(fields: Mapping[str, Any], command: str, parser: LineParser) -> Iter
 
 def _text(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{key} is {json.dumps(value)[:40]}, expected text or a number")
-    return str(value)
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f". Did you mean {close[0]}?" if close else ""
+        raise InputError(f"{key} is {shown(value)}, expected text or a number")
+    text = str(value)
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError(f"{key} holds characters that no file and no text can have")
+    return text
 
 
 def _jobs_of(arguments: argparse.Namespace, line: int, folder: Path) -> Iterator[Job]:

@@ -6,12 +6,12 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TIP
 from ..console import exit_code
-from ..explain import explain
+from ..explain import details, explain
 from ..options import make_pipeline, model_options
 from ..progress import Overall
 from .contents import file_digest
@@ -54,12 +54,12 @@ class Maker:
         with _remarks() as remarks:
             try:
                 job.clear_leftovers()
-                job.arguments.run(job.arguments, self._pipeline_for, lambda: _entered(progress))
+                job.arguments.run(job.arguments, self._pipeline_for, lambda: nullcontext(progress))
                 digest, error, code = file_digest(job.out), "", 0
                 write_thumbnail(job)
             except Exception as raised:
                 digest, trace = "", traceback.format_exc()
-                error, code = explain(raised), exit_code(raised)
+                error, code = "\n".join((*details(raised), explain(raised))), exit_code(raised)
         return Outcome("\n".join(progress.answers), error, code, digest, round(time.perf_counter() - started, 2),
                        platform.node(), remarks=remarks, trace=trace)
 
@@ -70,11 +70,6 @@ class Maker:
             self.pipeline = None  # its memory is free before another begins
             self.pipeline, self.models = make_pipeline(arguments, keep=True), wanted
         return self.pipeline
-
-
-@contextmanager
-def _entered(progress: Progress) -> Iterator[Progress]:
-    yield progress
 
 
 @contextmanager

@@ -16,7 +16,6 @@ STYLE = ("body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-alig
          "tr:nth-child(even){background:#f4f4f4}.failed{color:#b00}")
 
 
-
 def address(name: str) -> str:
     """The relative address of a file, its characters written as addresses have them."""
     return (PurePosixPath("/") / name).as_uri().removeprefix("file:///")

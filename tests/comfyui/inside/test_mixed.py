@@ -192,13 +192,16 @@ def test_context_windows_longer_than_the_clip_and_freenoise(base):
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "diffusion_model.", "_orig_mod.", "transformer._orig_mod.",
-                                    "_fsdp_wrapped_module.", "diffusion_model.base_model.model.", "base_model.model."])
+                                    "_fsdp_wrapped_module.", "diffusion_model.base_model.model.", "base_model.model.",
+                                    "block.layers.0._fsdp_wrapped_module.{}",
+                                    "block.layers.0._checkpoint_wrapped_module.{}"])
 def test_lora_names_with_other_prefixes_are_found(model, plain, official, prefix, caplog):
     layer = "block.layers.0.attention.linear_qkv"
     rows, columns = official[layer + ".weight"].shape
     torch.manual_seed(3)
     down, up = torch.randn(4, columns), torch.randn(rows, 4)
-    lora = {f"{prefix}{layer}.lora_A.weight": down, f"{prefix}{layer}.lora_B.weight": up}
+    named = prefix + layer if "{}" not in prefix else prefix.format("attention.linear_qkv")
+    lora = {f"{named}.lora_A.weight": down, f"{named}.lora_B.weight": up}
     wanted = {f"diffusion_model.{layer}.lora_A.weight": down, f"diffusion_model.{layer}.lora_B.weight": up}
     got = sample(with_lora(model, lora))
     assert "not loaded" not in caplog.text.lower()
