@@ -21,11 +21,11 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         return node
     signature = inspect.signature(execute)
 
+    schema_of = functools.cache(lambda: node.define_schema())  # of loaders it lists folders: once is enough
+
     @functools.wraps(execute)
     def run(cls, *args, **kwargs):
-        schema = cls.define_schema()
-        given = signature.bind(cls, *args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
+        schema, given = schema_of(), signature.bind(cls, *args, **kwargs).arguments
         for known in schema.inputs:
             if given.get(known.id) is not None:
                 check_value(known, given[known.id], f"{schema.display_name}: {known.id}")
@@ -37,28 +37,32 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 def check_value(known: io.Input, value: Any, name: str) -> None:
     """Raise InputError for a value that a widget would not take. name: of node and input."""
+    wanted, said = expected(known, value), f"is {shown(value)}"
+    if isinstance(known, io.String.Input):
+        said = "holds half a character" if isinstance(value, str) else f"is {type(value).__name__}"
+    if wanted:
+        raise InputError(f"{name} {said}, expected {wanted}. Look at the node that is connected there.")
+
+
+def expected(known: io.Input, value: Any) -> str:
+    """What a widget would take instead of a value; empty where it takes it."""
     if isinstance(known, io.Int.Input | io.Float.Input):
         kind: type | tuple[type, ...] = int if isinstance(known, io.Int.Input) else (int, float)
         low: float = -math.inf if known.min is None else known.min
         high: float = math.inf if known.max is None else known.max
         number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
-        if not low <= number <= high:
-            raise InputError(f"{name} is {shown(value)}, "
-                             f"expected a {'whole ' if kind is int else ''}number from {low:g} to "
-                             f"{high:g}. Look at the node that is connected there.")
-    elif isinstance(known, io.Boolean.Input):
-        if not isinstance(value, bool):
-            raise InputError(f"{name} is {shown(value)}, "
-                             f"expected true or false. Look at the node that is connected there.")
-    elif isinstance(known, io.String.Input):
-        if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
-            what = "holds half a character" if isinstance(value, str) else f"is {type(value).__name__}"
-            raise InputError(f"{name} {what}, expected a text. Look at the node that is connected there.")
-    elif isinstance(known, io.Combo.Input) and not isinstance(value, str):
-        raise InputError(f"{name} is {shown(value)}, "
-                         f"expected one of its choices. Look at the node that is connected there.")
-    elif isinstance(known, io.Combo.Input) and value not in known.options and not is_list_of_files(known):
-        raise InputError(f"{name} is {shown(value)}, expected one of {', '.join(map(str, known.options))}.")
+        return "" if low <= number <= high else f"a {'whole ' if kind is int else ''}number from {low:g} to {high:g}"
+    if isinstance(known, io.Boolean.Input):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(known, io.String.Input):
+        whole = isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+        return "" if whole else "a text"
+    if isinstance(known, io.Combo.Input):
+        if not isinstance(value, str):
+            return "one of its choices"
+        fits = value in known.options or is_list_of_files(known)
+        return "" if fits else f"one of {', '.join(map(str, known.options))}"
+    return ""
 
 
 def is_list_of_files(known: io.Combo.Input) -> bool:
