@@ -169,7 +169,7 @@ def test_figures_of_the_text_are_those_of_the_estimates():
     assert "**Originals on a card of less than 40 GB**" in README and WHOLE == 40e9
     for recipe in (DISTILLED, SR_540P, SR_1080P):
         assert kept(recipe, 32).resident_blocks is not None and kept(recipe, 40).resident_blocks is None
-    assert "8 GB are tight, but\nby our estimate enough" in README and "| does not fit" not in README
+    assert "8 GB are tight, but by our estimate\nenough" in README and "| does not fit" not in README
     assert f"{BASE.steps} steps instead of {DISTILLED.steps}" in README
 
 
