@@ -128,6 +128,7 @@ PATTERNS = {
     "magihuman_core/text/script.py": 1,      # digits
     "magihuman_core/loading/wishes.py": 1,   # words
     "magihuman_core/pipeline/demo.py": 2,    # words
+    "nodes/adapter/lora.py": 1,              # a block's number in the name of a weight
 }
 
 
