@@ -14,7 +14,8 @@ from ..magihuman_core.text.prompt import (
     check_text,
     split_line,
 )
-from .adapter.clip import encode_text
+from ..magihuman_core.text.script import as_segments, parse_script
+from .adapter.clip import encode_script, encode_text
 
 CATEGORY = "MagiHuman/conditioning"
 EXAMPLE = (
@@ -24,6 +25,14 @@ EXAMPLE = (
     "still at the height of her eyes; soft daylight falls from the left, and the background is slightly out of focus."
 )
 EXAMPLE_DIALOGUE = "young woman in a green coat, English: Good morning, and welcome!"
+EXAMPLE_SCRIPT = """4 A woman with short dark hair sits in a bright kitchen and says: "Good morning!"
+4 The woman smiles, leans forward and says: "I have news for you."
+"""
+NEGATIVE_TIP = (
+    "What the base model is led away from: picture, sound, and delivery of speech. If you delete one "
+    "of the three, that kind of flaw comes back. The distilled and super-resolution models do not use "
+    "it."
+)
 log = logging.getLogger(__name__)
 
 
@@ -89,10 +98,8 @@ class MagiHumanTextEncode(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="From Load MagiHuman Text Encoder."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip=(
                     "What is to be seen and heard; MagiHuman Prompt puts it into the right form.")),
-                io.String.Input("negative", multiline=True, default=DEFAULT_NEGATIVE_PROMPT, advanced=True, tooltip=(
-                    "What the base model is led away from: picture, sound, and delivery of speech. If you delete one "
-                    "of the three, that kind of flaw comes back. The distilled and super-resolution models do not use "
-                    "it.")),
+                io.String.Input("negative", multiline=True, default=DEFAULT_NEGATIVE_PROMPT, advanced=True,
+                                tooltip=NEGATIVE_TIP),
             ],
             outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
         )
@@ -105,4 +112,39 @@ class MagiHumanTextEncode(io.ComfyNode):
         return io.NodeOutput(encode_text(clip, prompt), encode_text(clip, negative))
 
 
-NODES = [MagiHumanPrompt, MagiHumanTextEncode]
+class MagiHumanScript(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="MagiHumanScript",
+            display_name="MagiHuman Script",
+            category=CATEGORY,
+            description="Encodes a prompt for each part of a long clip, for MagiHuman Windows: each window follows the "
+                        "part in which its middle lies.",
+            search_aliases=["prompt schedule", "prompt travel", "storyboard", "segments", "script", "magihuman"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Load MagiHuman Text Encoder."),
+                io.String.Input("script", multiline=True, default=EXAMPLE_SCRIPT, tooltip=(
+                    "One line for each part: its seconds, and then its prompt; or JSON. Empty lines, and those that "
+                    "begin with #, are passed over.")),
+                io.String.Input("negative", multiline=True, default=DEFAULT_NEGATIVE_PROMPT, advanced=True,
+                                tooltip=NEGATIVE_TIP),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Float.Output(display_name="seconds",
+                                tooltip="Of all parts together, for Empty MagiHuman Latent."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, script, negative) -> io.NodeOutput:
+        segments = as_segments(parse_script(script, "script"))
+        if negative.strip():
+            check_text(negative, "negative prompt")
+        return io.NodeOutput(encode_script(clip, segments), encode_text(clip, negative),
+                             sum(segment.seconds for segment in segments))
+
+
+NODES = [MagiHumanPrompt, MagiHumanTextEncode, MagiHumanScript]

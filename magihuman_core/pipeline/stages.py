@@ -35,8 +35,8 @@ from ..sampling.regenerate import STILL_FRAMES
 from ..sampling.solvers import SOLVERS, flow_sigmas
 from ..sampling.super_resolution import prepare_super_resolution
 from ..sampling.windows import EachWindow, Texts, Window, WindowedDenoiser, plan_windows
-from ..sizes import AUDIO_PER_FRAME, FPS, byte_size, decoded_frames
-from ..text.script import Segment, prompt_at
+from ..sizes import byte_size, decoded_frames
+from ..text.script import Segment, segment_at
 from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
@@ -64,7 +64,7 @@ class Conditions:
 
     def of_window(self, start: int, frames: int) -> Tensor:
         """The text of the segment in which the middle of a window lies. start, frames: latent frames."""
-        return self.texts[prompt_at(self.segments, (start + frames / 2) * AUDIO_PER_FRAME / FPS)]
+        return self.texts[segment_at(self.segments, start + frames / 2)]
 
     @property
     def longest(self) -> int:

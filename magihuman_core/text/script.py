@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError, shown
-from ..sizes import MAX_SECONDS
+from ..sizes import AUDIO_PER_FRAME, FPS, MAX_SECONDS
 from .prompt import check_text
 
 TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
@@ -64,9 +64,9 @@ def check_length(segments: Sequence[Segment], seconds: float, what: str) -> None
                          "Change the seconds of its parts until they add up.")
 
 
-def prompt_at(segments: Sequence[Segment], seconds: float) -> int:
-    """Which part a time in seconds lies in."""
-    end = 0.0
+def segment_at(segments: Sequence[Segment], frame: float) -> int:
+    """Which part a place in the clip lies in. frame: in latent frames, such as the middle of a window."""
+    seconds, end = frame * AUDIO_PER_FRAME / FPS, 0.0
     for number, part in enumerate(segments):
         end += part.seconds
         if seconds < end:

@@ -5,6 +5,7 @@ loaded and wrapped here; core's CLIP Text Encode and LoRA loaders work with it.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from ...magihuman_core.errors import CheckpointError, InputError
 from ...magihuman_core.loading.text_encoder import load_text_encoder, open_text_encoder
 from ...magihuman_core.sizes import TEXT_TOKENS
 from ...magihuman_core.text.encoder import TextEncoder
+from ...magihuman_core.text.script import Segment
 from ...magihuman_core.weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from ...magihuman_core.weights.precision import may_quantize
 from . import weights
+from .conds import SCRIPT, Script
 from .ops import Operations, quantized_operations
 
 NAME = "t5gemma9b"
@@ -141,3 +144,10 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list:
     if NAME not in tokens:
         raise InputError("The CLIP is another model's text encoder: connect one from Load MagiHuman Text Encoder.")
     return clip.encode_from_tokens_scheduled(tokens)
+
+
+def encode_script(clip: comfy.sd.CLIP, segments: Sequence[Segment]) -> list:
+    """CONDITIONING of a script: the first part's text, which carries the others along."""
+    encoded = [encode_text(clip, segment.prompt) for segment in segments]
+    return [[entries[0][0], {**entries[0][1], SCRIPT: Script(tuple(segments), tuple(text for text, _ in entries))}]
+            for entries in zip(*encoded, strict=True)]

@@ -5,14 +5,40 @@ condition allow for equal shapes alone. Attention is joint, so padding must not 
 the way there, and cut to their own lengths in front of the network (ComfyDiT), which runs them block by block.
 """
 
+from dataclasses import dataclass
+
 import comfy.conds
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...magihuman_core.text.script import Segment, segment_at
+
+SCRIPT = "magihuman_script"  # of an entry of CONDITIONING: its Script
+
+
+@dataclass(frozen=True)
+class Script:
+    """The parts of a clip and the text [1, n, d] of each, as an entry of CONDITIONING carries them."""
+
+    segments: tuple[Segment, ...]
+    texts: tuple[Tensor, ...]
+
+    def at(self, frame: float) -> Tensor:
+        """The text of the part in which a place lies. frame: in latent frames of the clip."""
+        return self.texts[segment_at(self.segments, frame)]
+
 
 class TextCond(comfy.conds.CONDRegular):
-    """A text [B, n, d], joined with others of any length by padding."""
+    """A text [B, n, d], joined with others of any length by padding. script: where the clip's parts have their own."""
+
+    def __init__(self, cond: Tensor, script: Script | None = None):
+        super().__init__(cond)
+        self.script = script
+
+    def at(self, frame: float) -> "TextCond":
+        """For a window whose middle is this latent frame."""
+        return self if self.script is None else TextCond(self.script.at(frame))
 
     def can_concat(self, other) -> bool:
         a, b = self.cond, other.cond
@@ -27,8 +53,13 @@ class TextCond(comfy.conds.CONDRegular):
 class LengthCond(comfy.conds.CONDRegular):
     """The length of a text; of several that are joined, one after another."""
 
-    def __init__(self, cond: tuple[int, ...]):
+    def __init__(self, cond: tuple[int, ...], script: Script | None = None):
         super().__init__(cond)
+        self.script = script
+
+    def at(self, frame: float) -> "LengthCond":
+        """For a window whose middle is this latent frame."""
+        return self if self.script is None else LengthCond((self.script.at(frame).shape[1],))
 
     def process_cond(self, batch_size, **_) -> "LengthCond":
         return self

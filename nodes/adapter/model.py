@@ -1,5 +1,6 @@
 """MagiHuman as ComfyUI's samplers know a model: the network with its schedule, latents, conditions and memory."""
 
+import logging
 import math
 
 import comfy.conds
@@ -14,8 +15,9 @@ from ...magihuman_core.model.config import PATCH, DiTConfig
 from ...magihuman_core.recipes import RECIPES
 from ...magihuman_core.runtime.memory import network_activations
 from ...magihuman_core.sampling.super_resolution import cover_audio
-from ...magihuman_core.sizes import AUDIO_PER_FRAME, TEXT_TOKENS
-from .conds import LengthCond, TextCond
+from ...magihuman_core.sizes import AUDIO_PER_FRAME, FPS, TEXT_TOKENS
+from ...magihuman_core.text.script import check_length
+from .conds import SCRIPT, LengthCond, TextCond
 from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
 from .lora import is_alias, wrapped_names
@@ -24,6 +26,7 @@ from .ops import copied_bytes
 from .streams import check_shapes, nested
 
 BaseModel = comfy.model_base.BaseModel
+log = logging.getLogger(__name__)
 
 
 class MagiHumanModel(comfy.model_base.Kandinsky5):
@@ -90,13 +93,22 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
             raise InputError(f"The conditioning has {given}, but this model takes text of {config.text_channels}: "
                              "encode the prompt with a CLIP from Load MagiHuman Text Encoder.")
         # Never one that repeats tokens to make batches: attention is joint, every token counts.
-        out["c_crossattn"] = TextCond(text)
-        out["text_lengths"] = LengthCond((text.shape[1],))
+        script = kwargs.get(SCRIPT)
+        if script is not None and not torch.equal(text, script.texts[0].to(text)):
+            log.warning("A node changed the conditioning of MagiHuman Script: its result is used for the whole clip.")
+            script = None
+        if script is not None:
+            if len(found) > 1:
+                check_length(script.segments, found[1][2] / FPS, "the clip has")
+            text = script.at(found[0][2] / 2)
+        out["c_crossattn"] = TextCond(text, script)
+        out["text_lengths"] = LengthCond((text.shape[1],), script)
         return out
 
     def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
-        """Conditions of a window of core's Context Windows: the text is the same in each."""
-        return cond_value if cond_key in ("c_crossattn", "text_lengths") else None
+        """Conditions of a window of core's Context Windows: the text alone differs, by a script."""
+        frames = window.index_list
+        return cond_value.at(min(frames) + len(frames) / 2) if isinstance(cond_value, TextCond | LengthCond) else None
 
     def map_context_window_to_modalities(self, primary_indices, latent_shapes, dim):
         """Which latents of each stream belong to a window: of audio the four of every latent frame."""

@@ -23,6 +23,7 @@ from ...magihuman_core.sampling.frozen import JointLatent
 from ...magihuman_core.sampling.noise import SEEDS
 from ...magihuman_core.sampling.solvers import SOLVERS
 from ...magihuman_core.sizes import PIXELS_PER_LATENT, TEXT_TOKENS
+from .conds import SCRIPT
 from .flow import START, FlowSampling, start_state
 from .model import MagiHumanModel
 from .streams import check_shapes, fit_mask, joint_latent, nested, with_streams
@@ -57,6 +58,7 @@ class StreamGuider(comfy.samplers.CFGGuider):
             denoise_mask = nested(masks[0], fit_mask(masks[1], streams[1][:, :1]), *masks[2:])
         if isinstance(self.model_patcher.model, MagiHumanModel):
             check_shapes(self._shapes, model_channels(self.model_patcher))
+            self._check_script()
             if log.isEnabledFor(logging.INFO):
                 log.info("%s", self.memory())
                 self.log_seconds(len(sigmas) - 1)
@@ -65,10 +67,7 @@ class StreamGuider(comfy.samplers.CFGGuider):
     def memory(self) -> Estimate:
         """What sampling this clip needs on the device, of which ComfyUI keeps as much there as fits."""
         model, text = self.model_patcher.model, self._text_tokens()
-        handler, shapes = self.model_options.get("context_handler"), self._shapes
-        if hasattr(handler, "window_shapes"):  # MagiHuman Windows
-            shapes = handler.window_shapes(shapes)
-        (batch, _, frames, height, width), (*_, audio) = shapes
+        (batch, _, frames, height, width), (*_, audio) = self._shape_at_once()
         size = (frames, height, width)
         activations = batch * model.activations(size, audio, in_full(text), self.guidance is not None)
         activations += model.copied_weights()
@@ -76,6 +75,22 @@ class StreamGuider(comfy.samplers.CFGGuider):
         order = ["a narrower weight_dtype in Load MagiHuman Model", "a smaller picture or a shorter clip"]
         advice = ", then ".join(order if weights > activations else reversed(order))
         return Estimate("network", clip_in_words(size, audio, text), weights, activations, advice=advice)
+
+    def _shape_at_once(self) -> list[tuple[int, ...]]:
+        """The shapes of both streams that the network sees at once: of the clip, or of a window."""
+        handler = self.model_options.get("context_handler")
+        if hasattr(handler, "window_shapes"):  # MagiHuman Windows
+            return handler.window_shapes(self._shapes)
+        return self._shapes  # core's Context Windows know theirs later
+
+    def _check_script(self) -> None:
+        """Log a warning for a script of several parts where the network sees the clip as one."""
+        handler = self.model_options.get("context_handler")
+        whole = handler is None or (hasattr(handler, "window_shapes") and self._shape_at_once() == self._shapes)
+        scripts = [cond[SCRIPT] for group in self.original_conds.values() for cond in group if SCRIPT in cond]
+        if whole and any(len(script.segments) > 1 for script in scripts):
+            log.warning("The clip is made in one piece, so the script's prompt of its middle alone is used: connect "
+                        "MagiHuman Windows to the model, with windows that are shorter than the clip.")
 
     def log_seconds(self, steps: int) -> None:
         """Log how long sampling one clip in one piece will take, where the card's rates are known."""

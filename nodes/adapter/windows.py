@@ -25,6 +25,7 @@ from ...magihuman_core.sampling.windows import (
     window_frames,
 )
 from ...magihuman_core.sizes import latent_frames
+from .conds import LengthCond, TextCond
 from .model import MagiHumanModel
 
 Wrappers = comfy.patcher_extension.WrappersMP
@@ -95,11 +96,15 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
         return shapes is not None and len(shapes) == 2 and len(self.plan(shapes).parts) > 1
 
     def get_resized_cond(self, cond_in, x_in, window, device=None):
-        """Conditions for a window. window: the shapes of its streams; texts are the same in each."""
+        """Conditions for a window: a tuple of it and of the shapes of its streams."""
         if cond_in is None:
             return None
-        shapes = comfy.conds.CONDConstant(window)
-        return [{**cond, "model_conds": {**cond["model_conds"], "latent_shapes": shapes}} for cond in cond_in]
+        place, shapes = window
+        middle = place.start + place.frames / 2
+        return [{**cond, "model_conds": {
+            **{key: value.at(middle) if isinstance(value, TextCond | LengthCond) else value
+               for key, value in cond["model_conds"].items()},
+            "latent_shapes": comfy.conds.CONDConstant(shapes)}} for cond in cond_in]
 
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options) -> list[Tensor]:
         """The estimates of the packed vector x_in [B, 1, n], one for each of the conditions."""
@@ -114,7 +119,7 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
             if masks is not None and not (window.cut_video(masks[0]).any() or window.cut_audio(masks[1]).any()):
                 found = [x] * len(conds)  # all of it is kept, and will be put in by the sampler
             else:
-                resized = [self.get_resized_cond(cond, x_in, sizes) for cond in conds]
+                resized = [self.get_resized_cond(cond, x_in, (window, sizes)) for cond in conds]
                 found = calc_cond_batch(model, resized, x, timestep, model_options)
             streams = [comfy.utils.unpack_latents(estimate, sizes) for estimate in found]
             return torch.cat([part[0] for part in streams]), torch.cat([part[1] for part in streams])

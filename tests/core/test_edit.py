@@ -19,7 +19,7 @@ from magihuman_core.pipeline.clip import Clip
 from magihuman_core.pipeline.edits import ellipse_mask, read_mask
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
 from magihuman_core.sampling.regenerate import latents_between
-from magihuman_core.text.script import as_segments, parse_script, prompt_at
+from magihuman_core.text.script import as_segments, parse_script, segment_at
 
 PROMPT = "A woman looks into the camera and says good morning."
 SIZE = {"width": 64, "height": 32}
@@ -320,8 +320,8 @@ def test_a_script_is_read_and_its_parts_follow_each_other():
     plain = parse_script("# a comment\n2 She says hello.\n\n1.5s: She laughs.\n", "a.txt")
     lines = parse_script('{"seconds": 2, "prompt": "She says hello."}\n{"seconds": 1.5, "prompt": "She laughs."}', "b")
     assert plain == lines and [part.seconds for part in plain] == [2, 1.5]
-    assert [prompt_at(plain, seconds) for seconds in (0, 1.9, 2.1, 3.4, 99)] == [0, 0, 1, 1, 1]
-    assert [prompt_at(as_segments("one"), seconds) for seconds in (0, 99)] == [0, 0]
+    assert [segment_at(plain, seconds * 6.25) for seconds in (0, 1.9, 2.1, 3.4, 99)] == [0, 0, 1, 1, 1]
+    assert [segment_at(as_segments("one"), frame) for frame in (0, 99)] == [0, 0]
 
 
 @pytest.mark.parametrize(("text", "words"), [

@@ -9,13 +9,16 @@ import torch
 from comfy_extras.nodes_audio import VAEDecodeAudio, VAEEncodeAudio
 from comfy_extras.nodes_hooks import SetClipHooks
 from magihuman_pack.magihuman_core import load_audio_vae, load_text_encoder, load_turbo_vae, load_video_vae
+from magihuman_pack.magihuman_core.errors import InputError
 from magihuman_pack.magihuman_core.media.waveform import resample
 from magihuman_pack.magihuman_core.tools.convert import convert
 from magihuman_pack.magihuman_core.vae.latent_statistics import LATENT_MEAN, LATENT_STD
 from magihuman_pack.nodes.adapter.clip import load_clip
+from magihuman_pack.nodes.adapter.conds import SCRIPT
 from magihuman_pack.nodes.adapter.latent_format import LatentFormat
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.adapter.vae import load_audio, load_turbo, load_video
+from magihuman_pack.nodes.conditioning import MagiHumanScript
 from small_clip import generator, max_error, random
 
 import nodes
@@ -58,6 +61,21 @@ def test_clip_equals_the_cores_encoder(clip, encoder_path):
     got = encode(clip, TEXT)
     assert got.dtype == torch.float32
     assert max_error(got, load_text_encoder(encoder_path).encode(TEXT)) < 2e-3  # rounded through fp16
+
+
+def test_a_script_is_encoded_part_by_part(clip):
+    positive, negative, seconds = MagiHumanScript.execute(
+        clip, script='# morning\n2.5 A woman smiles.\n\n{"seconds": 4, "prompt": "A woman\\nnods."}',
+        negative="").args
+    [[text, more]] = positive
+    assert seconds == 6.5 and [part.prompt for part in more[SCRIPT].segments] == ["A woman smiles.", "A woman\nnods."]
+    assert max_error(text, encode(clip, "A woman smiles.")) == 0
+    assert max_error(more[SCRIPT].texts[1], encode(clip, "A woman\nnods.")) == 0
+    assert max_error(negative[0][0], encode(clip, "")) == 0
+    for bad, words in (("A woman smiles.", "line 1 does not begin"), ("# nothing", "holds no part"),
+                       ("0 A woman", "lasts 0.0 seconds")):
+        with pytest.raises(InputError, match=words):
+            MagiHumanScript.execute(clip, script=bad, negative="")
 
 
 @pytest.mark.parametrize("kept", ["bf16", "fp8", "a file in fp8", "a file in int8"])

@@ -9,15 +9,20 @@ import comfy.samplers
 import pytest
 import small_clip
 import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from magihuman_pack.magihuman_core import Guidance, InputError, flow_sigmas, pack_latents, sample_unipc, unpack_latents
 from magihuman_pack.magihuman_core.loading.dit import load_dit
 from magihuman_pack.magihuman_core.sampling.noise import start_noise
 from magihuman_pack.magihuman_core.sampling.solvers import sample_renoise
 from magihuman_pack.magihuman_core.sampling.windows import WindowedDenoiser, plan_windows
+from magihuman_pack.magihuman_core.text.script import Segment
 from magihuman_pack.nodes.adapter import sampling
+from magihuman_pack.nodes.adapter.conds import SCRIPT, Script
 from magihuman_pack.nodes.adapter.windows import with_windows
 from magihuman_pack.nodes.sampling import MagiHumanSampler
 from small_clip import OTHER, TEXT, max_error
+
+import nodes
 
 LENGTH = 46  # audio latents: 12 latent frames, in windows of 5 that share 2
 WINDOW, OVERLAP = 0.64, 0.32  # seconds
@@ -39,14 +44,15 @@ def start():
     return video, audio, video_mask, audio_mask
 
 
-def by_core(network, latent_format, start, solve, guidance=None, steps=2):
+def by_core(network, latent_format, start, solve, guidance=None, steps=2, text_for=lambda window: TEXT):
     """The clip of the core's own windows."""
     video, audio, video_mask, audio_mask = start
     noise = start_noise((video.shape, audio.shape), SEED)
     x, shapes = pack_latents(*noise)
-    texts = TEXT, (None if guidance is None else OTHER)
+    negative = None if guidance is None else OTHER
     with torch.no_grad():
-        model = WindowedDenoiser(network, shapes, plan_windows(LENGTH, 5, 2), lambda window: texts, guidance,
+        model = WindowedDenoiser(network, shapes, plan_windows(LENGTH, 5, 2),
+                                 lambda window: (text_for(window), negative), guidance,
                                  (latent_format.process_in(video), video_mask), (audio, audio_mask))
         x = solve(model, x, flow_sigmas(steps), {"seed": SEED}, disable=True)
         video, audio = unpack_latents(x, shapes)
@@ -93,6 +99,56 @@ def test_core_ksampler_goes_with_windows(model, network, start):
 
     wanted = by_core(network, model.model.latent_format, start, euler, steps=3)
     assert max_error(out, wanted) <= 1e-4
+
+
+def scripted(first: float, second: float) -> list:
+    """CONDITIONING of a script of two parts of so many seconds."""
+    return [[TEXT, {SCRIPT: Script((Segment(first, "one"), Segment(second, "two")), (TEXT, OTHER))}]]
+
+
+def test_each_window_follows_its_part_of_a_script(model, network, start):
+    """Of windows whose middles are at 0.4, 0.88, 1.36 and 1.52 s."""
+    windowed, script = with_windows(model, WINDOW, OVERLAP), scripted(1.0, 0.84)
+    out = MagiHumanSampler.execute(windowed, script, latent(start), SEED, "auto", 2, 0)[0]["samples"].unbind()
+    wanted = by_core(network, model.model.latent_format, start, sample_renoise,
+                     text_for=lambda window: TEXT if window.start < 6 else OTHER)
+    assert max_error(out, wanted) <= 1e-4
+    assert max_error(out, by_core(network, model.model.latent_format, start, sample_renoise)) > 0.01
+
+
+def test_core_context_windows_follow_a_script(model, start):
+    windowed = ContextWindowsManualNode.execute(model, 5, 2, "standard_static", 1, False, "pyramid", 2, False)[0]
+    seen = []
+
+    def look(executor, x, timestep, context, options, **kwargs):
+        window = options["context_window"].index_list
+        seen.append((sum(window) / len(window) + 0.5 < 6.25, context.shape[1]))
+        return executor(x, timestep, context, options, **kwargs)
+
+    windowed.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", look)
+    MagiHumanSampler.execute(windowed, scripted(1.0, 0.84), latent(start), SEED, "auto", 1, 0)
+    assert set(seen) == {(True, TEXT.shape[1]), (False, OTHER.shape[1])} and len(seen) >= 3
+
+
+def test_a_script_of_another_length_is_refused(model, start):
+    with pytest.raises(InputError, match=r"last 3 s together, but the clip has 1.84 s"):
+        MagiHumanSampler.execute(model, scripted(1.0, 2.0), latent(start), SEED, "auto", 1, 0)
+
+
+def test_a_script_without_windows_is_said_to_be_used_in_its_middle(model, start, caplog):
+    kept = latent(start)
+    out = MagiHumanSampler.execute(model, scripted(0.6, 1.24), kept, SEED, "auto", 1, 0)[0]["samples"].unbind()
+    assert "made in one piece" in caplog.text
+    wanted = MagiHumanSampler.execute(model, [[OTHER, {}]], kept, SEED, "auto", 1, 0)[0]["samples"].unbind()
+    assert max_error(out, wanted) == 0
+
+
+def test_what_a_node_makes_of_a_scripts_text_is_used(model, start, caplog):
+    zeroed = nodes.ConditioningZeroOut().zero_out(scripted(0.6, 1.24))[0]
+    kept = latent(start)
+    out = MagiHumanSampler.execute(model, zeroed, kept, SEED, "auto", 1, 0)[0]["samples"].unbind()
+    wanted = MagiHumanSampler.execute(model, [[torch.zeros_like(TEXT), {}]], kept, SEED, "auto", 1, 0)[0]
+    assert max_error(out, wanted["samples"].unbind()) == 0 and "changed the conditioning" in caplog.text
 
 
 def test_a_short_clip_is_made_as_without_windows(model, plain):
