@@ -74,12 +74,12 @@ def peak(function: Callable[[], object], device: str | torch.device) -> int | No
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def resident(field: str) -> int:
-    """Bytes of a line of /proc/self/status: "VmRSS" now, "VmHWM" at the peak.
+def resident(field: str, process: int | str = "self") -> int:
+    """Bytes of a line of a process's status in /proc: "VmRSS" now, "VmHWM" at the peak.
 
     Not getrusage's ru_maxrss, which across exec keeps the peak of the process that started this one.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 

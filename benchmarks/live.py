@@ -1,0 +1,89 @@
+"""`magihuman live` of the demo through real pipes: work per second of speech, the wait for the first frame, memory.
+
+usage: python -m benchmarks.live [--quick]
+
+Twice: sound as fast as it is taken, which shows how much work a second of speech is; and as fast as people speak, which
+shows how long after its window of sound the first frame comes.
+"""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from magihuman_core.loading.folder import DEMO
+from magihuman_core.sizes import FPS
+
+from .measure import Row, main, resident
+
+RATE = 16000
+PROMPT = "a young woman with black hair, no hat, blue shirt, green background, says la le li"
+PIECE = 0.1  # seconds that are sent at once
+WINDOW = 2.0  # seconds that the demo makes at once
+
+
+def speech(seconds: float) -> np.ndarray:
+    """PCM of syllables: a voice's hum that swells four times a second."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    hum = sum(np.sin(2 * np.pi * 140 * n * t) / n for n in range(1, 12))
+    return (6000 * hum * np.sin(4 * np.pi * t) ** 2).astype("<i2")
+
+
+class Stream:
+    """The command with a sender at its one pipe; frames come out of the other."""
+
+    def __init__(self, seconds: float, as_spoken: bool) -> None:
+        command = [sys.executable, "-m", "magihuman_core", "live", "--models", DEMO, "--prompt", PROMPT]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+        self.sent: list[float] = []  # when each piece had gone
+        threading.Thread(target=self._send, args=(speech(seconds), as_spoken), daemon=True).start()
+
+    def _send(self, samples: np.ndarray, as_spoken: bool) -> None:
+        stdin = self.process.stdin
+        assert stdin is not None
+        began = time.perf_counter()
+        for number, piece in enumerate(np.array_split(samples, round(len(samples) / RATE / PIECE))):
+            if as_spoken:
+                time.sleep(max(0.0, began + (number + 1) * PIECE - time.perf_counter()))
+            stdin.write(piece.tobytes())
+            stdin.flush()
+            self.sent.append(time.perf_counter())
+        stdin.close()
+
+    def frames(self) -> Iterator[float]:
+        """When each frame came."""
+        assert self.process.stdout is not None
+        with av.open(self.process.stdout, "r") as container:
+            for _ in container.decode(video=0):
+                yield time.perf_counter()
+        self.process.wait()
+
+
+def rows(quick: bool = False) -> list[Row]:
+    seconds = 12.0 if quick else 60.0
+    stream, came, early, late = Stream(seconds, as_spoken=False), [], 0.0, 0.0
+    for moment in stream.frames():
+        came.append(moment)
+        if sys.platform == "linux" and len(came) % FPS == 0 and stream.process.poll() is None:
+            late = resident("VmRSS", stream.process.pid) / 2**20
+            early = early or late if len(came) >= 5 * FPS else 0.0
+    # The first window's frames come together; from there on each second of speech takes its time.
+    begun = round(WINDOW * FPS)
+    work = (came[-1] - came[begun - 1]) / float(Fraction(len(came) - begun, FPS))
+    found = [Row(f"seconds of work for a second of speech, over {len(came) / FPS:.0f} s", work, "s"),
+             Row("memory after 5 s", early or None, "MB"), Row("memory at the end", late or None, "MB")]
+    stream = Stream(6.0, as_spoken=True)
+    came = list(stream.frames())
+    heard = stream.sent[round(WINDOW / PIECE) - 1]
+    # Frames of a window come when it is whole: the models are loaded while the first one is spoken.
+    found.append(Row("from the last sound of the first window to its first frame", came[0] - heard, "s"))
+    return found
+
+
+if __name__ == "__main__":
+    main(rows, __doc__)
