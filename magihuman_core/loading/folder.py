@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..checkpoint.shards import named_files
 from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
-from ..errors import CheckpointError, InputError, is_out_of_memory
+from ..errors import CheckpointError, InputError, is_out_of_memory, shown
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
 from ..weights.recognize import FOREIGN, Recognized, recognize, require_kind
@@ -146,8 +146,8 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     except (OSError, ValueError) as error:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             reason = getattr(error, "strerror", None) or error
-            name = str(folder)[:200]
-            raise InputError(f"{name!r}: cannot be a folder of models ({reason}). Check the name.") from None
+            raise InputError(f"{shown(str(folder))}: cannot be a folder of models ({reason}). Check the name."
+                             ) from None
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class TextEncoderConfig:
         inner = outer.get("encoder") if isinstance(outer, Mapping) else None
         for part in (outer, {} if inner is None else inner):
             if not isinstance(part, Mapping):
-                raise InputError(f"text encoder config: expected a table of names and values, got {str(part)[:80]}. "
+                raise InputError(f"text encoder config: expected a table of names and values, got {shown(part)}. "
                                  "Use the config.json that belongs to the weights.")
         config = {**outer, **(inner or {})}
         if isinstance(config.get("rope_parameters"), Mapping):         # as newer config.json files have it
             config.setdefault("rope_theta", config["rope_parameters"].get("rope_theta", cls.rope_theta))
         activation = config.get("hidden_activation", "gelu_pytorch_tanh")
         if activation != "gelu_pytorch_tanh":
-            raise InputError(f"text encoder config: hidden_activation is {str(activation)[:80]!r}, expected "
+            raise InputError(f"text encoder config: hidden_activation is {shown(activation)}, expected "
                              "'gelu_pytorch_tanh'; this is not the config of a T5Gemma encoder.")
         return cls(**{f.name: _typed(config[f.name], f.name, f.default) for f in fields(cls) if f.name in config})
 
@@ -77,7 +77,7 @@ def _typed(value, name: str, default):
         expected, fits = "a positive whole number", _is_size(value)
     if fits:
         return tuple(value) if isinstance(value, list) else value
-    raise InputError(f"text encoder config: {name} is {str(value)[:80]!r}, expected {expected}. "
+    raise InputError(f"text encoder config: {name} is {shown(value)}, expected {expected}. "
                      "Use the config.json that belongs to the weights.")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 MAX_LAYERS, MAX_WIDTH = 64, 65_536  # of one block; the released network has 3, and 512 channels
 
@@ -128,5 +128,5 @@ def _typed(value: Any, example: Any, field: str, name: str) -> Any:
         return float(value)
     elif isinstance(value, int) and value > 0:
         return value
-    raise CheckpointError(f"{name}: {field} is {str(value)[:80]}, expected something like {example}."
+    raise CheckpointError(f"{name}: {field} is {shown(value)}, expected something like {example}."
                           " Use the JSON that belongs to the weights.")
