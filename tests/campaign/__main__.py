@@ -27,14 +27,17 @@ def main() -> int:
     parser.add_argument("--case", type=int, help="only this one, of one kind")
     parser.add_argument("--report", type=Path, help="file whose table is written anew")
     arguments = parser.parse_args()
+    if "graphs" not in KINDS:
+        print("NO COMFYUI FOUND: the kind graphs is left out. Set COMFYUI_PATH to a checkout.")
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
-        if arguments.case is not None:
-            for kind in arguments.kind or ():
-                print(run_case(workshop, kind, arguments.seed, arguments.case))
-            return 0
-        counts = run_campaign(workshop, arguments.kind or sorted(KINDS), arguments.seed, cases=arguments.cases,
-                              seconds=arguments.minutes * 60, tell=lambda fault: print(fault, flush=True))
+        with workshop.closing:
+            if arguments.case is not None:
+                for kind in arguments.kind or ():
+                    print(run_case(workshop, kind, arguments.seed, arguments.case))
+                return 0
+            counts = run_campaign(workshop, arguments.kind or sorted(KINDS), arguments.seed, cases=arguments.cases,
+                                  seconds=arguments.minutes * 60, tell=lambda fault: print(fault, flush=True))
     print(table(counts))
     if arguments.report is not None:
         write_report(arguments.report, counts, arguments.seed)

@@ -6,23 +6,21 @@ from pathlib import Path
 
 import torch
 
-from .campaign import KINDS, Count
+from .campaign import ENDS, KINDS, Count
 
 BEGIN, END = "<!-- written by python -m tests.campaign: begin -->", "<!-- end -->"
 
 
 def table(counts: dict[str, Count]) -> str:
     """In Markdown."""
-    lines = ["| kind | what | cases | done | refused | stopped | faults | most until refused |",
-             "|---|---|---|---|---|---|---|---|"]
+    lines = [f"| kind | what | cases | {' | '.join(ENDS)} | struck | most until refused |", f"|{'---|' * 10}"]
     for kind, count in counts.items():
         what = (KINDS[kind].__doc__ or "").split("\n")[0].rstrip(".")
-        ends = count.ends
-        lines.append(f"| {kind} | {what} | {count.cases} | {ends['done']} | {ends['refused']} | {ends['stopped']} | "
-                     f"{ends['fault']} | {count.seconds:.1f} s, {count.memory >> 20} MiB |")
-    total = {end: sum(count.ends[end] for count in counts.values()) for end in ("done", "refused", "stopped", "fault")}
-    lines.append(f"| all | | {sum(total.values())} | {total['done']} | {total['refused']} | {total['stopped']} | "
-                 f"{total['fault']} | |")
+        ends = " | ".join(str(count.ends[end]) for end in ENDS)
+        lines.append(f"| {kind} | {what} | {count.cases} | {ends} | {count.struck or ''} | {count.seconds:.1f} s, "
+                     f"{count.memory >> 20} MiB |")
+    total = [sum(count.ends[end] for count in counts.values()) for end in ENDS]
+    lines.append(f"| all | | {sum(total)} | {' | '.join(map(str, total))} | | |")
     return "\n".join(lines)
 
 
