@@ -6,6 +6,7 @@ import comfy.model_sampling
 from torch import Tensor
 
 from ...magihuman_core.sampling.super_resolution import cover_video
+from .streams import nested
 
 START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
 
@@ -19,6 +20,9 @@ class StartState(comfy.model_sampling.CONST):
     noise_level: int | None = None
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        if noise.is_nested:  # of nodes that add noise to latents
+            pairs = zip(noise.unbind(), latent_image.unbind(), strict=True)
+            return nested(*(self.noise_scaling(sigma, *pair, max_denoise) for pair in pairs))
         if float(sigma.max()) < START:
             return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         return start_state(noise, latent_image, self.noise_level)

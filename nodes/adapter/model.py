@@ -21,7 +21,7 @@ from .latent_format import LatentFormat, Preview
 from .lora import is_alias, wrapped_names
 from .network import ComfyDiT
 from .ops import copied_bytes
-from .streams import check_shapes, nested
+from .streams import check_channels, check_shapes, nested
 
 BaseModel = comfy.model_base.BaseModel
 
@@ -150,9 +150,12 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         """Apply a function to the video stream, of a nested latent or of the packed vector."""
         if latent.is_nested:
             video, *rest = latent.unbind()
-            return nested(change(video), *rest)
+            return nested(self._change_video(video, change), *rest)
+        if latent.ndim == 5:  # also from core's nodes, which may have it of another model
+            check_channels("video", tuple(latent.shape), self.network_config.video_channels)
+            return change(latent)
         if not self._packed:
-            return change(latent) if latent.ndim == 5 else latent
+            return latent
         video, *rest = comfy.utils.unpack_latents(latent, self.latent_shapes)
         return comfy.utils.pack_latents([change(video), *rest])[0]
 

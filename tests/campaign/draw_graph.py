@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 from .wishes import WORDS
@@ -32,32 +33,9 @@ SOUND: dict[str, list[dict]] = {
 VAES = {"audio_vae": "MagiHumanAudioVAELoader", "MagiHumanDecode": "MagiHumanTurboVAELoader",
         "MagiHumanDecodeVideo": "MagiHumanTurboVAELoader", "VAEDecode": "MagiHumanTurboVAELoader",
         "VAEDecodeAudio": "MagiHumanAudioVAELoader", "VAEEncodeAudio": "MagiHumanAudioVAELoader"}
-CORE = """
-KSampler KSamplerAdvanced SamplerCustom SamplerCustomAdvanced VAEEncode VAEEncodeForInpaint EmptyLatentImage
-LatentUpscale LatentUpscaleBy LatentFromBatch RepeatLatentBatch SetLatentNoiseMask LatentBlend LatentRotate LatentFlip
-LatentCrop LatentAdd LatentSubtract LatentMultiply LatentInterpolate LatentConcat LatentCut LatentCutToBatch LatentBatch
-LatentBatchSeedBehavior ReplaceVideoLatentFrames LatentCompositeMasked RebatchLatents AddNoise VAEEncodeAudio
-EmptyHunyuanLatentVideo EmptyMochiLatentVideo EmptyLTXVLatentVideo LTXVConcatAVLatent LTXVSeparateAVLatent
-TrimVideoLatent Wan22ImageToVideoLatent NormalizeVideoLatentStart EmptyLatentAudio InpaintModelConditioning
-ModelMergeSimple ModelMergeSubtract ModelMergeAdd FreeU FreeU_V2 CFGOverride HyperTile ModelSamplingSD3
-ModelSamplingAuraFlow ModelSamplingFlux ModelSamplingLTXV ModelSamplingDiscrete ModelSamplingContinuousEDM RescaleCFG
-ModelComputeDtype PatchModelAddDownscale VideoLinearCFGGuidance SelfAttentionGuidance PerturbedAttentionGuidance
-DifferentialDiffusion SkipLayerGuidanceSD3 SkipLayerGuidanceDiT TemporalScoreRescaling Mahiro RenormCFG CFGZeroStar
-CFGNorm FreSca APG TCFG ContextWindowsManual WanContextWindowsManual EasyCache LazyCache ScaleROPE NAGuidance
-UNetSelfAttentionMultiply CLIPTextEncode ConditioningAverage ConditioningCombine ConditioningConcat
-ConditioningMultiply ConditioningSetArea ConditioningSetAreaPercentage ConditioningSetAreaStrength ConditioningSetMask
-ConditioningZeroOut ConditioningSetTimestepRange FluxGuidance ReferenceLatent LTXVConditioning ConditioningStableAudio
-PairConditioningCombine CLIPSetLastLayer CLIPMergeSimple CLIPMergeAdd CLIPAttentionMultiply VAEDecode VAEDecodeTiled
-ImageScale ImageScaleBy ImageInvert ImageBatch ImageBlend ImageCrop RepeatImageBatch ImageFromBatch MaskToImage
-JoinImageWithAlpha SplitImageWithAlpha ImagePadForOutpaint ImageToMask InvertMask CropMask FeatherMask GrowMask
-ThresholdMask GetVideoComponents TrimAudioDuration AudioConcat AudioMerge AudioAdjustVolume JoinAudioChannels
-SplitAudioChannels VAEDecodeAudio VAEDecodeAudioTiled CreateVideo BasicScheduler SplitSigmas SplitSigmasDenoise
-FlipSigmas KarrasScheduler BetaSamplingScheduler ManualSigmas SetFirstSigma ExtendIntermediateSigmas LTXVScheduler
-SamplerEulerAncestral SamplerDPMPP_2M_SDE SamplerLCM SamplerER_SDE CFGGuider DualCFGGuider PerpNegGuider DisableNoise
-StringConcatenate
-""".split()
-ENDS = ["PreviewImage", "SaveImage", "SaveVideo", "SaveVideo", "SaveImage", "PreviewAudio", "SaveAudio", "SaveVideo", "SaveLatent", "MaskPreview", "PreviewAny",
-        "MagiHumanCheck", "VAESave", "ModelSave"]
+CORE = Path(__file__).with_name("core_nodes.txt").read_text(encoding="utf-8").split()
+ENDS = ["PreviewImage", "SaveImage", "SaveImage", "SaveVideo", "SaveVideo", "SaveVideo", "PreviewAudio", "SaveAudio",
+        "SaveLatent", "MaskPreview", "PreviewAny", "MagiHumanCheck", "VAESave", "ModelSave"]
 OFTEN = ["MagiHumanSampler", "KSampler", "SamplerCustomAdvanced", "MagiHumanDecode", "MagiHumanDecodeVideo"]
 # What would honestly take long, or much memory, is drawn from these.
 SMALL: dict[str, list] = {
@@ -153,7 +131,7 @@ class Drawing:
         if self.chance.random() < 0.5 or low > high:
             return usual
         if wanted == "INT":
-            return self.chance.choice([low, min(high, 8), self.chance.randint(int(low), max(int(low), min(16, int(high))))])
+            return self.chance.choice([low, min(high, 8), self.chance.randint(low, max(low, min(16, high)))])
         return self.chance.choice([low, high, self.chance.uniform(low, high)])
 
     def link(self, kind: str, name: str, wanted: str, depth: int) -> Link:

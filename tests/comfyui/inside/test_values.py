@@ -22,9 +22,14 @@ EMPTY = {"samples": nested(torch.zeros_like(VIDEO), torch.zeros_like(AUDIO))}
 NAN, INF = float("nan"), float("inf")
 NODES = [node for module in (clips, conditioning, edit, extend, latents, sampling, voice, windows)
          for node in module.NODES]
-USUAL = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "BOOLEAN": True}
+USUAL = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "BOOLEAN": True, "LATENT": {"samples": object()},
+         "AUDIO": {"waveform": object()}, "CONDITIONING": [[object(), {}]], "IMAGE": torch.zeros(0),
+         "MASK": torch.zeros(0)}
 WRONG = {"INT": [-1, 10**30, NAN, 1.5, "4", True], "FLOAT": [NAN, INF, -INF, -1.0, 1e300, "4", True],
-         "STRING": ["a \udce9 b", 7], "BOOLEAN": ["yes", 1], "COMBO": ["no such choice", 7, ""]}
+         "STRING": ["a \udce9 b", 7], "BOOLEAN": ["yes", 1], "COMBO": ["no such choice", 7, ""],
+         # Of a workflow that has something else in the place of a link, which ComfyUI lets pass.
+         **dict.fromkeys(["MODEL", "CLIP", "VAE", "VIDEO", "LATENT", "AUDIO", "CONDITIONING", "IMAGE", "MASK"],
+                         ["nan", 7, [], [1], {}, True])}
 
 
 def given(node) -> dict:
