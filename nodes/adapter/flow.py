@@ -3,6 +3,7 @@
 import copy
 
 import comfy.model_sampling
+import torch
 from torch import Tensor
 
 from ...magihuman_core.sampling.super_resolution import cover_video
@@ -27,6 +28,10 @@ class StartState(comfy.model_sampling.CONST):
             return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         return start_state(noise, latent_image, self.noise_level)
 
+    def inverse_noise_scaling(self, sigma, latent):
+        """What a schedule that ends with noise gives: at its very end, there is no clip that it could be parted in."""
+        return latent if float(sigma.max()) >= START else super().inverse_noise_scaling(sigma, latent)
+
 
 class FlowSampling(StartState, comfy.model_sampling.ModelSamplingDiscreteFlow):
     """Rectified flow with the model's own start state."""
@@ -46,6 +51,9 @@ def start_state(noise: Tensor, latent: Tensor, noise_level: int | None) -> Tenso
     """What sampling begins with, a packed vector [B, 1, n] as noise and latent are.
 
     noise_level: None for a model that makes a clip from noise; for super-resolution the level of noise, 0 to 999, that
-    covers the upsampled clip it starts from.
+    covers the upsampled clip it starts from. Where there is no noise (Disable Noise), another sampler has begun, and
+    the latent is how far it came.
     """
+    if not torch.count_nonzero(noise):
+        return latent.clone()
     return noise.clone() if noise_level is None else cover_video(latent, noise, noise_level)

@@ -92,10 +92,13 @@ def compare(got, wanted, outcome):
 
 
 def test_a_schedule_in_two_parts_is_one_schedule(base, plain):  # noqa: F811
-    """SplitSigmas at each step, SplitSigmasDenoise, KSampler Advanced: the second part gets no noise."""
+    """SplitSigmas at each step, SplitSigmasDenoise, KSampler Advanced: the second part gets no noise.
+
+    Before the first step, too: the first part gives the noise.
+    """
     sigmas = usual_sigmas(base, steps=3)
     whole = streams(advanced(base, sigmas=sigmas))
-    for split in (custom.SplitSigmas.execute(sigmas, 1), custom.SplitSigmas.execute(sigmas, 2),
+    for split in (custom.SplitSigmas.execute(sigmas, 0), custom.SplitSigmas.execute(sigmas, 1), custom.SplitSigmas.execute(sigmas, 2),
                   custom.SplitSigmasDenoise.execute(sigmas, 0.7)):
         high, low = split.args
         first = advanced(base, sigmas=high)
@@ -111,7 +114,6 @@ def test_a_schedule_in_two_parts_is_one_schedule(base, plain):  # noqa: F811
 SIGMAS = {
     # name: (sigmas of a model, what is to come of it for a finished clip, beside a clip of full noise)
     "denoise 0": (lambda model: usual_sigmas(model, 0.0), "kept"),
-    "SplitSigmas before the first": (lambda model: custom.SplitSigmas.execute(usual_sigmas(model), 0).args[0], "kept"),
     "denoise 0.3": (lambda model: usual_sigmas(model, 0.3), "near"),
     "SplitSigmasDenoise 0.34": (
         lambda model: custom.SplitSigmasDenoise.execute(usual_sigmas(model, steps=6), 0.34).args[1], "near"),
@@ -136,6 +138,15 @@ def test_sigmas(base, plain, name):  # noqa: F811
     else:
         assert all(bool(torch.isfinite(stream).all()) for stream in got)
         assert max_error(got, [VIDEO, AUDIO]) > 1e-2
+
+
+def test_a_clip_is_led_to_its_noise_and_back(base):  # noqa: F811
+    """FlipSigmas without noise, then the way back from there without noise."""
+    guider, sigmas = run(custom.BasicGuider, base, POSITIVE), usual_sigmas(base, steps=30)
+    noise = advanced(base, guider, run(custom.FlipSigmas, sigmas), NO_NOISE, CLIP)
+    back = advanced(base, guider, sigmas, NO_NOISE, noise)
+    assert relative_error(streams(noise), [VIDEO, AUDIO]) > 0.5
+    assert relative_error(streams(back), [VIDEO, AUDIO]) < 0.3
 
 
 def test_without_noise_only_the_clip_speaks(base):  # noqa: F811
@@ -204,7 +215,11 @@ SAMPLED = {
 def test_masks(base, sampler):  # noqa: F811
     free = SAMPLED[sampler](base, CLIP)
     for name, (latent, kept) in MASKS.items():
-        got = SAMPLED[sampler](base, latent)
+        try:
+            got = SAMPLED[sampler](base, latent)
+        except ValueError as error:  # core's own guider brings a mask of a picture to a picture's latent alone
+            assert sampler == "KSampler" and name.endswith("on the sound") and "spatial dimensions" in str(error)
+            continue
         for stream, result, start, other in zip(kept, got, (VIDEO, AUDIO), free, strict=True):
             assert result.shape == start.shape and bool(torch.isfinite(result).all()), name
             away, far = relative_error([result], [start]), relative_error([other], [start])
