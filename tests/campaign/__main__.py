@@ -8,6 +8,7 @@ The kinds get equal time. Exit code 1 where faults were found; each is printed w
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if "graphs" not in KINDS:
         print("NO COMFYUI FOUND: the kind graphs is left out. Set COMFYUI_PATH to a checkout.")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends, too
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
         with workshop.closing:

@@ -32,11 +32,12 @@ SOUND: dict[str, list[dict]] = {
 # What a VAE is meant for is told by the input's name, or by the node.
 VAES = {"audio_vae": "MagiHumanAudioVAELoader", "MagiHumanDecode": "MagiHumanTurboVAELoader",
         "MagiHumanDecodeVideo": "MagiHumanTurboVAELoader", "VAEDecode": "MagiHumanTurboVAELoader",
-        "VAEDecodeAudio": "MagiHumanAudioVAELoader", "VAEEncodeAudio": "MagiHumanAudioVAELoader"}
+        "VAEDecodeAudio": "MagiHumanAudioVAELoader", "VAEDecodeAudioTiled": "MagiHumanAudioVAELoader",
+        "VAEEncodeAudio": "MagiHumanAudioVAELoader"}
 CORE = Path(__file__).with_name("core_nodes.txt").read_text(encoding="utf-8").split()
-ENDS = ["PreviewImage", "SaveImage", "SaveImage", "SaveVideo", "SaveVideo", "SaveVideo", "PreviewAudio", "SaveAudio",
+ENDS = ["PreviewImage", "SaveImage", "SaveImage", "SaveAudio", *["SaveVideo"] * 5, "PreviewAudio", "SaveAudio",
         "SaveLatent", "MaskPreview", "PreviewAny", "MagiHumanCheck", "VAESave", "ModelSave"]
-OFTEN = ["MagiHumanSampler", "KSampler", "SamplerCustomAdvanced", "MagiHumanDecode", "MagiHumanDecodeVideo"]
+OFTEN = ["MagiHumanSampler", "MagiHumanDecode", "MagiHumanDecodeVideo"] * 2 + ["KSampler", "SamplerCustomAdvanced"]
 # What would honestly take long, or much memory, is drawn from these.
 SMALL: dict[str, list] = {
     "width": [64, 64, 96, 32, 48, 65, 1, 0], "height": [96, 96, 64, 32, 40, 1, 0], "seconds": [0.2, 0.4, 0.6],
@@ -54,7 +55,7 @@ WILD: list[Any] = [NAN, INF, -INF, -1, 0, -0.5, 1e300, 10**30, 2**63, "", "nan",
                    "../../etc/passwd", "a\x00b", "\ud800", "1e400", 0.123456789, ["nowhere", 0], [7, 9]]
 NUMBERS = [NAN, INF, -INF, -1.0, -0.5, 0.0, 1e300, 1e-300, 0.7]
 WHOLE = [-1, 0, 2**62, -2**62, 10**9 + 1, 3]
-FAULTS = ("value", "value", "value", "linked", "linked", "linked", "cut", "crossed", "unknown", "between", "between")
+FAULTS = ["value"] * 2 + ["linked"] * 4 + ["crossed"] * 2 + ["between"] * 4 + ["cut", "unknown"]
 
 
 class Drawing:
@@ -71,7 +72,7 @@ class Drawing:
         """The whole graph: one or two ends with what they need, and up to three things that are wrong."""
         for _ in range(self.chance.choice([1, 1, 2])):
             self.add(self.chance.choice([name for name in ENDS if name in self.info]), 0)
-        for _ in range(self.chance.choice([0, 0, 1, 1, 2, 3])):
+        for _ in range(self.chance.choice([0, 0, 0, 0, 1, 1, 2])):
             getattr(self, f"put_{self.chance.choice(FAULTS)}")()
         return self.graph
 
