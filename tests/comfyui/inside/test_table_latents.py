@@ -4,6 +4,7 @@ Most of core's latent nodes work on one tensor. A clip has two streams: separate
 them is one. What test_saved.py saves, whole models, is not repeated here.
 """
 
+import comfy_extras.nodes_post_processing  # noqa: F401  before nodes_latent: they import each other
 import folder_paths
 import pytest
 import torch
@@ -13,12 +14,13 @@ from comfy_extras.nodes_lt import LTXVConcatAVLatent, LTXVSeparateAVLatent
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_model_merging import ModelMergeSimple, ModelSave, ModelSubtract
 from comfy_extras.nodes_rebatch import LatentRebatch
-from comfy_extras.nodes_video_model import TrimVideoLatent
+from comfy_extras.nodes_wan import TrimVideoLatent
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.windows import MagiHumanWindows
+from safetensors.torch import load_file
 from small_clip import AUDIO, VIDEO, max_error, relative_error, sample, with_lora
-from test_mixed import base, one_node, run  # noqa: F401  base is a fixture
+from test_mixed import base, one_node, run, stock  # noqa: F401  base is a fixture
 from test_saved import lora_for, saved  # noqa: F401  a fixture
 
 import nodes
@@ -79,7 +81,7 @@ PARTS = {
     "LatentCut, height": (lambda video: run(latent_nodes.LatentCut, video, "y", 0, 2), (1, 48, 3, 2, 6)),
     "LatentConcat": (lambda video: run(latent_nodes.LatentConcat, video, video, "t"), (1, 48, 6, 4, 6)),
     "TrimVideoLatent": (lambda video: run(TrimVideoLatent, video, 1), (1, 48, 2, 4, 6)),
-    "TrimVideoLatent, all": (lambda video: run(TrimVideoLatent, video, 3), "no latent frame"),
+    "TrimVideoLatent, all": (lambda video: run(TrimVideoLatent, video, 3), "holds nothing"),
     "RepeatLatentBatch": (lambda video: old(nodes.RepeatLatentBatch, video, 2), "2 videos but 1 sounds"),
     "LatentBatch": (lambda video: run(latent_nodes.LatentBatch, video, video), "2 videos but 1 sounds"),
     "LatentUpscaleBy": (lambda video: old(nodes.LatentUpscaleBy, video, "bilinear", 2.0), (1, 48, 3, 8, 12)),
@@ -96,6 +98,13 @@ def test_a_node_on_the_video_of_a_clip(base, node):  # noqa: F811
     got = one_node(base, video_of(change))
     assert tuple(got[0].shape) == outcome and got[1].shape == AUDIO.shape
     assert all(bool(torch.isfinite(stream).all()) for stream in got)
+
+
+def test_a_latent_without_frames_is_named_by_every_sampler(base):  # noqa: F811
+    for latent in ({"samples": VIDEO[:, :, :0]}, {"samples": nested(VIDEO, AUDIO[..., :0])}):
+        for sample_it in (one_node, stock):
+            with pytest.raises(ValueError, match="holds nothing"):
+                sample_it(base, latent)
 
 
 def test_clips_in_one_batch_are_each_as_alone(base):  # noqa: F811
@@ -122,11 +131,34 @@ def test_a_clip_is_saved_stream_by_stream(base, tmp_path, monkeypatch):  # noqa:
 
 
 SAVED = {
-    # name: (what is saved, of the distilled and the base model, what the file gives beside it)
-    "merge": lambda model, other: ModelMergeSimple().merge(model, other, 0.3)[0],
-    "merge of LoRA": lambda model, other: with_lora(ModelMergeSimple().merge(model, other, 0.3)[0], lora_for(
-        model.model.state_dict())) if False else ModelMergeSimple().merge(with_lora_of(model), other, 0.3)[0],
-    # What patches sampling and not weights is the next graph's own.
-    "windows": lambda model, other: run(MagiHumanWindows, model, 0.2, 0.16),
-    "shift": lambda model, other: ModelSamplingSD3().patch(model, 5.0)[0],
+    # what is saved, of the distilled model, the base model and a LoRA
+    "merge": lambda model, other, lora: ModelMergeSimple().merge(model, other, 0.3)[0],
+    "merge of a model with LoRA": lambda model, other, lora: ModelMergeSimple().merge(
+        with_lora(model, lora), other, 0.3)[0],
+    # These two patch sampling and not weights: the file is the model's own.
+    "windows": lambda model, other, lora: run(MagiHumanWindows, model, 60.0, 0.16),
+    "shift": lambda model, other, lora: ModelSamplingSD3().patch(model, 5.0)[0],
 }
+
+
+@pytest.mark.parametrize("what", SAVED)
+def test_a_model_of_other_nodes_is_saved_and_read(model, base, official, saved, what):  # noqa: F811
+    made = SAVED[what](model, base, lora_for(official))
+    again = load_model(saved(ModelSave, made), "distilled", torch.float32)
+    assert max_error(sample(again), sample(made)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", LORAType)
+def test_an_extracted_lora_is_saved_and_does_what_the_first_did(model, plain, official, tmp_path, monkeypatch, kind):
+    """Of rank 4, which the first one has, but core cuts off the largest hundredth; or as whole differences, in half."""
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    lora = {key: tensor for key, tensor in lora_for(official).items()
+            if kind == LORAType.FULL_DIFF or not key.endswith(".diff")}
+    changed = with_lora(model, lora, 0.1)
+    difference = ModelSubtract().merge(changed, model, 1.0)[0]
+    LoraSave.execute("lora", 4, kind.name.lower(), False, difference)
+    (path,) = tmp_path.glob("lora*.safetensors")
+    got = with_lora(model, load_file(path), 1.0)
+    effect = relative_error(sample(changed), plain)
+    assert effect > 0.05
+    assert relative_error(sample(got), sample(changed)) < effect * (0.05 if kind == LORAType.FULL_DIFF else 0.5)

@@ -98,7 +98,7 @@ def test_a_schedule_in_two_parts_is_one_schedule(base, plain):  # noqa: F811
     """
     sigmas = usual_sigmas(base, steps=3)
     whole = streams(advanced(base, sigmas=sigmas))
-    for split in (custom.SplitSigmas.execute(sigmas, 0), custom.SplitSigmas.execute(sigmas, 1), custom.SplitSigmas.execute(sigmas, 2),
+    for split in (*(custom.SplitSigmas.execute(sigmas, step) for step in range(3)),
                   custom.SplitSigmasDenoise.execute(sigmas, 0.7)):
         high, low = split.args
         first = advanced(base, sigmas=high)
@@ -223,5 +223,5 @@ def test_masks(base, sampler):  # noqa: F811
         for stream, result, start, other in zip(kept, got, (VIDEO, AUDIO), free, strict=True):
             assert result.shape == start.shape and bool(torch.isfinite(result).all()), name
             away, far = relative_error([result], [start]), relative_error([other], [start])
-            assert (away < 1e-5) if stream == 1 else (0.05 * far < away < 0.95 * far) if stream else (away > 0.5 * far), (
-                name, sampler, away, far)
+            low, high = {1: (0, 1e-5), 0.5: (0.05 * far, 0.95 * far), 0: (0.5 * far, 10)}[stream]
+            assert low <= away < high, (name, away, far)

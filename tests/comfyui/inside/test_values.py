@@ -28,8 +28,8 @@ USUAL = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "BOOLEAN": True, "LATENT": {"sam
 WRONG = {"INT": [-1, 10**30, NAN, 1.5, "4", True], "FLOAT": [NAN, INF, -INF, -1.0, 1e300, "4", True],
          "STRING": ["a \udce9 b", 7], "BOOLEAN": ["yes", 1], "COMBO": ["no such choice", 7, ""],
          # Of a workflow that has something else in the place of a link, which ComfyUI lets pass.
-         **dict.fromkeys(["MODEL", "CLIP", "VAE", "VIDEO", "LATENT", "AUDIO", "CONDITIONING", "IMAGE", "MASK"],
-                         ["nan", 7, [], [1], {}, True])}
+         **{kind: ["nan", 7, [], [1], {}, True] for kind in ("MODEL", "CLIP", "VAE", "VIDEO", "LATENT", "AUDIO",
+                                                             "CONDITIONING", "IMAGE", "MASK")}}
 
 
 def given(node) -> dict:
