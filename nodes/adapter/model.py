@@ -184,6 +184,14 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
                    for expert in experts)
 
 
+class NetworkOptions(dict):
+    """What the network is built with, where nodes that patch U-Nets look for the parts of one."""
+
+    def __missing__(self, key):
+        raise InputError(f"A node asks the model for its {key}, as U-Nets such as Stable Diffusion's have one, but "
+                         "MagiHuman's network is a transformer. Take off the node: FreeU and the like are not for it.")
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model before it is built."""
 
@@ -196,6 +204,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, config: DiTConfig, role: str, preview: Preview | None = None):
         super().__init__({"image_model": "magihuman", "config": config})
+        self.unet_config = NetworkOptions(self.unet_config)
         self.latent_format = LatentFormat(config.video_channels, config.audio_channels, preview)
         self.role = role
 

@@ -52,9 +52,9 @@ class VAE(comfy.sd.VAE):
         """As core does it, which would make room for a result of any shape before the module sees the latent."""
         shape = list(samples.shape)
         if len(shape) != self.latent_dim + 2 or shape[1] != self.latent_channels:
-            wanted = {1: "n", 3: "T, H, W"}[self.latent_dim]
-            raise InputError(f"The latent has shape {shape}, but this VAE decodes [B, {self.latent_channels}, {wanted}]. "
-                             "Connect a latent of its kind, or another VAE.")
+            wanted = f"[B, {self.latent_channels}, {'n' if self.latent_dim == 1 else 'T, H, W'}]"
+            raise InputError(f"The latent has shape {shape}, but this VAE decodes {wanted}: "
+                             "connect a latent of its kind, or another VAE.")
         return super().decode_tiled(samples, *args, **kwargs)
 
     def get_sd(self) -> dict[str, Tensor]:

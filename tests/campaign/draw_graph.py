@@ -49,7 +49,7 @@ SMALL: dict[str, list] = {
     "window_seconds": [0.0, 0.2, 0.4], "end_at_step": [1, 2, 10000], "start_at_step": [0, 1], "dim": ["t", "x", "-x"],
     "sampler_name": ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "lcm", "uni_pc", "uni_pc_bh2",
                      "res_multistep", "ddim", "er_sde", "gradient_estimation", "sa_solver", "seeds_2"],
-    "filename_prefix": ["out", "out", "a/b", "caf\u00e9", "..", "../../x", "a\x00b", "%date%", "", "/etc/x"],
+    "filename_prefix": [*["out"] * 30, "a/b", "caf\u00e9", "..", "../../x", "a\x00b", "%date%", "", "/etc/x"],
 }
 WILD: list[Any] = [NAN, INF, -INF, -1, 0, -0.5, 1e300, 10**30, 2**63, "", "nan", "x", None, True, [], {}, [1],
                    "../../etc/passwd", "a\x00b", "\ud800", "1e400", 0.123456789, ["nowhere", 0], [7, 9]]
@@ -148,6 +148,8 @@ class Drawing:
         if wanted == "*":
             wanted = self.chance.choice(["LATENT", "STRING", "AUDIO", "SIGMAS"])
         makers = [node for node in self.nodes if wanted in self.info[node]["output"]]
+        if wanted == "LATENT" and self.chance.random() < 0.7:  # most of core's take one stream only
+            makers = [node for node in makers if node in self.ours or node in OFTEN]
         if depth >= 4 or not makers or (depth > 1 and self.chance.random() < 0.2):
             makers = ROOTS.get(wanted) or makers
         maker = self.chance.choice(makers)
