@@ -30,12 +30,17 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     def run(cls, *args, **kwargs):
         schema, given = schema_of(), signature.bind(cls, *args, **kwargs).arguments
         for known in schema.inputs:
-            if given.get(known.id) is not None:
+            if known.id in given and not (given[known.id] is None and may_be_missing(known)):
                 check_value(known, given[known.id], f"{schema.display_name}: {known.id}")
         return execute(cls, *args, **kwargs)
 
     node.execute = classmethod(run)
     return node
+
+
+def may_be_missing(known: io.Input) -> bool:
+    """Whether a node does without an input, or says itself what is missing: of a video without sound, AUDIO is None."""
+    return known.optional or known.io_type == "AUDIO"
 
 
 def check_value(known: io.Input, value: Any, name: str) -> None:
@@ -77,7 +82,7 @@ def is_linked(kind: str, value: Any) -> bool:
             isinstance(entry, list | tuple) and len(entry) == 2 for entry in value)
     if kind in ("IMAGE", "MASK"):
         return isinstance(value, torch.Tensor)
-    return not isinstance(value, str | int | float | list | dict)
+    return value is not None and not isinstance(value, str | int | float | list | dict)
 
 
 def is_list_of_files(known: io.Combo.Input) -> bool:
