@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from .campaign import KINDS, run_campaign, run_case
-from .report import table, write_report
+from .report import rows, table, write_report
 from .workshop import Workshop
 
 
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="only these")
     parser.add_argument("--case", type=int, help="only this one, of one kind")
-    parser.add_argument("--report", type=Path, help="file whose table is written anew")
+    parser.add_argument("--report", type=Path, help="file whose table gets the rows of these kinds")
     arguments = parser.parse_args()
     if "graphs" not in KINDS:
         print("NO COMFYUI FOUND: the kind graphs is left out. Set COMFYUI_PATH to a checkout.")
@@ -40,7 +40,7 @@ def main() -> int:
                 return 0
             counts = run_campaign(workshop, arguments.kind or sorted(KINDS), arguments.seed, cases=arguments.cases,
                                   seconds=arguments.minutes * 60, tell=lambda fault: print(fault, flush=True))
-    print(table(counts))
+    print(table(rows(counts, arguments.seed)))
     if arguments.report is not None:
         write_report(arguments.report, counts, arguments.seed)
     return int(any(count.faults for count in counts.values()))

@@ -46,7 +46,9 @@ SMALL: dict[str, list] = {
     "sample_rate": [44100, 8000, 48000], "frames_number": [9, 1], "frame_rate": [25],
     "multiplier": [1.0, 0.0, -1.0], "expand": [0, 3, -3], "left": [0, 8], "right": [0, 8], "top": [0, 8],
     "bottom": [0, 8], "target": ["factor", "factor", "factor", "540p"], "tile_size": [64, 512], "sigmas": ["1, 0.5, 0"],
-    "window_seconds": [0.0, 0.2, 0.4], "end_at_step": [1, 2, 10000], "start_at_step": [0, 1], "dim": ["t", "x", "-x"],
+    "window_seconds": [0.0, 0.4, 0.6], "overlap_seconds": [0.16, 0.16, 0.32, 0.8],
+    "mode": [*["auto"] * 8, "distilled", "full CFG", "super-resolution"], "denoise": [1.0, 1.0, 1.0, 0.5, 0.01],
+    "end_at_step": [1, 2, 10000], "start_at_step": [0, 1], "dim": ["t", "x", "-x"],
     "sampler_name": ["euler", "euler_ancestral", "heun", "dpmpp_2m", "dpmpp_2m_sde", "lcm", "uni_pc", "uni_pc_bh2",
                      "res_multistep", "ddim", "er_sde", "gradient_estimation", "sa_solver", "seeds_2"],
     "filename_prefix": [*["out"] * 30, "a/b", "caf\u00e9", "..", "../../x", "a\x00b", "%date%", "", "/etc/x"],
@@ -82,7 +84,7 @@ class Drawing:
         if kind in SOUND and self.chance.random() < 0.93:
             inputs.update(self.chance.choice(SOUND[kind]))
         for name, (wanted, settings) in self.inputs(kind).items():
-            if name not in inputs and not (settings.get("optional") and self.chance.random() < 0.5):
+            if name not in inputs and not (settings.get("optional") and self.chance.random() < 0.3):
                 inputs[name] = self.value(kind, name, wanted, settings, depth)
         key = str(len(self.graph) + 1)
         self.graph[key] = {"class_type": kind, "inputs": inputs}
