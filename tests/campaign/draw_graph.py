@@ -67,6 +67,7 @@ class Drawing:
         self.info, self.chance = info, chance
         self.ours = sorted(name for name in info if "MagiHuman" in name)
         self.nodes = [name for name in [*self.ours, *self.ours, *CORE, *OFTEN * 4] if name in info]
+        self.roots = {kind: [name for name in names if name in info] for kind, names in ROOTS.items()}
         self.graph: dict[str, dict] = {}
         self.made: dict[str, list[Link]] = {}
 
@@ -111,6 +112,8 @@ class Drawing:
                 choices = [choice for choice in SMALL[name] if choice in choices] or choices
             return settings["default"] if "default" in settings and name not in SMALL and self.chance.random() < 0.4 \
                 else self.chance.choice(choices)
+        if wanted in ("INT", "STRING") and depth < 4 and self.chance.random() < 0.08:
+            return self.link(kind, name, wanted, depth)
         if name in SMALL and wanted in ("INT", "FLOAT", "STRING"):
             low, high = settings.get("min", -INF), settings.get("max", INF)
             fitting = [value for value in SMALL[name] if isinstance(value, str) or low <= value <= high]
@@ -153,7 +156,7 @@ class Drawing:
         if wanted == "LATENT" and self.chance.random() < 0.7:  # most of core's take one stream only
             makers = [node for node in makers if node in self.ours or node in OFTEN]
         if depth >= 4 or not makers or (depth > 1 and self.chance.random() < 0.2):
-            makers = ROOTS.get(wanted) or makers
+            makers = self.roots.get(wanted) or makers
         maker = self.chance.choice(makers)
         key = self.add(maker, depth + 1)
         return [key, self.info[maker]["output"].index(wanted)]
@@ -184,8 +187,10 @@ class Drawing:
         if not mine:
             return
         key, name, wanted = self.chance.choice(mine)
+        if not self.roots[wanted]:
+            return
         given = {"INT": WHOLE, "FLOAT": NUMBERS, "STRING": WORDS, "BOOLEAN": [True, False]}[wanted]
-        maker = self.add(ROOTS[wanted][0], 9, value=self.chance.choice(given))
+        maker = self.add(self.roots[wanted][0], 9, value=self.chance.choice(given))
         self.graph[key]["inputs"][name] = [maker, 0]
 
     def put_cut(self) -> None:

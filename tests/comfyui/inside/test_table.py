@@ -1,10 +1,10 @@
 """A table of core's nodes, samplers and schedulers around our MODEL, each with what is to come of it.
 
 same: as without it, since it looks for parts that other models have, or is set to do nothing; other: something else,
-as sane as before; or words of the error: ours where a node asks for parts of a U-Net (FreeU), core's own where it finds
-none in the middle of sampling (Self-Attention Guidance) or takes the first dimension for time (the guidance of Stable
-Video Diffusion). Guiders, sigmas, masks and latents have tables of their own, test_table_*.py. Community packs whose
-checkouts lie in ComfyUI's custom_nodes are in a table below, and skipped by name where they do not.
+as sane as before; or words of the error: ours where a node asks for parts of a U-Net (FreeU) or takes the first
+dimension for time (the guidance of Stable Video Diffusion), core's own where it misses a U-Net in the midst of sampling
+(Self-Attention Guidance). Guiders, sigmas, masks and latents have tables of their own, test_table_*.py. Community packs
+whose checkouts lie in ComfyUI's custom_nodes are in a table below, and skipped by name where they do not.
 """
 
 import importlib
@@ -53,8 +53,8 @@ PATCHES = {
     ("slg", "SkipLayerGuidanceDiT"): [((3.0, 0.0, 1.0, "2, 3", "2, 3", 0.0), OTHER)],
     ("tcfg", "TCFG"): [((), OTHER)],
     ("tomesd", "TomePatchModel"): [((0.3,), SAME)],
-    ("video_model", "VideoLinearCFGGuidance"): [((1.0,), "is invalid for input of size")],
-    ("video_model", "VideoTriangleCFGGuidance"): [((1.0,), "is invalid for input of size")],
+    ("video_model", "VideoLinearCFGGuidance"): [((1.0,), "sets how guidance is computed, and makes")],
+    ("video_model", "VideoTriangleCFGGuidance"): [((1.0,), "sets how guidance is computed, and makes")],
 }
 ROWS = [(*node, arguments, outcome) for node, rows in PATCHES.items() for arguments, outcome in rows]
 
