@@ -45,7 +45,7 @@ SMALL: dict[str, list] = {
     "factor": [1.0, 1.5, 2.0], "scale_by": [0.5, 1.0, 1.5], "duration": [0.0, 0.2, 0.6], "max_seconds": [0.2, 1.0],
     "sample_rate": [44100, 8000, 48000], "frames_number": [9, 1], "frame_rate": [25],
     "multiplier": [1.0, 0.0, -1.0], "expand": [0, 3, -3], "left": [0, 8], "right": [0, 8], "top": [0, 8],
-    "bottom": [0, 8], "target": ["factor", "factor", "factor", "540p"], "tile_size": [64, 512], "sigmas": ["1, 0.5, 0"],
+    "bottom": [0, 8], "target": ["factor"], "tile_size": [64, 512], "sigmas": ["1, 0.5, 0"],
     "window_seconds": [0.0, 0.4, 0.6], "overlap_seconds": [0.16, 0.16, 0.32, 0.8],
     "mode": [*["auto"] * 8, "distilled", "full CFG", "super-resolution"], "denoise": [1.0, 1.0, 1.0, 0.5, 0.01],
     "end_at_step": [1, 2, 10000], "start_at_step": [0, 1], "dim": ["t", "x", "-x"],
