@@ -115,6 +115,7 @@ class GraphCase(Case):
             verdict, most = self._answer(server)
         except OSError as error:
             verdict, most = Verdict("fault", str(error), 0, 0, "the server does not answer"), 0
+        verdict.struck = verdict.kind == "stopped"
         verdict.seconds, verdict.memory = _seconds(process) - seconds, max(0, most - memory)
         why = verdict.why or self._left(before, written, server.log[seen:])
         if server.process.poll() is not None:
@@ -129,7 +130,7 @@ class GraphCase(Case):
 
     def _answer(self, server: Server) -> tuple[Verdict, int]:
         """(the verdict, the most memory that the server held)."""
-        most, begin, cancelled = 0, time.monotonic(), False
+        most, begin, cancelled, late = 0, time.monotonic(), False, False
         try:
             prompt = server.post("/prompt", {"prompt": self.graph})["prompt_id"]
         except PromptError as error:
@@ -144,11 +145,12 @@ class GraphCase(Case):
                 way = self.cancel[0]
                 server.post("/queue" if way == "delete" else "/interrupt",
                             {"delete": [prompt]} if way == "delete" else {"prompt_id": prompt} if "this" in way else {})
-            if HANGS < spent and not cancelled:  # what honestly takes long can be stopped
-                cancelled = True
+            if spent > HANGS and not late:  # what honestly takes long can be stopped
+                late = True
                 server.post("/interrupt")
             if spent > 1.5 * HANGS:
-                return Verdict("fault", json.dumps(self.graph), spent, most, f"cannot be stopped after {HANGS:g} s"), most
+                why = f"cannot be stopped after {HANGS:g} s"
+                return Verdict("fault", json.dumps(self.graph), spent, most, why), most
             time.sleep(0.02)
 
     @staticmethod
