@@ -21,7 +21,7 @@ from magihuman_pack.nodes.windows import MagiHumanWindows
 from safetensors.torch import load_file
 from small_clip import AUDIO, VIDEO, max_error, relative_error, sample, with_lora
 from test_mixed import base, one_node, run, stock  # noqa: F401  base is a fixture
-from test_saved import lora_for, saved  # noqa: F401  a fixture
+from test_saved import VAES, lora_for, saved  # noqa: F401  a fixture
 
 import nodes
 
@@ -105,6 +105,15 @@ def test_a_latent_without_frames_is_named_by_every_sampler(base):  # noqa: F811
         for sample_it in (one_node, stock):
             with pytest.raises(ValueError, match="holds nothing"):
                 sample_it(base, latent)
+
+
+@pytest.mark.parametrize(("kind", "other"), [("audio", VIDEO), ("wan", AUDIO), ("turbo", AUDIO),
+                                             ("wan", VIDEO[:, :16])])
+def test_a_latent_of_another_kind_is_named_before_memory_is_taken(models, kind, other):
+    """By core's tiled decoding, which would make room for 5 TB of sound for a small video's latent."""
+    path, load, _ = VAES[kind]
+    with pytest.raises(ValueError, match=r"The latent has shape .* but this VAE decodes \[B, "):
+        nodes.VAEDecodeTiled().decode(load(models / path), {"samples": other}, 512)
 
 
 def test_clips_in_one_batch_are_each_as_alone(base):  # noqa: F811

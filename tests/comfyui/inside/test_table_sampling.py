@@ -166,6 +166,8 @@ def test_noise_that_is_added_before_is_that_of_the_sampler(base):  # noqa: F811
     video = {"samples": VIDEO}
     noisy = run(custom.AddNoise, base, NOISE, sigmas, video)["samples"]
     assert noisy.shape == VIDEO.shape and bool(torch.isfinite(noisy).all()) and max_error(noisy, VIDEO) > 0.1
+    with pytest.raises(ValueError, match="video latent has 16 channels, but this model takes 48"):
+        custom.AddNoise.execute(base, NOISE, sigmas, {"samples": random(1, 16, 3, 4, 6)})
     with pytest.raises(TypeError, match="NestedTensor"):
         custom.AddNoise.execute(base, NOISE, sigmas, CLIP)
 
