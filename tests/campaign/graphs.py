@@ -31,7 +31,7 @@ SPACE = 14 * 2**30  # of addresses, so that an absurd size is refused by the sys
 WAYS = ["interrupt", "interrupt", "interrupt this", "delete"]
 
 
-class Fixed:
+class KnownServer:
     """A server that works, and a graph whose result is known."""
 
     def __init__(self, folder: Path) -> None:
@@ -100,14 +100,14 @@ def _odd_media(folder: Path) -> None:
 class GraphCase(Case):
     """A graph for a server, judged by its answer. cancel: (way, seconds after which) or None."""
 
-    fixed: Any = None
+    known: Any = None
     graph: Any = None
     cancel: tuple[str, float] | None = None
 
     def judged(self) -> Verdict:
         """What became of it, and whether all is as before."""
-        fixed, server = self.fixed, self.fixed.server
-        before, written = _files(fixed.base, "input", "models"), _files(fixed.base, "output")
+        known, server = self.known, self.known.server
+        before, written = _files(known.base, "input", "models"), _files(known.base, "output")
         seen = len(server.log)
         process = server.process.pid
         seconds, memory = _seconds(process), anonymous_memory(process)
@@ -120,10 +120,10 @@ class GraphCase(Case):
         why = verdict.why or self._left(before, written, server.log[seen:])
         if server.process.poll() is not None:
             why = f"the server ended, {server.process.returncode}: {server.log[-1500:]}"
-            fixed.again()
-        elif broken := self._works(fixed):
+            known.again()
+        elif broken := self._works(known):
             why = why or broken
-            fixed.again()
+            known.again()
         if why:
             verdict.kind, verdict.why = "fault", why
         return verdict
@@ -154,22 +154,22 @@ class GraphCase(Case):
             time.sleep(0.02)
 
     @staticmethod
-    def _works(fixed: Fixed) -> str:
+    def _works(known: KnownServer) -> str:
         """What is wrong with a sound graph afterwards."""
         try:
-            return "" if fixed.plain() == fixed.wanted else "a sound graph gives another result afterwards"
+            return "" if known.plain() == known.wanted else "a sound graph gives another result afterwards"
         except Exception as error:
             return f"a sound graph does not run afterwards: {error}"
 
     def _left(self, before: dict, written: dict, log: str) -> str:
         """What is wrong with the files, or with the server's log; empty if nothing is."""
-        after = _files(self.fixed.base, "input", "models")
+        after = _files(self.known.base, "input", "models")
         if changed := sorted(str(path) for path in before.keys() | after.keys()
                              if before.get(path) != after.get(path)):
             return f"changed: {changed[0]}"
         if found := UNHANDLED.search(log):
             return f"not handled: {log[max(0, found.start() - 200):][:3000]}"
-        for path in sorted(_files(self.fixed.base, "output").keys() - written.keys()):
+        for path in sorted(_files(self.known.base, "output").keys() - written.keys()):
             if path.suffix == ".part":
                 return f"left behind: {path.name}"
             try:
@@ -253,11 +253,11 @@ def _seconds(process: int) -> float:
 
 def graphs(workshop: Workshop, chance: random.Random) -> Case:
     """A random graph of our nodes and core's through a real ComfyUI server, with a cancel or not"""
-    fixed = workshop.comfyui
-    graph = Drawing(fixed.info, chance).draw()
+    known = workshop.comfyui
+    graph = Drawing(known.info, chance).draw()
     cancel = (chance.choice(WAYS), chance.uniform(0, 3)) if chance.random() < 0.15 else None
     kinds = " ".join(entry["class_type"] for entry in graph.values())
-    return GraphCase(run=lambda: 0, folder=workshop.case_folder(), words=f"{kinds}, cancel {cancel}", fixed=fixed,
+    return GraphCase(run=lambda: 0, folder=workshop.case_folder(), words=f"{kinds}, cancel {cancel}", known=known,
                      graph=graph, cancel=cancel)
 
 

@@ -20,7 +20,7 @@ from magihuman_core.cli import main
 from .judge import SHARED
 
 if TYPE_CHECKING:
-    from .graphs import Fixed
+    from .graphs import KnownServer
 
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = ["--width", "64", "--height", "32", "--seconds", "0.2", "--steps", "1", "--sr-steps", "1", "--device", "cpu"]
@@ -41,13 +41,13 @@ class Workshop:
         self.closing = contextlib.ExitStack()
 
     @functools.cached_property
-    def comfyui(self) -> "Fixed":
+    def comfyui(self) -> "KnownServer":
         """A ComfyUI server, started when it is first asked for, until `closing`."""
-        from .graphs import Fixed
+        from .graphs import KnownServer
 
-        fixed = Fixed(self.folder)
-        self.closing.callback(lambda: fixed.server.stop())
-        return fixed
+        known = KnownServer(self.folder)
+        self.closing.callback(lambda: known.server.stop())
+        return known
 
     def _write_media(self) -> None:
         from magihuman_core.media.audio_file import write_wav
