@@ -27,9 +27,9 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="only these")
     parser.add_argument("--case", type=int, help="only this one, of one kind")
     parser.add_argument("--report", type=Path, help="file whose table gets the rows of these kinds")
-    arguments = parser.parse_args()
     if "graphs" not in KINDS:
         print("NO COMFYUI FOUND: the kind graphs is left out. Set COMFYUI_PATH to a checkout.")
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends, too
     with tempfile.TemporaryDirectory() as folder:
         workshop = Workshop(Path(folder))
