@@ -20,7 +20,7 @@ def rows(counts: dict[str, Count], seed: int) -> dict[str, list[str]]:
     for kind, count in counts.items():
         what = (KINDS[kind].__doc__ or "").split("\n")[0].rstrip(".")
         found[kind] = [what, str(count.cases), *(str(count.ends[end]) for end in ENDS), str(count.struck or ""),
-                       f"{count.seconds:.1f} s, {count.memory >> 20} MiB", f"seed {seed}, {count.spent / 60:.0f} min"]
+                       f"{count.seconds:.1f} s, {count.memory >> 20} MiB", f"seed {seed}, {count.spent:.0f} s"]
     return found
 
 
