@@ -3,8 +3,10 @@
 import functools
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError, shown
@@ -12,9 +14,10 @@ from .files import BESIDE_WEIGHTS, DEMO
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """A node whose numbers, choices and texts are looked at before it runs.
+    """A node whose inputs are looked at before it runs.
 
-    ComfyUI checks these where they are typed in, but not where a link brings them.
+    ComfyUI checks numbers, choices and texts where they are typed in, but not where a link brings them; and links by
+    their types, but not what a workflow has in the place of a link.
     """
     execute = getattr(node.execute, "__func__", node.execute)
     if hasattr(execute, "__wrapped__"):  # is checked already
@@ -27,12 +30,17 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     def run(cls, *args, **kwargs):
         schema, given = schema_of(), signature.bind(cls, *args, **kwargs).arguments
         for known in schema.inputs:
-            if given.get(known.id) is not None:
+            if known.id in given and not (given[known.id] is None and may_be_missing(known)):
                 check_value(known, given[known.id], f"{schema.display_name}: {known.id}")
         return execute(cls, *args, **kwargs)
 
     node.execute = classmethod(run)
     return node
+
+
+def may_be_missing(known: io.Input) -> bool:
+    """Whether a node does without an input, or says itself what is missing: of a video without sound, AUDIO is None."""
+    return known.optional or known.io_type == "AUDIO"
 
 
 def check_value(known: io.Input, value: Any, name: str) -> None:
@@ -62,7 +70,19 @@ def expected(known: io.Input, value: Any) -> str:
             return "one of its choices"
         fits = value in known.options or is_list_of_files(known)
         return "" if fits else f"one of {', '.join(map(str, known.options))}"
-    return ""
+    return "" if is_linked(known.io_type, value) else f"what an output of the type {known.io_type} gives"
+
+
+def is_linked(kind: str, value: Any) -> bool:
+    """Whether a value may come from an output of this type, and was not written into the workflow in its place."""
+    if kind in ("LATENT", "AUDIO"):
+        return isinstance(value, Mapping) and {"LATENT": "samples", "AUDIO": "waveform"}[kind] in value
+    if kind == "CONDITIONING":
+        return isinstance(value, list | tuple) and len(value) > 0 and all(
+            isinstance(entry, list | tuple) and len(entry) == 2 for entry in value)
+    if kind in ("IMAGE", "MASK"):
+        return isinstance(value, torch.Tensor)
+    return value is not None and not isinstance(value, str | int | float | list | dict)
 
 
 def is_list_of_files(known: io.Combo.Input) -> bool:

@@ -3,9 +3,11 @@
 import copy
 
 import comfy.model_sampling
+import torch
 from torch import Tensor
 
 from ...magihuman_core.sampling.super_resolution import cover_video
+from .streams import nested
 
 START = 0.999  # a schedule that begins at or above this sigma begins from the start state, not from a mixture
 
@@ -19,9 +21,16 @@ class StartState(comfy.model_sampling.CONST):
     noise_level: int | None = None
 
     def noise_scaling(self, sigma, noise, latent_image, max_denoise=False):
+        if noise.is_nested:  # of nodes that add noise to latents
+            pairs = zip(noise.unbind(), latent_image.unbind(), strict=True)
+            return nested(*(self.noise_scaling(sigma, *pair, max_denoise) for pair in pairs))
         if float(sigma.max()) < START:
             return super().noise_scaling(sigma, noise, latent_image, max_denoise)
         return start_state(noise, latent_image, self.noise_level)
+
+    def inverse_noise_scaling(self, sigma, latent):
+        """What a schedule that ends with noise gives: at its very end, there is no clip that it could be parted in."""
+        return latent if float(sigma.max()) >= START else super().inverse_noise_scaling(sigma, latent)
 
 
 class FlowSampling(StartState, comfy.model_sampling.ModelSamplingDiscreteFlow):
@@ -42,6 +51,9 @@ def start_state(noise: Tensor, latent: Tensor, noise_level: int | None) -> Tenso
     """What sampling begins with, a packed vector [B, 1, n] as noise and latent are.
 
     noise_level: None for a model that makes a clip from noise; for super-resolution the level of noise, 0 to 999, that
-    covers the upsampled clip it starts from.
+    covers the upsampled clip it starts from. Where there is no noise (Disable Noise), another sampler has begun, and
+    the latent is how far it came.
     """
+    if not torch.count_nonzero(noise):
+        return latent.clone()
     return noise.clone() if noise_level is None else cover_video(latent, noise, noise_level)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...magihuman_core.checkpoint.json_file import read_json
 from ...magihuman_core.sizes import decoded_frames
-from .streams import nested
+from .streams import check_filled, nested
 
 Preview = tuple[list[list[float]], list[float]]  # factors [channels][3], bias [3]: to RGB in -1..1
 
@@ -40,7 +40,8 @@ class LatentFormat(comfy.latent_formats.Wan22):
         return self.with_empty_audio(latent[:, : self.channels[0]].clone())
 
     def with_empty_audio(self, video: Tensor):
-        """A video latent [B, C, T, H, W] with as much empty audio as goes with it."""
+        """A video latent [B, C, T, H, W] with as much empty audio as goes with it. Raises InputError for no frames."""
+        check_filled([tuple(video.shape)])
         return nested(video, video.new_zeros(video.shape[0], self.channels[1], decoded_frames(video.shape[2])))
 
 

@@ -28,6 +28,7 @@ from ...magihuman_core.errors import InputError
 from ...magihuman_core.model.config import DiTConfig
 from ...magihuman_core.weights.fused import Part
 from ...magihuman_core.weights.lora_names import lora_targets
+from .guidance import CheckedGuidance
 from .network import ComfyDiT
 from .saving import readable
 
@@ -280,5 +281,5 @@ class OfficialNames(ModelPatcher):
 
 @cache
 def patcher_class(base: type) -> type:
-    """ComfyUI's own patcher class, knowing official names."""
-    return type("MagiHumanPatcher", (OfficialNames, base), {})
+    """ComfyUI's own patcher class, knowing official names, and holding nodes that set guidance to its shape."""
+    return type("MagiHumanPatcher", (OfficialNames, CheckedGuidance, base), {})

@@ -23,7 +23,7 @@ from .latent_format import LatentFormat, Preview
 from .lora import is_alias, wrapped_names
 from .network import ComfyDiT
 from .ops import copied_bytes
-from .streams import check_shapes, nested
+from .streams import check_channels, check_shapes, nested
 
 BaseModel = comfy.model_base.BaseModel
 log = logging.getLogger(__name__)
@@ -162,9 +162,12 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         """Apply a function to the video stream, of a nested latent or of the packed vector."""
         if latent.is_nested:
             video, *rest = latent.unbind()
-            return nested(change(video), *rest)
+            return nested(self._change_video(video, change), *rest)
+        if latent.ndim == 5:  # also from core's nodes, which may have it of another model
+            check_channels("video", tuple(latent.shape), self.network_config.video_channels)
+            return change(latent)
         if not self._packed:
-            return change(latent) if latent.ndim == 5 else latent
+            return latent
         video, *rest = comfy.utils.unpack_latents(latent, self.latent_shapes)
         return comfy.utils.pack_latents([change(video), *rest])[0]
 
@@ -193,6 +196,14 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
                    for expert in experts)
 
 
+class NetworkOptions(dict):
+    """What the network is built with, where nodes that patch U-Nets look for the parts of one."""
+
+    def __missing__(self, key):
+        raise InputError(f"A node asks the model for its {key}, as U-Nets such as Stable Diffusion's have one, but "
+                         "MagiHuman's network is a transformer. Take off the node: FreeU and the like are not for it.")
+
+
 class ModelConfig(comfy.supported_models_base.BASE):
     """What ComfyUI asks of a model before it is built."""
 
@@ -205,6 +216,7 @@ class ModelConfig(comfy.supported_models_base.BASE):
 
     def __init__(self, config: DiTConfig, role: str, preview: Preview | None = None):
         super().__init__({"image_model": "magihuman", "config": config})
+        self.unet_config = NetworkOptions(self.unet_config)
         self.latent_format = LatentFormat(config.video_channels, config.audio_channels, preview)
         self.role = role
 

@@ -34,6 +34,7 @@ def split(latent: dict, channels: tuple[int, int] | None = None) -> tuple[Tensor
 
 def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None = None) -> None:
     """Raise InputError unless these are the shapes of a video and an audio stream."""
+    check_filled(shapes)
     if len(shapes) == 1 and len(shapes[0]) == 5:
         check_channels("video", shapes[0], channels and channels[0])
     if len(shapes) == 1:
@@ -50,6 +51,13 @@ def check_shapes(shapes: list[tuple[int, ...]], channels: tuple[int, int] | None
     if shapes[0][0] != shapes[1][0]:
         raise InputError(f"The latent has {shapes[0][0]} videos but {shapes[1][0]} sounds; both need the "
                          "same batch size.")
+
+
+def check_filled(shapes: list[tuple[int, ...]]) -> None:
+    """Raise InputError for a latent of no size, as nodes that cut latents can leave it."""
+    if any(0 in shape for shape in shapes):
+        found = " and ".join(str(list(shape)) for shape in shapes)
+        raise InputError(f"The latent holds nothing: its shape is {found}. Look at the node that cuts it. {HINT}")
 
 
 def check_channels(name: str, shape: tuple[int, ...], count: int | None) -> None:

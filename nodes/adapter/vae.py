@@ -48,6 +48,15 @@ class VAE(comfy.sd.VAE):
         self.patcher = make_patcher(module, self.device, mm.vae_offload_device(), source, disable_dynamic)
         self.model_size()
 
+    def decode_tiled(self, samples, *args, **kwargs):
+        """As core does it, which would make room for a result of any shape before the module sees the latent."""
+        shape = list(samples.shape)
+        if len(shape) != self.latent_dim + 2 or shape[1] != self.latent_channels:
+            wanted = f"[B, {self.latent_channels}, {'n' if self.latent_dim == 1 else 'T, H, W'}]"
+            raise InputError(f"The latent has shape {shape}, but this VAE decodes {wanted}: "
+                             "connect a latent of its kind, or another VAE.")
+        return super().decode_tiled(samples, *args, **kwargs)
+
     def get_sd(self) -> dict[str, Tensor]:
         """The weights under their official names, which core's save nodes write and every loader reads."""
         return self.first_stage_model.official_state_dict()

@@ -21,8 +21,11 @@ SIGNALS = {"INT": signal.SIGINT, "TERM": signal.SIGTERM, "HUP": signal.SIGHUP, "
            "KILL": signal.SIGKILL, "USR1": signal.SIGUSR1}
 
 
-def raising(run: Callable[[], int], error: type[BaseException], calls: int) -> Callable[[], int]:
-    """The same, but that the call of this number of a function of the core, in whatever stage, raises an error."""
+def raising(run: Callable[[], int], error: type[BaseException], calls: int, struck: Path) -> Callable[[], int]:
+    """The same, but that the call of this number of a function of the core, in whatever stage, raises an error.
+
+    struck: a file that is written when it does.
+    """
     def changed() -> int:
         left, begun = calls, False
 
@@ -35,6 +38,7 @@ def raising(run: Callable[[], int], error: type[BaseException], calls: int) -> C
                 left -= 1
                 if left == 0:
                     sys.setprofile(None)
+                    struck.touch()
                     raise error
 
         sys.setprofile(count)
@@ -87,7 +91,9 @@ def cancels(workshop: Workshop, chance: random.Random) -> Case:
     folder = workshop.case_folder()
     run, outs, name = _work(workshop, chance, folder)
     calls = _some_calls(chance)
-    return Case(raising(run, KeyboardInterrupt, calls), folder, f"{name}, Ctrl-C at call {calls}", outs, stops=True)
+    struck = folder.with_suffix(".struck")
+    return Case(raising(run, KeyboardInterrupt, calls, struck), folder, f"{name}, Ctrl-C at call {calls}", outs,
+                stops=True, struck=struck)
 
 
 def memory(workshop: Workshop, chance: random.Random) -> Case:
@@ -95,7 +101,9 @@ def memory(workshop: Workshop, chance: random.Random) -> Case:
     folder = workshop.case_folder()
     run, outs, name = _work(workshop, chance, folder)
     calls, error = _some_calls(chance), chance.choice([MemoryError, torch.OutOfMemoryError])
-    return Case(raising(run, error, calls), folder, f"{name}, {error.__name__} at call {calls}", outs, late=True)
+    struck = folder.with_suffix(".struck")
+    return Case(raising(run, error, calls, struck), folder, f"{name}, {error.__name__} at call {calls}", outs,
+                late=True, struck=struck)
 
 
 def signals(workshop: Workshop, chance: random.Random) -> Case:

@@ -7,19 +7,24 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from . import accidents, files, wishes
-from .judge import Case, Verdict, judge
+from . import accidents, files, graphs, wishes
+from .judge import Case, Verdict
 from .workshop import Workshop
 
 Kind = Callable[[Workshop, random.Random], Case]
-KINDS: dict[str, Kind] = {**wishes.KINDS, **files.KINDS, **accidents.KINDS}
+KINDS: dict[str, Kind] = {**wishes.KINDS, **files.KINDS, **accidents.KINDS, **graphs.KINDS}
+ENDS = ("done", "refused", "stopped", "core", "fault")
 
 
 @dataclass
 class Count:
-    """Of one kind: how its cases ended, the most time and memory that a refusal took, and the faults in words."""
+    """Of one kind: how its cases ended, the most time and memory that a refusal took, and the faults in words.
 
-    ends: dict[str, int] = field(default_factory=lambda: {"done": 0, "refused": 0, "stopped": 0, "fault": 0})
+    struck: in how many the accident happened while the case worked, and not too late.
+    """
+
+    ends: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDS, 0))
+    struck: int = 0
     seconds: float = 0.0
     memory: int = 0
     faults: list[str] = field(default_factory=list)
@@ -35,7 +40,7 @@ def run_case(workshop: Workshop, kind: str, seed: int, number: int) -> Verdict:
     chance = random.Random(f"{seed} {kind} {number}")
     case = KINDS[kind](workshop, chance)
     try:
-        verdict = judge(case)
+        verdict = case.judged()
         verdict.said = f"{case.words}: {verdict.said}"
     finally:
         if case.clean is not None:
@@ -60,6 +65,7 @@ def run_campaign(workshop: Workshop, kinds: Iterable[str], seed: int, *, seconds
         verdict = run_case(workshop, kind, seed, number)
         count.spent += time.monotonic() - begin
         count.ends[verdict.kind] += 1
+        count.struck += verdict.struck
         if verdict.kind == "refused":
             count.seconds, count.memory = max(count.seconds, verdict.seconds), max(count.memory, verdict.memory)
         if verdict.kind == "fault":

@@ -51,29 +51,41 @@ class Case:
     after: Callable[[], str] | None = None  # a last look, which gives what is wrong
     clean: Callable[[], object] | None = None  # what is to be undone at the end
     also: Sequence[Callable[[], int]] = field(default=())  # runs at the same time
+    struck: Path | None = None  # a file that stands for: the accident has happened while it worked
+
+    def judged(self) -> "Verdict":
+        """Run it and look at what it left."""
+        return judge(self)
 
 
 @dataclass
 class Verdict:
-    """done | refused | stopped | fault; said: what the user read; seconds of the processor, memory in bytes."""
+    """How a case ended, and what it took.
+
+    kind: done | refused | stopped | core (an error of ComfyUI's own) | fault; said: what the user read; seconds of the
+    processor; memory: bytes over what the process had when the case began; struck: whether the accident happened.
+    """
 
     kind: str
     said: str
     seconds: float
     memory: int
     why: str = ""
+    struck: bool = False
 
 
 def judge(case: Case) -> Verdict:
     """Run a case and look at what it left."""
     before = _state(case)
     logs = [case.folder.parent / f"{case.folder.name}.{number}.txt" for number in range(1 + len(case.also))]
-    started = _memory()
     processes = [_start(run, log) for run, log in zip([case.run, *case.also], logs, strict=True)]
     if case.disturb is not None:
         case.disturb(processes[0])
-    verdicts = [_ended(case, process, log, started) for process, log in zip(processes, logs, strict=True)]
+    verdicts = [_ended(case, process, log) for process, log in zip(processes, logs, strict=True)]
     verdict = next((found for found in verdicts if found.kind == "fault"), verdicts[0])
+    if case.struck is not None:
+        verdict.struck = case.struck.exists()
+        case.struck.unlink(missing_ok=True)
     if verdict.kind != "fault":
         verdict.why = _left(case, before, done=any(found.kind == "done" for found in verdicts),
                             killed=verdict.said == "killed")
@@ -114,9 +126,10 @@ def _start(run: Callable[[], int], log: Path) -> int:
         os._exit(code)
 
 
-def _ended(case: Case, process: int, log: Path, started: int) -> Verdict:
-    end = time.monotonic() + HANGS
+def _ended(case: Case, process: int, log: Path) -> Verdict:
+    end, started, most = time.monotonic() + HANGS, anonymous_memory(process), 0
     while True:
+        most = max(most, anonymous_memory(process))
         found, status, usage = os.wait4(process, os.WNOHANG)
         if found:
             break
@@ -125,8 +138,9 @@ def _ended(case: Case, process: int, log: Path, started: int) -> Verdict:
             os.wait4(process, 0)
             return Verdict("fault", _last(log), HANGS, 0, f"did not end within {HANGS:g} s")
         time.sleep(0.005)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    verdict = Verdict("done", _last(log), usage.ru_utime + usage.ru_stime, max(0, peak - started))
+    if not most:  # macOS: the peak with all libraries, in bytes, over what this process has had
+        most, started = usage.ru_maxrss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    verdict = Verdict("done", _last(log), usage.ru_utime + usage.ru_stime, max(0, most - started))
     code = os.waitstatus_to_exitcode(status)
     text = log.read_text(encoding="utf-8", errors="replace")
     if code < 0 and -code in case.killed:
@@ -190,24 +204,27 @@ def _left(case: Case, before: dict[Path, tuple], *, done: bool, killed: bool) ->
 
 def check_whole(path: Path) -> None:
     """Raise where a file of ours cannot be read to its end."""
+    found = read_whole(path)
+    wanted = {".wav": {"AudioFrame"}, ".mp4": {"AudioFrame", "VideoFrame"}}.get(path.suffix, found)
+    if found != wanted:
+        raise ValueError(f"it holds {sorted(found)}")
+
+
+def read_whole(path: Path) -> set[str]:
+    """Read a file to its end; the kinds of frames of a recording. Raises where that cannot be done."""
     import av
     from PIL import Image
+    from safetensors.torch import load_file
 
-    from magihuman_core.weights.open import open_checkpoint
-
-    if path.suffix == ".safetensors":
-        checkpoint = open_checkpoint(path)
-        for key in checkpoint:
-            _ = checkpoint[key]
+    if path.suffix in (".safetensors", ".latent"):
+        load_file(path)
     elif path.suffix == ".png":
         with Image.open(path) as image:
             image.load()
     else:
         with av.open(str(path)) as container:
-            kinds = {frame.__class__.__name__ for stream in container.streams for frame in _frames(path, stream.index)}
-            wanted = {"AudioFrame"} if path.suffix == ".wav" else {"AudioFrame", "VideoFrame"}
-            if kinds != wanted:
-                raise ValueError(f"it holds {sorted(kinds)}")
+            return {frame.__class__.__name__ for stream in container.streams for frame in _frames(path, stream.index)}
+    return set()
 
 
 def _frames(path: Path, index: int):
@@ -217,8 +234,13 @@ def _frames(path: Path, index: int):
         yield from container.decode(container.streams[index])
 
 
-def _memory() -> int:
-    """What this process holds now, which a fork begins with."""
+def anonymous_memory(process: int) -> int:
+    """Bytes that a process holds now and that are no file's; 0 where the system does not tell.
+
+    Libraries and weights are files, which a new process maps as it goes; a fork has all else from the beginning. Asked
+    for every few milliseconds, it misses no more than was written between.
+    """
     with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: the peak, in bytes
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+    return 0

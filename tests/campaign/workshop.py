@@ -1,11 +1,14 @@
 """What the cases begin with: sound models and media, made once, and commands on them."""
 
+import contextlib
+import functools
 import os
 import random
 import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +18,9 @@ from safetensors.torch import save_file
 from magihuman_core.cli import main
 
 from .judge import SHARED
+
+if TYPE_CHECKING:
+    from .graphs import KnownServer
 
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = ["--width", "64", "--height", "32", "--seconds", "0.2", "--steps", "1", "--sr-steps", "1", "--device", "cpu"]
@@ -32,6 +38,16 @@ class Workshop:
         self.media.mkdir()
         self._write_media()
         self.count = 0
+        self.closing = contextlib.ExitStack()
+
+    @functools.cached_property
+    def comfyui(self) -> "KnownServer":
+        """A ComfyUI server, started when it is first asked for, until `closing`."""
+        from .graphs import KnownServer
+
+        known = KnownServer(self.folder)
+        self.closing.callback(lambda: known.server.stop())
+        return known
 
     def _write_media(self) -> None:
         from magihuman_core.media.audio_file import write_wav

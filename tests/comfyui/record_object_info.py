@@ -21,7 +21,8 @@ FILE_INPUTS = {"model", "text_encoder", "tokenizer", "vae", "image", "audio", "f
 
 sys.path[:0] = [str(HERE), str(REPOSITORY)]
 
-from server import Server, find_comfyui, find_python, make_base  # noqa: E402
+from base import make_base  # noqa: E402
+from server import Server, find_comfyui, find_python  # noqa: E402
 
 
 def slim(info: dict) -> dict:

@@ -52,14 +52,6 @@ class ExecutionError(Exception):
         super().__init__(f"{self.node}: {self.message}\n{''.join(data.get('traceback', []))}")
 
 
-def make_base(base: Path) -> Path:
-    """A folder for ComfyUI to work in, with this pack as a symbolic link."""
-    for name in ("custom_nodes", "input", "output", "temp", "user/default"):
-        (base / name).mkdir(parents=True)
-    (base / "custom_nodes/magihuman").symlink_to(REPOSITORY, target_is_directory=True)
-    return base
-
-
 class Server:
     """One running ComfyUI; `with` waits until it answers, and ends it."""
 
@@ -71,7 +63,7 @@ class Server:
         self.base = base
         self.log_path = base / f"server-{self.port}.log"
         self.log_file = self.log_path.open("w", encoding="utf-8")
-        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        environment = {"OMP_NUM_THREADS": "2", **os.environ}
         command = [python, "main.py", *FLAGS, "--port", str(self.port), "--base-directory", str(base), *flags]
         self.process = subprocess.Popen(command, cwd=comfyui, stdout=self.log_file, stderr=subprocess.STDOUT,
                                         env=environment)

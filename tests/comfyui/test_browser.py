@@ -16,7 +16,8 @@ from pathlib import Path
 
 import av
 import pytest
-from server import Server, find_python, front_end_flags, make_base
+from base import make_base
+from server import Server, find_python, front_end_flags
 from test_example_workflows import WORKFLOWS
 from ui_graph import to_api, widget_values
 
