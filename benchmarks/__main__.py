@@ -28,7 +28,7 @@ from .published import DECODING, SOURCES, STEPS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
-MODULES = ("network", "attention", "decoding", "precision", "loading", "streaming", "parallel")
+MODULES = ("network", "attention", "decoding", "precision", "loading", "streaming", "parallel", "live")
 RECIPES = (DISTILLED, SR_540P, SR_1080P)
 
 
