@@ -66,7 +66,7 @@ def start(random_models, tmp_path):
             [sys.executable, "-m", "magihuman_core", "batch", str(tmp_path / "jobs.jsonl"), "--out",
              str(tmp_path / "out"), "--device", "cpu", "--models", str(random_models), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         begun.append(psutil.Process(process.pid))
         return process
@@ -376,13 +376,13 @@ def test_an_address_that_does_not_answer(start, tmp_path):
 def test_workers_and_the_driver_are_killed_and_every_clip_is_made(start, random_models, tmp_path):
     """A worker is killed in the middle of a clip, later all of it at once; the same command then goes on."""
     pytest.importorskip("ray", reason="Ray is not installed: pip install magihuman[batch]")
-    long = {2: 200, 3: 200}  # steps of the clips in whose middle something is killed
+    long = {2: 100, 3: 100}  # steps of the clips in whose middle something is killed
     jobs = [{**SMALL, "seed": seed, "steps": long.get(seed, 1)} for seed in range(1, 6)]
     write(tmp_path, *jobs, {"image": "none.png"})
     out = tmp_path / "out"
     process = start("--workers", "1")
     wait_for(process, lambda: clips(out))
-    time.sleep(0.5)  # the second clip is begun
+    time.sleep(0.3)  # the second clip is begun
     (worker,) = ray_workers(process)
     worker.kill()
     wait_for(process, lambda: any(clip["attempts"] == 2 for clip in clips(out).values()))
