@@ -48,7 +48,10 @@ def channel_norm(x: Tensor, gamma: Tensor | None = None, *, eps: float = 0.0, le
     without an fp32 copy of x. out: written instead of a new tensor; only without gradients.
     """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    scale = norm.square().div(x.shape[1]).clamp_min(least).add(eps).rsqrt()
+    mean = norm.square().div(x.shape[1])
+    if least:
+        mean = mean.clamp_min(least)
+    scale = (mean.add(eps) if eps else mean).rsqrt()
     y = torch.mul(x, scale.to(x.dtype), out=out)
     if gamma is None:
         return y

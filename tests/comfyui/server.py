@@ -63,10 +63,8 @@ class Server:
         self.base = base
         self.log_path = base / f"server-{self.port}.log"
         self.log_file = self.log_path.open("w", encoding="utf-8")
-        environment = {"OMP_NUM_THREADS": "2", **os.environ}
         command = [python, "main.py", *FLAGS, "--port", str(self.port), "--base-directory", str(base), *flags]
-        self.process = subprocess.Popen(command, cwd=comfyui, stdout=self.log_file, stderr=subprocess.STDOUT,
-                                        env=environment)
+        self.process = subprocess.Popen(command, cwd=comfyui, stdout=self.log_file, stderr=subprocess.STDOUT)
 
     def __enter__(self) -> "Server":
         try:

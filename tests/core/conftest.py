@@ -15,12 +15,6 @@ TESTS = Path(__file__).resolve().parents[1]
 SENTENCE = "Good morning. This is a small test of a voice that drives a clip."
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Small tensors gain nothing from threads, and machines that run tests are often busy."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def make_models():
     """make_models(folder, networks): see tests/make_random_models.py."""

@@ -52,32 +52,39 @@ class PretendCard:
     @staticmethod
     def peak(run) -> int:
         """The most bytes on the card at once of what is made while run() runs."""
-        with _Peak() as peak:
+        with Peak("cuda") as peak:
             run()
         return peak.most
 
 
-class _Peak(TorchDispatchMode):
-    """Counts a storage from the first operation that gives a tensor of it until no tensor refers to it."""
+class Peak(TorchDispatchMode):
+    """Counts a storage of a device from the first operation that gives a tensor of it until no tensor refers to it.
 
-    def __init__(self):
+    Not those of tensors from outside.
+    """
+
+    def __init__(self, device: str):
         super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # by address
-        self.most = 0
+        self.device = device
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # by address, with some that are gone
+        self.now = self.most = 0  # bytes of those, and the most of which none was gone
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if func.is_view:
             return out
         made = [x.untyped_storage() for x in ((out,) if isinstance(out, Tensor) else tree_leaves(out))
-                if isinstance(x, Tensor) and x.device.type == "cuda"]
+                if isinstance(x, Tensor) and x.device.type == self.device]
         made = [storage for storage in made if storage._cdata not in self.alive]
         if made:
             outside = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-            self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-            self.alive |= {storage._cdata: (StorageWeakRef(storage), storage.nbytes())
-                           for storage in made if storage._cdata not in outside}
-            self.most = max(self.most, sum(count for _, count in self.alive.values()))
+            new = {storage._cdata: storage for storage in made if storage._cdata not in outside}
+            self.alive |= {key: (StorageWeakRef(storage), storage.nbytes()) for key, storage in new.items()}
+            self.now += sum(storage.nbytes() for storage in new.values())
+            if self.now > self.most:
+                self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+                self.now = sum(count for _, count in self.alive.values())
+                self.most = max(self.most, self.now)
         return out
 
 

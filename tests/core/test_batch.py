@@ -66,7 +66,7 @@ def start(random_models, tmp_path):
             [sys.executable, "-m", "magihuman_core", "batch", str(tmp_path / "jobs.jsonl"), "--out",
              str(tmp_path / "out"), "--device", "cpu", "--models", str(random_models), *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         begun.append(psutil.Process(process.pid))
         return process

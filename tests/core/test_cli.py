@@ -375,7 +375,7 @@ def test_a_prompt_too_short_for_super_resolution_is_refused_before_sampling(gene
 
 
 def start(*arguments: str, stdin: int | None = None) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, *arguments], stdin=stdin, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=environment,
                             # A test run in the background inherits that SIGINT is ignored, and would hand it on.

@@ -1,6 +1,7 @@
 """What a command says, and its exit code, on consoles of any encoding."""
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -37,23 +38,42 @@ def test_exit_codes_tell_the_kind(error, code):
     assert exit_code(error) == code
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "cp949", "cp936", "ascii", "utf-8"])
-@pytest.mark.parametrize("name", [NAME, "lone \udce9 surrogate"])
-def test_a_console_that_cannot_print_a_name(tmp_path, encoding, name):
+@pytest.fixture(params=[NAME, "lone \udce9 surrogate"])
+def named(request, tmp_path):
+    path = tmp_path / f"{request.param}.txt"
     try:
-        (tmp_path / f"{name}.txt").write_text("hello")
+        path.write_text("hello")
     except (OSError, UnicodeError):
         pytest.skip("this file system has no such names")
-    arguments = [sys.executable, "-m", "magihuman_core", "inspect", str(tmp_path / f"{name}.txt")]
-    env = {**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"}
-    done = subprocess.run(arguments, capture_output=True, cwd=ROOT, env=env, timeout=100, check=False)
-    assert done.returncode == 0, done.stderr
-    assert b"not a weight file" in done.stdout
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp949", "cp936", "ascii", "utf-8"])
+def test_a_console_that_cannot_print_a_name(named, encoding, monkeypatch):
+    def run(stream: str, path) -> tuple[int, bytes]:
+        console = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, stream, console)
+            code = main(["inspect", str(path)])
+        console.flush()
+        return code, console.buffer.getvalue()
+
+    code, said = run("stdout", named)
+    assert code == 0 and b"not a weight file" in said
     # Errors, too.
-    missing = [*arguments[:-1], str(tmp_path / f"{name} is missing")]
-    done = subprocess.run(missing, capture_output=True, cwd=ROOT, env=env, timeout=100, check=False)
-    assert done.returncode == Exit.WEIGHTS and b"no such file or folder" in done.stderr
-    assert b"Traceback" not in done.stderr
+    code, said = run("stderr", named.with_suffix(".missing"))
+    assert code == Exit.WEIGHTS and b"no such file or folder" in said and b"Traceback" not in said
+
+
+def test_a_process_whose_console_cannot_print_a_name(named):
+    """From the words that a process is started with to the code that it ends with."""
+    path, code, words = (named, 0, b"not a weight file")
+    if "surrogate" in named.name:
+        path, code, words = named.with_suffix(".missing"), Exit.WEIGHTS, b"no such file or folder"
+    done = subprocess.run([sys.executable, "-m", "magihuman_core", "inspect", str(path)], capture_output=True, cwd=ROOT,
+                          env={**os.environ, "PYTHONIOENCODING": "ascii:strict"}, timeout=100, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in (done.stderr if code else done.stdout) and b"Traceback" not in done.stderr
 
 
 def test_a_name_gives_a_console_no_orders(tmp_path, capsys):

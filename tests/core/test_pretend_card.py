@@ -24,14 +24,20 @@ BF16, INT8, FP8 = torch.bfloat16, torch.int8, torch.float8_e4m3fn
 
 
 def some_blocks(config, first=5, last=1):
-    """The first and the last blocks of a network: what is alive at once does not depend on how many there are."""
-    kept = {old: new for new, old in enumerate([*range(first), *range(config.layers - last, config.layers)])}
+    """One block of each kind of the first and the last blocks: what is alive at once does not depend on how many there
+    are."""
+    kinds = {}
+    for layer in (*range(first), *range(config.layers - last, config.layers)):
+        kinds.setdefault(tuple(layer in of for of in (config.sandwich_layers, config.gelu_layers, config.local_layers,
+                                                      config.post_norm_layers)), layer)
+    kept = {old: new for new, old in enumerate(kinds.values())}
 
     def renumbered(layers):
         return tuple(kept[layer] for layer in layers if layer in kept)
 
     return replace(config, layers=len(kept), sandwich_layers=renumbered(config.sandwich_layers),
-                   gelu_layers=renumbered(config.gelu_layers), local_layers=renumbered(config.local_layers))
+                   gelu_layers=renumbered(config.gelu_layers), local_layers=renumbered(config.local_layers),
+                   post_norm_layers=renumbered(config.post_norm_layers))
 
 
 @pytest.mark.parametrize(("size", "seconds", "dtype", "guided", "whole"), [

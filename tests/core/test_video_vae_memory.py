@@ -1,49 +1,25 @@
 """VAEs decode and encode in memory that does not grow with the length of the clip, and as much as is said before."""
 
 import json
-import weakref
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from magihuman_core.vae import layers as video_layers
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig
 
 from .golden import DATA, load_small
-
-
-class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside that are alive, and keeps the highest count.
-
-    given: a tensor from outside, whose views do not count.
-    """
-
-    def __init__(self, given):
-        super().__init__()
-        self.given = given.untyped_storage().data_ptr()
-        self.alive = []  # weak references; a WeakSet would compare tensors
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.alive += [weakref.ref(leaf) for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.alive = [reference for reference in self.alive if reference() is not None]
-        storages = {s.data_ptr(): s.nbytes() for s in (ref().untyped_storage() for ref in self.alive)}
-        storages.pop(self.given, None)
-        self.peak = max(self.peak, sum(storages.values()))
-        return out
+from .pretend_card import Peak
 
 
 def peak_of(work, given):
     """The highest memory in use while work(given) gives its pieces, which are let go."""
-    with torch.inference_mode(), LiveMemory(given) as memory:
+    with torch.inference_mode(), Peak("cpu") as memory:
         for _ in work(given):
             pass
-    assert memory.peak > 0
-    return memory.peak
+    assert memory.most > 0
+    return memory.most
 
 
 def latents(length):

@@ -263,10 +263,10 @@ def decode_input(parts, seconds):
 
 
 def test_a_long_film_is_decoded_in_pieces(parts, tmp_path, monkeypatch):
-    """28 s: no piece is longer than a few seconds, and none is missing or twice there."""
+    """14 s: no piece is longer than a few seconds, and none is missing or twice there."""
     generator = torch.Generator().manual_seed(1)
-    latent = {"samples": nested(torch.randn(1, 48, 176, 2, 2, generator=generator),
-                                torch.randn(1, 64, 703, generator=generator))}
+    latent = {"samples": nested(torch.randn(1, 48, 89, 2, 2, generator=generator),
+                                torch.randn(1, 64, 355, generator=generator))}
     _, audio, _ = decoded(parts, latent)
     (video,) = decoded(parts, latent, decode.MagiHumanDecodeVideo)
     heard, decode_sound = [], parts["audio_vae"].decode
@@ -276,10 +276,10 @@ def test_a_long_film_is_decoded_in_pieces(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(LazyFrames, "pieces",
                         lambda frames: (seen.append(len(piece)) or piece for piece in pieces(frames)))
     video.save_to(str(tmp_path / "film.mp4"))
-    assert max(heard) == 50 + 2 * 18 and len(heard) == 15 and sum(seen) == 701 and max(seen) <= 40
+    assert max(heard) == 50 + 2 * 18 and len(heard) == 8 and sum(seen) == 353 and max(seen) <= 40
     with av.open(str(tmp_path / "film.mp4")) as file:
-        assert file.streams.video[0].frames == 701
-        assert abs(float(file.streams.audio[0].duration * file.streams.audio[0].time_base) - 701 / 25) < 0.03
+        assert file.streams.video[0].frames == 353
+        assert abs(float(file.streams.audio[0].duration * file.streams.audio[0].time_base) - 353 / 25) < 0.03
     assert (video.audio.audio()["waveform"] - audio["waveform"]).abs().max() <= 2e-3
 
 
