@@ -1,6 +1,7 @@
 """`magihuman live`: a face for a voice that is still being spoken, from a pipe to a pipe."""
 
 import argparse
+import logging
 import struct
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from ..errors import InputError
 from .options import add_models, add_prompt, inputs_of, make_pipeline, read_prompt
 
 CHUNK = 0.2  # seconds of audio that are handed on at once
+EARLY = 0.5  # seconds that are waited for the first sound before models are loaded, which need not wait for it
 NO_SOUND = "No sound came. Send 16-bit PCM or a WAV."
+log = logging.getLogger(__name__)
 STDIN, STDOUT = 0, 1  # file descriptors
 WAITING = 50  # chunks that may wait: then the sender has to
 
@@ -60,7 +63,11 @@ def live(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in names}
     with _opened(arguments.audio, "rb", STDIN) as source:
         chunks = Chunks(source, arguments.rate, arguments.channels, arguments.fill_silence)
-        windows = make_pipeline(arguments).stream(chunks, rate=chunks.rate, prompt=prompt, **options)
+        if chunks.known.wait(EARLY):
+            chunks.check()  # where the sound is there already, before models are loaded
+        stream = make_pipeline(arguments).open_stream(prompt=prompt, **options)
+        log.info("The models are loaded: sound can come.")
+        windows = stream.windows(chunks, chunks.rate)
         first = next(windows, None)
         if first is None:
             raise InputError(NO_SOUND)
@@ -95,15 +102,26 @@ class Chunks:
     """Sound read by a thread of its own, so that some of it can wait while a window is made; int16 [channels, n]."""
 
     def __init__(self, file: BinaryIO, rate: int, channels: int, fill: bool) -> None:
-        from ..media.waveform import check_rate
-
-        self.file, self.rate, self.channels, self.fill = file, rate, channels, fill
-        self.rest = self._header()
-        check_rate(self.rate, "The sound")
+        self.file, self.channels, self.fill = file, channels, fill
+        self._rate = rate
+        self.known = Event()  # set once the sound has begun, and its rate is known
         self.queue: Queue[bytes | None] = Queue(WAITING)
         self.error: Exception | None = None  # of the thread
         self.stopped = Event()
         Thread(target=self._read, daemon=True).start()
+
+    @property
+    def rate(self) -> int:
+        """Samples per second, as soon as the sound begins. Raises InputError where it is none."""
+        while not self.known.wait(CHUNK):  # with an end, so that Ctrl-C is heard on Windows too
+            pass
+        self.check()
+        return self._rate
+
+    def check(self) -> None:
+        """Raise what the thread met."""
+        if self.error is not None:
+            raise self.error
 
     def stop(self) -> None:
         self.stopped.set()
@@ -118,8 +136,7 @@ class Chunks:
                 yield torch.zeros(self.channels, round(CHUNK * self.rate))
                 continue
             if data is None:
-                if self.error is not None:
-                    raise self.error
+                self.check()
                 return
             yield torch.frombuffer(bytearray(data), dtype=torch.int16).view(-1, self.channels).T
 
@@ -140,24 +157,29 @@ class Chunks:
             if not 16 <= length <= 1000:
                 raise InputError(f"The WAV's format has {length} bytes, expected 16 or some more. Convert it.")
             content = _exactly(self.file, length + length % 2)
-            kind, self.channels, self.rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
+            kind, self.channels, self._rate, _, _, bits = struct.unpack("<HHIIHH", content[:16])
             if kind not in (1, 0xFFFE) or bits != 16:
                 raise InputError(f"The WAV has {bits} bits a sample, expected 16-bit PCM. Convert it.")
             if not 1 <= self.channels <= 64:
                 raise InputError(f"The WAV has {self.channels} channels, expected 1 or 2. Convert it.")
 
     def _read(self) -> None:
+        from ..media.waveform import check_rate
+
         try:
-            self._read_all()
+            rest = self._header()
+            check_rate(self._rate, "The sound")
+            self.known.set()
+            self._read_all(rest)
         except Exception as error:  # said where the chunks are taken
             self.error = error
         finally:
+            self.known.set()
             self._put(None)
 
-    def _read_all(self) -> None:
+    def _read_all(self, waiting: bytes) -> None:
         size = 2 * self.channels
-        wanted = round(CHUNK * self.rate) * size
-        waiting = self.rest
+        wanted = round(CHUNK * self._rate) * size
         while not self.stopped.is_set():
             data = self.file.read(wanted)  # what is there, without waiting for all of it
             waiting += data

@@ -228,6 +228,12 @@ class MagiHumanPipeline:
         the stream, and closing the iterator stops it. The sound given is the one that came. overlap: seconds of a
         window that the next begins with (default 0.48). options: as for generate, but for super-resolution.
         """
+        return self.open_stream(prompt=prompt, image=image, seed=seed, overlap=overlap, **options).windows(
+            audio_chunks, rate)
+
+    def open_stream(self, *, prompt: str, image: Picture | None = None, seed: int = 0, overlap: float | None = None,
+                    **options: Any) -> Live:
+        """A stream whose models are loaded before any sound comes; its windows(audio_chunks, rate) is as stream()."""
         if options.get("upscale") is not None:
             raise InputError("A stream is made without super-resolution. Leave upscale out.")
         request = self._request(prompt, [seed], image=image, **options)
@@ -236,8 +242,7 @@ class MagiHumanPipeline:
             stills = Making(request).stills(self.parts, self._stage)[request.first.size]
             # Here two parts are on the device at once, and so none of them is put aside.
             parts = replace(self.parts, keep=False, kept={})
-            live = Live(parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
-        return live.windows(audio_chunks, rate)
+            return Live(parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
 
     def generate_audio(self, prompt: Prompt, *, seed: int = 0, progress: Progress | None = None,
                        **options: Any) -> Waveform:

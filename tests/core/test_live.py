@@ -207,6 +207,17 @@ def test_from_pipe_to_pipe(random_models):
     assert count == 33 and seconds == pytest.approx(33 / 25, abs=0.1)
 
 
+def test_models_are_loaded_before_any_sound_comes(random_models):
+    process = live(random_models, "-v")
+    for line in process.stderr:
+        if b"The models are loaded" in line:
+            break
+    else:
+        pytest.fail("it ended, or waited for sound first")
+    out, said = process.communicate((tone(0.6) * 32767).short().numpy().tobytes(), timeout=250)
+    assert decoded(out)[0] == 15, said.decode()
+
+
 def test_a_growing_wav_in_stereo():
     wav = io.BytesIO()
     sound = tone(1.0, 24000).expand(2, -1)
@@ -229,7 +240,7 @@ def test_a_wav_whose_header_is_absurd(change, words):
     title = b"LIST" + struct.pack("<I", change.get("title", 4)) + b"abcd"
     data = b"RIFF\0\0\0\0WAVE" + title + b"fmt " + struct.pack("<I", change.get("form", 16)) + form + b"data\0\0\0\0"
     with pytest.raises(InputError, match=words):
-        Chunks(io.BytesIO(data + bytes(1000)), 16000, 1, fill=False)
+        _ = Chunks(io.BytesIO(data + bytes(1000)), 16000, 1, fill=False).rate
 
 
 def test_sound_that_comes_is_by_its_range_and_a_number():
