@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from fractions import Fraction
 
 import av
 import numpy as np
 
 from magihuman_core.errors import InputError
 from magihuman_core.loading.folder import DEMO
+from magihuman_core.recipes import DEMO_SECONDS
 from magihuman_core.sizes import FPS
 
 from .measure import Row, main, resident
@@ -25,7 +25,6 @@ from .measure import Row, main, resident
 RATE = 16000
 PROMPT = 'A happy woman with black hair and a blue shirt. As she says: "ma so mi"'
 PIECE = 0.1  # seconds that are sent at once
-WINDOW = 2.0  # seconds that the demo makes at once
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -65,7 +64,8 @@ class Stream:
     def frames(self) -> Iterator[float]:
         """When each frame came."""
         assert self.process.stdout is not None
-        with av.open(self.process.stdout, "r") as container:
+        # Without looking seconds ahead for what the header says already, as players of live streams are told to.
+        with av.open(self.process.stdout, "r", options={"probesize": "5000", "analyzeduration": "1"}) as container:
             for _ in container.decode(video=0):
                 yield time.perf_counter()
         self.process.wait()
@@ -80,13 +80,13 @@ def rows(quick: bool = False) -> list[Row]:
             late = resident("VmRSS", stream.process.pid) / 2**20
             early = early or late if len(came) >= 5 * FPS else 0.0
     # The first window's frames come together; from there on each second of speech takes its time.
-    begun = round(WINDOW * FPS)
-    work = (came[-1] - came[begun - 1]) / float(Fraction(len(came) - begun, FPS))
+    begun = DEMO_SECONDS * FPS
+    work = (came[-1] - came[begun - 1]) / (len(came) - begun) * FPS
     found = [Row(f"seconds of work for a second of speech, over {len(came) / FPS:.0f} s", work, "s"),
              Row("memory after 5 s", early or None, "MB"), Row("memory at the end", late or None, "MB")]
     stream = Stream(6.0, as_spoken=True)
     came = list(stream.frames())
-    heard = stream.sent[round(WINDOW / PIECE) - 1]
+    heard = stream.sent[round(DEMO_SECONDS / PIECE) - 1]
     found.append(Row("from the last sound of the first window to its first frame", came[0] - heard, "s"))
     return found
 

@@ -233,7 +233,10 @@ class MagiHumanPipeline:
 
     def open_stream(self, *, prompt: str, image: Picture | None = None, seed: int = 0, overlap: float | None = None,
                     **options: Any) -> Live:
-        """A stream whose models are loaded before any sound comes; its windows(audio_chunks, rate) is as stream()."""
+        """A stream whose models are loaded before any sound comes. Its windows(audio_chunks, rate) gives it, once.
+
+        The arguments are those of stream(), which does both.
+        """
         if options.get("upscale") is not None:
             raise InputError("A stream is made without super-resolution. Leave upscale out.")
         request = self._request(prompt, [seed], image=image, **options)

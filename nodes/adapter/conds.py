@@ -6,6 +6,7 @@ the way there, and cut to their own lengths in front of the network (ComfyDiT), 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import comfy.conds
 import torch
@@ -29,16 +30,25 @@ class Script:
         return self.texts[segment_at(self.segments, frame)]
 
 
-class TextCond(comfy.conds.CONDRegular):
-    """A text [B, n, d], joined with others of any length by padding. script: where the clip's parts have their own."""
+class ScriptCond(comfy.conds.CONDRegular):
+    """A condition that follows from a text, and so changes from window to window where there is a script."""
 
-    def __init__(self, cond: Tensor, script: Script | None = None):
+    def __init__(self, cond: Any, script: Script | None = None):
         super().__init__(cond)
         self.script = script
 
-    def at(self, frame: float) -> "TextCond":
+    @classmethod
+    def of(cls, text: Tensor, script: Script | None = None) -> "ScriptCond":
+        """The condition of a text [B, n, d]. script: where the clip's parts have their own."""
+        return cls(text, script)
+
+    def at(self, frame: float) -> "ScriptCond":
         """For a window whose middle is this latent frame."""
-        return self if self.script is None else TextCond(self.script.at(frame))
+        return self if self.script is None else self.of(self.script.at(frame))
+
+
+class TextCond(ScriptCond):
+    """A text [B, n, d], joined with others of any length by padding."""
 
     def can_concat(self, other) -> bool:
         a, b = self.cond, other.cond
@@ -50,16 +60,12 @@ class TextCond(comfy.conds.CONDRegular):
         return torch.cat([F.pad(text, (0, 0, 0, longest - text.shape[1])) for text in texts])
 
 
-class LengthCond(comfy.conds.CONDRegular):
+class LengthCond(ScriptCond):
     """The length of a text; of several that are joined, one after another."""
 
-    def __init__(self, cond: tuple[int, ...], script: Script | None = None):
-        super().__init__(cond)
-        self.script = script
-
-    def at(self, frame: float) -> "LengthCond":
-        """For a window whose middle is this latent frame."""
-        return self if self.script is None else LengthCond((self.script.at(frame).shape[1],))
+    @classmethod
+    def of(cls, text: Tensor, script: Script | None = None) -> "LengthCond":
+        return cls((text.shape[1],), script)
 
     def process_cond(self, batch_size, **_) -> "LengthCond":
         return self

@@ -17,7 +17,7 @@ from ...magihuman_core.runtime.memory import network_activations
 from ...magihuman_core.sampling.super_resolution import cover_audio
 from ...magihuman_core.sizes import AUDIO_PER_FRAME, FPS, TEXT_TOKENS
 from ...magihuman_core.text.script import check_length
-from .conds import SCRIPT, LengthCond, TextCond
+from .conds import SCRIPT, LengthCond, ScriptCond, TextCond
 from .flow import FlowSampling, with_start_state
 from .latent_format import LatentFormat, Preview
 from .lora import is_alias, wrapped_names
@@ -101,14 +101,14 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
             if len(found) > 1:
                 check_length(script.segments, found[1][2] / FPS, "the clip has")
             text = script.at(found[0][2] / 2)
-        out["c_crossattn"] = TextCond(text, script)
-        out["text_lengths"] = LengthCond((text.shape[1],), script)
+        out["c_crossattn"] = TextCond.of(text, script)
+        out["text_lengths"] = LengthCond.of(text, script)
         return out
 
     def resize_cond_for_context_window(self, cond_key, cond_value, window, x_in, device, retain_index_list=()):
         """Conditions of a window of core's Context Windows: the text alone differs, by a script."""
         frames = window.index_list
-        return cond_value.at(min(frames) + len(frames) / 2) if isinstance(cond_value, TextCond | LengthCond) else None
+        return cond_value.at(min(frames) + len(frames) / 2) if isinstance(cond_value, ScriptCond) else None
 
     def map_context_window_to_modalities(self, primary_indices, latent_shapes, dim):
         """Which latents of each stream belong to a window: of audio the four of every latent frame."""

@@ -25,7 +25,7 @@ from ...magihuman_core.sampling.windows import (
     window_frames,
 )
 from ...magihuman_core.sizes import latent_frames
-from .conds import LengthCond, TextCond
+from .conds import ScriptCond
 from .model import MagiHumanModel
 
 Wrappers = comfy.patcher_extension.WrappersMP
@@ -102,7 +102,7 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
         place, shapes = window
         middle = place.start + place.frames / 2
         return [{**cond, "model_conds": {
-            **{key: value.at(middle) if isinstance(value, TextCond | LengthCond) else value
+            **{key: value.at(middle) if isinstance(value, ScriptCond) else value
                for key, value in cond["model_conds"].items()},
             "latent_shapes": comfy.conds.CONDConstant(shapes)}} for cond in cond_in]
 
