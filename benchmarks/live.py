@@ -40,7 +40,7 @@ class Stream:
     def __init__(self, seconds: float, as_spoken: bool) -> None:
         command = [sys.executable, "-m", "magihuman_core", "live", "--models", DEMO, "--prompt", PROMPT, "-v"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,  # noqa: S603
-                                        stderr=subprocess.PIPE)
+                                        stderr=subprocess.PIPE, bufsize=0)  # read what is there, not as much as asked
         assert self.process.stderr is not None
         log = iter(self.process.stderr.readline, b"")
         if not any(b"The models are loaded" in line for line in log):

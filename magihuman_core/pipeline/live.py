@@ -137,6 +137,7 @@ class Live:
         self.decoder = LatentDecoder(stages.load_decoder(parts))
         self.dit: MagiHumanDiT = stages.load_network(parts, pass_, conditions, self.audio_length, self._reserve())
         self.last: tuple[Tensor, Tensor] | None = None  # the carried video, and its audio
+        self._heard(AudioBuffer(16000), 0)  # silence: what resampling and encoding set up at first, no voice waits for
 
     def _reserve(self) -> int:
         """Bytes that are needed while the network is loaded, but does not run: to hear a window, or to decode it."""
