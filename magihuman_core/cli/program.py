@@ -7,10 +7,9 @@ stand in console.Exit and docs/messages.md.
 import argparse
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,13 +25,12 @@ from .generate import add_generate
 from .inspect import add_inspect
 from .live import add_live
 from .parser import Parser
+from .signals import STOPPED, unwinding
 from .version import version
 
 if TYPE_CHECKING:
     from ..pipeline.crew import Crew
 
-ENDING = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a closed terminal sends the second, a closed window of Windows the third
-STOPPED = 128 + signal.SIGTERM
 # Lines of a shell for each command; every shell understands them.
 EXAMPLES = {
     "demo": ["demo", "demo --seed 3 --out mine.mp4"],
@@ -61,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes that torchrun started the first runs it, and calls the others where it needs them.
     """
     if not started_together():
-        with _termination():
+        with unwinding():
             return _main(argv, None)
     from ..pipeline.crew import Crew
 
     crew = Crew.join()
     crew.watch(partial(_say, crew))
-    with _termination():
+    with unwinding():
         try:
             if not crew.rank:
                 return _main(argv, crew)
@@ -189,22 +187,3 @@ class _Handler(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Let a termination signal clean up as Ctrl-C does, rather than leave a half-written file."""
-    def stop(number: int, frame) -> None:
-        raise SystemExit(128 + number)
-
-    before = {}
-    with suppress(ValueError):  # not the main thread: its owner takes care of signals
-        for name in ENDING:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-                before[number] = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
