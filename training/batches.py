@@ -38,20 +38,24 @@ class Batches:
         return int(np.prod(self.sets[number].video.shape[2:]))
 
     def draw(self, count):
-        """(video [n, 48, T, h, w], audio [n, 64, A], ids [n, length]); n is smaller where clips are longer."""
+        """(video [n, 48, T, h, w], audio [n, 64, A], ids [n, length], other); n is smaller where clips are longer.
+
+        other: as video, of the same scenes with other words.
+        """
         number, length = self.keys[int(self.random.choice(len(self.keys), p=self.share))]
         group, latents = self.groups[number, length], self.sets[number]
         count = max(1, round(count * USUAL / self.latent_pixels(number)))
         chosen = [group[i] for i in self.random.integers(len(group), size=count)]
         videos, audios = zip(*(latents.get(index) for index, _ in chosen), strict=True)
-        return torch.stack(videos), torch.stack(audios), torch.stack([ids for _, ids in chosen])
+        others = [latents.get(latents.clips.other_take(index))[0] for index, _ in chosen]
+        return torch.stack(videos), torch.stack(audios), torch.stack([ids for _, ids in chosen]), torch.stack(others)
 
     def draw_some_without_text(self, count):
         """The same, but a tenth of the batches has no text. Whole batches: two lengths would need two passes."""
-        video, audio, ids = self.draw(count)
+        video, audio, ids, other = self.draw(count)
         if self.random.random() < DROP_TEXT:
             ids = self.no_text[int(self.random.integers(2))].expand(len(ids), -1)
-        return video, audio, ids
+        return video, audio, ids, other
 
     def example(self):
         """(video, audio, ids) of one clip, the same at every call."""

@@ -36,12 +36,14 @@ def frames_in(seconds):
     return decoded_frames(latent_frames(audio_length(seconds)))
 
 
-def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words=None, with_video=True, hat=False):
+def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words=None, with_video=True, hat=False,
+              scene_seed=None, quiet=None):  # fmt: skip
     """Make one clip.
 
     seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
     natively. height, width: in pixels; square where no width is given. attributes: values of CHOICES to ask for,
-    words: syllable names to speak; both random when left out. hat: see scenes.Scene. Raises ValueError for unknown
+    words: syllable names to speak; both random when left out. hat: see scenes.Scene. scene_seed: of a clip whose
+    person this is, in another take: all that is seen is alike but for what the mouth says. quiet: see voice.plan_syllables. Raises ValueError for unknown
     attributes or syllables.
     """
     asked = dict(attributes or {})
@@ -51,7 +53,8 @@ def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words
     if words is not None and not set(words) <= set(voice.SYLLABLES):
         raise ValueError(f"words {words!r}: expected syllables out of {' '.join(voice.SYLLABLES)}")
     # One stream of random numbers per part, so that a change in one leaves the others as they are.
-    scene_rng, plan_rng, voice_rng = (np.random.default_rng([seed, part]) for part in range(3))
+    seeds = [seed if scene_seed is None else scene_seed, seed, seed]
+    scene_rng, plan_rng, voice_rng = (np.random.default_rng([own, part]) for part, own in enumerate(seeds))
     frames = frames_in(seconds)
     duration = frames / voice.FRAME_RATE
     scene = scenes.make_scene(scene_rng, duration, asked, hat)
@@ -60,7 +63,7 @@ def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words
         drawn = str(plan_rng.choice(CHOICES[name]))
         chosen[name] = asked.get(name, drawn)
     phrasing = int(plan_rng.integers(len(BODIES)))
-    syllables = voice.plan_syllables(plan_rng, duration, chosen["pace"], words)
+    syllables = voice.plan_syllables(plan_rng, duration, chosen["pace"], words, quiet)
     audio = voice.speak(
         voice_rng,
         syllables,

@@ -20,9 +20,9 @@ from training.voice import SAMPLES_PER_TOKEN
 
 SHAPES = {"square": (128, 128), "portrait": (160, 96), "landscape": (96, 160)}  # height, width
 SHARES = {  # of all clips
-    "square_2s": 0.28, "square_3s": 0.10, "square_4s": 0.12, "square_5s": 0.08, "square_6s": 0.08,
-    "portrait_2s": 0.10, "portrait_4s": 0.04, "portrait_6s": 0.03,
-    "landscape_2s": 0.10, "landscape_4s": 0.04, "landscape_6s": 0.03,
+    "square_2s": 0.24, "square_3s": 0.08, "square_4s": 0.12, "square_5s": 0.08, "square_6s": 0.14,
+    "portrait_2s": 0.09, "portrait_4s": 0.04, "portrait_6s": 0.04,
+    "landscape_2s": 0.09, "landscape_4s": 0.04, "landscape_6s": 0.04,
 }  # fmt: skip
 LARGE_SHARES = {"square_2s": 0.6, "portrait_2s": 0.2, "landscape_2s": 0.2}
 LARGE_SEEDS = TRAIN_SEEDS + 200_000  # first seed of the large clips
@@ -93,10 +93,15 @@ class Clips:
     def __len__(self):
         return len(self.meta)
 
+    def other_take(self, index):
+        """The clip of the same scene with other words; the last of an odd number has none but itself."""
+        return min(index ^ 1, len(self) - 1)
+
     @property
     def description(self):
         """What a run records of its clips."""
-        return f"{len(self)} of {'x'.join(map(str, self.video.shape[1:4]))} from seed {self.meta[0]['seed']}"
+        size = "x".join(map(str, self.video.shape[1:4]))
+        return f"{len(self)} of {size} from seed {self.meta[0]['seed']}, two takes of each scene"
 
 
 def sets_in(folder):
@@ -114,7 +119,10 @@ def choice_by_size(random, parts):
 
 
 def draw_clips(folder, count, clip_set, first_seed=TRAIN_SEEDS):
-    """Draw clips first_seed, first_seed + 1, ... into a folder; goes on where an earlier run stopped."""
+    """Draw clips first_seed, first_seed + 1, ... into a folder; goes on where an earlier run stopped.
+
+    Two and two are takes of one scene, who say other words: for dubbing (masks.dubbed).
+    """
     (height, width), seconds = clip_set.size, clip_set.seconds
     video = open_array(folder / "video.npy", np.uint8, (count, frames_in(seconds), height, width, 3))
     audio = open_array(folder / "audio.npy", np.float16, (count, audio_length(seconds) * SAMPLES_PER_TOKEN))
@@ -124,7 +132,7 @@ def draw_clips(folder, count, clip_set, first_seed=TRAIN_SEEDS):
     progress = Progress(f"clips drawn into {folder}", len(rows), count)
     with RowWriter(folder / "meta.jsonl") as meta:
         for index in range(len(rows), count):
-            clip = make_clip(first_seed + index, height, width, seconds)
+            clip = make_clip(first_seed + index, height, width, seconds, scene_seed=first_seed + index - index % 2)
             video[index], audio[index] = clip.video, clip.audio[0]
             meta.write({"seed": clip.seed, "caption": clip.caption, "attributes": clip.attributes,
                         "syllables": clip.syllables, "opening": [round(float(v), 4) for v in clip.mouth_opening]})

@@ -91,9 +91,10 @@ def evaluate(demo, seeds, names):
     results, jobs = {}, {}
     for name in names:
         started, row = time.monotonic(), ROWS[name]
-        if (row.shape, row.seconds) not in jobs:
-            jobs[row.shape, row.seconds] = Job(demo, seeds, row.shape, row.seconds)
-        job = jobs[row.shape, row.seconds]
+        material = row.shape, row.seconds, row.quiet
+        if material not in jobs:
+            jobs[material] = Job(demo, seeds, *material)
+        job = jobs[material]
         videos, waveforms, extra = row.make(job)
         results[name] = {**scores(videos, waveforms, job.clips), **extra}
         numbers = {key: round(value, 3) for key, value in results[name].items()}

@@ -11,13 +11,13 @@ import torch
 from training.canvas import View
 
 USES = {
-    "nothing": 0.26,
-    "image": 0.16,  # clean first frame: reference image
+    "nothing": 0.22,
+    "image": 0.14,  # clean first frame: reference image
     "audio": 0.08,  # all of the audio: driving sound
-    "image and audio": 0.12,
-    "video": 0.12,  # all of the video: video to sound
+    "image and audio": 0.18,
+    "video": 0.10,  # all of the video: video to sound
     "frames": 0.08,  # the last frame, or some, with or without the first
-    "region": 0.09,  # all but a box, with the audio: dubbing
+    "region": 0.11,  # all but a box, with the audio: dubbing
     "time": 0.09,  # both streams up to a moment, or but for a while: extending, retakes
 }
 MOUTH_BOX = (0.25, 0.50, 0.75, 0.875)  # left, top, right, bottom in units of canvas.View
@@ -26,19 +26,25 @@ FACE_BOX = (0.125, 0.125, 0.875, 0.875)
 
 @dataclass
 class Keep:
-    """Boolean masks, true where a latent is given. video: [n, 1, T, h, w]; audio: [n, 1, A]."""
+    """Boolean masks, true where a latent is given. video: [n, 1, T, h, w]; audio: [n, 1, A].
+
+    dubbed: [n, 1, 1, 1, 1], true for a clip of which all but a box is given.
+    """
 
     video: torch.Tensor
     audio: torch.Tensor
+    dubbed: torch.Tensor
 
 
 def draw_keep(video, audio, uses=USES):
     """A use for each clip of a batch of latents [n, c, T, h, w] and [n, c, A], by torch's own random numbers."""
     keep = Keep(torch.zeros(len(video), 1, *video.shape[2:], dtype=torch.bool),
-                torch.zeros(len(audio), 1, audio.shape[2], dtype=torch.bool))  # fmt: skip
+                torch.zeros(len(audio), 1, audio.shape[2], dtype=torch.bool),
+                torch.zeros(len(video), 1, 1, 1, 1, dtype=torch.bool))  # fmt: skip
     names = list(uses)
     for i, place in enumerate(torch.multinomial(torch.tensor(list(uses.values())), len(video), replacement=True)):
         fill(names[place], keep.video[i, 0], keep.audio[i, 0])
+        keep.dubbed[i] = names[place] == "region"
     return keep
 
 
@@ -65,6 +71,15 @@ def fill(use, video, audio):
         video[:], audio[:] = True, True
         video[first:last] = False
         audio[4 * first - 3 : len(audio) if last == len(video) else 4 * last - 3] = False
+
+
+def dubbed(video, other, keep):
+    """Latents whose given surroundings are those of another take of the scene, where a box is made anew.
+
+    Around its own mouth a clip shows how that moves: the head nods, and an encoder sees beyond its pixel. A network
+    that learnt from this alone would follow the old words where a clip gets new ones.
+    """
+    return torch.where(keep.video & keep.dubbed, other, video)
 
 
 def some_box(size):
@@ -100,7 +115,7 @@ def velocity_loss(found, wanted, keep, weight):
     return losses
 
 
-def mouth_weight(video, weight=2.5):
+def mouth_weight(video, weight=4.0):
     """Weights [1, 1, 1, h, w] of latent pixels, heavier where the mouth is."""
     weights = torch.ones(1, 1, 1, *video.shape[3:])
     rows, columns = View(*video.shape[3:]).box(*MOUTH_BOX)

@@ -17,6 +17,7 @@ from magihuman_core.sampling.regenerate import keep_still
 from magihuman_core.sizes import audio_length
 from training import measure
 from training.canvas import View
+from training.captions import make_caption
 from training.clips import make_clip
 from training.data import SHAPES
 from training.demo import Demo, from_pixels, to_pixels
@@ -26,20 +27,24 @@ from training.masks import MOUTH_BOX
 
 @dataclass(frozen=True)
 class Row:
-    """label: in the table. make(job) -> (videos, waveforms, further numbers), of clips of this shape and length."""
+    """label: in the table. make(job) -> (videos, waveforms, further numbers), of clips of this shape and length.
+
+    quiet: share of pauses in the drawn clips; random where not given.
+    """
 
     label: str
     make: Callable
     shape: str = "square"
     seconds: int = 2
+    quiet: float | None = None
 
 
 class Job:
     """The clips of one shape and length as they were drawn, and those of the distilled network, each made once."""
 
-    def __init__(self, demo: Demo, seeds, shape, seconds):
+    def __init__(self, demo: Demo, seeds, shape, seconds, quiet=None):
         self.demo, self.shape, self.seconds = demo, SHAPES[shape], seconds
-        self.clips = [make_clip(seed, *self.shape, seconds) for seed in seeds]
+        self.clips = [make_clip(seed, *self.shape, seconds, quiet=quiet) for seed in seeds]
         self.kept = {}
 
     @property
@@ -187,15 +192,16 @@ def step_sizes(video):
 
 
 def dub(job):
-    """The drawn clip is kept but for the mouth, and speaks the next clip's sound."""
-    sounds = job.others([clip.audio for clip in job.clips])
+    """The drawn clip is kept but for the mouth, and speaks the next clip's words and sound."""
+    spoken = job.others(job.clips)
+    sounds = [other.audio for other in spoken]
     latents = []
     for latent, other in zip(job.latents, job.others(job.latents), strict=True):
         mask = torch.zeros_like(latent.video_mask)
         rows, columns = View(*mask.shape[3:]).box(*MOUTH_BOX)
         mask[..., rows, columns] = 1
         latents.append(keep_audio(replace(latent, video_mask=mask), other.audio))
-    prompts = job.others([clip.caption for clip in job.clips])
+    prompts = [make_caption(clip.attributes, other.syllables) for clip, other in zip(job.clips, spoken, strict=True)]
     videos, _ = job.generate(latents, prompts)
     before = [to_pixels(job.demo.turbo.decode(latent.video)) for latent in job.latents]
     rows, columns = View(*job.shape).box(*MOUTH_BOX)
@@ -204,7 +210,7 @@ def dub(job):
         change = np.abs(video.astype(np.float32) - old).mean(axis=(0, 3))
         change[rows, columns] = np.nan
         changes.append(np.nanmean(change))
-    words = job.others([[name for name, _, _ in clip.syllables] for clip in job.clips])
+    words = [[name for name, _, _ in other.syllables] for other in spoken]
     return videos, sounds, {
         "syllable errors": measure.syllable_error_rate([measure.read_syllables(sound) for sound in sounds], words),
         "sync with the old sound": mean_sync(videos, [clip.audio for clip in job.clips]),
@@ -214,7 +220,10 @@ def dub(job):
 
 
 def sound_for_video(job):
-    """The drawn clip's video is given, words at any times; its sound is made. Control: sound made without the video."""
+    """The drawn clip's video is given, its words at times that no prompt tells; its sound is made.
+
+    Control: sound made from the same prompt without the video.
+    """
     latents = [replace(latent, video_mask=torch.zeros_like(latent.video_mask)) for latent in job.latents]
     _, waveforms = job.generate(latents)
     videos = [clip.video for clip in job.clips]
@@ -301,7 +310,7 @@ ROWS = {
     "last frame": Row("distilled, last frame given", last_frame),
     "extend": Row("distilled, first half given", extend),
     "dub": Row("distilled, mouth made anew for another sound", dub),
-    "sound for video": Row("distilled, sound for a given video", sound_for_video),
+    "sound for video": Row("distilled, sound for a given video of 4 s", sound_for_video, seconds=4, quiet=0.5),
     "sr": Row("distilled, then 256x256", super_resolution),
     "sr portrait": Row("distilled, then 192x320", super_resolution, "portrait"),
     "sr landscape": Row("distilled, then 320x192", super_resolution, "landscape"),

@@ -26,7 +26,7 @@ from torch import nn
 from magihuman_core import flow_sigmas, sample_renoise
 from training import checkpoints
 from training.common import add_options, autocast, set_up
-from training.masks import Keep, draw_keep, mouth_weight, noised, velocity_loss
+from training.masks import Keep, draw_keep, dubbed, mouth_weight, noised, velocity_loss
 from training.train_network import (
     CONFIG,
     check_latents,
@@ -55,7 +55,7 @@ class Made:
 
     def stored(self):
         return {"video": self.video, "audio": self.audio, "ids": self.ids,
-                "keep": {"video": self.keep.video, "audio": self.keep.audio}}  # fmt: skip
+                "keep": vars(self.keep)}  # fmt: skip
 
     @classmethod
     def restored(cls, state):
@@ -91,8 +91,9 @@ class Distillation:
         training = torch.is_grad_enabled()
         if step >= self.warm_up and step % (1 + FAKE_STEPS) and training and self.extra["made"]:
             return self.fake_loss(Made.restored(self.extra["made"]))
-        video, audio, ids = batches.draw(self.size)
+        video, audio, ids, other = batches.draw(self.size)
         keep, text = draw_keep(video, audio), self.text(ids)
+        video = dubbed(video, other, keep)
         regression = self.regression_loss(video, audio, text, keep)
         numbers = {"regression": regression.detach()}
         if step < self.warm_up:
@@ -142,14 +143,17 @@ class Distillation:
             real = estimate(x, self.guided(x, text, s), s, keep)
             fake = estimate(x, velocity(self.fake, x, text), s, keep)
         loss, numbers = 0.0, {}
-        for name, x0, r, f, kept in zip(("video", "audio"), clean, real, fake, (keep.video, keep.audio), strict=True):
+        weights = mouth_weight(clean[0]), torch.ones(())
+        for name, x0, r, f, kept, weight in zip(("video", "audio"), clean, real, fake, (keep.video, keep.audio),
+                                                weights, strict=True):  # fmt: skip
             free = (~kept).float().expand_as(x0)
             axes = tuple(range(1, x0.ndim))
             count = free.sum(axes, keepdim=True).clamp_min(1)
             size = ((x0 - r).abs() * free).sum(axes, keepdim=True) / count
             direction = (f - r) / size.clamp_min(1e-3) * free
             target = (x0 - direction).detach()
-            loss = loss + 0.5 * ((x0 - target).square() * free).sum() / free.sum().clamp_min(1)
+            heavy = free * weight
+            loss = loss + 0.5 * ((x0 - target).square() * heavy).sum() / heavy.sum().clamp_min(1)
             numbers[f"{name} difference"] = (direction.abs().sum() / free.sum().clamp_min(1)).detach()
         return loss, numbers
 

@@ -27,7 +27,7 @@ from training.batches import Batches
 from training.common import Stop, add_options, autocast, set_up
 from training.data import Clips, sets_in
 from training.fit import fit
-from training.masks import draw_keep, mouth_weight, noised, velocity_loss
+from training.masks import draw_keep, dubbed, mouth_weight, noised, velocity_loss
 from training.muon import Together
 from training.text import Captions, WithReaders, build_encoder, build_tokenizer
 from training.train_video_vae import load_trained, to_images
@@ -100,8 +100,9 @@ def base_loss(dit, encoder, size):
     """The loss of the base network, which trains the text encoder along."""
 
     def loss(batches, step):
-        video, audio, ids = batches.draw_some_without_text(size)
+        video, audio, ids, other = batches.draw_some_without_text(size)
         keep = draw_keep(video, audio)
+        video = dubbed(video, other, keep)
         x_v, x_a, noise_v, noise_a = noised(video, audio, noise_levels(len(video)), keep)
         with autocast():
             found = dit(x_v, x_a, encoder(ids).float(), attention=plain_attention)

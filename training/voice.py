@@ -93,15 +93,15 @@ PACES = {
 QUIET = (0.0, 0.0, 0.15, 0.3)  # shares of a clip's time that pauses take
 
 
-def plan_syllables(rng, seconds, pace="calmly", names=None):
+def plan_syllables(rng, seconds, pace="calmly", names=None, quiet=None):
     """Lay random (or the given) syllables on a time line of `seconds`.
 
     Returns [(name, start_s, end_s)] with a rest before the first and between all. Half of all time lines also have
-    pauses: at the beginning, at the end, between phrases. Given names that do not fit at this pace are spoken faster.
+    pauses: at the beginning, at the end, between phrases; quiet fixes their share of the time. Given names that do not fit at this pace are spoken faster.
     """
     length, longest_rest, (slowest, fastest) = PACES[pace]
     room = seconds - 0.10
-    quiet = float(rng.choice(QUIET))
+    quiet = float(rng.choice(QUIET)) if quiet is None else quiet
     if names is None:
         spoken = seconds * (1.0 - quiet)
         least, most = int(np.ceil(slowest * spoken)), int(fastest * spoken)

@@ -40,6 +40,21 @@ def test_same_seed_same_clip_other_seed_other_clip(clips):
     assert not np.array_equal(clips[0].video, clips[1].video)
 
 
+def test_another_take_shows_the_same_person_who_says_something_else(clips):
+    take = make_clip(SEEDS[1], scene_seed=SEEDS[0])
+    seen = [measure.read_attributes(video) for video in (take.video, clips[0].video)]
+    assert seen[0] == seen[1]
+    assert take.syllables == clips[1].syllables
+    still = np.abs(take.video.astype(float) - clips[0].video).mean(axis=(0, 3))[90:, :20]
+    assert still.max() < 3, "nothing but the mouth and a small nod differs"
+
+
+def test_pauses_may_be_asked_for():
+    for seed in SEEDS:
+        clip = make_clip(seed, seconds=4, quiet=0.5, with_video=False)
+        assert sum(end - start for _, start, end in clip.syllables) < 2.4
+
+
 def test_twice_the_size_is_the_same_scene_but_sharper(clips):
     large = make_clip(SEEDS[0], 256)
     small = large.video.reshape(49, 128, 2, 128, 2, 3).mean(axis=(2, 4))

@@ -71,6 +71,16 @@ def test_what_goes_on_is_kept_for_the_same_time_in_both_streams():
         assert heard[-1] + 1 == (AUDIO if last == SIZE[0] else 4 * last - 3)
 
 
+def test_a_clip_that_is_dubbed_stands_in_the_surroundings_of_another_take():
+    torch.manual_seed(0)
+    video, other = torch.randn(2, 40, 48, *SIZE)
+    keep = draw_keep(video, torch.zeros(40, 64, AUDIO), {"region": 0.5, "frames": 0.5})
+    assert 0 < int(keep.dubbed.sum()) < 40
+    made = masks.dubbed(video, other, keep)
+    for clip, own, strange, given, dubbed in zip(made, video, other, keep.video, keep.dubbed, strict=True):
+        assert torch.equal(clip, torch.where(given, strange, own) if dubbed else own)
+
+
 def test_all_uses_are_drawn_in_their_shares():
     torch.manual_seed(0)
     keep = draw_keep(torch.zeros(2000, 1, *SIZE), torch.zeros(2000, 1, AUDIO))
@@ -94,7 +104,7 @@ def test_noise_is_where_nothing_is_kept_and_the_loss_looks_only_there():
     off = video * 0 + 3.0, audio * 0 + 2.0
     losses = velocity_loss(off, (0 * video, 0 * audio), keep, weight)
     assert [float(loss) for loss in losses] == pytest.approx([9.0, 4.0]), "a mean, whatever is kept and weighted"
-    all_kept = Keep(torch.ones_like(keep.video), torch.ones_like(keep.audio))
+    all_kept = Keep(torch.ones_like(keep.video), torch.ones_like(keep.audio), keep.dubbed)
     assert [float(loss) for loss in velocity_loss(off, (video, audio), all_kept, weight)] == [0, 0]
 
 
@@ -122,14 +132,21 @@ def test_batches_have_one_shape_and_one_length_of_prompt_and_long_clips_come_in_
     stored_set(tmp_path / "clips" / "landscape_4s", 101, 6, 10, 30, 1)
     source = batches.Batches(tmp_path / "clips", build_tokenizer(), 0)
     drawn = [source.draw(8) for _ in range(60)]
-    sizes = {(tuple(video.shape), audio.shape[2]) for video, audio, _ in drawn}
+    sizes = {(tuple(video.shape), audio.shape[2]) for video, audio, _, _ in drawn}
     assert sizes == {((8, 48, 13, 8, 8), 51), ((4, 48, 26, 6, 10), 103)}
-    assert len({ids.shape[1] for _, _, ids in drawn}) > 1
-    longer = np.mean([video.shape[3] == 6 for video, _, _ in drawn])
+    assert len({ids.shape[1] for _, _, ids, _ in drawn}) > 1
+    longer = np.mean([video.shape[3] == 6 for video, _, _, _ in drawn])
     assert 0.45 < longer < 0.85, "as many latents, not clips, of each: 26 x 60 against 13 x 64"
-    empty = [ids.shape[1] for _, _, ids in (source.draw_some_without_text(2) for _ in range(80))]
+    empty = [ids.shape[1] for _, _, ids, _ in (source.draw_some_without_text(2) for _ in range(80))]
     lengths = {ids.shape[1] for ids in source.no_text}
     assert 2 <= sum(length in lengths for length in empty) <= 20
+    first = source.sets[0]
+    pairs = [(first.clips.other_take(k), first.clips.other_take(first.clips.other_take(k))) for k in range(30)]
+    assert pairs == [(k + 1 if k % 2 == 0 else k - 1, k) for k in range(30)]
+    known = [set(map(bytes, latents.video.reshape(30, -1))) for latents in source.sets]
+    video, _, _, other = source.draw(8)
+    for a, b in zip(video, other, strict=True):
+        assert not torch.equal(a, b) and any(bytes(b.numpy().astype(np.float16).reshape(-1)) in k for k in known)
 
 
 class Linear(nn.Module):
@@ -149,7 +166,8 @@ class Linear(nn.Module):
 class Source:
     def draw(self, count):
         torch.manual_seed(0)
-        return torch.randn(count, 48, *SIZE), torch.randn(count, 64, AUDIO), torch.zeros(count, 5, dtype=torch.long)
+        video, audio, ids = torch.randn(count, 48, *SIZE), torch.randn(count, 64, AUDIO), torch.zeros(count, 5).long()
+        return video, audio, ids, -video
 
 
 @pytest.fixture
@@ -184,7 +202,8 @@ def test_student_and_fake_take_turns_and_neither_trains_the_other(distillation):
 
 def test_where_teacher_and_fake_agree_nothing_is_to_be_matched_and_else_the_student_follows_the_teacher(distillation):
     distillation.guidance = 1.0, 1.0
-    keep = Keep(torch.zeros(2, 1, *SIZE, dtype=torch.bool), torch.zeros(2, 1, AUDIO, dtype=torch.bool))
+    keep = Keep(torch.zeros(2, 1, *SIZE, dtype=torch.bool), torch.zeros(2, 1, AUDIO, dtype=torch.bool),
+                torch.zeros(2, 1, 1, 1, 1, dtype=torch.bool))  # fmt: skip
     clean = tuple(torch.randn(shape, requires_grad=True) for shape in ((2, 48, *SIZE), (2, 64, AUDIO)))
     text = torch.zeros(2, 5, 4)
     distillation.fake.value.data.fill_(0.5)
@@ -198,7 +217,7 @@ def test_where_teacher_and_fake_agree_nothing_is_to_be_matched_and_else_the_stud
 
 
 def test_simulated_clips_have_what_was_given(distillation):
-    video, audio, ids = Source().draw(2)
+    video, audio, ids, _ = Source().draw(2)
     keep = draw_keep(video, audio, {"time": 1.0})
     made = distillation.simulate(video, audio, distillation.text(ids), keep)
     for latent, given, mask in zip(made, (video, audio), (keep.video, keep.audio), strict=True):
