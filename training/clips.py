@@ -43,8 +43,8 @@ def make_clip(seed, height=128, width=None, seconds=2, *, attributes=None, words
     seed: non-negative int, fixes everything; the same seed at another size is the same scene, drawn
     natively. height, width: in pixels; square where no width is given. attributes: values of CHOICES to ask for,
     words: syllable names to speak; both random when left out. hat: see scenes.Scene. scene_seed: of a clip whose
-    person this is, in another take: all that is seen is alike but for what the mouth says. quiet: see voice.plan_syllables. Raises ValueError for unknown
-    attributes or syllables.
+    person this is, in another take: all that is seen is alike but for what the mouth says. quiet: see
+    voice.plan_syllables. Raises ValueError for unknown attributes or syllables.
     """
     asked = dict(attributes or {})
     for name, value in asked.items():

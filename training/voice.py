@@ -97,7 +97,8 @@ def plan_syllables(rng, seconds, pace="calmly", names=None, quiet=None):
     """Lay random (or the given) syllables on a time line of `seconds`.
 
     Returns [(name, start_s, end_s)] with a rest before the first and between all. Half of all time lines also have
-    pauses: at the beginning, at the end, between phrases; quiet fixes their share of the time. Given names that do not fit at this pace are spoken faster.
+    pauses: at the beginning, at the end, between phrases; quiet fixes their share of the time. Given names that do not
+    fit at this pace are spoken faster.
     """
     length, longest_rest, (slowest, fastest) = PACES[pace]
     room = seconds - 0.10
