@@ -21,7 +21,6 @@ from training import measure
 from training.captions import make_caption
 from training.common import add_options, set_up
 from training.evaluate_edits import MOUTH, PAGE, PART, Studio, frames_of, picture, prompt_of, sound, spoken
-from training.files import DEMO
 from training.voice import SAMPLE_RATE
 
 FRAMES = 10  # in a row
@@ -160,7 +159,7 @@ def main():
         parser.error(f"{', '.join(unknown)}: expected some of {', '.join(GUIDES)}")
     set_up(options)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        studio = Studio(DEMO, (), Path(folder))
+        studio = Studio((), Path(folder))
         for name in options.guides or GUIDES:
             draw(options.out / f"{name}.jpg", GUIDES[name](studio, options.seed))
             print(options.out / f"{name}.jpg", flush=True)
