@@ -70,6 +70,8 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
                          "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
+    if len(options["keyframes"]) < len(arguments.keyframe):
+        raise InputError("Two of --keyframe are at the same time. Leave one of them out.")
     pipeline = pipeline_for(arguments)
     with watch() as progress:
         clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,
@@ -85,7 +87,7 @@ def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: Pipeli
     from ..media.audio_file import write_wav
     from ..media.mp4 import check_output
 
-    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents"):
+    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents", "width", "height"):
         if getattr(arguments, name):
             option = "from" if name == "clip" else name.replace("_", "-")
             raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")

@@ -20,6 +20,14 @@ FORMATS: dict[str, dict[str, str]] = {
     "mp4": {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"},
     "matroska": {"live": "1", "flush_packets": "1"},
 }
+RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # that AAC takes
+
+
+def check_aac_rate(rate: int) -> None:
+    """Raise InputError for sound that cannot be written as it is."""
+    if rate not in RATES:
+        raise InputError(f"The sound has {rate} samples per second, expected one of {', '.join(map(str, RATES))}. "
+                         "Convert it.")
 
 
 class _Pipe:
@@ -55,7 +63,9 @@ class LiveFile:
     """H.264 and AAC in fragmented mp4 or Matroska; `with` closes it so that what was written is whole."""
 
     def __init__(self, file: BinaryIO, width: int, height: int, rate: int, container: str = "mp4") -> None:
-        """rate: of the audio, in samples per second. Raises InputError for an unknown container."""
+        """rate: of the audio, in samples per second. Raises InputError for one that AAC does not take, and for an
+        unknown container."""
+        check_aac_rate(rate)
         if container not in FORMATS:
             raise InputError(f"container is {shown(container)}, expected one of {', '.join(FORMATS)}.")
         self.pipe = _Pipe(file)

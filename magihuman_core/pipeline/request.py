@@ -37,7 +37,7 @@ from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
 from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
-from ..sampling.windows import shared_frames, window_frames
+from ..sampling.windows import plan_windows, shared_frames, window_frames
 from ..sizes import (
     FPS,
     audio_length,
@@ -49,8 +49,8 @@ from ..sizes import (
     latent_of_frame,
     shape_like,
 )
-from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text
-from ..text.script import Segment, as_segments, check_length
+from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text, space_cjk
+from ..text.script import Segment, as_segments, check_length, segment_at
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
@@ -179,6 +179,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
+    warn_of_unused_parts(request)
     say_tips(parts.models, request)
     return request
 
@@ -327,9 +328,20 @@ def check_parts(parts: Parts, request: Request) -> None:
     for pass_ in request.passes:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     demo.check_same_model(parts.models, request.first.recipe.role)
-    if request.upscaling is not None and any(len(segment.prompt.split()) < 2 for segment in request.segments):
+    if request.upscaling is not None and any(
+            len(space_cjk(segment.prompt).split()) < 2 for segment in request.segments):
         raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
                          "one.")
+
+
+def warn_of_unused_parts(request: Request) -> None:
+    """Say which parts of a script no window follows: each follows the part in which its middle lies."""
+    windows = plan_windows(request.audio_length, request.first.window, request.first.overlap).parts
+    used = {segment_at(request.segments, window.start + window.frames / 2) for window in windows}
+    unused = [str(number) for number in range(1, len(request.segments) + 1) if number - 1 not in used]
+    if unused:
+        log.warning("No window has its middle in part %s of the script, so it is not used: choose windows that are no "
+                    "longer than its parts (window), or longer parts.", ", ".join(unused))
 
 
 def check_memory_options(parts: Parts) -> None:

@@ -241,7 +241,7 @@ def _conflicts(jobs: list[Job]) -> Iterator[tuple[int, str]]:
     """(line, fault) where two jobs write one file, or one writes what a job reads."""
     written: dict[str, Job] = {}
     for job in jobs:
-        for output in job.outputs:
+        for output in (*job.outputs, job.thumbnail):
             other = written.setdefault(_key(output), job)
             if other is not job:
                 yield job.line, f"{output.relative_to(job.folder).as_posix()} is written by line {other.line}, too"

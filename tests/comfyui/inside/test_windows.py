@@ -9,7 +9,7 @@ import comfy.samplers
 import pytest
 import small_clip
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode, WanContextWindowsManualNode
 from magihuman_pack.magihuman_core import Guidance, InputError, flow_sigmas, pack_latents, sample_unipc, unpack_latents
 from magihuman_pack.magihuman_core.loading.dit import load_dit
 from magihuman_pack.magihuman_core.sampling.noise import start_noise
@@ -114,6 +114,14 @@ def test_each_window_follows_its_part_of_a_script(model, network, start):
                      text_for=lambda window: TEXT if window.start < 6 else OTHER)
     assert max_error(out, wanted) <= 1e-4
     assert max_error(out, by_core(network, model.model.latent_format, start, sample_renoise)) > 0.01
+
+
+def test_windows_take_the_place_of_cores(model, network, start):
+    """What a Context Windows node left on the model, such as its noise, has no effect."""
+    core = WanContextWindowsManualNode.execute(model, 5, 2, "standard_static", 1, False, "pyramid", True)[0]
+    out = [MagiHumanSampler.execute(with_windows(one, WINDOW, OVERLAP), scripted(1.0, 0.84), latent(start), SEED,
+                                    "auto", 2, 0)[0]["samples"].unbind() for one in (model, core)]
+    assert max_error(*out) == 0
 
 
 def test_core_context_windows_follow_a_script(model, start):
