@@ -167,7 +167,7 @@ class Chunks:
             position += 8 + length + length % 2
             if name == b"data":
                 # Its length is not known while it grows. But of a finished file titles may follow the sound.
-                self.left = length if position < whole else None
+                self.left = length if length and position < whole else None
                 return b""
             if name != b"fmt ":  # titles and the like, of any length
                 _skip(self.file, length + length % 2)

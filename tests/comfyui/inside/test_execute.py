@@ -122,7 +122,7 @@ def test_shards_beside_other_files_are_one_choice(models, tmp_path, monkeypatch)
     weights = dict(open_checkpoint(models / "diffusion_models/magihuman/distill").items())
     keys, shards = sorted(weights), [f"mine-0000{number}-of-00002.safetensors" for number in (1, 2)]
     for shard, part in zip(shards, (keys[::2], keys[1::2]), strict=True):
-        comfy.utils.save_torch_file({key: weights[key].load() for key in part}, tmp_path / shard)
+        comfy.utils.save_torch_file({key: weights[key].contiguous() for key in part}, tmp_path / shard)
     comfy.utils.save_torch_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert files.choices("diffusion_models") == [DEMO, shards[0], "other.safetensors"]
     node, inputs = loaders.MagiHumanModelLoader, {"model": shards[0], "role": "distilled"}
