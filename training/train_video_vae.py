@@ -34,7 +34,7 @@ from training.projection import Projection, blocks, principal_components
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
 TURBO = TurboVAEConfig(decoder_block_out_channels=(32, 32, 64, 96), decoder_layers_per_block=(1, 1, 1, 1, 1))
-MOUTH = 12.0  # further weight of the mouth when a decoder is trained alone: moods are told by its corners
+MOUTH = 6.0  # further weight of the mouth when a decoder is trained alone: moods are told by its corners
 EYES = 2.0  # further weight of the eyes
 NOISE = 0.04  # standard deviation of the noise on latents, on average; more blurs lines that move by parts of a pixel
 
