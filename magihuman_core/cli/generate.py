@@ -87,7 +87,7 @@ def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: Pipeli
     from ..media.audio_file import write_wav
     from ..media.mp4 import check_output
 
-    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents", "width", "height"):
+    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents"):
         if getattr(arguments, name):
             option = "from" if name == "clip" else name.replace("_", "-")
             raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..loading.vae import load_audio_vae
 from ..media.image import frames_to_uint8
 from ..media.waveform import as_floating, resample_recording, to_stereo
@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 def check_stream_rate(rate: int) -> None:
     """Raise InputError for sound that cannot be cut at frames."""
-    if rate <= 0 or rate % FPS:
-        raise InputError(f"rate is {rate} samples/s, expected a multiple of {FPS}, such as 16000, 24000, 44100 or "
-                         "48000.")
+    if isinstance(rate, bool) or not isinstance(rate, int) or rate <= 0 or rate % FPS:
+        raise InputError(f"rate is {shown(rate)} samples/s, expected a multiple of {FPS}, such as 16000, 24000, "
+                         "44100 or 48000.")
 
 
 @dataclass

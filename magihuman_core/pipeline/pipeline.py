@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -299,12 +300,12 @@ class MagiHumanPipeline:
         self.parts.models.require("video_vae", "reading a clip")
         fitted = fit_area(*source.size, DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area, source.name)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
-        shrinks = size[0] * size[1] < 0.9 * source.size[0] * source.size[1]
-        if shrinks and new_picture and options.get("upscale") is None:
-            log.warning("%s: the new clip is %dx%d, smaller than the old one, %dx%d: all of the picture is brought to "
-                        "that. upscale makes it larger.", source.name, *size, *source.size)
         options.setdefault("seconds", source.count / FPS)
-        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+        request = make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+        if new_picture and request.upscaling is None and math.prod(request.first.size) < 0.9 * math.prod(source.size):
+            log.warning("%s: the new clip is %dx%d, smaller than the old one, %dx%d: all of the picture is brought to "
+                        "that. upscale makes it larger.", source.name, *request.first.size, *source.size)
+        return request
 
     def _make(self, making: Making, progress: Progress | None, lazy: bool,
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
@@ -409,14 +410,12 @@ class MagiHumanPipeline:
             self.watcher.plan(planned)
 
 
-NEUTRAL = {"denoise": 1.0, "loop": False, "keyframes": {}}  # options with a default that is something
-
-
 def refuse(options: Mapping[str, Any], why: str, *names: str) -> None:
     """Raise InputError for options that one way of making a clip cannot follow. Those at their defaults pass."""
     for name in names:
         value = options.get(name)
-        if value is not None and not (name in NEUTRAL and value == NEUTRAL[name]):
+        one = name == "denoise" and isinstance(value, int | float) and value == 1
+        if not (value is None or value is False or one or (isinstance(value, Mapping) and not value)):
             raise InputError(f"{why}: {name} cannot be chosen. Leave it out.")
 
 

@@ -241,10 +241,12 @@ def _conflicts(jobs: list[Job]) -> Iterator[tuple[int, str]]:
     """(line, fault) where two jobs write one file, or one writes what a job reads."""
     written: dict[str, Job] = {}
     for job in jobs:
-        for output in (*job.outputs, job.thumbnail):
+        for output in job.outputs:
             other = written.setdefault(_key(output), job)
             if other is not job:
                 yield job.line, f"{output.relative_to(job.folder).as_posix()} is written by line {other.line}, too"
+    for job in jobs:
+        written.setdefault(_key(job.thumbnail), job)
     for job in jobs:
         for file in inputs_of(job.arguments):
             writer = written.get(_key(Path(file)))

@@ -336,7 +336,7 @@ def test_what_a_first_retake_made_is_heard_after_a_second(parts, old):
         heard = decoded(parts, result, audio=audio)[1]["waveform"]
         own = decoded(parts, result)[1]["waveform"]
         changed = (heard - own).abs().amax(1)[0]
-        for start, same in ((0.24, True), (0.64, True), (0.45, False), (0.05, False)):
+        for start, same in ((0.24, True), (0.64, True), (0.88, False), (0.05, False)):
             part = changed[int(start * 44100) : int((start + 0.1) * 44100)]
             assert (float(part.max()) < 1e-4) == same, start
 
@@ -359,9 +359,11 @@ def test_extend_takes_the_latent_of_one_clip(parts, old):
 
 def test_a_film_goes_on_in_tiles_where_memory_runs_out(parts, monkeypatch, caplog):
     latent = {"samples": decode_input(parts, 0.6)}
-    (video,) = decoded(parts, latent, decode.MagiHumanDecodeVideo)
+    (videos,) = run(decode.MagiHumanDecodeVideo, vae=parts["vae"], audio_vae=parts["audio_vae"], latent=latent,
+                    sample_rate="44100")
+    (video,) = videos
     wanted = video.frames.tensor()
-    stage = parts["turbo"].first_stage_model.vae
+    stage = parts["vae"].first_stage_model.vae
     windows = stage.decode_windows
 
     def short_of_memory(z, *, tile=None, **more):
