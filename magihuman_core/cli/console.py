@@ -92,7 +92,8 @@ class Lasting:
         except OSError as error:
             if error.errno not in GONE:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # what waits in its buffer goes there too
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  what waits in the buffer goes there, too
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
