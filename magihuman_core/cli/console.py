@@ -64,9 +64,9 @@ def lasting_streams() -> Iterator[None]:
     usual = sys.stdout, sys.stderr
     for stream in usual:
         with suppress(AttributeError, ValueError, OSError):  # none, closed, or put in the place of the usual ones
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123  "nul" on Windows
-        sys.stdout, sys.stderr = (Lasting(nowhere if stream is None else stream) for stream in usual)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = (Lasting(nowhere if stream is None else stream) for stream in usual)
         try:
             yield
         finally:

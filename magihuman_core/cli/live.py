@@ -61,9 +61,9 @@ def live(arguments: argparse.Namespace) -> int:
     from ..media.live_file import LiveFile
 
     check_not_input(arguments.out, inputs_of(arguments))
-    target = Path(arguments.out)
-    if arguments.out != "-" and (target.is_file() or target.is_dir() or not target.exists()):  # no pipe or device
-        check_place(target, "video")
+    place = Path(arguments.out)
+    if arguments.out != "-" and (place.is_file() or place.is_dir() or not place.exists()):  # no pipe or device
+        check_place(place, "video")
     if arguments.out == "-" and os.isatty(STDOUT):
         raise InputError("The video would be written into this terminal. Give a file with --out, or send it on to a "
                          "player, with |.")
