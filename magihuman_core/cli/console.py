@@ -9,12 +9,11 @@ from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import Any, TextIO
 
-from ..errors import CheckpointError, InputError, LostRankError, is_out_of_memory
+from ..errors import CheckpointError, InputError, LostRankError, is_out_of_memory, reader_is_gone
 
 # What the system has run out of, or cannot do any more.
 EXHAUSTED = {getattr(errno, name) for name in ("ENOSPC", "EFBIG", "EDQUOT", "EIO", "ENOMEM", "EMFILE", "ENFILE")
              if hasattr(errno, name)}
-GONE = (errno.EPIPE, errno.EINVAL)  # how a pipe without a reader fails, on Windows the latter
 TURNING = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the order of what follows
 
 
@@ -90,7 +89,7 @@ class Lasting:
         try:
             act(*arguments)
         except OSError as error:
-            if error.errno not in GONE:
+            if not reader_is_gone(error):
                 raise
             with open(os.devnull, "wb") as nowhere:  # noqa: PTH123  what waits in the buffer goes there, too
                 os.dup2(nowhere.fileno(), self._stream.fileno())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EPIPE
+from errno import EPIPE
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ import av
 import torch
 from torch import Tensor
 
-from ..errors import InputError, shown
+from ..errors import InputError, reader_is_gone, shown
 from ..sizes import FPS
 from .mp4 import AudioTrack, add_video, video_frame
 
@@ -47,8 +47,7 @@ class _Pipe:
                 rest = rest[self.file.write(rest) :]
             self.file.flush()
         except OSError as error:
-            gone = error.errno == EINVAL  # what Windows says of a pipe without a reader
-            self.error = BrokenPipeError(EPIPE, "The reader is gone") if gone else error
+            self.error = BrokenPipeError(EPIPE, "The reader is gone") if reader_is_gone(error) else error
         except BaseException as error:
             self.error = error
         return len(data)

@@ -414,8 +414,8 @@ def refuse(options: Mapping[str, Any], why: str, *names: str) -> None:
     """Raise InputError for options that one way of making a clip cannot follow. Those at their defaults pass."""
     for name in names:
         value = options.get(name)
-        one = name == "denoise" and isinstance(value, int | float) and value == 1
-        if not (value is None or value is False or one or (isinstance(value, Mapping) and not value)):
+        all_new = name == "denoise" and isinstance(value, int | float) and value == 1
+        if not (value is None or value is False or all_new or (isinstance(value, Mapping) and not value)):
             raise InputError(f"{why}: {name} cannot be chosen. Leave it out.")
 
 

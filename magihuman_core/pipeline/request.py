@@ -50,7 +50,7 @@ from ..sizes import (
     shape_like,
 )
 from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text, space_cjk
-from ..text.script import Segment, as_segments, check_length, segment_at
+from ..text.script import Segment, as_segments, check_length, warn_of_unused_parts
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
@@ -179,7 +179,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
-    warn_of_unused_parts(request)
+    windows = plan_windows(length, first.window, first.overlap).parts
+    warn_of_unused_parts(segments, [window.start + window.frames / 2 for window in windows])
     say_tips(parts.models, request)
     return request
 
@@ -332,16 +333,6 @@ def check_parts(parts: Parts, request: Request) -> None:
             len(space_cjk(segment.prompt).split()) < 2 for segment in request.segments):
         raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
                          "one.")
-
-
-def warn_of_unused_parts(request: Request) -> None:
-    """Say which parts of a script no window follows: each follows the part in which its middle lies."""
-    windows = plan_windows(request.audio_length, request.first.window, request.first.overlap).parts
-    used = {segment_at(request.segments, window.start + window.frames / 2) for window in windows}
-    unused = [str(number) for number in range(1, len(request.segments) + 1) if number - 1 not in used]
-    if unused:
-        log.warning("No window has its middle in part %s of the script, so it is not used: choose windows that are no "
-                    "longer than its parts (window), or longer parts.", ", ".join(unused))
 
 
 def check_memory_options(parts: Parts) -> None:

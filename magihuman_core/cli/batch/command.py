@@ -60,7 +60,7 @@ def batch(arguments: argparse.Namespace) -> int:
     contents = Contents()
     contents.check_models(arguments.jobs, jobs)
     records = Records(folder)
-    if not records.clips:
+    if not records.clips:  # a folder that is not this command's yet
         check_page(folder)
     identities = {job.name: contents.identity(job) for job in jobs}
     outcomes = {job.name: outcome for job in jobs if (outcome := records.made(job, identities[job.name])) is not None}

@@ -138,6 +138,16 @@ def test_core_context_windows_follow_a_script(model, start):
     assert set(seen) == {(True, TEXT.shape[1]), (False, OTHER.shape[1])} and len(seen) >= 3
 
 
+def test_parts_of_a_script_that_no_window_follows_are_named(model, start, caplog):
+    """Of windows whose middles are at 0.4, 0.88, 1.36 and 1.52 s."""
+    windowed = with_windows(model, WINDOW, OVERLAP)
+    MagiHumanSampler.execute(windowed, scripted(0.3, 1.54), latent(start), SEED, "auto", 1, 0)
+    assert "No window has its middle in part 1 of the script" in caplog.text
+    caplog.clear()
+    MagiHumanSampler.execute(windowed, scripted(1.0, 0.84), latent(start), SEED, "auto", 1, 0)
+    assert "No window" not in caplog.text
+
+
 def test_a_script_of_another_length_is_refused(model, start):
     with pytest.raises(InputError, match=r"last 3 s together, but the clip has 1.84 s"):
         MagiHumanSampler.execute(model, scripted(1.0, 2.0), latent(start), SEED, "auto", 1, 0)
