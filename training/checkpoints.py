@@ -17,6 +17,7 @@ COMMANDS = {  # what makes each stage
     "text": "training.train_network text",
     "base": "training.train_network base",
     "distilled": "training.train_distilled",
+    "driven": "training.train_driven",
     "super_resolution": "training.train_super_resolution train",
 }
 

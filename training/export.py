@@ -26,7 +26,7 @@ from training.train_video_vae import TURBO, load_trained
 
 # Seconds of a window. Of 2, 3, 4 and 6 s the best, or as good, on 20 s of driven speech, and a live clip waits for so
 # much sound; super-resolution was trained on 2 s.
-WINDOWS = {"base": 3, "distilled": 3, "super_resolution": 2}
+WINDOWS = {"base": 3, "distilled": 3, "driven": 3, "super_resolution": 2}
 
 
 def quantize(weight):
@@ -83,7 +83,8 @@ def export(run, out):
 
     preview = preview_of(encoders.video)
     for name, role, folder in (
-        ("base", "base", "base"), ("distilled", "distilled", "distill"), ("super_resolution", "sr_540p", "540p_sr")
+        ("base", "base", "base"), ("distilled", "distilled", "distill"), ("driven", "distilled", "distill"),
+        ("super_resolution", "sr_540p", "540p_sr"),
     ):  # fmt: skip
         if not checkpoints.checkpoints_in(run / name):
             continue

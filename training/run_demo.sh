@@ -24,6 +24,7 @@ cd "$(dirname "$0")/.."
 : "${BASE_STEPS:=11000}"
 : "${WARM_UP:=400}"          # steps of the distilled network on the guided velocity
 : "${DISTILLED_STEPS:=4400}" # with these; then one in four is the distilled network's, three are the fake's
+: "${DRIVEN_STEPS:=1200}"     # of the distilled network, with the sound given
 : "${SR_STEPS:=12000}"
 : "${TURBO_STEPS:=2400}"
 : "${AUDIO_DECODER_STEPS:=1400}"
@@ -56,8 +57,9 @@ stage latents
 stage train_network text --steps "$TEXT_STEPS"
 stage train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
 
-# 4. Distilled network; super-resolution. 17, 8 and 56 minutes.
+# 4. Distilled network, and further with given sound; super-resolution. 17, 20, 8 and 56 minutes.
 stage train_distilled --steps "$DISTILLED_STEPS" --warm-up "$WARM_UP" --batch "$BATCH" --save-every "$SAVE_EVERY"
+stage train_driven --steps "$DRIVEN_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
 # shellcheck disable=SC2086
 stage train_super_resolution pairs --count "$PAIRS" $LARGE_SETS
 stage train_super_resolution train --steps "$SR_STEPS" --save-every "$SAVE_EVERY"

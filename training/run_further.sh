@@ -2,7 +2,7 @@
 # From the demo's own weights to better ones. Each part goes on where it stopped when it is started again.
 #
 #     training/run_further.sh encoder      # clips, then encoder and Turbo decoder together
-#     training/run_further.sh networks     # latents, text encoder, base network, distilled network
+#     training/run_further.sh networks     # latents, text encoder, base network, distilled network, driven
 #     training/run_further.sh decoders     # both video decoders for the encoder as it is now; pairs of two sizes
 #     training/run_further.sh rest         # super-resolution, files, scores
 #
@@ -21,6 +21,7 @@ cd "$(dirname "$0")/.."
 : "${TEXT_STEPS:=500}"
 : "${BASE_STEPS:=5000}"
 : "${DISTILLED_STEPS:=2400}"
+: "${DRIVEN_STEPS:=1200}"
 : "${TURBO_STEPS:=1500}"
 : "${WAN_STEPS:=600}"
 : "${SR_STEPS:=6000}"
@@ -47,6 +48,7 @@ networks)
     stage start_from_demo --stages base super_resolution
     stage train_network base --steps "$BASE_STEPS" --rate 6e-4 --save-every 150
     stage train_distilled --steps "$DISTILLED_STEPS" --warm-up 400 --rate 2e-4 --save-every 100
+    stage train_driven --steps "$DRIVEN_STEPS" --save-every 300
     ;;
 decoders)
     stage train_video_vae --turbo --steps "$TURBO_STEPS" --rate 3e-4 --save-every 150

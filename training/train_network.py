@@ -173,9 +173,9 @@ def train_base(options, encoder):
                 sampler_of(options.run, sources[1], None, sample_unipc), CONFIG)  # fmt: skip
 
 
-def sources_of(options, tokenizer):
+def sources_of(options, tokenizer, kind=Batches):
     """(clips to train on, held-out clips)."""
-    return tuple(Batches(options.run / "clips", tokenizer, options.seed, held) for held in (False, True))
+    return tuple(kind(options.run / "clips", tokenizer, options.seed, held) for held in (False, True))
 
 
 def check_latents(run, base, made_with):
