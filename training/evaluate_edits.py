@@ -48,7 +48,10 @@ class Studio:
         self.folder = folder
 
     def drawn(self, seconds):
-        return [make_clip(seed, seconds=seconds) for seed in self.seeds]
+        return [self.clip(seed, seconds) for seed in self.seeds]
+
+    def clip(self, seed, seconds):
+        return make_clip(seed, seconds=seconds)
 
     def drive(self, clip, **options):
         """A clip driven by the sound of a drawn one, from its first picture. The prompt holds the words of 2 s."""
