@@ -18,12 +18,14 @@ from magihuman_core.model.sequence import MODALITIES
 from magihuman_core.weights import audio_keys, dit_keys
 from training import checkpoints, train_network
 from training.common import Stop, add_options, set_up
-from training.data import LARGE_SHARES, SHARES, ClipSet
 from training.files import DEMO, refuse_demo, write
 from training.latents import Encoders
 from training.preview import preview_of
 from training.text import stored_config
 from training.train_video_vae import TURBO, load_trained
+
+
+WINDOW = 3  # seconds of a window: lips follow best there, and a live clip waits for so much sound
 
 
 def quantize(weight):
@@ -90,8 +92,7 @@ def export(run, out):
             raise Stop(f"{run / name} was trained on latents of encoders {made_with}, those of the run are now "
                        f"{encoders.names}: train it again.")  # fmt: skip
         path = out / folder / f"magihuman_demo_{role}.safetensors"
-        longest = max(ClipSet(one).seconds for one in (LARGE_SHARES if name == "super_resolution" else SHARES))
-        sizes[role] = write(path, split_layout(dit), role=role, preview=preview, clip_seconds=f"{longest:g}")
+        sizes[role] = write(path, split_layout(dit), role=role, preview=preview, clip_seconds=f"{WINDOW:g}")
         if name == "base":
             sizes["text_encoder"] = write_text_encoder(out / "text_encoder", train_network.load_base(run)[1])
     return sizes
