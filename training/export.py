@@ -24,7 +24,6 @@ from training.preview import preview_of
 from training.text import stored_config
 from training.train_video_vae import TURBO, load_trained
 
-
 WINDOW = 3  # seconds of a window: lips follow best there, and a live clip waits for so much sound
 
 
