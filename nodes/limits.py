@@ -10,11 +10,12 @@ import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError, shown
+from .adapter.notices import Notices
 from .files import BESIDE_WEIGHTS, DEMO
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """A node whose inputs are looked at before it runs.
+    """A node whose inputs are looked at before it runs, and which shows what it is warned of.
 
     ComfyUI checks numbers, choices and texts where they are typed in, but not where a link brings them; and links by
     their types, but not what a workflow has in the place of a link.
@@ -22,7 +23,7 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     execute = getattr(node.execute, "__func__", node.execute)
     if hasattr(execute, "__wrapped__"):  # is checked already
         return node
-    signature = inspect.signature(execute)
+    signature, notices = inspect.signature(execute), Notices()
 
     schema_of = functools.cache(lambda: node.define_schema())  # of loaders it lists folders: once is enough
 
@@ -32,7 +33,8 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
         for known in schema.inputs:
             if known.id in given and not (given[known.id] is None and may_be_missing(known)):
                 check_value(known, given[known.id], f"{schema.display_name}: {known.id}")
-        return execute(cls, *args, **kwargs)
+        with notices.shown():
+            return execute(cls, *args, **kwargs)
 
     node.execute = classmethod(run)
     return node

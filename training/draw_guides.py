@@ -1,6 +1,6 @@
-"""Draw the pictures of the guides, and README's clips: what each task makes of the same people, with the demo weights.
+"""Draw the pictures of the guides: what each task makes of the same people, with the demo weights.
 
-    python -m training.draw_guides                           # all of them, into docs/guides and docs
+    python -m training.draw_guides                           # all of them, into docs/guides
     python -m training.draw_guides dub retake --seed 3
 
 Rows of frames, evenly spaced in time, and below them curves: the mouth's opening as it is seen, the loudness of the
@@ -15,19 +15,15 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
-from training.clips import make_clip
 from training.common import add_options, set_up
 from training.evaluate_edits import MOUTH, PAGE, PART, Studio, frames_of, picture, prompt_of, sound, spoken
-from training.files import DEMO
 from training.voice import SAMPLE_RATE
 
 FRAMES = 10  # in a row
-PEOPLE = (21, 22, 23)  # seeds of README's people
 WIDTH = 9.0  # inches, at DPI
 DPI = 100
 
@@ -149,33 +145,24 @@ def voice_draft(studio, seed):
     return [curves(2, {name: line}) for name, line in lines.items()]
 
 
-def people(studio, folder):
-    """A clip of each kind of person, twice as large, as WebP."""
-    for place, person in enumerate(("woman", "man", "child")):
-        clip = make_clip(PEOPLE[place], attributes={"person": person, "mood": "happy"}, with_video=False)
-        made = studio.pipeline.generate(clip.caption, seed=clip.seed, seconds=2, upscale="540p")
-        first, *others = map(Image.fromarray, frames_of(made)[::2])
-        first.save(folder / f"demo_{person}.webp", save_all=True, append_images=others, duration=80, loop=0, quality=80)
-
-
 GUIDES = {"long-speech": long_speech, "dub": dub, "retake": retake, "keyframes": keyframes, "extend": extend,
           "live": live, "variation": variation, "voice-draft": voice_draft}  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("guides", nargs="*", choices=[*GUIDES, []], metavar="GUIDE", help="default: all")
+    parser.add_argument("guides", nargs="*", metavar="GUIDE", help=f"of {', '.join(GUIDES)}; default: all")
     parser.add_argument("--out", type=Path, default=PAGE.parent)
     add_options(parser)
     options = parser.parse_args()
+    if unknown := set(options.guides) - set(GUIDES):
+        parser.error(f"{', '.join(unknown)}: expected some of {', '.join(GUIDES)}")
     set_up(options)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        studio = Studio(DEMO, (), Path(folder))
+        studio = Studio((), Path(folder))
         for name in options.guides or GUIDES:
             draw(options.out / f"{name}.jpg", GUIDES[name](studio, options.seed))
             print(options.out / f"{name}.jpg", flush=True)
-        if not options.guides:
-            people(studio, options.out.parent)
 
 
 if __name__ == "__main__":

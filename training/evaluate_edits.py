@@ -30,7 +30,6 @@ from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
 from training.common import Stop, add_options, set_up
-from training.files import DEMO
 from training.rows import mean, step_sizes
 from training.voice import SAMPLE_RATE
 
@@ -42,9 +41,11 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "guides" / "measured.md
 class Studio:
     """A pipeline, and the drawn material that is brought to it."""
 
-    def __init__(self, weights, seeds, folder):
-        """folder: for films in between."""
-        self.pipeline, self.seeds = MagiHumanPipeline.from_folder(weights, device="cpu"), seeds
+    def __init__(self, seeds, folder):
+        """folder: for films in between. The weights are those in magihuman_core/demo: a pipeline makes clips of the
+        demo's size with no others.
+        """
+        self.pipeline, self.seeds = MagiHumanPipeline.from_folder("demo", device="cpu"), seeds
         self.folder = folder
 
     def drawn(self, seconds):
@@ -246,7 +247,6 @@ def main():
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--folder", type=Path, default=DEMO, help="of the weights; default: those that are shipped")
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}, each row as it is there")
     add_options(parser)
     options = parser.parse_args()
@@ -256,7 +256,7 @@ def main():
     if options.write and lost:
         raise Stop(f"{PAGE} has no row for {', '.join(lost)}: add it first.")
     with tempfile.TemporaryDirectory() as folder:
-        studio = Studio(options.folder, seeds, Path(folder))
+        studio = Studio(seeds, Path(folder))
         for name in options.rows:
             label, make = ROWS[name]
             started = time.monotonic()

@@ -11,14 +11,16 @@ import torch
 from training.canvas import View
 
 USES = {
-    "nothing": 0.22,
-    "image": 0.14,  # clean first frame: reference image
+    "nothing": 0.20,
+    "image": 0.12,  # clean first frame: reference image
     "audio": 0.08,  # all of the audio: driving sound
-    "image and audio": 0.18,
+    "image and audio": 0.15,
     "video": 0.10,  # all of the video: video to sound
-    "frames": 0.08,  # the last frame, or some, with or without the first
+    "frames": 0.06,  # the last frame, or some, with or without the first
+    "frames and audio": 0.04,
     "region": 0.11,  # all but a box, with the audio: dubbing
-    "time": 0.09,  # both streams up to a moment, or but for a while: extending, retakes
+    "time": 0.07,  # both streams up to a moment, or but for a while: extending, retakes
+    "time and audio": 0.07,  # the same with all of the audio: windows of live and driven clips
 }
 MOUTH_BOX = (0.25, 0.50, 0.75, 0.875)  # left, top, right, bottom in units of canvas.View
 FACE_BOX = (0.125, 0.125, 0.875, 0.875)
@@ -50,11 +52,11 @@ def draw_keep(video, audio, uses=USES):
 
 def fill(use, video, audio):
     """Mark in masks of one clip, [T, h, w] and [A], what is given in this use."""
-    if use in ("image", "image and audio"):
+    driven = use in ("audio", "region") or use.endswith(" and audio")
+    use = use.removesuffix(" and audio")
+    if use == "image":
         video[0] = True
-    if use in ("audio", "image and audio", "region"):
-        audio[:] = True
-    if use == "video":
+    elif use == "video":
         video[:] = True
         video[0] = not chance(0.1)  # not even the first frame decides whether there is a video
     elif use == "frames":
@@ -71,6 +73,8 @@ def fill(use, video, audio):
         video[:], audio[:] = True, True
         video[first:last] = False
         audio[4 * first - 3 : len(audio) if last == len(video) else 4 * last - 3] = False
+    if driven:
+        audio[:] = True
 
 
 def dubbed(video, other, keep):

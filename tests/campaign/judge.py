@@ -11,11 +11,14 @@ import re
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 SHARED = ("models", "media")  # folders beside those of the cases, which many read
 SECONDS = 2.0  # of the processor, until something is refused
@@ -114,6 +117,8 @@ def _start(run: Callable[[], int], log: Path) -> int:
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 number = getattr(signal, name)
                 signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+            # tqdm's own lock is shared with all that were forked: one that is killed with it in hand stops all others.
+            tqdm.set_lock(threading.RLock())
             try:
                 code = run()
             except SystemExit as error:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 resource = pytest.importorskip("resource")  # not on Windows, where the campaign cannot fork either
 
@@ -100,3 +101,19 @@ def test_the_table_replaces_its_own_rows_alone(tmp_path):
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert table(known_rows(text)) in text and set(known_rows(text)) == {"cancels", "texts"} and "- `a fault`" in text
+
+
+def test_a_process_killed_with_the_lock_of_a_progress_bar_in_hand_stops_no_other(tmp_path):
+    def killed():
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def draws_a_bar():
+        with tqdm(total=1, file=sys.stderr):
+            return 0
+
+    tqdm.get_lock()  # made before, as by a bar of this process, it is that of all children
+    assert judge(Case(killed, tmp_path, "killed", killed={signal.SIGKILL})).said == "killed"
+    began = time.monotonic()
+    judge(Case(draws_a_bar, tmp_path, "draws"))
+    assert time.monotonic() - began < 20

@@ -1,9 +1,10 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
 //   { base, chromium, look: {name: workflow file}, bare: the same, vue: the same, screenshots: folder or null,
-//     run: {pack, name, folder} or null }
+//     warn: {file, node, values, screenshot}, run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
 // bare: what the page says of a workflow whose models are missing. vue: its nodes that cover one another in Nodes 2.0.
+// warn: what a node shows of its warnings, when the workflow was run with each of some values of its first widget.
 // run: the workflow is opened from the template dialog (of comfyui-workflow-templates) and queued with the button; the
 // answer holds what the history says, and the size and length of the video that the page shows.
 const { readFileSync } = require('node:fs')
@@ -102,6 +103,24 @@ async function vue(page, name, file) {
   })
 }
 
+async function warn(page, { file, node, values, screenshot }) {
+  await load(page, 'warn', JSON.parse(readFileSync(file, 'utf8')))
+  const shown = []
+  for (const value of values) {
+    shown.push(await page.evaluate(async ([type, value, before]) => {
+      const node = window.app.graph.nodes.find(node => node.type === type)
+      node.widgets[0].value = value
+      await window.app.queuePrompt(0)
+      const text = () => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value
+      for (let i = 0; i < 600 && text() === before; i++) await new Promise(done => setTimeout(done, 100))
+      await window.app.api.interrupt()  // what comes after the node is not waited for
+      return text()
+    }, [node, value, shown.at(-1)]))
+    if (screenshot && shown.length === 1) { await fit(page); await page.screenshot({ path: screenshot }) }
+  }
+  return shown
+}
+
 async function run(page, { pack, name, folder }) {
   const answer = {}
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
@@ -149,6 +168,7 @@ async function main() {
       answer.vue = {}
       for (const [name, file] of Object.entries(job.vue)) answer.vue[name] = await vue(page, name, file)
     }
+    if (job.warn) answer.warn = await warn(page, job.warn)
     if (job.run) answer.run = await run(page, job.run)
   } finally {
     await browser.close()

@@ -118,6 +118,17 @@ def test_in_nodes_2_no_node_covers_another_where_files_are_missing(bare, browse,
     assert drawn == {name: {"nodes": count, "overlaps": []} for name, count in counts.items()}
 
 
+def test_a_node_shows_its_warnings_until_it_runs_without(browse, screenshots):
+    path = next(path for path in WORKFLOWS if path.stem == "text_to_clip")
+    good = next(node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+                if node["type"] == "MagiHumanPrompt")["widgets_values"][0]
+    answer = browse({"warn": {"file": str(path), "node": "MagiHumanPrompt", "values": ["He nods.", good],
+                              "screenshot": screenshots and f"{screenshots}/warned.png"}})
+    first, second = answer["warn"]
+    assert first.startswith("MagiHuman Prompt: The body has 2 words") and len(first.splitlines()) > 1
+    assert (second, answer["errors"]) == ("No warnings.", [])
+
+
 @pytest.mark.timeout(600)
 def test_the_demo_runs_from_the_template_list(server, browse, screenshots, tmp_path):
     folder = Path(screenshots or tmp_path)

@@ -81,12 +81,19 @@ def test_a_clip_that_is_dubbed_stands_in_the_surroundings_of_another_take():
         assert torch.equal(clip, torch.where(given, strange, own) if dubbed else own)
 
 
+@pytest.mark.parametrize("use", ["frames", "time"])
+def test_windows_of_driven_clips_keep_the_same_frames_and_all_of_the_audio(use):
+    video, audio = kept(f"{use} and audio", 60)
+    assert torch.equal(video, kept(use, 60)[0]) and audio.all()
+
+
 def test_all_uses_are_drawn_in_their_shares():
     torch.manual_seed(0)
     keep = draw_keep(torch.zeros(2000, 1, *SIZE), torch.zeros(2000, 1, AUDIO))
     assert sum(masks.USES.values()) == pytest.approx(1.0)
     driven = keep.audio.all(-1).float().mean()
-    assert float(driven) == pytest.approx(sum(masks.USES[u] for u in ("audio", "image and audio", "region")), abs=0.03)
+    with_audio = sum(share for use, share in masks.USES.items() if use == "region" or use.endswith("audio"))
+    assert float(driven) == pytest.approx(with_audio, abs=0.03)
 
 
 def test_noise_is_where_nothing_is_kept_and_the_loss_looks_only_there():

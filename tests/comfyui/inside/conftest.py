@@ -25,6 +25,7 @@ def load_pack() -> float:
     comfy.options.enable_args_parsing()
     # What a server has imported before it comes to custom nodes.
     import latent_preview  # noqa: F401
+    import server  # noqa: F401
     import torch
 
     import nodes  # noqa: F401
