@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from errno import EINVAL, EPIPE
 
 # What else than an OutOfMemoryError says: MPS and drivers; the CPU on Linux, on Windows; cuBLAS and cuDNN.
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
@@ -32,6 +33,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: a known one that is like it, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f". Did you mean {close[0]}?" if close else ""
+
+
+def reader_is_gone(error: OSError) -> bool:
+    """Whether a pipe could not be written because nobody reads it any more; Windows has another number for that."""
+    return error.errno in (EPIPE, EINVAL)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

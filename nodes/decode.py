@@ -10,7 +10,7 @@ from ..magihuman_core.media.waveform import OUTPUT_RATE, replaced, resample_reco
 from ..magihuman_core.sizes import FPS, decoded_frames
 from .adapter.lazy_video import lazy_video
 from .adapter.media import decode_audio, fit_length, stereo
-from .adapter.streams import FRAMES, joint_latent, split
+from .adapter.streams import FRAMES, generated_sound, split
 from .adapter.vae import check
 
 RATES = [str(OUTPUT_RATE), "48000"]
@@ -45,7 +45,7 @@ def clips(latent: dict, vae, audio_vae, rate: int, audio: dict | None):
     check(vae, "video", video.shape[1])
     check(audio_vae, "audio", sound.shape[1])
     count = min(decoded_frames(video.shape[2]), sound.shape[2], latent.get(FRAMES, sound.shape[2]))
-    masks = joint_latent(latent).audio_mask
+    masks = generated_sound(latent)
     for number in range(video.shape[0]):
         one, latents = video[number : number + 1], sound[number : number + 1]
         waveform = None

@@ -18,7 +18,7 @@ from ..magihuman_core.sampling.regenerate import (
 )
 from ..magihuman_core.sizes import FPS, MAX_SECONDS, PIXELS_PER_LATENT, decoded_frames, latent_of_frame
 from .adapter.media import image_latent, still_latent
-from .adapter.streams import FRAMES, joint_latent, split, with_streams
+from .adapter.streams import FRAMES, GENERATED, UPSCALED, generated_sound, joint_latent, split, with_streams
 
 CATEGORY = "MagiHuman/clip"
 BOTH, PICTURE, SOUND = "both", "picture", "sound"
@@ -77,7 +77,8 @@ class MagiHumanRegenerate(io.ComfyNode):
         seen = where[None] * (part != SOUND)
         if not whole:
             seen = seen_share(torch.arange(count), *shown_frames(first, last), count)[:, None, None] * seen
-        return io.NodeOutput(with_streams(latent, opened), seen)
+        rest = {key: value for key, value in latent.items() if key != UPSCALED}  # it is a finished clip now
+        return io.NodeOutput({**with_streams(rest, opened), GENERATED: generated_sound(latent)}, seen)
 
 
 class MagiHumanMouthMask(io.ComfyNode):

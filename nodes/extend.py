@@ -65,6 +65,9 @@ class MagiHumanExtend(io.ComfyNode):
         waveform, rate = stereo(audio)
         kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
         carried = None if latent is None else split(latent)
+        if carried is not None and carried[0].shape[0] > 1:
+            raise InputError(f"The latent holds {carried[0].shape[0]} clips, and nothing tells of which of them the "
+                             "frames are: leave latent unconnected, or make one clip (batch_size 1).")
         more = 0  # frames after those that are kept: of a last latent frame that the clip does not show to its end
         if carried is not None:
             whole = decoded_frames(carried[0].shape[2])

@@ -13,7 +13,9 @@ BESIDE_WEIGHTS = "beside the weights"
 
 
 def choices(folder: str) -> list[str]:
-    """The demo, then every file of a model folder; the shards of one model as the folder they lie in, with a slash."""
+    """The demo, then every file of a model folder; the shards of one model as the folder they lie in, with a slash,
+    or where that is the model folder itself, as the first of them.
+    """
     found = _names(folder)
     return [DEMO, *sorted(name for name in found if name.endswith("/")),
             *(name for name in found if not name.endswith("/"))]
@@ -30,10 +32,8 @@ def resolve(folder: str, choice: str) -> Path:
 
 
 def contents(*paths: Path | None) -> str:
-    """A text that changes with these files or folders, and the JSON beside them: ComfyUI then loads them anew."""
-    files = [path for path in paths if path is not None]
-    beside = {found for path in files if path.is_file() for found in path.parent.glob("*.json") if found.is_file()}
-    return " ".join(map(fingerprint, [*files, *sorted(beside)]))
+    """A text that changes with these files or folders: ComfyUI then loads them anew."""
+    return " ".join(fingerprint(path) for path in paths if path is not None)
 
 
 def _names(folder: str) -> dict[str, str]:
@@ -43,7 +43,11 @@ def _names(folder: str) -> dict[str, str]:
         path = PurePosixPath(name.replace("\\", "/"))
         if any(part.startswith(".") for part in path.parts):  # such as the ._ files of macOS
             continue
-        found[f"{path.parent}/" if SHARD.fullmatch(str(path)) else str(path)] = name
+        shard = SHARD.fullmatch(path.name)
+        if shard is not None and path.parent != PurePosixPath():
+            found[f"{path.parent}/"] = name
+        elif shard is None or int(shard[2]) == 1:
+            found[str(path)] = name
     return found
 
 

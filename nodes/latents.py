@@ -22,7 +22,16 @@ from ..magihuman_core.sizes import (
     frames_of,
 )
 from .adapter.media import audio_latent, fit_length, image_latent, stereo
-from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
+from .adapter.streams import (
+    FRAMES,
+    GENERATED,
+    UPSCALED,
+    empty,
+    generated_sound,
+    joint_latent,
+    split,
+    with_streams,
+)
 
 CATEGORY = "MagiHuman/latent"
 MAX_SECONDS = 3600
@@ -32,7 +41,6 @@ SECONDS_TIP = (
 FROM_AUDIO, FROM_LATENT = "from the sound", "from the latent"
 FACTOR = "factor"
 log = logging.getLogger(__name__)
-UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
 
 
 class EmptyMagiHumanLatent(io.ComfyNode):
@@ -167,7 +175,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
             start = keep_still(start, 0, image_latent(vae, image, large))
-        return io.NodeOutput({**with_streams(latent, start), UPSCALED: True})
+        return io.NodeOutput({**with_streams(latent, start), UPSCALED: True, GENERATED: generated_sound(latent)})
 
 
 NODES = [EmptyMagiHumanLatent, MagiHumanReferenceImage, MagiHumanDrivingAudio, MagiHumanLatentUpscale]

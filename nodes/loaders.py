@@ -7,6 +7,8 @@ from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError
 from ..magihuman_core.loading.folder import find_models
+from ..magihuman_core.loading.text_encoder import sibling_file
+from ..magihuman_core.loading.vae import turbo_configs
 from ..magihuman_core.recipes import RECIPES
 from ..magihuman_core.weights.open import open_checkpoint
 from ..magihuman_core.weights.roles import find_role
@@ -128,7 +130,10 @@ class MagiHumanTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder, tokenizer, **_):
-        return contents(*cls.find(text_encoder, tokenizer)) if text_encoder and tokenizer else None
+        if not (text_encoder and tokenizer):
+            return None
+        path, given = cls.find(text_encoder, tokenizer)
+        return contents(path, given, sibling_file(path, "config.json"), sibling_file(path, "tokenizer.json"))
 
     @staticmethod
     def find(choice: str, tokenizer: str) -> tuple[Path, Path | None]:
@@ -186,7 +191,10 @@ class MagiHumanTurboVAELoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, vae):
-        return contents(vae_file(vae, "turbo_vae")) if vae else None
+        if not vae:
+            return None
+        path = vae_file(vae, "turbo_vae")
+        return contents(path, *turbo_configs(path))
 
 
 class MagiHumanAudioVAELoader(io.ComfyNode):

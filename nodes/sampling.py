@@ -10,8 +10,7 @@ from ..magihuman_core.errors import InputError
 from ..magihuman_core.recipes import BASE, FULL_GUIDANCE, RECIPES, SR_540P, SR_GUIDANCE, Guidance
 from ..magihuman_core.sampling.solvers import flow_sigmas
 from .adapter import sampling
-from .adapter.streams import split
-from .latents import UPSCALED
+from .adapter.streams import UPSCALED, split
 
 CATEGORY = "MagiHuman/sampling"
 AUTO, DISTILLED, FULL, SR = "auto", "distilled", "full CFG", "super-resolution"
@@ -102,7 +101,8 @@ class MagiHumanSampler(io.ComfyNode):
         guider = sampling.StreamGuider(model, recipe.guidance, positive, negative)
         sampler = sampling.make_sampler(recipe.solver, noise_level=sr_noise_level)
         sigmas = flow_sigmas(steps or recipe.steps, sampling.model_shift(model) or SHIFT, denoise)
-        return io.NodeOutput(sampling.run_each(guider, sampler, sigmas, latent_image, seed))
+        made = sampling.run_each(guider, sampler, sigmas, latent_image, seed)
+        return io.NodeOutput({key: value for key, value in made.items() if key != UPSCALED})
 
 
 class MagiHumanScheduler(io.ComfyNode):

@@ -30,6 +30,8 @@ from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
 from training.common import Stop, add_options, set_up
+from training.demo import Demo
+from training.files import DEMO
 from training.rows import mean, step_sizes
 from training.voice import SAMPLE_RATE
 
@@ -78,11 +80,10 @@ def frames_of(made):
     return made.frames.numpy()
 
 
-def sync(made, clip, first=0, last=None, shift=0):
-    """Of the mouth of a clip that was made with drawn sound. first, last, shift: in frames."""
-    video = frames_of(made)[first:last]
+def sync(film, clip, first=0, last=None, shift=0):
+    """Of the mouth in frames that were made for a drawn clip's sound. first, last, shift: in frames."""
     start = (first + shift) * measure.SAMPLES_PER_TOKEN
-    return measure.sync(video, clip.audio[:, start:])
+    return measure.sync(film[first:last], clip.audio[:, start:])
 
 
 def parts_of(clip, count):
@@ -98,19 +99,35 @@ def rank(steps, places):
 
 
 def speech(studio, seconds, **options):
+    return follows(studio.drawn(seconds), lambda clip: frames_of(studio.drive(clip, **options)))
+
+
+def follows(clips, film_of):
+    """How well films follow the sound of drawn clips, in whole and in every part. film_of(clip) -> [F, H, W, 3]."""
     syncs, worst, seen, drift, moved = [], [], [], [], []
-    for clip in studio.drawn(seconds):
-        made = studio.drive(clip, **options)
-        video, parts = frames_of(made), parts_of(clip, len(made.frames))
-        syncs.append(sync(made, clip))
-        moved.append(sync(made, clip, shift=4))
-        worst.append(min(sync(made, clip, *part) for part in parts))
-        seen.append(min(measure.attribute_accuracy(measure.read_attributes(video[slice(*part)]), clip.attributes)
+    for clip in clips:
+        film = film_of(clip)
+        parts = parts_of(clip, len(film))
+        syncs.append(sync(film, clip))
+        moved.append(sync(film, clip, shift=4))
+        worst.append(min(sync(film, clip, *part) for part in parts))
+        seen.append(min(measure.attribute_accuracy(measure.read_attributes(film[slice(*part)]), clip.attributes)
                         for part in parts))  # fmt: skip
-        colors = np.stack([video[slice(*part)].mean(axis=(0, 1, 2)) for part in parts])
+        colors = np.stack([film[slice(*part)].mean(axis=(0, 1, 2)) for part in parts])
         drift.append(float(np.abs(colors - colors[0]).max()))
     return {"sync": mean(syncs), "worst clip": min(syncs), "worst 2 s": min(worst), "attributes, worst 2 s": min(seen),
             "color drift of 255": max(drift), "control: sound moved by 0.16 s": mean(moved)}  # fmt: skip
+
+
+def codec(studio, seconds):
+    """The drawn films themselves, encoded and decoded: no network can be expected to be better."""
+    demo = Demo(DEMO)
+
+    def film_of(clip):
+        latent = demo.encode(clip)
+        return demo.decode(latent.video, latent.audio)[0]
+
+    return follows(studio.drawn(seconds), film_of)
 
 
 def one_shot(studio):
@@ -123,9 +140,9 @@ def dub(studio):
     for clip, other in zip(clips, clips[1:] + clips[:1], strict=True):
         source = studio.drive(clip)
         made = studio.pipeline.dub(source, sound(other), mask=MOUTH, prompt=prompt_of(clip, other), seed=clip.seed)
-        new.append(sync(made, other))
-        old.append(sync(made, clip))
-        before.append(sync(source, other))
+        new.append(sync(frames_of(made), other))
+        old.append(sync(frames_of(made), clip))
+        before.append(sync(frames_of(source), other))
         change = np.abs(frames_of(made).astype(np.float32) - frames_of(source)).mean(axis=(0, 3))
         outside.append(float(change[ellipse_mask(MOUTH, *change.shape[::-1]).numpy() < 0.5].mean()))
     return {"sync with the new sound": mean(new), "with the old": mean(old), "change outside of 255": max(outside),
@@ -137,8 +154,8 @@ def retake(studio):
     for clip in studio.drawn(2):
         source = studio.drive(clip)
         made = studio.pipeline.retake(source, 0.8, 1.3, video_only=True, prompt=prompt_of(clip), seed=clip.seed + 1)
-        syncs.append(sync(made, clip))
-        before.append(sync(source, clip))
+        syncs.append(sync(frames_of(made), clip))
+        before.append(sync(frames_of(source), clip))
         changed = np.flatnonzero((frames_of(made) != frames_of(source)).any(axis=(1, 2, 3)))
         ranks.append(rank(step_sizes(frames_of(made)), (changed[0] - 1, changed[-1])))
         outside.append(float((made.latents[0] != source.latents[0]).flatten(3).any(3).any(1).float().mean()))
@@ -154,7 +171,7 @@ def last_frame(studio):
         wanted.append(measure.psnr(frames_of(made)[-1:], end))
         without.append(measure.psnr(frames_of(plain)[-1:], end))
         first.append(measure.psnr(frames_of(made)[:1], clip.video[:1]))
-        syncs.append(sync(made, clip))
+        syncs.append(sync(frames_of(made), clip))
     return {"last frame dB": mean(wanted), "control: not given, dB": mean(without), "first frame dB": mean(first),
             "sync": mean(syncs)}  # fmt: skip
 
@@ -183,7 +200,7 @@ def extend(studio, rate=None):
             made = studio.pipeline.extend(made, audio=new, prompt=prompt_of(clip), seed=clip.seed)
             joins.append(heard - 1)
             offsets.append(late(made.audio[:, heard * (OUTPUT_RATE // FPS) :], new))
-        syncs.append(sync(made, clip, start))
+        syncs.append(sync(frames_of(made), clip, start))
         ranks.append(rank(step_sizes(frames_of(made)), joins))
     return {"sync of the new parts": mean(syncs), "steps at the joins, percentile": mean(ranks),
             "new sound against its first frame, ms": max(offsets)}  # fmt: skip
@@ -227,6 +244,7 @@ def live(studio):
 
 
 ROWS = {
+    "codec": ("limit: 20 s of a drawn film, encoded and decoded", lambda studio: codec(studio, 20)),
     "20 s": ("20 s of driven speech", lambda studio: speech(studio, 20)),
     "60 s": ("60 s of driven speech", lambda studio: speech(studio, 60)),
     "one shot": ("control: 20 s in one window", one_shot),

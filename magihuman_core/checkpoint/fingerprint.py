@@ -7,7 +7,7 @@ from pathlib import Path
 from .header import explain_read_errors
 from .shards import named_files
 from .tensor_file import Stamp
-from .weight_files import DEPTH, INDEX, suffix, walk
+from .weight_files import DEPTH, INDEX, shard_set, suffix, walk
 
 HASHED = 1 << 20  # bytes from the beginning of a file: of weights the header
 
@@ -33,7 +33,7 @@ def fingerprint(path: str | Path) -> str:
 def _files(path: Path) -> Iterator[Path]:
     """The files that count, in a fixed order."""
     if not path.is_dir():
-        yield path
+        yield from shard_set(path) or [path]
         if path.name.endswith(INDEX):
             yield from (path.parent / name for name in sorted(named_files(path)) if (path.parent / name).is_file())
         return

@@ -14,7 +14,7 @@ from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, suffix
+from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def open_stored(source: str | Path | Mapping[str, Tensor], *, subfolders: Sequen
                 models: Sequence[str] = (), mapped: bool = False, allow_pickle: bool = False) -> Checkpoint:
     """Open weights with names and tensors as they are stored; only headers are read.
 
-    source: a .safetensors or .gguf file, a *.safetensors.index.json, a folder that holds either, or shards without
-    an index, or a mapping from names to tensors.
+    source: a .safetensors or .gguf file, a *.safetensors.index.json, a shard, which stands for all of its
+    checkpoint, a folder that holds either, or a mapping from names to tensors.
     subfolders: names of folders to look into where the given one holds no weights itself; models: names of folders
     which hold a model each, so that an error can ask to choose.
     mapped: tensors whose dtype is kept are views of the file instead of copies. allow_pickle: also take a training
@@ -69,6 +69,8 @@ def _open(path: Path, subfolders: Sequence[str], models: Sequence[str], mapped: 
     elif not path.exists():
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     _check_finished(path)
+    if shards := shard_set(path):
+        return open_shards(path.parent, _complete_shards(path.parent, shards), mapped, {}, {})
     if path.name.lower().endswith(".index.json"):
         return open_index(path, mapped)
     kind = file_format(path)

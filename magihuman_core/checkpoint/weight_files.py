@@ -47,6 +47,15 @@ def list_weight_files(folder: Path) -> WeightFiles:
     return WeightFiles(folder, files, indexes, shards, single, [child for child in shown if stat.S_ISDIR(kinds[child])])
 
 
+def shard_set(path: Path) -> list[Path]:
+    """A shard of several and the others of its checkpoint that lie beside it, in their order; [] for other files."""
+    shard = SHARD.fullmatch(path.name)
+    if shard is None or int(shard[3]) < 2 or not path.is_file():
+        return []
+    return sorted(file for file in path.parent.iterdir()
+                  if (other := SHARD.fullmatch(file.name)) and (other[1], other[3]) == (shard[1], shard[3]))
+
+
 def suffix(path: Path) -> str:
     """A file's ending in small letters, as it counts here."""
     return path.suffix.lower()

@@ -70,6 +70,8 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
                          "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
+    if len(options["keyframes"]) < len(arguments.keyframe):
+        raise InputError("Two of --keyframe are at the same time. Leave one of them out.")
     pipeline = pipeline_for(arguments)
     with watch() as progress:
         clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from .options import add_models, add_prompt, inputs_of, make_pipeline, read_prom
 
 CHUNK = 0.2  # seconds of audio that are handed on at once
 EARLY = 0.5  # seconds that are waited for the first sound before models are loaded, which need not wait for it
+PACKED = (".mp3", ".aac", ".m4a", ".mp4", ".flac", ".ogg", ".opus", ".webm", ".mkv")
+MAGIC = (b"ID3", b"fLaC", b"OggS", b"RF64", b"\x1aE\xdf\xa3")  # what such files begin with, and WAVs of over 4 GB
+UNPACK = ("is neither 16-bit PCM nor a WAV, which a live clip takes. Convert it, or make a clip of it with magihuman "
+          "generate --audio.")
 NO_SOUND = "No sound came. Send 16-bit PCM or a WAV."
 log = logging.getLogger(__name__)
 STDIN, STDOUT = 0, 1  # file descriptors
@@ -52,12 +57,18 @@ def add_live(commands, common: argparse.ArgumentParser) -> None:
 
 def live(arguments: argparse.Namespace) -> int:
     """Make the video until the sound ends, or Ctrl-C."""
-    from ..atomic import check_not_input
+    from ..atomic import check_not_input, check_place
     from ..media.live_file import LiveFile
 
     check_not_input(arguments.out, inputs_of(arguments))
-    if arguments.out != "-" and not Path(arguments.out).absolute().parent.is_dir():
-        raise InputError(f"{arguments.out}: its folder does not exist. Choose another one.")
+    place = Path(arguments.out)
+    if arguments.out != "-" and (place.is_file() or place.is_dir() or not place.exists()):  # no pipe or device
+        check_place(place, "video")
+    if arguments.out == "-" and os.isatty(STDOUT):
+        raise InputError("The video would be written into this terminal. Give a file with --out, or send it on to a "
+                         "player, with |.")
+    if arguments.audio != "-" and Path(arguments.audio).suffix.lower() in PACKED:
+        raise InputError(f"{arguments.audio}: {UNPACK}")
     prompt = read_prompt(arguments)
     names = ("image", "width", "height", "seed", "mode", "steps", "window", "overlap")
     options = {name: getattr(arguments, name) for name in names}
@@ -108,6 +119,7 @@ class Chunks:
         self.queue: Queue[bytes | None] = Queue(WAITING)
         self.error: Exception | None = None  # of the thread
         self.stopped = Event()
+        self.left: int | None = None  # bytes of sound to come, where others follow them
         Thread(target=self._read, daemon=True).start()
 
     @property
@@ -145,11 +157,17 @@ class Chunks:
         head = _upto(self.file, 12)
         if not head:
             raise InputError(NO_SOUND)
+        if head.startswith(MAGIC) or head[4:8] == b"ftyp":
+            raise InputError(f"The sound {UNPACK}")
         if not (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
             return head
+        whole, position = 8 + struct.unpack("<I", head[4:8])[0], 12
         while True:
             name, length = struct.unpack("<4sI", _exactly(self.file, 8))
-            if name == b"data":  # its length is not known while it grows
+            position += 8 + length + length % 2
+            if name == b"data":
+                # Its length is not known while it grows. But of a finished file titles may follow the sound.
+                self.left = length if length and position < whole else None
                 return b""
             if name != b"fmt ":  # titles and the like, of any length
                 _skip(self.file, length + length % 2)
@@ -164,11 +182,11 @@ class Chunks:
                 raise InputError(f"The WAV has {self.channels} channels, expected 1 or 2. Convert it.")
 
     def _read(self) -> None:
-        from ..media.waveform import check_rate
+        from ..media.live_file import check_aac_rate
 
         try:
             rest = self._header()
-            check_rate(self._rate, "The sound")
+            check_aac_rate(self._rate)
             self.known.set()
             self._read_all(rest)
         except Exception as error:  # said where the chunks are taken
@@ -181,7 +199,9 @@ class Chunks:
         size = 2 * self.channels
         wanted = round(CHUNK * self._rate) * size
         while not self.stopped.is_set():
-            data = self.file.read(wanted)  # what is there, without waiting for all of it
+            data = self.file.read(wanted if self.left is None else min(wanted, self.left))  # without waiting for all
+            if self.left is not None:
+                self.left -= len(data)
             waiting += data
             whole = len(waiting) // size * size
             if whole:

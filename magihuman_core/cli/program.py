@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import TIP, LostRankError
 from .batch import add_batch
-from .console import Exit, exit_code, plain, print_anything
+from .console import Exit, exit_code, lasting_streams, plain
 from .convert import add_convert
 from .decode import add_decode
 from .demo import add_demo
@@ -43,7 +43,8 @@ EXAMPLES = {
     "extend": ["extend clip.mp4 --seconds 4 --models ComfyUI/models --prompt-file prompt.txt"],
     "batch": ["batch jobs.jsonl --out clips --models demo",
               "batch jobs.jsonl --out /shared/clips --models /shared/models --address auto --timeout 1800"],
-    "live": ["live --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav"],
+    "live": ["live --models ComfyUI/models --prompt-file prompt.txt --image photo.jpg --audio voice.wav "
+             "--out face.mp4"],
     "decode": ["decode latents.safetensors --models ComfyUI/models --out clip.mp4"],
     "inspect": ["inspect ComfyUI/models", "inspect ComfyUI/models --for \"picture voice 540p\"",
                 "inspect --for \"text\" --memory 16", "inspect demo"],
@@ -95,8 +96,7 @@ def _main(argv: Sequence[str] | None, crew: "Crew | None") -> int:
         return 0
     arguments = parser.parse_args(argv)
     arguments.crew = crew
-    print_anything()
-    with _logging(arguments.verbose):
+    with lasting_streams(), _logging(arguments.verbose):
         return _run(arguments)
 
 
@@ -139,8 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
         # On a line of its own: the terminal's ^C, or half a progress bar, may stand on this one.
         print("\nmagihuman: interrupted; no file is left half-written.", file=sys.stderr)
         return Exit.INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of a live clip has seen enough
         return Exit.DONE
     except Exception as error:
         return _say(arguments.crew, error)

@@ -108,14 +108,19 @@ def _read_turbo_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig
     return TurboVAEConfig.from_mapping(content, str(config))
 
 
+def turbo_configs(source: Path) -> dict[Path, dict[str, Any]]:
+    """The JSON files beside a checkpoint file, or in its folder, that describe a Turbo VAE, with their contents."""
+    folder = source if source.is_dir() else source.parent
+    return {path: content for path in sorted(folder.glob("*.json"))
+            if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
+
+
 def _find_turbo_config(source: Path) -> TurboVAEConfig | None:
     """The JSON beside a checkpoint file, or in its folder, that describes a Turbo VAE.
 
     One with the file's own name is preferred; of several others none is taken, for nothing tells which.
     """
-    folder = source if source.is_dir() else source.parent
-    found = {path: content for path in sorted(folder.glob("*.json"))
-             if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
+    found = turbo_configs(source)
     own = source.with_suffix(".json")
     chosen = own if own in found else next(iter(found)) if len(found) == 1 else None
     return None if chosen is None else TurboVAEConfig.from_mapping(found[chosen], str(chosen))

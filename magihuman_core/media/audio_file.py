@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import wave
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 FORMATS = ("WAV", "WAVEX", "FLAC")
 SUBTYPES = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 BLOCK = 1 << 20  # samples read at a time, of all channels
+GAP = 0.04  # seconds: by so much times may be inexact
+LONGEST_GAP = 60.0  # in a file that does not say its length
+
+log = logging.getLogger(__name__)
 
 
 def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, int]:
@@ -88,7 +93,8 @@ def _decode(path: Path, seconds: float | None) -> tuple[Tensor, int]:
         length = 0 if container.duration is None else container.duration * rate // 1_000_000
         _check_size(stream.codec_context.channels, length, rate, seconds, path)
         limit = math.inf if seconds is None else round(seconds * rate)
-        for part in _frames(decoded(container, stream, path), rate):
+        known_length = None if container.duration is None else container.duration / 1_000_000
+        for part in _frames(decoded(container, stream, path), rate, known_length, path):
             parts.append(part)
             count += part.shape[1]
             if count >= limit:
@@ -108,13 +114,28 @@ def _check_size(channels: int, samples: int, rate: int, seconds: float | None, p
                          "of it is wanted (--seconds).")
 
 
-def _frames(frames: Iterator[av.AudioFrame], rate: int) -> Iterator[Tensor]:
-    """fp32 [2, n] of each decoded frame, at one rate whatever the frames have."""
+def _frames(frames: Iterator[av.AudioFrame], rate: int, length: float | None, path: Path) -> Iterator[Tensor]:
+    """fp32 [2, n] of each decoded frame, at one rate whatever the frames have; silence where some are missing.
+
+    length: in seconds, as far as the file says one.
+    """
     import av
 
     resampler: av.AudioResampler | None = None
-    form = None
+    form = begin = None
+    heard = missing = 0.0  # seconds
     for frame in frames:
+        if frame.pts is not None and frame.time_base is not None:
+            time = float(frame.pts * frame.time_base)
+            begin = time - heard if begin is None else begin
+            gap = time - begin - heard
+            if GAP < gap < (LONGEST_GAP if length is None else length - heard):  # no damaged time
+                if resampler is not None:
+                    yield from map(_stereo, resampler.resample(None))
+                    resampler = None
+                yield torch.zeros(2, round(gap * rate))
+                heard, missing = heard + gap, missing + gap
+        heard += frame.samples / frame.sample_rate
         found = frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate
         if resampler is None or found != form:
             # A recording may change in its middle, as one cut together of several does.
@@ -128,6 +149,8 @@ def _frames(frames: Iterator[av.AudioFrame], rate: int) -> Iterator[Tensor]:
         yield from map(_stereo, resampler.resample(frame))
     if resampler is not None:
         yield from map(_stereo, resampler.resample(None))
+    if missing:
+        log.warning("%s: %.1f s of its sound are missing, and silent.", path, missing)
 
 
 def _stereo(frame: av.AudioFrame) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, EPIPE
+from errno import EPIPE
 from fractions import Fraction
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -11,7 +11,7 @@ import av
 import torch
 from torch import Tensor
 
-from ..errors import InputError, shown
+from ..errors import InputError, reader_is_gone, shown
 from ..sizes import FPS
 from .mp4 import AudioTrack, add_video, video_frame
 
@@ -20,6 +20,14 @@ FORMATS: dict[str, dict[str, str]] = {
     "mp4": {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"},
     "matroska": {"live": "1", "flush_packets": "1"},
 }
+RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)  # that AAC takes
+
+
+def check_aac_rate(rate: int) -> None:
+    """Raise InputError for sound that cannot be written as it is."""
+    if rate not in RATES:
+        raise InputError(f"The sound has {rate} samples per second, expected one of {', '.join(map(str, RATES))}. "
+                         "Convert it.")
 
 
 class _Pipe:
@@ -39,8 +47,7 @@ class _Pipe:
                 rest = rest[self.file.write(rest) :]
             self.file.flush()
         except OSError as error:
-            gone = error.errno == EINVAL  # what Windows says of a pipe without a reader
-            self.error = BrokenPipeError(EPIPE, "The reader is gone") if gone else error
+            self.error = BrokenPipeError(EPIPE, "The reader is gone") if reader_is_gone(error) else error
         except BaseException as error:
             self.error = error
         return len(data)
@@ -55,7 +62,9 @@ class LiveFile:
     """H.264 and AAC in fragmented mp4 or Matroska; `with` closes it so that what was written is whole."""
 
     def __init__(self, file: BinaryIO, width: int, height: int, rate: int, container: str = "mp4") -> None:
-        """rate: of the audio, in samples per second. Raises InputError for an unknown container."""
+        """rate: of the audio, in samples per second. Raises InputError for one that AAC does not take, and for an
+        unknown container."""
+        check_aac_rate(rate)
         if container not in FORMATS:
             raise InputError(f"container is {shown(container)}, expected one of {', '.join(FORMATS)}.")
         self.pipe = _Pipe(file)

@@ -24,7 +24,15 @@ from ..sampling.regenerate import (
     seen_share,
     shown_frames,
 )
-from ..sizes import AUDIO_PER_FRAME, covering_length, decoded_frames, frames_after, full_audio, latent_frames
+from ..sizes import (
+    AUDIO_PER_FRAME,
+    PIXELS_PER_LATENT,
+    covering_length,
+    decoded_frames,
+    frames_after,
+    full_audio,
+    latent_frames,
+)
 from . import stages
 from .making import SAMPLES_PER_FRAME, Making, RunStage, check_channels, lengthened, whole_frames
 from .parts import Parts
@@ -81,9 +89,10 @@ class Regeneration(Making):
 
     def finish(self, frames: Frames, waveform: Tensor | None) -> tuple[Frames, Tensor]:
         count, size = self.source.count, (frames.width, frames.height)
-        original = self.source.frames(*size)
-        if self.region is not None or self.times is not None:
-            frames = original.mixed(frames.part(0, count), self._share(size)) if self.video else original
+        if not self.video:  # the picture stays as it is, in its own size
+            frames = self.source.frames(*(side - side % 2 for side in self.source.size))  # H.264 takes no odd ones
+        elif self.region is not None or self.times is not None:
+            frames = self.source.frames(*size).mixed(frames.part(0, count), self._share(size))
         else:
             frames = frames.part(0, count)
         if self.audio is not None:
@@ -94,7 +103,8 @@ class Regeneration(Making):
         return frames, replaced(self.source.waveform, waveform, start, end)
 
     def whole(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor] | None:
-        return video, audio
+        seen = tuple(PIXELS_PER_LATENT * side for side in video.shape[:2:-1])
+        return (video, audio) if self.video or seen == self.source.size else None
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..loading.vae import load_audio_vae
 from ..media.image import frames_to_uint8
 from ..media.waveform import as_floating, resample_recording, to_stereo
@@ -42,6 +42,13 @@ CARRIED = 3  # latent frames of a window that the next one begins with
 log = logging.getLogger(__name__)
 
 
+def check_stream_rate(rate: int) -> None:
+    """Raise InputError for sound that cannot be cut at frames."""
+    if isinstance(rate, bool) or not isinstance(rate, int) or rate <= 0 or rate % FPS:
+        raise InputError(f"rate is {shown(rate)} samples/s, expected a multiple of {FPS}, such as 16000, 24000, "
+                         "44100 or 48000.")
+
+
 @dataclass
 class AudioBuffer:
     """The sound that has come so far, of which no more is kept than is still needed.
@@ -54,9 +61,7 @@ class AudioBuffer:
     samples: Tensor = field(default_factory=lambda: torch.zeros(2, 0))
 
     def __post_init__(self) -> None:
-        if self.rate <= 0 or self.rate % FPS:
-            raise InputError(f"rate is {self.rate} samples/s, expected a multiple of {FPS}, such as 16000, 24000, "
-                             "44100 or 48000.")
+        check_stream_rate(self.rate)
 
     @property
     def per_frame(self) -> int:
@@ -88,6 +93,14 @@ class AudioBuffer:
         before = max(before, self.start)
         self.samples = self.samples[:, (before - self.start) * self.per_frame :].clone()
         self.start = before
+
+
+def check_carried(window: int, carried: int) -> int:
+    """How many latent frames of a window the next one begins with. Raises InputError where that cannot be."""
+    if not 1 <= carried < window:
+        raise InputError(f"Windows of {window} latent frames cannot carry {carried} of them over. Choose longer "
+                         "windows, or a smaller overlap.")
+    return carried
 
 
 class LatentDecoder:
@@ -125,9 +138,6 @@ class Live:
     def __init__(self, parts: Parts, request: Request, conditions: stages.Conditions, stills: list[Tensor],
                  carried: int = CARRIED) -> None:
         pass_: Pass = request.first
-        if not 1 <= carried < pass_.window:
-            raise InputError(f"Windows of {pass_.window} latent frames cannot carry {carried} of them over. "
-                             "Choose longer windows, or a smaller overlap.")
         self.parts, self.pass_, self.conditions, self.stills = parts, pass_, conditions, stills
         self.carried, self.seed = carried, request.seeds[0]
         self.audio_length = full_audio(pass_.window)  # audio latents that a window hears

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -33,7 +34,7 @@ from ..weights.dit_keys import network_config
 from . import stages
 from .clip import Clip
 from .edits import Extension, Mask, Regeneration, read_mask
-from .live import CARRIED, Live
+from .live import CARRIED, Live, check_carried, check_stream_rate
 from .making import Making, cut_to_shorter
 from .parts import Parts, choose_device
 from .request import (
@@ -49,7 +50,7 @@ from .request import (
     read_audio,
 )
 from .saved import SavedClip, check_target, load_clip
-from .shares import Watcher, planned
+from .shares import Watcher, planned, planned_decoding
 from .source import Source, open_source
 
 P = ParamSpec("P")
@@ -169,7 +170,10 @@ class MagiHumanPipeline:
             assert waveform is not None  # noqa: S101  a file has the one or the other
             return cut_to_shorter(frames, waveform)
 
-        clip = self._decode(saved, finish, progress or _silent)
+        progress = progress or _silent
+        self._watch(progress, planned_decoding(saved.video.shape, saved.audio is not None,
+                                               self.parts.models.is_demo))
+        clip = self._decode(saved, finish, progress)
         return clip if lazy else clip.decoded()
 
     def dub(self, clip: str | Path | Clip, audio: str | Path | Waveform, *, mask: Mask | None = None,
@@ -186,6 +190,9 @@ class MagiHumanPipeline:
         options, seed, progress, lazy, and what is raised: as for generate.
         """
         check_edge(edge)
+        refuse(options, "A dub has its clip's length", "seconds")
+        if edge is not None and mask is None:
+            raise InputError("edge is of a mask, and there is none. Give one, or leave edge out.")
         source = open_source(clip)
         region = None if mask is None else read_mask(mask, *source.size)
         request = self._request_for(source, prompt, [seed], **options)
@@ -201,9 +208,12 @@ class MagiHumanPipeline:
         """
         if audio_only and video_only:
             raise InputError("A retake cannot be of the audio only and of the video only. Choose one, or neither.")
+        refuse(options, "A retake has its clip's length and sound", "seconds", "audio")
+        if audio_only:
+            refuse(options, "A retake of the audio keeps the picture", "upscale")
         source = open_source(clip)
         times = retake_times(start, end, source.count)
-        request = self._request_for(source, prompt, [seed], **options)
+        request = self._request_for(source, prompt, [seed], new_picture=not audio_only, **options)
         return next(self._make(Regeneration(request, source, times=times, video=not audio_only,
                                             new_audio=not video_only), progress, lazy))
 
@@ -215,6 +225,7 @@ class MagiHumanPipeline:
         seconds: how much is added; default 4, or all of the audio. overlap (one of the options): how much of the clip's
         end is carried over. Of a Clip made here the latents are carried. As for dub otherwise.
         """
+        refuse(options, "A continuation begins with its clip's end", "image", "keyframes", "loop", "denoise")
         source = open_source(clip)
         request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
         return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
@@ -228,6 +239,7 @@ class MagiHumanPipeline:
         the stream, and closing the iterator stops it. The sound given is the one that came. overlap: seconds of a
         window that the next begins with (default 0.48). options: as for generate, but for super-resolution.
         """
+        check_stream_rate(rate)
         return self.open_stream(prompt=prompt, image=image, seed=seed, overlap=overlap, **options).windows(
             audio_chunks, rate)
 
@@ -239,13 +251,17 @@ class MagiHumanPipeline:
         """
         if options.get("upscale") is not None:
             raise InputError("A stream is made without super-resolution. Leave upscale out.")
+        refuse(options, "A stream begins with one picture, and follows its sound", "audio", "seconds", "keyframes",
+               "loop", "denoise")
         request = self._request(prompt, [seed], image=image, **options)
+        carried = check_carried(request.first.window, CARRIED if overlap is None else shared_frames(overlap))
+        self._watch(_silent, [])
         with torch.inference_mode():
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             stills = Making(request).stills(self.parts, self._stage)[request.first.size]
             # Here two parts are on the device at once, and so none of them is put aside.
             parts = replace(self.parts, keep=False, kept={})
-            return Live(parts, request, conditions, stills, CARRIED if overlap is None else shared_frames(overlap))
+            return Live(parts, request, conditions, stills, carried)
 
     def generate_audio(self, prompt: Prompt, *, seed: int = 0, progress: Progress | None = None,
                        **options: Any) -> Waveform:
@@ -255,10 +271,12 @@ class MagiHumanPipeline:
         """
         with torch.inference_mode():
             request = self._request(prompt, [seed], **options, width=PIXELS_PER_TOKEN, height=PIXELS_PER_TOKEN)
-            making = Making(request)
+            making, progress = Making(request), progress or _silent
+            self._watch(progress, [stage for stage in planned(request, making.encoded, True, self.parts.models.is_demo)
+                                   if stage[0] != "picture decoder"])
             conditions = self._stage("text encoder", stages.encode_texts, request.segments, request.negative)
             latents = making.latents(self.parts, self._stage)
-            [(_, audio)] = self._sample(request.first, conditions, latents, [(seed, None)], progress or _silent)
+            [(_, audio)] = self._sample(request.first, conditions, latents, [(seed, None)], progress)
             return self._stage("sound decoder", stages.decode_audio, audio), OUTPUT_RATE
 
     def _request(self, prompt: Prompt, seeds: Sequence[int], *, width: int | None = None, height: int | None = None,
@@ -270,8 +288,11 @@ class MagiHumanPipeline:
         return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
 
     def _request_for(self, source: Source, prompt: Prompt | None, seeds: Sequence[int], *, width: int | None = None,
-                     height: int | None = None, **options: Any) -> Request:
-        """A request for a clip made of another: in its size, and with its prompt where there is no other."""
+                     height: int | None = None, new_picture: bool = True, **options: Any) -> Request:
+        """A request for a clip made of another: in its size, and with its prompt where there is no other.
+
+        new_picture: whether what is seen will be made, or brought to another size, at all.
+        """
         prompt = source.prompt if prompt is None else prompt
         if prompt is None:
             raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
@@ -280,7 +301,11 @@ class MagiHumanPipeline:
         fitted = fit_area(*source.size, DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area, source.name)
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
-        return make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+        request = make_request(self.parts, prompt, size=size, seeds=seeds, **options)
+        if new_picture and request.upscaling is None and math.prod(request.first.size) < 0.9 * math.prod(source.size):
+            log.warning("%s: the new clip is %dx%d, smaller than the old one, %dx%d: all of the picture is brought to "
+                        "that. upscale makes it larger.", source.name, *request.first.size, *source.size)
+        return request
 
     def _make(self, making: Making, progress: Progress | None, lazy: bool,
               targets: Sequence[Path] = ()) -> Iterator[Clip]:
@@ -379,10 +404,19 @@ class MagiHumanPipeline:
         return result
 
     def _watch(self, progress: Progress, planned: Sequence[tuple[str, float]]) -> None:
-        """Tell a progress that wants to know them the stages to come."""
+        """Tell a progress that wants to know them the stages to come; the one before hears of none from now on."""
         self.watcher = progress if isinstance(progress, Watcher) else None
         if self.watcher is not None:
             self.watcher.plan(planned)
+
+
+def refuse(options: Mapping[str, Any], why: str, *names: str) -> None:
+    """Raise InputError for options that one way of making a clip cannot follow. Those at their defaults pass."""
+    for name in names:
+        value = options.get(name)
+        all_new = name == "denoise" and isinstance(value, int | float) and value == 1
+        if not (value is None or value is False or all_new or (isinstance(value, Mapping) and not value)):
+            raise InputError(f"{why}: {name} cannot be chosen. Leave it out.")
 
 
 def check_text(conditions: stages.Conditions) -> None:

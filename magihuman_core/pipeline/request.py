@@ -38,7 +38,7 @@ from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
 from ..sampling.windows import OVERLAP as WINDOW_OVERLAP
-from ..sampling.windows import shared_frames, window_frames
+from ..sampling.windows import plan_windows, shared_frames, window_frames
 from ..sizes import (
     FPS,
     audio_length,
@@ -50,8 +50,8 @@ from ..sizes import (
     latent_of_frame,
     shape_like,
 )
-from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text
-from ..text.script import Segment, as_segments, check_length
+from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text, space_cjk
+from ..text.script import Segment, as_segments, check_length, warn_of_unused_parts
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
@@ -180,6 +180,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)
     check_parts(parts, request)
+    windows = plan_windows(length, first.window, first.overlap).parts
+    warn_of_unused_parts(segments, [window.start + window.frames / 2 for window in windows])
     say_tips(parts.models, request)
     return request
 
@@ -332,7 +334,8 @@ def check_parts(parts: Parts, request: Request) -> None:
     for pass_ in request.passes:
         network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
     demo.check_same_model(parts.models, request.first.recipe.role)
-    if request.upscaling is not None and any(len(segment.prompt.split()) < 2 for segment in request.segments):
+    if request.upscaling is not None and any(
+            len(space_cjk(segment.prompt).split()) < 2 for segment in request.segments):
         raise InputError("The prompt is too short for super-resolution, which needs two words at least. Write a longer "
                          "one.")
 

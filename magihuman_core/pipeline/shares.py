@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from ..sizes import PIXELS_PER_TOKEN, TEXT_TOKENS, decoded_frames, latent_frames
+from ..sizes import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, TEXT_TOKENS, decoded_frames, latent_frames
 from .request import Pass, Request
 
 # Work in tokens that go through the network once. What the makers of the model published of an H100 says that decoding
@@ -34,13 +34,17 @@ def planned(request: Request, encoded: Sequence[str], generates_audio: bool, dem
     stages = [(name, float(SMALL)) for name in ("text encoder", *encoded)]
     count = len(request.seeds)
     stages += [(pass_.name, count * _tokens(pass_, request.audio_length)) for pass_ in request.passes]
-    width, height = request.passes[-1].size
-    pixels = width * height * decoded_frames(latent_frames(request.audio_length))
-    for _ in request.seeds:
-        if generates_audio:
-            stages.append(("sound decoder", float(SMALL)))
-        stages.append(("picture decoder", pixels / (DEMO_PIXELS if demo else PIXELS)))
-    return stages
+    width, height = (side // PIXELS_PER_LATENT for side in request.passes[-1].size)
+    video = latent_frames(request.audio_length), height, width
+    return stages + count * planned_decoding(video, generates_audio, demo)
+
+
+def planned_decoding(video: Sequence[int], sound: bool, demo: bool) -> list[tuple[str, float]]:
+    """The stages that make a clip of latents. video: their shape, [..., T, h, w]. sound: whether it is decoded, too."""
+    frames, height, width = video[-3:]
+    pixels = decoded_frames(frames) * height * width * PIXELS_PER_LATENT**2
+    picture = [("picture decoder", pixels / (DEMO_PIXELS if demo else PIXELS))]
+    return [("sound decoder", float(SMALL)), *picture] if sound else picture
 
 
 def _tokens(pass_: Pass, audio: int) -> float:

@@ -1,9 +1,10 @@
 """A script: what is seen and heard in each part of a clip, one prompt after the other."""
 
 import json
+import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError, shown
@@ -11,6 +12,8 @@ from ..sizes import AUDIO_PER_FRAME, FPS, MAX_SECONDS
 from .prompt import check_text
 
 TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,15 @@ def segment_at(segments: Sequence[Segment], frame: float) -> int:
         if seconds < end:
             return number
     return len(segments) - 1
+
+
+def warn_of_unused_parts(segments: Sequence[Segment], middles: Iterable[float]) -> None:
+    """Log which parts no window follows, as each follows that in which its middle lies. middles: in latent frames."""
+    used = {segment_at(segments, middle) for middle in middles}
+    unused = [str(number) for number in range(1, len(segments) + 1) if number - 1 not in used]
+    if unused:
+        log.warning("No window has its middle in part %s of the script, so it is not used: choose windows that are no "
+                    "longer than its parts, or longer parts.", ", ".join(unused))
 
 
 def _json_line(line: str, name: str, number: int) -> Segment:

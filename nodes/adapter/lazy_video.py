@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,10 @@ from .vae import VideoStage
 # Audio latents that are decoded at once, and those before and after whose sound is thrown away: the decoder sees 10,
 # the resampler's ringing at the ends is below -60 dB after 8 more.
 PIECE, CONTEXT = 50, 18
+TILES = {"tile": 16, "overlap": 4}  # latent pixels
 CONTAINERS = {"mkv": "matroska", "mp4": "mp4"}  # of what we write ourselves, by the name ComfyUI gives them
+
+log = logging.getLogger(__name__)
 
 
 class LazyFrames:
@@ -70,14 +74,33 @@ class LazyFrames:
             return
         memory = vae.memory_used_decode(self.latent.shape, vae.vae_dtype)
         comfy.model_management.load_models_gpu([vae.patcher], memory_required=memory)
-        z = self.latent.to(vae.device, vae.vae_dtype)
-        windows = stage.vae.decode_windows(z, normalized=False)
+        given = 0
+        for tiles in ({}, TILES):  # as core's VAE.decode does: in tiles where memory does not suffice
+            try:
+                for images in self._windows(stage.vae, tiles, given):
+                    given += len(images)
+                    yield images
+                return
+            except Exception as error:
+                if tiles:
+                    raise
+                comfy.model_management.raise_non_oom(error)
+            log.warning("Memory ran out while the picture was decoded: it goes on in tiles.")
+            comfy.model_management.soft_empty_cache()
+
+    def _windows(self, decoder, tiles: dict[str, int], given: int) -> Iterator[Tensor]:
+        """IMAGE of each window, without the first frames, which were `given` before."""
+        vae = self.vae
+        windows = decoder.decode_windows(self.latent.to(vae.device, vae.vae_dtype), normalized=False, **tiles)
         while True:
-            with torch.inference_mode():  # not while others go on
+            with comfy.model_management.cuda_device_context(vae.device), torch.inference_mode():  # not for others
                 window = next(windows, None)
                 if window is None:
                     return
-                images = vae.process_output(window[0].to("cpu", torch.float32, copy=True)).movedim(0, -1)
+                skipped = min(given, window.shape[2])
+                given -= skipped
+                images = window[0][:, skipped:].to("cpu", torch.float32, copy=True)
+                images = vae.process_output(images).movedim(0, -1)
             yield images
 
 

@@ -41,6 +41,7 @@ PREFIX = "diffusion_model."
 AROUND = ("module.", "base_model.model.")  # what DataParallel and PEFT put before a name
 MERGED = "magihuman_merged_role"  # attachment: the other role that was merged in
 BLOCK = re.compile(r"block\.layers\.\d+\.")
+MAGNITUDES = {"lora": 4, "loha": 7, "lokr": 8, "oft": 3, "glora": 5}  # where adapters have those of DoRA
 log = logging.getLogger(__name__)
 
 
@@ -113,31 +114,47 @@ class SlicedAdapter(WeightAdapterBase):
 
     name = "magihuman_rows"
 
-    def __init__(self, adapter: WeightAdapterBase, total: int, rows: slice):
-        self.adapter, self.total, self.rows = adapter, total, rows
-        self.loaded_keys, self.weights = adapter.loaded_keys, adapter.weights
+    def __init__(self, loaded_keys, weights):
+        """weights: (the adapter, rows of its weight, which of them). ComfyUI makes every adapter anew from these two,
+        with tensors that it brought to the device."""
+        self.loaded_keys, self.weights = loaded_keys, weights
 
     def calculate_weight(self, weight, key, strength, strength_model, offset, function,
                          intermediate_dtype=torch.float32, original_weight=None):
-        whole = weight.new_zeros((self.total, *weight.shape[1:]))
-        whole[self.rows] = weight
-        return self.adapter.calculate_weight(
-            whole, key, strength, strength_model, offset, function, intermediate_dtype, original_weight)[self.rows]
+        adapter, total, rows = self.weights
+        whole = weight.new_zeros((total, *weight.shape[1:]))
+        whole[rows] = weight
+        return adapter.calculate_weight(
+            whole, key, strength, strength_model, offset, function, intermediate_dtype, original_weight)[rows]
 
 
 def slice_patch(patch, total: int, rows: slice):
     """The part of a patch for `total` rows that concerns `rows`; None where it cannot be told."""
     if isinstance(patch, LoRAAdapter) and patch.weights[3] is None and patch.weights[5] is None:
         up, down, alpha, _, dora, _ = patch.weights
-        # DoRA's magnitudes stand per row or per column; per column they need the whole weight's norm.
         if dora is None or dora.shape[0] == total:
             dora = None if dora is None else dora[rows]
             return LoRAAdapter(patch.loaded_keys, (up[rows], down, alpha, None, dora, None))
     if isinstance(patch, WeightAdapterBase):
-        return SlicedAdapter(patch, total, rows)
+        if rows == slice(0, total):
+            return patch
+        return SlicedAdapter(patch.loaded_keys, (patch, total, rows)) if row_by_row(patch, rows) else None
     if isinstance(patch, tuple) and patch[0] in ("diff", "set"):
         return (patch[0], (patch[1][0][rows], *patch[1][1:]))
     return None
+
+
+def row_by_row(adapter: WeightAdapterBase, rows: slice) -> bool:
+    """Whether what an adapter makes of some rows of a weight depends on no others."""
+    if adapter.name not in MAGNITUDES:  # such as BOFT, which turns all rows together
+        return False
+    if adapter.name == "oft":  # turns the rows of each block together
+        size = adapter.weights[0].shape[1]
+        if rows.start % size or rows.stop % size:
+            return False
+    # DoRA's magnitudes stand per row or per column; per column they are of the whole weight.
+    magnitudes = adapter.weights[MAGNITUDES[adapter.name]]
+    return magnitudes is None or magnitudes.ndim < 2 or magnitudes.shape[0] != 1
 
 
 def split_patches(patches: dict, config: DiTConfig, shapes: dict[str, torch.Size]) -> tuple[dict, dict]:

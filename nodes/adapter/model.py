@@ -75,6 +75,13 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         # Latents and text reach the network as they are; it casts where it computes in less.
         return torch.float32
 
+    def extra_conds_shapes(self, **kwargs):
+        """Asked of every conditioning before anything is done with it: raises InputError for what cannot be."""
+        if kwargs.get("area") is not None or kwargs.get("mask") is not None:
+            raise InputError("The conditioning is for an area of the picture, or has a mask, which MagiHuman cannot "
+                             "do: picture and sound have one prompt. Leave out the node that sets it.")
+        return {}
+
     def extra_conds(self, **kwargs):
         """What the network gets besides the latents: the text [B, n, d], with the streams' shapes for unpacking."""
         config = self.network_config
@@ -82,9 +89,6 @@ class MagiHumanModel(comfy.model_base.Kandinsky5):
         found = [tuple(shape) for shape in shapes or [kwargs["noise"].shape]]
         if not (torch.is_grad_enabled() and len(found) == 1):  # core's training has the video alone
             check_shapes(found, (config.video_channels, config.audio_channels))
-        if kwargs.get("area") is not None or kwargs.get("mask") is not None:
-            raise InputError("The conditioning is for an area of the picture, or has a mask, which MagiHuman cannot "
-                             "do: picture and sound have one prompt. Leave out the node that sets it.")
         out = BaseModel.extra_conds(self, **kwargs)
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         text = kwargs.get("cross_attn")

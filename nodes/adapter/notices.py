@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+PACK = __name__.removesuffix(".nodes.adapter.notices")
 NONE = "No warnings."  # in the place of earlier ones: the page takes no empty text
 
 
@@ -14,38 +15,40 @@ class Notices:
     """What the nodes of one kind are warned of, shown below their widgets until they run again."""
 
     def __init__(self) -> None:
-        self.standing: set[str] = set()  # ids of the nodes that show a warning
+        self.standing: dict[str, tuple[str, list[str]]] = {}  # by a node's id: of which run, and the texts
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """For the time that a node runs."""
+        """For the time that a node runs; one that has a list of inputs runs several times."""
         context = get_executing_context()
         if context is None:  # executed by itself, not as a part of a graph
             yield
             return
-        handler, logger = Warned(context.node_id), logging.getLogger(__name__.removesuffix(".nodes.adapter.notices"))
+        run, texts = self.standing.get(context.node_id, ("", []))
+        texts = texts if run == context.prompt_id else []
+        handler, logger = Warned(context.node_id, texts), logging.getLogger(PACK)
         logger.addHandler(handler)
         try:
             yield
         finally:
             logger.removeHandler(handler)
-            if handler.texts:
-                self.standing.add(context.node_id)
-            elif context.node_id in self.standing:
-                self.standing.remove(context.node_id)
+            if texts:
+                self.standing[context.node_id] = context.prompt_id, texts
+            elif self.standing.pop(context.node_id, None):
                 show(context.node_id, NONE)
 
 
 class Warned(logging.Handler):
-    """Shows each warning of the pack on a node, below the earlier ones."""
+    """Shows each warning of the pack on a node, below the earlier ones in `texts`."""
 
-    def __init__(self, node_id: str):
+    def __init__(self, node_id: str, texts: list[str]):
         super().__init__(logging.WARNING)
-        self.node_id, self.texts = node_id, dict[str, None]()
+        self.node_id, self.texts = node_id, texts
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts[record.getMessage()] = None
-        show(self.node_id, "\n".join(self.texts))
+        if (text := record.getMessage()) not in self.texts:
+            self.texts.append(text)
+            show(self.node_id, "\n".join(self.texts))
 
 
 def show(node_id: str, text: str) -> None:

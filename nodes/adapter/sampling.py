@@ -23,6 +23,7 @@ from ...magihuman_core.sampling.frozen import JointLatent
 from ...magihuman_core.sampling.noise import SEEDS
 from ...magihuman_core.sampling.solvers import SOLVERS
 from ...magihuman_core.sizes import PIXELS_PER_LATENT, TEXT_TOKENS
+from ...magihuman_core.text.script import warn_of_unused_parts
 from .conds import SCRIPT
 from .flow import START, FlowSampling, start_state
 from .model import MagiHumanModel
@@ -84,13 +85,17 @@ class StreamGuider(comfy.samplers.CFGGuider):
         return self._shapes  # core's Context Windows know theirs later
 
     def _check_script(self) -> None:
-        """Log a warning for a script of several parts where the network sees the clip as one."""
+        """Log a warning for a script parts of which are not used: all but one where the clip is seen as one."""
         handler = self.model_options.get("context_handler")
         whole = handler is None or (hasattr(handler, "window_shapes") and self._shape_at_once() == self._shapes)
         scripts = [cond[SCRIPT] for group in self.original_conds.values() for cond in group if SCRIPT in cond]
         if whole and any(len(script.segments) > 1 for script in scripts):
             log.warning("The clip is made in one piece, so the script's prompt of its middle alone is used: connect "
                         "MagiHuman Windows to the model, with windows that are shorter than the clip.")
+        elif hasattr(handler, "plan"):  # MagiHuman Windows
+            middles = [window.start + window.frames / 2 for window in handler.plan(self._shapes).parts]
+            for script in scripts:
+                warn_of_unused_parts(script.segments, middles)
 
     def log_seconds(self, steps: int) -> None:
         """Log how long sampling one clip in one piece will take, where the card's rates are known."""

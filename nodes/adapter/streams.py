@@ -5,6 +5,7 @@ On sockets they are one NestedTensor; while ComfyUI samples they are one packed 
 
 import comfy.model_management
 import comfy.nested_tensor
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from ...magihuman_core.sampling.frozen import JointLatent, empty_latent
 from ...magihuman_core.sizes import PIXELS_PER_LATENT
 
 FRAMES = "magihuman_frames"  # of a LATENT: frames of the clip that was encoded, where the last latent frame holds more
+UPSCALED = "magihuman_upscaled"  # marks a LATENT made for a super-resolution model
+GENERATED = "magihuman_generated_sound"  # of a LATENT: mask [B, 1, A] of the sound that was made anew so far
 HINT = "Use Empty MagiHuman Latent, or join a video and an audio latent with Concat AV Latent."
 
 
@@ -78,16 +81,27 @@ def joint_latent(latent: dict) -> JointLatent:
     return JointLatent(*streams, *masks)
 
 
+def generated_sound(latent: dict) -> Tensor:
+    """Where the sound of a LATENT is not what was encoded, 1: opened by its mask, or by those before. [B, 1, A].
+
+    0 for one that was made as a whole: a recording that comes with it is its own.
+    """
+    mask = joint_latent(latent).audio_mask
+    before = latent.get(GENERATED)
+    if bool((mask > 0).all()):
+        mask = torch.zeros_like(mask)
+    return mask if before is None or before.shape != mask.shape else torch.maximum(mask, before.to(mask))
+
+
 def fit_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A mask as ComfyUI may carry it, brought to the stream's own size."""
     if mask.ndim > like.ndim == 3:  # of a picture, for the audio: its columns stand for time
         mask = mask.flatten(2, -2).mean(2)
-    if mask.ndim < like.ndim:
+    if mask.ndim < like.ndim == 5:  # one for each frame, as core's samplers read it
+        mask = mask.reshape(1, 1, -1, *mask.shape[-2:])
+    elif mask.ndim < like.ndim:
         mask = mask.reshape((1,) * (like.ndim - mask.ndim) + tuple(mask.shape))
-    mask = mask[:, :1].to(like)
-    if mask.shape[2:] != like.shape[2:]:
-        mask = torch.nn.functional.interpolate(mask, like.shape[2:], mode="nearest")
-    return mask.expand(like.shape).clone()
+    return comfy.utils.reshape_mask(mask[:, :1].to(like), like.shape)
 
 
 def with_streams(latent: dict, streams: JointLatent) -> dict:

@@ -56,6 +56,8 @@ def with_windows(patcher, window: float, overlap: float):
 class WindowHandler(comfy.context_windows.ContextHandlerABC):
     """Evaluates each window by itself and averages them, as WindowedDenoiser does. frames, overlap: latent frames."""
 
+    freenoise = False  # asked by what a Context Windows node of core left on the model
+
     def __init__(self, frames: int, overlap: int):
         self.frames, self.overlap = frames, overlap
 

@@ -247,6 +247,13 @@ def test_other_bad_input(batch, tmp_path, monkeypatch):
     (tmp_path / "out/manifest.json").write_text('{"mine": 1}')
     refused("manifest.json", "is not the manifest of a batch")
     assert (tmp_path / "out/manifest.json").read_text() == '{"mine": 1}'
+    (tmp_path / "out/manifest.json").rename(tmp_path / "out/index.html")
+    refused("index.html", "is not the page of a batch")
+    assert (tmp_path / "out/index.html").read_text() == '{"mine": 1}'
+    (tmp_path / "out/index.html").unlink()
+    write(tmp_path, {"image": "out/thumbnails/0001.jpg"})
+    refused("is read here, but line 1 writes it")
+    write(tmp_path, {})
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").write_text("")
     refused("out: cannot be used")

@@ -94,3 +94,27 @@ def test_a_fault_of_the_program_says_what_to_send(monkeypatch, capsys):
     last = said.splitlines()[-1]
     assert "Traceback" in said and "internal error: KeyError" in last
     assert all(word in last for word in ("report", "magihuman 0", "Python 3", "torch 2"))
+
+
+PROMPT = ["generate", "--models", "demo", "--prompt", "A woman says: ma", "--seconds", "0.2", "--steps", "1",
+          "--width", "32", "--height", "32"]
+
+
+@pytest.mark.parametrize("gone", [1, 2])
+@pytest.mark.parametrize("how", ["a reader that has seen enough", "closed from the beginning"])
+def test_a_clip_is_made_though_nobody_reads_what_is_said(tmp_path, gone, how):
+    out = tmp_path / "clip.mp4"
+
+    def close():
+        if how.startswith("closed"):
+            os.close(gone)
+        else:
+            reader, writer = os.pipe()
+            os.dup2(writer, gone)
+            os.close(writer)
+            os.close(reader)
+
+    command = [sys.executable, "-m", "magihuman_core", *PROMPT, "-v", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, preexec_fn=close, capture_output=True, check=False)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert out.is_file()

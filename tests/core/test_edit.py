@@ -179,6 +179,19 @@ def test_dubbing_a_film_of_another_size_and_rate(pipeline, tmp_path):
     assert new.audio.shape == (2, 25 * 1764)
 
 
+def test_new_sound_leaves_the_picture_in_its_own_size(pipeline, tmp_path, caplog):
+    noise = (torch.rand(25, 480, 640, 3, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    write_mp4(tmp_path / "film.mp4", noise, None, fps=25)
+    film = tmp_path / "film.mp4"
+    new = pipeline.retake(film, 0.2, 0.5, audio_only=True, prompt=PROMPT, steps=1)
+    assert new.frames.shape == (25, 480, 640, 3)
+    assert torch.equal(new.frames, open_video(film).frames(640, 480).tensor())
+    assert "smaller than the old one" not in caplog.text
+    again = pipeline.retake(new, 0.6, 0.8, prompt=PROMPT, steps=1)
+    assert again.frames.shape == (25, 288, 384, 3)
+    assert "384x288, smaller than the old one, 640x480" in caplog.text
+
+
 def test_another_look_keeps_the_sound_and_as_much_as_is_asked(pipeline, clip):
     def distance(denoise):
         other = pipeline.generate(PROMPT, clip=clip, denoise=denoise, seed=5, steps=2)
@@ -200,7 +213,8 @@ def test_another_look_keeps_the_sound_and_as_much_as_is_asked(pipeline, clip):
                                                       **options),
     lambda pipeline, clip, **options: pipeline.extend(clip, seconds=0.5, **options),
     lambda pipeline, clip, **options: pipeline.extend(clip, audio=tone(0.6), **options),
-], ids=["plain", "driven", "another look", "dub", "retake", "enlarged", "extended", "extended, driven"])
+    lambda pipeline, clip, **options: pipeline.generate_audio(PROMPT, seconds=0.4, **options),
+], ids=["plain", "driven", "another look", "dub", "retake", "enlarged", "extended", "extended, driven", "voice"])
 def test_the_stages_that_come_are_those_that_were_said(pipeline, clip, make):
     class Watching:
         planned, begun = (), ()
@@ -217,6 +231,27 @@ def test_the_stages_that_come_are_those_that_were_said(pipeline, clip, make):
     watching = Watching()
     make(pipeline, clip, steps=1, progress=watching)
     assert watching.begun == watching.planned
+    before = watching.begun
+    pipeline.generate_audio(PROMPT, seconds=0.2, steps=1)
+    assert watching.begun == before, "another clip's stages are not its own"
+
+
+def test_decoding_tells_its_stages(pipeline, clip, tmp_path):
+    pipeline.generate(PROMPT, seconds=0.4, save_latents=tmp_path / "a.safetensors", **FAST)
+    told = []
+
+    class Watching:
+        def __call__(self, stage, done, total):
+            pass
+
+        def plan(self, stages):
+            told.append([name for name, share in stages if share > 0])
+
+        def begin(self, stage):
+            told.append(stage)
+
+    pipeline.decode(tmp_path / "a.safetensors", progress=Watching())
+    assert told == [["sound decoder", "picture decoder"], "sound decoder", "picture decoder"]
 
 
 # Longer clips
@@ -342,6 +377,21 @@ def test_a_script_makes_windows_of_different_prompts(pipeline):
     assert not torch.equal(made.latents[0][:, :, -1], same.latents[0][:, :, -1])
 
 
+def test_parts_of_a_script_that_no_window_follows_are_named(pipeline, caplog):
+    for parts, window, unused in (((0.2, 0.6), None, "1"), ((0.4, 0.4, 0.4), None, "1, 3"), ((0.7, 0.7), 0.5, None)):
+        caplog.clear()
+        request = pipeline._request([(seconds, PROMPT) for seconds in parts], [1], window=window,
+                                    overlap=window and 0.16)
+        warned = [record.getMessage() for record in caplog.records if "No window has" in record.getMessage()]
+        assert len(request.segments) == len(parts)
+        assert [f"part {unused} of the script" in text for text in warned] == ([] if unused is None else [True])
+
+
+def test_a_line_without_spaces_is_not_too_short_for_super_resolution(pipeline):
+    request = pipeline._request("\u4e00\u4f4d\u5973\u58eb\u5fae\u7b11\u7740\u8bf4", [1], upscale=(128, 64), **SIZE)
+    assert request.upscaling.size == (128, 64)
+
+
 @pytest.mark.parametrize(("script", "options", "words"), [
     ([(2, "a"), (2, "b")], {"seconds": 3}, "last 4 s together, but the clip is to have 3 s"),
     ([(2, "a"), (2, "b")], {"audio": tone(1)}, "last 4 s together, but the recording has 1 s"),
@@ -385,6 +435,16 @@ def test_a_voice_draft_is_the_sound_of_the_smallest_clip(pipeline):
     (lambda p, c: p.generate(PROMPT, clip=c, denoise=0), "denoise is 0"),
     (lambda p, c: p.generate(PROMPT, window=1, overlap=1), "overlap is 1 s for windows of 1 s"),
     (lambda p, c: p.generate(PROMPT, window=0), "window is 0 seconds"),
+    (lambda p, c: p.dub(c, tone(1), seconds=3), "seconds cannot be chosen"),
+    (lambda p, c: p.dub(c, tone(1), edge=8), "edge is of a mask"),
+    (lambda p, c: p.retake(c, 0.3, 0.8, audio=tone(1)), "audio cannot be chosen"),
+    (lambda p, c: p.retake(c, 0.3, 0.8, audio_only=True, upscale="540p"), "upscale cannot be chosen"),
+    (lambda p, c: p.extend(c, denoise=0.5), "denoise cannot be chosen"),
+    (lambda p, c: p.extend(c, keyframes={"last": "a.png"}), "keyframes cannot be chosen"),
+    (lambda p, c: p.extend(c, loop=True), "loop cannot be chosen"),
+    (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, keyframes={1: "a.png"}), "keyframes cannot be"),
+    (lambda p, c: p.stream([tone(1)[0]], rate=16001, prompt=PROMPT), "rate is 16001"),
+    (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, overlap=60), "cannot carry"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_said_at_once(pipeline, clip, monkeypatch, call, words):
     monkeypatch.setattr("magihuman_core.pipeline.stages.encode_texts", lambda *_: pytest.fail("came to work"))

@@ -233,14 +233,55 @@ def test_a_growing_wav_in_stereo():
 
 @pytest.mark.parametrize(("change", "words"), [
     ({"channels": 0}, "0 channels"), ({"channels": 65535}, "65535 channels"), ({"form": 15}, "15 bytes"),
-    ({"form": 1 << 31}, "bytes"), ({"title": 0xFFFFFFF0}, "ends within"), ({"rate": 4_000_000_000}, "sampling rate"),
-    ({"rate": 0}, "sampling rate")])
+    ({"form": 1 << 31}, "bytes"), ({"title": 0xFFFFFFF0}, "ends within"),
+    ({"rate": 4_000_000_000}, "samples per second"), ({"rate": 0}, "0 samples per second"),
+    ({"rate": 192_000}, "192000 samples per second")])
 def test_a_wav_whose_header_is_absurd(change, words):
     form = struct.pack("<HHIIHH", 1, change.get("channels", 1), change.get("rate", 24000), 48000, 2, 16)
     title = b"LIST" + struct.pack("<I", change.get("title", 4)) + b"abcd"
     data = b"RIFF\0\0\0\0WAVE" + title + b"fmt " + struct.pack("<I", change.get("form", 16)) + form + b"data\0\0\0\0"
     with pytest.raises(InputError, match=words):
         _ = Chunks(io.BytesIO(data + bytes(1000)), 16000, 1, fill=False).rate
+
+
+@pytest.mark.parametrize(("length", "heard"), [(2000, 1000), (0, 1018), (0xFFFFFFFF, 1018)])
+def test_titles_behind_the_sound_of_a_finished_wav_are_not_heard(length, heard):
+    """Where its header says how long the sound is, and that something follows."""
+    form = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 24000, 48000, 2, 16)
+    title = b"LIST" + struct.pack("<I", 28) + b"t" * 28
+    head = b"WAVE" + form + b"data" + struct.pack("<I", length)
+    data = b"RIFF" + struct.pack("<I", len(head) + 2000 + len(title)) + head + bytes(2000) + title
+    found = torch.cat(list(Chunks(io.BytesIO(data), 16000, 1, fill=False)), 1)
+    assert found.shape == (1, heard)
+
+
+@pytest.mark.parametrize("head", [b"ID3\x04\0\0\0\0", b"fLaC\0\0\0\x22", b"OggS\0\x02\0\0", b"\0\0\0\x20ftypM4A ",
+                                  b"RF64\xff\xff\xff\xffWAVE", b"\x1aE\xdf\xa3\x9fB\x86\x81"])
+def test_packed_sound_is_not_heard_as_noise(head):
+    with pytest.raises(InputError, match="neither 16-bit PCM nor a WAV"):
+        _ = Chunks(io.BytesIO(head + bytes(1000)), 16000, 1, fill=False).rate
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    (["--rate", "16001"], "16001 samples"), (["--rate", "40000"], "40000 samples"), (["--overlap", "10"], "carry"),
+    (["--overlap", "-1"], "verlap"), (["--out", "."], "is a folder"), (["--audio", "voice.mp3"], "neither")])
+def test_what_cannot_be_is_said_before_models_are_loaded(random_models, tmp_path, monkeypatch, capsys, given, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "encode_texts", None)
+    kept = tmp_path / "out.mp4"
+    kept.write_bytes(b"mine")
+    (tmp_path / "voice.pcm").write_bytes(bytes(64000))
+    (tmp_path / "voice.mp3").write_bytes(b"\xff\xfb\x90\0" + bytes(64000))
+    assert main(["live", "--models", str(random_models), "--prompt", PROMPT, "--audio", "voice.pcm", "--out", "out.mp4",
+                 *given]) == 2
+    assert words in capsys.readouterr().err
+    assert kept.read_bytes() == b"mine"
+
+
+def test_a_video_is_not_written_into_a_terminal(random_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "isatty", lambda number: number == 1)
+    assert main(["live", "--models", str(random_models), "--prompt", PROMPT]) == 2
+    assert "--out" in capsys.readouterr().err
 
 
 def test_sound_that_comes_is_by_its_range_and_a_number():

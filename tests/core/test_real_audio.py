@@ -100,6 +100,29 @@ def test_random_bytes_in_the_middle_of_an_mp3(tmp_path, caplog):
     assert audio[0, -20000:-4000].abs().max() > 0.4  # what follows is heard
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "libopus"])
+def test_where_sound_is_missing_it_is_silent_and_what_follows_keeps_its_time(tmp_path, caplog, codec):
+    """As a browser records a call: 0.5 s of tone, 0.8 s of nothing, 0.7 s of tone."""
+    path, rate = tmp_path / "call.mkv", 48000
+    samples = (tone(2, rate) * 32767).astype("<i2")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        stream.codec_context.format = "s16"
+        for start in range(0, 2 * rate, 960):
+            if not 24000 <= start < 62400:
+                frame = av.AudioFrame.from_ndarray(samples[None, start : start + 960], format="s16", layout="mono")
+                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    audio, rate = load_audio(path)
+    assert abs(audio.shape[1] - 2 * rate) <= 0.03 * rate
+    level = audio[0].unfold(0, rate // 50, rate // 50).square().mean(1).sqrt()  # 50 a second
+    assert level[2:23].min() > 0.2
+    assert level[28:62].max() < 0.01
+    assert level[68:96].min() > 0.2
+    assert "0.8 s of its sound are missing" in caplog.text
+
+
 def test_an_mp3_that_becomes_stereo(tmp_path):
     one, two = (mp3(tmp_path / "x.mp3", tone(2), channels) for channels in (1, 2))
     (tmp_path / "a.mp3").write_bytes(one + two)

@@ -19,7 +19,7 @@ from .cluster import check_answers, has_ray, run_on_ray
 from .contents import Contents
 from .here import run_here
 from .jobs import Job, read_jobs
-from .page import PAGE, write_page
+from .page import PAGE, check_page, write_page
 from .records import Outcome, Records
 
 log = logging.getLogger("magihuman_core")
@@ -60,6 +60,8 @@ def batch(arguments: argparse.Namespace) -> int:
     contents = Contents()
     contents.check_models(arguments.jobs, jobs)
     records = Records(folder)
+    if not records.clips:  # a folder that is not this command's yet
+        check_page(folder)
     identities = {job.name: contents.identity(job) for job in jobs}
     outcomes = {job.name: outcome for job in jobs if (outcome := records.made(job, identities[job.name])) is not None}
     before = len(outcomes)

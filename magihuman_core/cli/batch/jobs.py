@@ -246,6 +246,8 @@ def _conflicts(jobs: list[Job]) -> Iterator[tuple[int, str]]:
             if other is not job:
                 yield job.line, f"{output.relative_to(job.folder).as_posix()} is written by line {other.line}, too"
     for job in jobs:
+        written.setdefault(_key(job.thumbnail), job)
+    for job in jobs:
         for file in inputs_of(job.arguments):
             writer = written.get(_key(Path(file)))
             if writer is not None:

@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ...atomic import whole_file
+from ...errors import InputError
 from .jobs import Job
 from .records import Outcome
 
 PAGE = "index.html"
+MARK = '<meta name="generator" content="magihuman batch">'
 SIDE = 160  # pixels of a thumbnail, at most
 log = logging.getLogger(__name__)
 STYLE = ("body{font:15px sans-serif;margin:2em}td,th{padding:.3em .8em;text-align:left;vertical-align:top}"
          "tr:nth-child(even){background:#f4f4f4}.failed{color:#b00}")
+
+
+def check_page(folder: Path) -> None:
+    """Raise InputError where a page of another kind would be written over."""
+    path = folder / PAGE
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{path}: is not the page of a batch. Move it away, or choose another folder (--out).")
 
 
 def address(name: str) -> str:
@@ -46,7 +55,7 @@ def write_page(jobs: Sequence[Job], outcomes: Mapping[str, Outcome], folder: Pat
     title = f"{made} of {len(jobs)} clips" + (f", {failed} failed" if failed else "")
     rows = "\n".join(_row(job, outcomes.get(job.name)) for job in jobs)
     text = f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8">{MARK}<title>{title}</title><style>{STYLE}</style></head><body>
 <h1>{title}</h1>
 <table>
 <tr><th>Clip</th><th>Line</th><th>Name</th><th>Made of</th><th>Result</th><th>Seconds to make</th></tr>

@@ -322,3 +322,58 @@ def test_denoise_needs_a_clip(parts):
     (empty,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=0.4)
     with pytest.raises(InputError, match="denoise below 1"):
         sampled(parts, empty, denoise=0.5)
+
+
+def test_what_a_first_retake_made_is_heard_after_a_second(parts, old):
+    """And after super-resolution: a recording is heard where the sound is still the recording's, and nowhere else."""
+    images, audio = old[:2]
+    clip = encoded(parts, images, audio)
+    (first, _) = run(edit.MagiHumanRegenerate, latent=clip, start=0.2, end=0.4, part="both")
+    (second, _) = run(edit.MagiHumanRegenerate, latent=sampled(parts, first), start=0.6, end=0.8, part="both")
+    made = sampled(parts, second)
+    (large,) = run(latents.MagiHumanLatentUpscale, latent=made, target="factor", factor=1.0)
+    for result in (made, large):
+        heard = decoded(parts, result, audio=audio)[1]["waveform"]
+        own = decoded(parts, result)[1]["waveform"]
+        changed = (heard - own).abs().amax(1)[0]
+        for start, same in ((0.24, True), (0.64, True), (0.88, False), (0.05, False)):
+            part = changed[int(start * 44100) : int((start + 0.1) * 44100)]
+            assert (float(part.max()) < 1e-4) == same, start
+
+
+def test_a_clip_after_super_resolution_is_one_like_others(parts, old):
+    (large,) = run(latents.MagiHumanLatentUpscale, latent=encoded(parts, *old[:2]), target="factor", factor=1.0)
+    with pytest.raises(InputError, match="super-resolution"):
+        sampled(parts, large)
+    opened, _ = run(edit.MagiHumanRegenerate, latent=large, start=0.2, end=0.4, part="both")
+    sampled(parts, opened)
+
+
+def test_extend_takes_the_latent_of_one_clip(parts, old):
+    images, audio = old[:2]
+    (two,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=1.0, batch_size=2)
+    with pytest.raises(InputError, match="holds 2 clips"):
+        run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=images, audio=audio,
+            seconds=0.4, overlap_seconds=0.36, latent=two)
+
+
+def test_a_film_goes_on_in_tiles_where_memory_runs_out(parts, monkeypatch, caplog):
+    latent = {"samples": decode_input(parts, 0.6)}
+    (videos,) = run(decode.MagiHumanDecodeVideo, vae=parts["vae"], audio_vae=parts["audio_vae"], latent=latent,
+                    sample_rate="44100")
+    (video,) = videos
+    wanted = video.frames.tensor()
+    stage = parts["vae"].first_stage_model.vae
+    windows = stage.decode_windows
+
+    def short_of_memory(z, *, tile=None, **more):
+        for number, window in enumerate(windows(z, tile=tile, **more)):
+            if number and tile is None:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            yield window
+
+    monkeypatch.setattr(stage, "decode_windows", short_of_memory)
+    found = video.frames.tensor()
+    assert "goes on in tiles" in caplog.text
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() < 1e-4  # one tile holds all of so small a picture

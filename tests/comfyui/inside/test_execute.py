@@ -10,8 +10,9 @@ import latent_preview
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
+from magihuman_pack.magihuman_core.errors import CheckpointError
 from magihuman_pack.magihuman_core.weights.open import open_checkpoint
-from magihuman_pack.nodes import conditioning, loaders, sampling
+from magihuman_pack.nodes import conditioning, files, loaders, sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.files import DEMO
@@ -105,7 +106,31 @@ def test_a_loader_notices_that_a_file_was_replaced(node, name, folder, file, inp
     os.utime(path, ns=(other.stat().st_atime_ns, other.stat().st_mtime_ns + 1))
     second = found()
     assert second != first
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
-    assert found() != second, "the settings beside it count too"
+    for beside in ("config.json", "other model.metadata.json", "turbo.json"):
+        before = found()
+        (tmp_path / beside).write_text('{"decoder_block_out_channels": [8]}' if beside == "turbo.json" else "{}",
+                                       encoding="utf-8")
+        read = (beside == "config.json" and name == "text_encoder") or (beside == file.replace("safetensors", "json"))
+        assert (found() != before) == read, "the settings that it reads count, too, and no others"
     assert found(DEMO) not in {None, first, second}
     assert found(None) is None, "another node gives it, so nothing can be told yet"
+
+
+def test_shards_beside_other_files_are_one_choice(models, tmp_path, monkeypatch):
+    """In the model folder itself, where a folder would stand for all that lies there."""
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    weights = dict(open_checkpoint(models / "diffusion_models/magihuman/distill").items())
+    keys, shards = sorted(weights), [f"mine-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    for shard, part in zip(shards, (keys[::2], keys[1::2]), strict=True):
+        comfy.utils.save_torch_file({key: weights[key].contiguous() for key in part}, tmp_path / shard)
+    comfy.utils.save_torch_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert files.choices("diffusion_models") == [DEMO, shards[0], "other.safetensors"]
+    node, inputs = loaders.MagiHumanModelLoader, {"model": shards[0], "role": "distilled"}
+    before = node.fingerprint_inputs(**inputs)
+    assert run(node, **inputs, weight_dtype="fp32").model.role == "distilled"
+    (tmp_path / "other.safetensors").unlink()
+    assert node.fingerprint_inputs(**inputs) == before
+    (tmp_path / shards[1]).unlink()
+    assert node.fingerprint_inputs(**inputs) != before
+    with pytest.raises(CheckpointError, match=r"missing.*00002-of-00002"):
+        run(node, **inputs, weight_dtype="fp32")

@@ -1,6 +1,7 @@
 """LoRA and other patches through ComfyUI's loaders, against official weights that are changed by hand."""
 
 import comfy.hooks
+import comfy.lora
 import comfy.model_patcher
 import comfy.sd
 import pytest
@@ -109,6 +110,34 @@ def test_another_kind_of_patch_of_a_stacked_weight(model, official, expected, ki
         change = torch.kron(*patch.values())
     patched = with_lora(model, {f"diffusion_model.{QKV}.{name}": tensor for name, tensor in patch.items()}, 1.0)
     assert max_error(sample(patched), expected({QKV + ".weight": change})) <= 2e-3
+
+
+def test_a_patch_that_comfyui_brings_to_the_card_is_still_the_same(model, official):
+    """With dynamic VRAM every adapter is made anew from its tensors, before the layer runs."""
+    rows, columns = official[QKV + ".weight"].shape
+    lora = {f"diffusion_model.{QKV}.lokr_w1": random(2, 2),
+            f"diffusion_model.{QKV}.lokr_w2": random(rows // 2, columns // 2)}
+    patches = with_lora(model, lora).patches
+    assert len(patches) > 1
+    for key, [(_, adapter, *_)] in patches.items():
+        again = comfy.lora.prefetch_prepared_value(adapter, [0], None, None, False)
+        weight = random(*model.model.state_dict()[key if isinstance(key, str) else key[0]].shape)
+        made = [one.calculate_weight(weight.clone(), "", 1.0, 1.0, None, lambda x: x) for one in (adapter, again)]
+        assert again is not adapter
+        assert not torch.equal(made[0], weight)
+        assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("kind", ["DoRA by column", "BOFT", "OFT with blocks across modalities"])
+def test_what_needs_all_rows_of_a_stacked_weight_is_left_out_and_said(model, official, plain, caplog, kind):
+    rows, columns = official[QKV + ".weight"].shape
+    lora = {"DoRA by column": {"lora_A.weight": random(4, columns), "lora_B.weight": random(rows, 4),
+                               "dora_scale": random(1, columns).abs()},
+            "BOFT": {"oft_blocks": random(1, 2, rows // 2, rows // 2)},
+            "OFT with blocks across modalities": {"oft_blocks": random(2, rows // 2, rows // 2)}}[kind]
+    patched = with_lora(model, {f"diffusion_model.{QKV}.{name}": tensor for name, tensor in lora.items()}, 1.0)
+    assert "cannot be applied to a stacked weight" in caplog.text
+    assert max_error(sample(patched), plain) == 0
 
 
 def test_bypass_mode_with_official_names_says_what_to_use(model, plain, every_layer):

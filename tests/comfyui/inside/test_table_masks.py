@@ -68,3 +68,12 @@ def test_masks(base, sampler):  # noqa: F811
             away, far = relative_error([result], [start]), relative_error([other], [start])
             low, high = {1: (0, 1e-5), 0.5: (0.05 * far, 0.95 * far), 0: (0.5 * far, 10)}[stream]
             assert low <= away < high, (name, away, far)
+
+
+@pytest.mark.parametrize("sampler", SAMPLED)
+def test_a_mask_for_each_frame_is_read_in_time(base, sampler):  # noqa: F811
+    frames = torch.zeros(9, 64, 96)
+    frames[6:] = 1
+    got = SAMPLED[sampler](base, nodes.SetLatentNoiseMask().set_mask(CLIP, frames)[0])[0]
+    assert relative_error([got[:, :, 0]], [VIDEO[:, :, 0]]) < 1e-5
+    assert relative_error([got[:, :, 2]], [VIDEO[:, :, 2]]) > 0.1

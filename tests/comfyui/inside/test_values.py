@@ -113,7 +113,8 @@ def test_a_damaged_file_is_refused_while_it_is_loaded(official, tmp_path, value)
 
 def test_an_area_of_the_conditioning_is_refused_in_words(model):
     for node, values in ((nodes.ConditioningSetArea(), (64, 64, 0, 0, 1.0)),
-                         (nodes.ConditioningSetAreaPercentage(), (0.5, 0.5, 0.0, 0.0, 1.0))):
+                         (nodes.ConditioningSetAreaPercentage(), (0.5, 0.5, 0.0, 0.0, 1.0)),
+                         (nodes.ConditioningSetMask(), (torch.ones(1, 64, 96), "default", 1.0))):
         area = node.append(TEXTS["positive"], *values)[0]
         with pytest.raises(InputError, match="area"):
             sampling.MagiHumanSampler.execute(model, area, EMPTY, 7, "auto", 2, 220)

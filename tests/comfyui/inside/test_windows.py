@@ -9,7 +9,7 @@ import comfy.samplers
 import pytest
 import small_clip
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode, WanContextWindowsManualNode
 from magihuman_pack.magihuman_core import Guidance, InputError, flow_sigmas, pack_latents, sample_unipc, unpack_latents
 from magihuman_pack.magihuman_core.loading.dit import load_dit
 from magihuman_pack.magihuman_core.sampling.noise import start_noise
@@ -116,6 +116,14 @@ def test_each_window_follows_its_part_of_a_script(model, network, start):
     assert max_error(out, by_core(network, model.model.latent_format, start, sample_renoise)) > 0.01
 
 
+def test_windows_take_the_place_of_cores(model, network, start):
+    """What a Context Windows node left on the model, such as its noise, has no effect."""
+    core = WanContextWindowsManualNode.execute(model, 5, 2, "standard_static", 1, False, "pyramid", True)[0]
+    out = [MagiHumanSampler.execute(with_windows(one, WINDOW, OVERLAP), scripted(1.0, 0.84), latent(start), SEED,
+                                    "auto", 2, 0)[0]["samples"].unbind() for one in (model, core)]
+    assert max_error(*out) == 0
+
+
 def test_core_context_windows_follow_a_script(model, start):
     windowed = ContextWindowsManualNode.execute(model, 5, 2, "standard_static", 1, False, "pyramid", 2, False)[0]
     seen = []
@@ -128,6 +136,16 @@ def test_core_context_windows_follow_a_script(model, start):
     windowed.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test", look)
     MagiHumanSampler.execute(windowed, scripted(1.0, 0.84), latent(start), SEED, "auto", 1, 0)
     assert set(seen) == {(True, TEXT.shape[1]), (False, OTHER.shape[1])} and len(seen) >= 3
+
+
+def test_parts_of_a_script_that_no_window_follows_are_named(model, start, caplog):
+    """Of windows whose middles are at 0.4, 0.88, 1.36 and 1.52 s."""
+    windowed = with_windows(model, WINDOW, OVERLAP)
+    MagiHumanSampler.execute(windowed, scripted(0.3, 1.54), latent(start), SEED, "auto", 1, 0)
+    assert "No window has its middle in part 1 of the script" in caplog.text
+    caplog.clear()
+    MagiHumanSampler.execute(windowed, scripted(1.0, 0.84), latent(start), SEED, "auto", 1, 0)
+    assert "No window" not in caplog.text
 
 
 def test_a_script_of_another_length_is_refused(model, start):
