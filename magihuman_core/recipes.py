@@ -79,9 +79,10 @@ SR_540P = Recipe("sr_540p", "super-resolution to 540p", 896, 512, steps=5, solve
                  positions="v1", super_resolution=True, noise_level=220, audio_noise=0.7)
 SR_1080P = replace(SR_540P, role="sr_1080p", description="super-resolution to 1080p, with local attention", width=1920,
                    height=1088, global_layers=(3, 7, 11, 15, 19, 23, 27, 31))
-# What the built-in demo was trained on instead (demo/CARD.md): pixels of each side, of the first pass and after
-# super-resolution, and seconds.
+# What the built-in demo makes instead unless told otherwise: pixels of each side, of the first pass and after
+# super-resolution, and seconds. All sizes that its first pass was trained on (demo/CARD.md).
 DEMO_SIDE, DEMO_LARGE, DEMO_SECONDS = 128, 256, 2
+DEMO_SIZES = ((128, 128), (96, 160), (160, 96))
 RECIPES: Mapping[str, Recipe] = MappingProxyType({r.role: r for r in (BASE, DISTILLED, SR_540P, SR_1080P)})
 UPSCALERS: Mapping[str, Recipe] = MappingProxyType({"540p": SR_540P, "1080p": SR_1080P})  # by the name of the target
 

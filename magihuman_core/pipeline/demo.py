@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checkpoint.json_file import read_json
 from ..errors import CheckpointError
 from ..loading.folder import DEMO, ModelFolder
-from ..recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE
+from ..recipes import DEMO_SIZES
 from ..weights.dit_keys import network_config
 from ..weights.open import open_checkpoint
 from ..weights.text_encoder_keys import encoder_keys
@@ -21,7 +21,7 @@ FORM = re.findall(r"\w+", """
     syllables camera static shot soft light dialogue background sound prominent he she they""")
 
 
-def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size: tuple[int, int], length: float,
+def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size: tuple[int, int],
             large: tuple[int, int] | None) -> Iterator[str]:
     """What a user of the demo should know of a wish that it cannot fulfil; nothing for other models."""
     if not models.is_demo:
@@ -32,11 +32,9 @@ def remarks(models: ModelFolder, prompts: Sequence[str], *, picture: bool, size:
         yield f"The demo does not know these words, and passes them over: {', '.join(unknown[:SHOWN])}{more}."
     if picture:
         yield "The demo knows its own drawn people only: the face of a photograph is not kept."
-    if size != (DEMO_SIDE, DEMO_SIDE) or large not in (None, (DEMO_LARGE, DEMO_LARGE)):
-        yield (f"The demo was trained on {DEMO_SIDE}x{DEMO_SIDE}, and {DEMO_LARGE}x{DEMO_LARGE} after "
-               "super-resolution: other sizes look worse.")
-    if length > DEMO_SECONDS + 0.1:
-        yield f"The demo was trained on clips of {DEMO_SECONDS} seconds: longer ones look worse."
+    if size not in DEMO_SIZES or large not in (None, (2 * size[0], 2 * size[1])):
+        known = ", ".join(f"{width}x{height}" for width, height in DEMO_SIZES)
+        yield f"The demo was trained on {known}, and twice that after super-resolution: other sizes look worse."
 
 
 def unknown_words(tokenizer: Path, text: str) -> list[str]:

@@ -22,6 +22,7 @@ from ..recipes import (
     BASE,
     DEMO_SECONDS,
     DEMO_SIDE,
+    DEMO_SIZES,
     RECIPES,
     SR_540P,
     SR_1080P,
@@ -186,18 +187,22 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
 
 
 def usual_size(models: ModelFolder, stills: Sequence[Keyframe]) -> Size:
-    """The size of a clip for which none was asked: the model's own, or with a first picture its area in that shape."""
-    if models.is_demo:
-        return DEMO_SIDE, DEMO_SIDE
+    """The size of a clip for which none was asked: the model's own, or with a first picture its area in that shape.
+
+    The demo knows a few shapes: that which is nearest.
+    """
     first = next((still.image for still in stills if still.index == 0), None)
-    return (BASE.width, BASE.height) if first is None else shape_like(*first.size, BASE.area)
+    if first is None:
+        return (DEMO_SIDE, DEMO_SIDE) if models.is_demo else (BASE.width, BASE.height)
+    if models.is_demo:
+        return min(DEMO_SIZES, key=lambda size: abs(math.log(size[0] * first.height / (size[1] * first.width))))
+    return shape_like(*first.size, BASE.area)
 
 
 def say_tips(models: ModelFolder, request: Request) -> None:
     """Say in the log what would make a better clip. Nothing of it is an error, and so it stands after all of these."""
     prompts = [segment.prompt for segment in request.segments]
     remarks = list(demo.remarks(models, prompts, picture=bool(request.keyframes), size=request.first.size,
-                                length=(request.audio_length - 1) / FPS,
                                 large=None if request.upscaling is None else request.upscaling.size))
     if not models.is_demo:
         remarks = [f"Prompt: {remark}" for prompt in prompts for remark in check_prompt(prompt)]

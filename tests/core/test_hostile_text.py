@@ -32,8 +32,8 @@ def readers():
         "space_cjk": space_cjk, "check_prompt": check_prompt, "split_line": split_line,
         "body": lambda text: build_prompt(text), "line": lambda text: build_prompt("body", [("a", "English", text)]),
         "sound": lambda text: build_prompt("body", (), text), "script": lambda text: parse_script(text, "script"),
-        "wish": parse_wish, "demo": lambda text: list(remarks(demo, [text], picture=False, size=(128, 128), length=2.0,
-                                                              large=None))}
+        "wish": parse_wish,
+        "demo": lambda text: list(remarks(demo, [text], picture=False, size=(128, 128), large=None))}
 
 
 def demo_tokenizer():

@@ -15,7 +15,7 @@ from magihuman_core.loading.folder import DEMO, PARTS, find_models
 from magihuman_core.loading.ready import check
 from magihuman_core.loading.wishes import look, parse_wish
 from magihuman_core.pipeline.demo import unknown_words
-from magihuman_core.recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE, DISTILLED, SR_540P
+from magihuman_core.recipes import DEMO_LARGE, DEMO_SECONDS, DEMO_SIDE, DEMO_SIZES, DISTILLED, SR_540P
 
 ROOT = Path(__file__).parents[2]
 CARD = (DEMO / "CARD.md").read_text(encoding="utf-8")
@@ -104,7 +104,8 @@ def test_the_demo_is_explained(capsys):
 
 
 def test_the_demos_sizes_are_those_of_its_card():
-    assert f"Clips of 49 frames ({DEMO_SECONDS} s) at {DEMO_SIDE}x{DEMO_SIDE}" in CARD
+    sizes = ", ".join(f"{width}x{height}" for width, height in DEMO_SIZES)
+    assert f"Clips of {DEMO_SECONDS} to 6 s at {sizes}" in " ".join(CARD.split())
     assert f"super-resolution, {DEMO_SIDE}x{DEMO_SIDE} to {DEMO_LARGE}x{DEMO_LARGE}" in CARD
 
 

@@ -30,11 +30,18 @@ def test_a_clip_has_the_shape_of_its_picture(picture, size):
     assert -0.12 < math.log(size[0] * size[1] / BASE.area) <= 0
 
 
+def wide(width, height):
+    return Keyframe(0, Image.new("RGB", (100 * width, 100 * height)))
+
+
 def test_the_picture_decides_only_where_nobody_else_does(random_models):
     models, still = find_models(random_models), Keyframe(0, Image.new("RGB", (900, 1600)))
     assert usual_size(models, [still]) == (256, 448)
     assert usual_size(models, [Keyframe(3, still.image)]) == usual_size(models, []) == (448, 256)
-    assert usual_size(find_models("demo"), [still]) == (128, 128)
+    demo = find_models("demo")
+    assert [usual_size(demo, stills) for stills in ([still], [wide(4, 3)], [wide(16, 9)], [])] == [
+        (96, 160), (160, 96), (160, 96), (128, 128)]
+    assert usual_size(demo, [wide(6, 5)]) == (128, 128)
 
 
 @pytest.mark.parametrize(("target", "said"), [((448, 256), True), ((256, 448), False), ((224, 448), False)])
