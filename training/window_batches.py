@@ -14,7 +14,7 @@ from training.voice import SYLLABLES
 LENGTHS = (13, 19)  # latent frames: 2 and 3 s
 AT_START = 0.3  # share of windows that are the beginning of a clip, whose first latent frame is a single image
 WORDS = (0, 2, 3, 4, 5, 6)  # how many syllables a window's prompt may have
-OWN_WORDS = 0.4  # share of prompts with the clip's first words, which a later window does not say; the others' are random
+OWN_WORDS = 0.4  # share of prompts with the clip's first words, which a later window does not say; others are random
 
 
 @dataclass

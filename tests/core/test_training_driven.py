@@ -63,7 +63,8 @@ def test_windows_are_cut_as_the_pipeline_cuts_them(source):
 
 def test_no_window_is_of_a_held_out_clip(tmp_path, source):
     held = WindowBatches(tmp_path / "clips", source.tokenizer, 0, held_out=True)
-    seen = [{int(clip) // 64 for _ in range(40) for clip in part.cut(4).video[:, 0, 0, 0, 0]} for part in (source, held)]
+    seen = [{int(first) // 64 for _ in range(40) for first in part.cut(4).video[:, 0, 0, 0, 0]}
+            for part in (source, held)]  # fmt: skip
     assert seen == [{0, 1, 2, 3}, {4}]
 
 
