@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 import folder_paths
 
 from ..magihuman_core.checkpoint.fingerprint import fingerprint
-from ..magihuman_core.checkpoint.weight_files import SHARD
+from ..magihuman_core.checkpoint.weight_files import READABLE, REFUSED, SHARD
 from ..magihuman_core.errors import InputError
 
 DEMO = "built-in demo"
@@ -39,7 +39,7 @@ def contents(*paths: Path | None) -> str:
 def _names(folder: str) -> dict[str, str]:
     """{choice: ComfyUI's name of a file that it stands for}."""
     found = {}
-    for name in folder_paths.get_filename_list(folder):
+    for name in _files(folder):
         path = PurePosixPath(name.replace("\\", "/"))
         if any(part.startswith(".") for part in path.parts):  # such as the ._ files of macOS
             continue
@@ -49,6 +49,15 @@ def _names(folder: str) -> dict[str, str]:
         elif shard is None or int(shard[2]) == 1:
             found[str(path)] = name
     return found
+
+
+def _files(folder: str) -> list[str]:
+    """ComfyUI's names of all files that find_models would look into, whatever endings ComfyUI itself lists: no GGUF."""
+    found: set[str] = set()
+    for root in folder_paths.get_folder_paths(folder):
+        names, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        found.update(folder_paths.filter_files_extensions(names, READABLE + REFUSED))
+    return sorted(found)
 
 
 def tokenizers() -> list[str]:

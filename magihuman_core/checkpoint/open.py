@@ -14,7 +14,7 @@ from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
+from .weight_files import INDEX, SAFETENSORS, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index
-    single = [path for path in found.single if suffix(path) == ".safetensors"]
+    single = [path for path in found.single if suffix(path) in SAFETENSORS]
     if len(single) == 1 and not found.shards:
         return single[0]
     if single or found.shards:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INDEX = ".safetensors.index.json"
-READABLE = (".safetensors", ".gguf", ".ckpt")
+SAFETENSORS = (".safetensors", ".sft")  # the second one is ComfyUI's short form
+READABLE = (*SAFETENSORS, ".gguf", ".ckpt")
 REFUSED = (".pt", ".pth", ".bin", ".zst")  # not opened, but named in messages
 UNFINISHED = (".part", ".incomplete", ".crdownload", ".download", ".aria2", ".tmp")  # of downloads
 DEPTH = 3  # folders below a given one that are searched

@@ -15,7 +15,7 @@ import torch
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.json_file import read_json_object
 from ..checkpoint.lazy_tensor import InMemory
-from ..checkpoint.weight_files import suffix
+from ..checkpoint.weight_files import SAFETENSORS, suffix
 
 BESIDE = "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers: a JSON table of "transformer.lora_alpha" and the like
@@ -64,7 +64,7 @@ def _beside(path: Path | None) -> Path | None:
     file = folder / BESIDE
     if not file.is_file():
         return None
-    others = [other for other in folder.iterdir() if suffix(other) == ".safetensors"]
+    others = [other for other in folder.iterdir() if suffix(other) in SAFETENSORS]
     if path.is_dir() or len(others) == 1 or path.name.startswith("adapter_model"):
         return file
     log.warning("%s: %s lies beside it, but so do other files, and it may be of one of them: it is not used.", path,

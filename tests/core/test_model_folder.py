@@ -5,6 +5,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from magihuman_core.loading.folder import find_models
+from magihuman_core.weights.open import open_checkpoint
 
 from .golden import small_model, write_index
 
@@ -36,3 +37,14 @@ def test_a_damaged_index_is_named_and_its_shards_are_not_taken_alone(tmp_path):
     models = find_models(tmp_path)
     assert not models
     assert "index" in models.problems[tmp_path]
+
+
+def test_comfyuis_short_ending_of_safetensors_counts(tmp_path):
+    for folder in (tmp_path / "distill", tmp_path / "text_encoder"):
+        folder.mkdir()
+    save_file(small_model("network"), tmp_path / "distill/mine.sft")
+    save_file(small_model("text_encoder"), tmp_path / "text_encoder/mine.SFT")
+    models = find_models(tmp_path)
+    assert dict(models) == {"distilled": tmp_path / "distill/mine.sft",
+                            "text_encoder": tmp_path / "text_encoder/mine.SFT"}
+    assert dict(open_checkpoint(tmp_path / "distill", "network")), "the only weight file stands for its folder"
