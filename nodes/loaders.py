@@ -1,5 +1,6 @@
 """Nodes that load weights."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from .adapter.clip import load_clip
 from .adapter.load_model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
 from .files import DEMO, choices, contents, resolve, resolve_tokenizer, tokenizers
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "MagiHuman/loaders"
 AUTO = "auto"
@@ -80,9 +83,11 @@ class MagiHumanModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, role, weight_dtype, fuse=AUTO) -> io.NodeOutput:
-        path, role = cls.find(model, role)
+        path, found = cls.find(model, role)
+        if role == AUTO:  # a wrong one spoils the result
+            log.info("%s: taken as %s (%s).", model, found, RECIPES[found].description)
         quantize, fast = FORMATS.get(weight_dtype, (None, False))
-        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
+        return io.NodeOutput(load_model(path, found, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
 
     @classmethod
     def fingerprint_inputs(cls, model, role, **_):

@@ -25,7 +25,7 @@ from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
 from ..checkpoint.weight_files import suffix
 from ..checkpoint.write import Progress, write_checkpoint
-from ..errors import CheckpointError, InputError
+from ..errors import TIP, CheckpointError, InputError
 from ..recipes import RECIPES
 from ..weights.audio_keys import official_keys
 from ..weights.dit_keys import network_config
@@ -75,6 +75,9 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
             entries = {key: _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
         return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
+    if role is None and found.role is not None and checkpoint.metadata.get("role") != found.role:
+        log.log(TIP, "%s: is written as %s (%s), which its name says and the file will from now on; --role names another.",
+                raw.name, found.role, RECIPES[found.role].description)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
     together: dict[str, str] = {}
     if found.kind == "network" and (layout == "split" or dtype in QUANTIZED):

@@ -137,10 +137,13 @@ def test_the_command_line_converts_and_explains(official, tmp_path, capsys):
     save_file(official, tmp_path / "distill.safetensors")
     target = tmp_path / "small.safetensors"
     assert main(["convert", str(tmp_path / "distill.safetensors"), str(target), "--dtype", "fp8"]) == 0
-    assert capsys.readouterr().out == f"{target}: {target.stat().st_size / 1000:.0f} kB written\n"
+    output = capsys.readouterr()
+    assert output.out == f"{target}: {target.stat().st_size / 1000:.0f} kB written\n"
+    assert "distill.safetensors: is written as distilled (" in output.err
     assert main(["inspect", str(target)]) == 0
     assert "a MagiHuman network (distilled" in capsys.readouterr().out
     assert main(["convert", str(target), str(tmp_path / "x.safetensors"), "--role", "base"]) == 0
+    assert "is written as" not in capsys.readouterr().err, "it was said"
     assert metadata(tmp_path / "x.safetensors")["role"] == "base"
     assert main(["convert", str(target), str(tmp_path / "x.pth")]) == 2
     assert "Give a name that ends in .safetensors" in capsys.readouterr().err

@@ -149,7 +149,8 @@ def write_gguf(tensors, path):
     path.write_bytes(header + b"".join(tensor.float().contiguous().numpy().tobytes() for tensor in tensors.values()))
 
 
-def test_a_file_is_offered_by_our_endings_and_not_by_those_that_comfyui_reads(models, tmp_path, monkeypatch):
+def test_a_file_is_offered_by_our_endings_and_not_by_those_that_comfyui_reads(models, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     for folder in ("diffusion_models", "vae"):
         own_endings = folder_paths.folder_names_and_paths[folder][1]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path)], own_endings))
@@ -165,6 +166,7 @@ def test_a_file_is_offered_by_our_endings_and_not_by_those_that_comfyui_reads(mo
         assert loaders.MagiHumanModelLoader.fingerprint_inputs(model=name, role="auto")
         model = run(loaders.MagiHumanModelLoader, model=name, role="auto", weight_dtype="fp32").model
         assert model.role == "distilled"
+        assert f"{name}: taken as distilled (" in caplog.text
         assert max_error(model.diffusion_model.state_dict()["final_linear_video.weight"],
                          weights["final_linear_video.weight"]) == 0
     with pytest.raises(CheckpointError, match=r"pickle"):
