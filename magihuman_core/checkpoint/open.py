@@ -12,6 +12,7 @@ from .checkpoint import Checkpoint, as_checkpoint, renamed
 from .gguf_file import open_gguf
 from .header import explain_read_errors, file_format, read_header
 from .pickled import open_training_checkpoint
+from .quantized import COMFY_TABLE
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
 from .weight_files import INDEX, SAFETENSORS, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
@@ -48,7 +49,8 @@ def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     if len(found) < len(checkpoint):
         raise CheckpointError(f"{checkpoint.name}: holds tensors twice, with and without {WRAPPERS[0]} in their names. "
                               "Choose another file.")
-    return replace(found, metadata={**found.metadata, WRAPPED: "yes"})
+    texts = {name: unwrapped(text) if name == COMFY_TABLE else text for name, text in found.metadata.items()}
+    return replace(found, metadata={**texts, WRAPPED: "yes"})
 
 
 def unwrapped(key: str) -> str:

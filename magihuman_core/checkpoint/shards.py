@@ -9,6 +9,7 @@ from .checkpoint import Checkpoint
 from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, explain_read_errors, file_format, quoted, read_header
 from .json_file import read_json
 from .lazy_tensor import LazyTensor
+from .quantized import COMFY_TABLE, joined_tables
 from .tensor_file import StoredTensor, TensorFile
 
 
@@ -29,16 +30,19 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
                 metadata: Mapping[str, str]) -> Checkpoint:
     """All tensors of all shards. The index need not name every key (some tools add scales without it).
 
-    weight_map: key -> name of its file, from an index, or empty. metadata: texts that win over those in the shards.
+    weight_map: key -> name of its file, from an index, or empty. metadata: texts that win over those in the shards,
+    whose tables of quantized layers are joined.
     Raises CheckpointError.
     """
     texts = dict(metadata)
+    tables = [texts[COMFY_TABLE]] if COMFY_TABLE in texts else []
     entries: dict[str, LazyTensor] = {}
     where: dict[str, str] = {}
     for shard in shards:
         file, name = TensorFile(shard, mapped), shard.relative_to(folder).as_posix()
         tensors, metadata = read_header(shard)
         texts = {**metadata, **texts}
+        tables += [metadata[COMFY_TABLE]] if COMFY_TABLE in metadata else []
         for key, info in tensors.items():
             wanted = weight_map.get(key)
             if key in entries and wanted is None:
@@ -50,6 +54,8 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
     if absent:
         raise CheckpointError(f"{folder}: the index names {len(absent)} tensors that no file holds, the first is "
                               f"{quoted(absent[0])}. Files and index are of different versions: download both again.")
+    if len(tables) > 1:
+        texts[COMFY_TABLE] = joined_tables(tables, str(folder))
     return Checkpoint(entries, str(folder), texts, folder, tuple(shards))
 
 
