@@ -13,6 +13,7 @@ from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHE
 from ..errors import CheckpointError, InputError, is_out_of_memory
 from ..recipes import RECIPES
 from ..sizes import byte_size
+from ..weights.comfyui_saved import TEXTS, TOKENIZER
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
 from .diagnose import damage, describe_lora, estimates, integrity, load_dry, notes, without_path
@@ -130,7 +131,7 @@ def _examined(path: Path, read_all: bool, details: bool) -> str:
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         lines.append(("names", names + (", ..." if len(checkpoint) > 3 else "")))
     else:
-        lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
+        lines += [("use it", KINDS[found.kind].use), ("needs", _needs(checkpoint, found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
     module, problems = None, list[str]()
@@ -150,7 +151,9 @@ def _examined(path: Path, read_all: bool, details: bool) -> str:
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
 
-def _needs(found: Recognized) -> str:
+def _needs(checkpoint: Checkpoint, found: Recognized) -> str:
+    if found.kind == "text_encoder" and any(TEXTS.get(key.rpartition(".")[2]) == TOKENIZER for key in checkpoint):
+        return "nothing; its tokenizer is inside"
     enlarges = found.role is not None and RECIPES[found.role].super_resolution
     return NEEDS[found.kind] + ("; before it a base or distilled network makes the clip" if enlarges else "")
 

@@ -13,13 +13,18 @@ from magihuman_core.checkpoint.quantized import as_quantized
 from magihuman_core.checkpoint.write import write_checkpoint
 from magihuman_core.cli import main
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.text_encoder import load_text_encoder
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
 from .golden import full_disk, relative, small_model
 from .test_weights_layouts import computed
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def is_linear(key: str) -> bool:
@@ -123,6 +128,41 @@ def test_only_what_is_used_of_a_larger_file_is_written(kind, prefix, rest, dtype
     path = convert(source, tmp_path / "x.safetensors", dtype=dtype)
     assert {key for key in load_file(path) if not key.endswith("_scale")} == set(weights)
     assert recognize(open_checkpoint(path)).kind == kind
+
+
+def test_what_comfyui_saved_inside_a_text_encoder_stays_in_it(tmp_path, caplog):
+    part = ROOT / "magihuman_core/demo/text_encoder"
+    long = " " * 9_000_000  # T5Gemma's has 34 million characters
+    texts = {TOKENIZER: (part / "tokenizer.json").read_text() + long, CONFIG: (part / "config.json").read_text()}
+    stored = {f"cond_stage_model.transformer.{key}": tensor for key, tensor in open_checkpoint(part).items()}
+    saved = tmp_path / "saved.safetensors"
+    save_file(stored | {f"cond_stage_model.{key}": tensor for key, tensor in text_tensors(texts).items()}, saved)
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')  # of whatever lies beside it
+    (tmp_path / "out").mkdir()
+    once = convert(saved, tmp_path / "out/once.safetensors", dtype="int8")
+    for path in (saved, once, convert(once, tmp_path / "out/twice.safetensors", dtype="bf16")):
+        encoder = load_text_encoder(path)
+        assert encoder.tokenizer.get_vocab() == load_text_encoder(part).tokenizer.get_vocab()
+        assert encoder.config == load_text_encoder(part).config
+        assert "its tokenizer is inside" in describe(path)
+    assert "too long" not in caplog.text
+
+
+def test_what_a_file_says_of_itself_is_kept_but_not_how_it_was_stored(official, tmp_path, caplog):
+    name = "diffusion_model.block.layers.1.mlp.down_proj"
+    lora = {f"{name}.lora_A.weight": torch.ones(2, 128), f"{name}.lora_B.weight": torch.ones(64, 2)}
+    told = {"modelspec.license": "apache-2.0", "ss_tag_frequency": '{"a": 1}', "trigger_phrase": "mynah",
+            "notice": "mind this"}
+    stale = {"sshs_model_hash": "0", "modelspec.hash_sha256": "0", "quantization_map": "{}", "total_size": "1",
+             "role": "x", "lora_adapter_metadata": '{"transformer.lora_alpha": 4}', "book": "x" * 9_000_000}
+    for weights in (lora, official):
+        save_file(weights, tmp_path / "distill.safetensors", {**told, **stale})
+        for dtype in ("bf16", None):
+            texts = metadata(convert(tmp_path / "distill.safetensors", tmp_path / "x.safetensors", dtype=dtype))
+            kind = {"kind": "lora"} if weights is lora else {"kind": "network", "role": "distilled"}
+            assert set(json.loads(texts.pop("sha256"))) == set(open_checkpoint(tmp_path / "x.safetensors", raw=True))
+            assert texts == told | kind | {"format": "pt", "version": "1", "source": "distill.safetensors"}
+        assert "'book' is too long and is left out" in caplog.text
 
 
 def test_scales_of_a_latent_are_never_rounded(tmp_path):
