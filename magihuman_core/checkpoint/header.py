@@ -32,7 +32,7 @@ DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }
-if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7: the block scales of MX formats
+if hasattr(torch, "float8_e8m0fnu"):  # the block scales of MX formats; a ComfyUI may run on a torch before 2.7
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -60,8 +60,11 @@ def _check_archive(path: Path) -> None:
 
 def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:
     """The tensor of the file that one without content stands for. Raises CheckpointError."""
-    # An attribute that torch documents for this use (notes on serialization).
+    # An attribute that torch documents for this use (notes on serialization), since 2.7.
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if offset is None and zipfile.is_zipfile(file.path):  # a ComfyUI may run on an older torch than we ask for
+        raise CheckpointError(f"{file.path}: is a training checkpoint, which takes torch 2.7 or newer; this is "
+                              f"{torch.__version__}. Use a .safetensors version of it, or update torch.")
     if offset is None:  # a format from before 2020
         raise CheckpointError(f"{file.path}: is a training checkpoint of an old format. Use a .safetensors version.")
     begin = offset + tensor.storage_offset() * tensor.dtype.itemsize
