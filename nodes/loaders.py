@@ -99,8 +99,10 @@ class MagiHumanModelLoader(io.ComfyNode):
         if choice == DEMO:
             role = "distilled" if role == AUTO else role
             return demo_file(role), role
-        path = resolve("diffusion_models", choice)
-        found = find_role(path, open_checkpoint(path).metadata) if role == AUTO else role
+        path, found = resolve("diffusion_models", choice), role
+        if role == AUTO:
+            opened = open_checkpoint(path)
+            found = find_role(opened.path, opened.metadata)
         if found is None:
             raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
                              f"to one of {', '.join(RECIPES)}.")

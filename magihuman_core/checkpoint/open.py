@@ -15,7 +15,7 @@ from .pickled import open_training_checkpoint
 from .quantized import COMFY_TABLE
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SAFETENSORS, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
+from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +107,10 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index
-    single = [path for path in found.single if suffix(path) in SAFETENSORS]
-    if len(single) == 1 and not found.shards:
-        return single[0]
-    if single or found.shards:
-        return _complete_shards(folder, sorted(single + found.shards))
+    if len(found.loose) == 1 and not found.shards:
+        return found.loose[0]
+    if found.loose or found.shards:
+        return _complete_shards(folder, sorted(found.loose + found.shards))
     for name in subfolders:
         if (folder / name).is_dir():
             return _find_in_folder(folder / name, (), models)

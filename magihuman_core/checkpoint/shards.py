@@ -11,6 +11,7 @@ from .json_file import read_json
 from .lazy_tensor import LazyTensor
 from .quantized import COMFY_TABLE, joined_tables
 from .tensor_file import StoredTensor, TensorFile
+from .weight_files import WeightFiles, first_shards
 
 
 def open_index(path: Path, mapped: bool) -> Checkpoint:
@@ -23,7 +24,7 @@ def open_index(path: Path, mapped: bool) -> Checkpoint:
         raise missing_files(path.parent, missing[0], len(missing), len(shards))
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
     opened = open_shards(path.parent, shards, mapped, weight_map, texts)
-    return replace(opened, files=(path, *opened.files))
+    return replace(opened, path=path, files=(path, *opened.files))
 
 
 def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapping[str, str],
@@ -56,7 +57,21 @@ def open_shards(folder: Path, shards: list[Path], mapped: bool, weight_map: Mapp
                               f"{quoted(absent[0])}. Files and index are of different versions: download both again.")
     if len(tables) > 1:
         texts[COMFY_TABLE] = joined_tables(tables, str(folder))
-    return Checkpoint(entries, str(folder), texts, folder, tuple(shards))
+    return Checkpoint(entries, str(folder), texts, shards[0], tuple(shards))
+
+
+def sharded(found: WeightFiles, named: set[Path]) -> list[Path]:
+    """What to open for each sharded checkpoint of a folder: its index, or its first shard, or the folder, where that
+    stands for it.
+
+    named: files that indexes of folders around this one name; those that the indexes here name are added.
+    """
+    listed = [named_files(index) for index in found.indexes]
+    named |= {found.folder / name for names in listed for name in names}
+    # Of an index that cannot be read, any of the shards may be.
+    first = [shard for shard in first_shards(found.shards) if shard not in named] if all(listed) else []
+    alone = len(first) == 1 and not found.indexes and not found.loose
+    return [found.folder] if alone else found.indexes + first
 
 
 def named_files(index: Path) -> set[str]:

@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,9 @@ class WeightFiles:
     subfolders: list[Path]
 
     @property
-    def sharded(self) -> list[Path]:
-        """What to open for the sharded checkpoints: their indexes, or the folder where there is none."""
-        return self.indexes or ([self.folder] if self.shards else [])
+    def loose(self) -> list[Path]:
+        """Safetensors files that are no shards by their names."""
+        return [path for path in self.single if suffix(path) in SAFETENSORS]
 
 
 def list_weight_files(folder: Path) -> WeightFiles:
@@ -55,6 +55,15 @@ def shard_set(path: Path) -> list[Path]:
         return []
     return sorted(file for file in path.parent.iterdir()
                   if (other := SHARD.fullmatch(file.name)) and (other[1], other[3]) == (shard[1], shard[3]))
+
+
+def first_shards(files: Iterable[Path]) -> list[Path]:
+    """The first shard that is there of each checkpoint in shards."""
+    found: dict[tuple[Path, str, str], Path] = {}
+    for file in sorted(files):
+        if shard := SHARD.fullmatch(file.name):
+            found.setdefault((file.parent, shard[1], shard[3]), file)
+    return list(found.values())
 
 
 def suffix(path: Path) -> str:

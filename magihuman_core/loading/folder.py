@@ -15,7 +15,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint.shards import named_files
+from ..checkpoint.shards import sharded
 from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
 from ..errors import CheckpointError, InputError, is_out_of_memory, shown
 from ..recipes import RECIPES
@@ -198,13 +198,14 @@ def _candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
 
     What cannot be read is noted in problems.
     """
+    named: set[Path] = set()
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             problems[Path(found.filename)] = f"{found.filename}: cannot be read ({found.strerror})."
             continue
-        yield from [found.folder] if len(found.sharded) == 1 else found.sharded
-        named = {name for index in found.indexes for name in named_files(index)}
-        yield from (path for path in found.single if path.name not in named)
+        sets = sharded(found, named)
+        yield from [found.folder] if len(sets) == len(found.indexes) == 1 else sets
+        yield from (path for path in found.single if path not in named)
 
 
 def _part(path: Path, found: Recognized) -> str | None:

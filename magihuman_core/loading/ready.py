@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..checkpoint.weight_files import INDEX, shard_set
 from ..sizes import byte_size
 from ..weights.comfyui_saved import TOKENIZER
 from ..weights.open import open_checkpoint
@@ -67,6 +68,7 @@ def _there(needs: Iterable[Need]) -> Iterator[str]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of a folder of shards."""
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    """Bytes of a file, or of a checkpoint's shards."""
+    whole = path.is_file() and not path.name.endswith(INDEX) and not shard_set(path)
+    files = [path] if whole else open_checkpoint(path, raw=True).files
     return sum(file.stat().st_size for file in files)

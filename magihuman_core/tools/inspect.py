@@ -9,6 +9,7 @@ from pathlib import Path
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, quoted
 from ..checkpoint.json_file import read_json
+from ..checkpoint.shards import sharded
 from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHED, suffix, walk
 from ..errors import CheckpointError, InputError, is_out_of_memory
 from ..recipes import RECIPES
@@ -52,12 +53,12 @@ def describe(path: str | Path, *, read_all: bool = False, details: bool = False)
 
 def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
-    others = 0
+    others, named = 0, set[Path]()
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
             continue
-        for path in found.sharded:
+        for path in sharded(found, named):
             yield _describe_checkpoint(path, read_all, details)
         for file in found.files:
             if file in found.shards or file in found.indexes:

@@ -61,7 +61,7 @@ def _configuration(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     found = read_json_object(checkpoint.metadata.get(METADATA, "")) or {}
     stated = {key.rpartition(".")[2]: value for key, value in found.items()}
     if not _is_number(stated.get("lora_alpha")):
-        file = _beside(checkpoint.path)
+        file = _beside(checkpoint)
         stated = {} if file is None else read_json_object(file) or {}
     if not _is_number(stated.get("lora_alpha")):
         return None
@@ -69,16 +69,16 @@ def _configuration(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     return stated
 
 
-def _beside(path: Path | None) -> Path | None:
+def _beside(checkpoint: Checkpoint) -> Path | None:
     """adapter_config.json beside a file that it belongs to: the only one of its folder, or so named."""
+    path = checkpoint.path
     if path is None:
         return None
-    folder = path if path.is_dir() else path.parent
-    file = folder / BESIDE
+    file = path.parent / BESIDE
     if not file.is_file():
         return None
-    others = [other for other in folder.iterdir() if suffix(other) in SAFETENSORS]
-    if path.is_dir() or len(others) == 1 or path.name.startswith("adapter_model"):
+    others = {other for other in path.parent.iterdir() if suffix(other) in SAFETENSORS} - {*checkpoint.files}
+    if not others or path.name.startswith("adapter_model"):
         return file
     log.warning("%s: %s lies beside it, but so do other files, and it may be of one of them: it is not used.", path,
                 BESIDE)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint.weight_files import INDEX, SHARD
 from ..recipes import RECIPES, Recipe
 
 SR = re.compile(r"(^|[^a-z])sr([^a-z]|$)|super[ _-]?res")
@@ -23,7 +24,8 @@ def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
     if path is None:
         return None
     path = Path(path).absolute()
-    names = [path.name, *(parent.name for parent in path.parents)][:3]
+    in_shards = path.name.lower().endswith(INDEX) or SHARD.fullmatch(path.name)
+    names = [path.name, *(parent.name for parent in path.parents)][: 4 if in_shards else 3]
     first_stage = super_resolution = False
     for name, folder in zip(names, path.parents, strict=False):
         name = name.lower()

@@ -102,6 +102,8 @@ ROLES = {
     "magihuman-super-resolution-540.safetensors": "sr_540p",
     "magihuman_1080P.safetensors": "sr_1080p",
     "sr_540p/weights/x.safetensors": "sr_540p",
+    "540p_sr/weights/fp8/model.safetensors.index.json": "sr_540p",
+    "magihuman_distill-00001-of-00002.safetensors": "distilled",
     "magihuman_base_540p.safetensors": "base",
     "magihuman_step5400.safetensors": None,
     "magihuman_distill_step15400.safetensors": "distilled",

@@ -171,3 +171,35 @@ def test_a_file_is_offered_by_our_endings_and_not_by_those_that_comfyui_reads(mo
                          weights["final_linear_video.weight"]) == 0
     with pytest.raises(CheckpointError, match=r"pickle"):
         run(loaders.MagiHumanVideoVAELoader, vae="wan.pth")
+
+
+def test_each_checkpoint_in_shards_is_a_choice_that_can_be_opened(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    weights = dict(open_checkpoint(models / "diffusion_models/magihuman/distill").items())
+    keys = sorted(weights)
+
+    def put(stem, index):
+        folder = tmp_path / stem.rpartition("/")[0]
+        folder.mkdir(exist_ok=True)
+        places = {}
+        for number, part in ((1, keys[::2]), (2, keys[1::2])):
+            path = tmp_path / f"{stem}-0000{number}-of-00002.safetensors"
+            comfy.utils.save_torch_file({key: weights[key].contiguous() for key in part}, path)
+            places |= {key: path.name for key in part}
+        if index:
+            (tmp_path / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+    put("alone/distill", False)  # stands for its folder, as one with an index does whatever is beside it
+    put("listed/distill", True)
+    put("beside/distill", False)
+    for stem, index in (("two/distill", False), ("two/base", True)):
+        put(stem, index)
+    for folder in ("listed", "beside"):
+        comfy.utils.save_torch_file({"a": torch.zeros(1)}, tmp_path / folder / "a.safetensors")
+    first = "distill-00001-of-00002.safetensors"
+    roles = {"alone/": "distilled", "listed/": "distilled", f"beside/{first}": "distilled", f"two/{first}": "distilled",
+             "two/base.safetensors.index.json": "base"}
+    assert set(files.choices("diffusion_models")) == {DEMO, "listed/a.safetensors", "beside/a.safetensors", *roles}
+    for choice, role in roles.items():
+        assert loaders.MagiHumanModelLoader.fingerprint_inputs(model=choice, role="auto")
+        assert run(loaders.MagiHumanModelLoader, model=choice, role="auto", weight_dtype="fp32").model.role == role
