@@ -161,11 +161,11 @@ def _entry(file: TensorFile, size: int, name: str, stored: tuple[int, ...], shap
     elif not stored or stored[-1] % block:
         raise _DamagedError(f"the rows of {quoted(name)} are not made of whole {type_name} blocks")
     else:
-        info = TensorInfo(torch.uint8, (prod(stored[:-1]), stored[-1] // block * block_bytes), begin)
+        info = TensorInfo(torch.uint8, (prod(stored) // block, block_bytes), begin)
     if begin + info.nbytes > size:
         raise _DamagedError(f"{quoted(name)} lies behind its end")
     data = StoredTensor(file, info, name)
-    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, file.path, name, kind))
+    return data if kind in PLAIN else BlockTensor(data, block, shape, partial(_decode, file.path, name, kind))
 
 
 def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
@@ -175,26 +175,30 @@ def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
     except ImportError:
         raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need the Python package gguf. Run "
                               "`pip install gguf`, or use a .safetensors version.") from None
-    values = torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
+    # As one row: gguf takes 16 rows at a time.
+    values = torch.from_numpy(dequantize(data.reshape(1, -1).numpy(), GGMLQuantizationType(kind)))
     check_finite(values, name, str(path))  # a scale may be none: seen here, while the values are in the cache
     return values
 
 
 class BlockTensor(LazyTensor):
-    """A tensor in a block format. data: [rows, bytes]; row: elements of such a row; shape: of the result."""
+    """A tensor in a block format. data: [blocks, bytes]; block: elements of one; shape: of the result."""
 
-    def __init__(self, data: LazyTensor, row: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, data: LazyTensor, block: int, shape: tuple[int, ...],
+                 decode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(shape, DECODED)
-        self.data, self.row, self.decode = data, row, decode
+        self.data, self.block, self.decode = data, block, decode
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         result = torch.empty((end - begin, *self.shape[1:]), dtype=dtype)
         if not result.numel():
             return result
-        if self.width % self.row:  # stored under a shape whose rows are not ours: decode all and cut
-            return self.decode(self.data.read()).view(self.shape)[begin:end]
-        flat = result.view(-1, self.row)
-        first = begin * self.width // self.row
-        for top, bottom in row_ranges(flat.shape[0], self.row):
-            flat[top:bottom] = self.decode(self.data.read(rows=(first + top, first + bottom)))
+        # Stored under another shape, blocks go across our rows: of the first and the last only a part is wanted.
+        flat, start, stop = result.view(-1), begin * self.width, end * self.width
+        first, last = start // self.block, -(-stop // self.block)
+        for top, bottom in row_ranges(last - first, self.block):
+            place = (first + top) * self.block
+            values = self.decode(self.data.read(rows=(first + top, first + bottom))).view(-1)[max(0, start - place):]
+            place = max(0, place - start)
+            flat[place : place + len(values)] = values[: len(flat) - place]
         return result

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from magihuman_core import load_dit, load_text_encoder
+from magihuman_core.checkpoint.lazy_tensor import row_ranges
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
@@ -110,6 +111,28 @@ def test_a_stored_shape_is_restored(tmp_path):
     assert checkpoint.shape("a") == (6, 4, 8)
     assert (checkpoint["a"].float() - values.view(6, 4, 8)).abs().max() < 0.05
     assert torch.equal(checkpoint.read("a", rows=(1, 3)), checkpoint["a"][1:3])
+
+
+def test_pieces_of_a_tensor_stored_under_another_shape_decode_no_more_than_themselves(tmp_path, monkeypatch):
+    """SwiGLU7's inner width is no multiple of 256: such a matrix is stored as rows of blocks, or as one long row."""
+    height, width, decoded = 96, 1364, []
+    monkeypatch.setattr("magihuman_core.checkpoint.lazy_tensor.PIECE", 4096)
+    decode = quants.dequantize
+    monkeypatch.setattr(quants, "dequantize", lambda data, kind: decoded.append(data.size // 34 * 32) or decode(data, kind))
+    values = torch.randn(height, width).numpy()
+    for shape in ((-1, 32), (-1,)):
+        writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
+        writer.add_array("comfy.gguf.orig_shape.a", [height, width])
+        data = quants.quantize(values.reshape(shape), Type.Q8_0)
+        writer.add_tensor("a", data, raw_dtype=Type.Q8_0)
+        entry = open_checkpoint(finished(writer, tmp_path / "x.gguf")).entries["a"]
+        whole = entry.read(torch.float32)
+        assert torch.equal(whole, torch.from_numpy(decode(data, Type.Q8_0)).view(height, width))
+        decoded.clear()
+        pieces = [entry.read(torch.float32, rows) for rows in row_ranges(height, width)]
+        assert len(pieces) == 32
+        assert torch.equal(torch.cat(pieces), whole)
+        assert sum(decoded) <= height * width + 32 * 2 * len(pieces)
 
 
 def test_a_gguf_file_is_converted(official, tmp_path):
