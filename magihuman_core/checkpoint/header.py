@@ -34,6 +34,8 @@ DTYPES = {
 }
 if hasattr(torch, "float8_e8m0fnu"):  # the block scales of MX formats; a ComfyUI may run on a torch before 2.7
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+# The format's other dtypes, which nothing here can compute with.
+NOT_READ = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -147,11 +149,17 @@ def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("its metadata is not a table of texts")
         tensors = {name: _tensor_info(name, entry, 8 + length, size) for name, entry in entries.items()}
+    except _NotReadError as error:
+        raise CheckpointError(f"{path}: {error}. Choose a file in bf16, fp16, fp32, fp8 or int8.") from None
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is not valid JSON"
         raise CheckpointError(f"{path}: is damaged: {reason}. {DOWNLOAD_AGAIN}") from None
     _check_layout(path, tensors, 8 + length, size)
     return tensors, metadata
+
+
+class _NotReadError(ValueError):
+    """A dtype of the format that is not read here; the message says which."""
 
 
 def _no_duplicates(pairs: list) -> dict:
@@ -167,6 +175,8 @@ def _tensor_info(name: str, entry: object, data_begin: int, size: int) -> Tensor
     if not isinstance(entry, dict) or len(name) > MAX_NAME:
         raise ValueError(f"{quoted(name)} has no description, or is too long a name")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if isinstance(dtype, str) and dtype in NOT_READ and dtype not in DTYPES:
+        raise _NotReadError(f"stores {quoted(name)} as {dtype}, which is not read here")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{quoted(name)} has the unknown dtype {quoted(dtype)}")
     # A tensor without elements could claim any width, and modules are built by widths: none exceeds the file.

@@ -188,6 +188,14 @@ def test_a_pickle_with_code_runs_nothing(old, tmp_path):
     assert not proof.exists()
 
 
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3FNUZ", "C64"])
+def test_dtypes_of_the_format_that_are_not_read_are_not_called_damage(dtype, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(file_bytes(changed(dtype=dtype)))
+    with pytest.raises(CheckpointError, match=rf"stores 'b' as {dtype}, which is not read here\. Choose a file in bf16") as e:
+        open_checkpoint(tmp_path / "x.safetensors")
+    assert "damaged" not in str(e.value)
+
+
 def test_a_pickle_without_weights_is_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="holds no table of weights"):

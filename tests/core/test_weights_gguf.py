@@ -165,7 +165,7 @@ def head(tensors: int, values: int, version: int = 3) -> bytes:
 
 
 DAMAGED = {
-    "version": head(0, 0, version=9),
+    "version": head(0, 0, version=99),
     "only magic": b"GGUF",
     "absurd tensor count": head(2**60, 0),
     "absurd value count": head(0, 2**60),
@@ -193,6 +193,31 @@ def test_damaged_files_are_named(case, tmp_path):
     path.write_bytes(DAMAGED[case])
     with pytest.raises(CheckpointError, match=r"x\.gguf: is damaged or cut off: .*Download it again"):
         open_checkpoint(path)
+
+
+def test_formats_that_are_sound_but_not_read_are_not_called_damaged(tmp_path):
+    path = tmp_path / "x.gguf"
+    for kind in (5, 15, 41, 50):
+        path.write_bytes(head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 256, kind, 0) + bytes(1000))
+        with pytest.raises(CheckpointError, match=rf"x\.gguf: stores 'a' in GGUF's format {kind}, .*Choose a file in Q8_0"):
+            open_checkpoint(path)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 4, 0, 0))
+    with pytest.raises(CheckpointError, match=r"is a GGUF file of version 4, of which 2 and 3"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (34, 35, 39, 40) if kind in set(Type)])
+def test_formats_that_came_later_are_read_where_the_package_knows_them(kind, tmp_path, monkeypatch):
+    block, size = gguf.GGML_QUANT_SIZES[Type(kind)]
+    data = np.random.default_rng(0).integers(0, 60, (4, 512 // block * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
+    writer.add_tensor("a", data, raw_dtype=Type(kind))
+    checkpoint = open_checkpoint(finished(writer, tmp_path / "x.gguf"))
+    assert checkpoint.metadata["types"] == Type(kind).name
+    assert torch.equal(checkpoint.read("a", torch.float32), torch.from_numpy(quants.dequantize(data, Type(kind))))
+    monkeypatch.setattr(quants, "_type_traits", {})  # as in an older one
+    with pytest.raises(CheckpointError, match=rf"its {Type(kind).name} weights need a newer version .*-U gguf"):
+        checkpoint.read("a")
 
 
 def test_parts_of_a_cut_file_are_named(tmp_path):
