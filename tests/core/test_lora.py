@@ -326,6 +326,20 @@ def test_a_magnitude_that_is_one_number_is_reported():
     assert "one magnitude per row" in split_lora(lora, one_head).unmatched[f"{layer}.dora_scale"]
 
 
+@pytest.mark.parametrize("endings", [(".lora.up.weight", ".lora.down.weight"), (".lora_B", ".lora_A"), (".diff",),
+                                     (".lora_B.default.weight", ".lora_A.default.weight")])  # fmt: skip
+def test_each_spelling_that_is_applied_is_also_recognized(endings, weights, clip, tmp_path):
+    layer = "block.layers.3.mlp.down_proj"
+    up, down = pairs(weights, [layer])[layer]
+    tensors = (up, down) if len(endings) == 2 else (up @ down,)
+    path = tmp_path / "mine.safetensors"
+    save_file({layer + ending: tensor for ending, tensor in zip(endings, tensors, strict=True)}, path)
+    expected = merged(weights, {layer: up @ down})
+    assert_file_equals_merge(path, weights, clip, expected)
+    assert "a LoRA" in describe(path) and "1 of MagiHuman's layers" in describe(path)
+    assert_file_equals_merge(convert(path, tmp_path / "out.safetensors"), weights, clip, expected)
+
+
 CONFIGS = {
     "alpha": ({"r": RANK, "lora_alpha": 16}, 16 / RANK, 16 / RANK),
     "rank stabilized": ({"r": RANK, "lora_alpha": 16, "use_rslora": True}, 16 / RANK**0.5, 16 / RANK**0.5),
