@@ -7,7 +7,15 @@ import folder_paths
 
 from ..magihuman_core.checkpoint.fingerprint import fingerprint
 from ..magihuman_core.checkpoint.shards import sharded
-from ..magihuman_core.checkpoint.weight_files import READABLE, REFUSED, SHARD, first_shards, list_weight_files
+from ..magihuman_core.checkpoint.weight_files import (
+    READABLE,
+    REFUSED,
+    SHARD,
+    first_shards,
+    is_file,
+    is_folder,
+    list_weight_files,
+)
 from ..magihuman_core.errors import InputError
 
 DEMO = "built-in demo"
@@ -95,5 +103,5 @@ def resolve_tokenizer(choice: str) -> Path | None:
 def _tokenizer_files() -> dict[str, Path]:
     roots = [Path(root) for root in folder_paths.get_folder_paths("text_encoders")]
     return {path.relative_to(root).as_posix(): path
-            for root in roots if root.is_dir() for path in root.rglob("*tokenizer*.json")
-            if path.is_file() and not path.name.startswith(".")}
+            for root in roots if is_folder(root) for path in root.rglob("*tokenizer*.json")
+            if is_file(path) and not path.name.startswith(".")}

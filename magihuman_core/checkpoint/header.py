@@ -67,6 +67,23 @@ def explain_read_errors(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
+def file_mode(path: Path) -> int:
+    """The mode of a file or folder, by which both are told apart; 0 where there is none.
+
+    Raises CheckpointError for what cannot be a name, or may not be looked at.
+    """
+    try:
+        with explain_read_errors(path):
+            try:
+                return path.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
+    except CheckpointError:  # a ValueError too
+        raise
+    except ValueError:
+        raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.") from None
+
+
 def file_format(path: Path) -> str:
     """What a file is by its first bytes. Raises CheckpointError when it cannot be opened.
 

@@ -1,12 +1,22 @@
 """A checkpoint in several safetensors files, with an index file or without."""
 
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint
-from .header import DOWNLOAD_AGAIN, MAX_HEADER, explain_format, explain_read_errors, file_format, quoted, read_header
+from .header import (
+    DOWNLOAD_AGAIN,
+    MAX_HEADER,
+    explain_format,
+    explain_read_errors,
+    file_format,
+    file_mode,
+    quoted,
+    read_header,
+)
 from .json_file import read_json
 from .lazy_tensor import LazyTensor
 from .quantized import COMFY_TABLE, joined_tables
@@ -19,7 +29,7 @@ def open_index(path: Path, mapped: bool) -> Checkpoint:
     index = _read_index(path)
     weight_map, metadata = index["weight_map"], index.get("metadata")
     shards = [_shard_path(path, name) for name in sorted(set(weight_map.values()))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
+    missing = [shard.name for shard in shards if not stat.S_ISREG(file_mode(shard))]
     if missing:
         raise missing_files(path.parent, missing[0], len(missing), len(shards))
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from .header import explain_read_errors
+
 INDEX = ".safetensors.index.json"
 SAFETENSORS = (".safetensors", ".sft")  # the second one is ComfyUI's short form
 READABLE = (*SAFETENSORS, ".gguf", ".ckpt")
@@ -39,7 +41,7 @@ def list_weight_files(folder: Path) -> WeightFiles:
     Raises OSError.
     """
     shown = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
-    kinds = {child: _kind(child) for child in shown}
+    kinds = {child: _mode(child) for child in shown}
     # A link that leads nowhere is kept: opening it says so.
     files = [child for child in shown if stat.S_ISREG(kinds[child]) or stat.S_ISLNK(kinds[child])]
     shards = [file for file in files if SHARD.fullmatch(file.name)]
@@ -49,12 +51,16 @@ def list_weight_files(folder: Path) -> WeightFiles:
 
 
 def shard_set(path: Path) -> list[Path]:
-    """A shard of several and the others of its checkpoint that lie beside it, in their order; [] for other files."""
+    """A shard of several and the others of its checkpoint that lie beside it, in their order; [] for other files.
+
+    Raises CheckpointError.
+    """
     shard = SHARD.fullmatch(path.name)
-    if shard is None or int(shard[3]) < 2 or not path.is_file():
+    if shard is None or int(shard[3]) < 2 or not is_file(path):
         return []
-    return sorted(file for file in path.parent.iterdir()
-                  if (other := SHARD.fullmatch(file.name)) and (other[1], other[3]) == (shard[1], shard[3]))
+    with explain_read_errors(path.parent):
+        return sorted(file for file in path.parent.iterdir()
+                      if (other := SHARD.fullmatch(file.name)) and (other[1], other[3]) == (shard[1], shard[3]))
 
 
 def first_shards(files: Iterable[Path]) -> list[Path]:
@@ -71,10 +77,20 @@ def suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _kind(path: Path) -> int:
+def is_file(path: Path) -> bool:
+    """Whether a file is there. One beside another that may not be looked at, or cannot be, is not."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, as for is_file."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
     """The mode of a file, or of what a link leads to; of a link that leads nowhere its own; 0 of what is hidden."""
     for look in (path.stat, path.lstat):
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # the second of what cannot be a name
             return look().st_mode
     return 0
 

@@ -15,8 +15,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..checkpoint.header import file_mode
 from ..checkpoint.shards import sharded
-from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
+from ..checkpoint.weight_files import DEPTH, REFUSED, is_file, suffix, walk
 from ..errors import CheckpointError, InputError, is_out_of_memory, shown
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
@@ -171,11 +172,11 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
             log.debug("%s: %s", candidate, PARTS[part])
             found[part].append(candidate)
     tokenizers = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
-    found["tokenizer"] = [path for path in tokenizers if path.is_file()][:1]
+    found["tokenizer"] = [path for path in tokenizers if is_file(path)][:1]
     for part, given in (parts or {}).items():
         if part not in PARTS:
             raise InputError(f"There is no part {part!r}, expected one of {', '.join(PARTS)}.")
-        if not Path(given).exists():
+        if not file_mode(Path(given)):
             raise InputError(f"{given}: there is no such file or folder for {PARTS[part]}. Check the name.")
         if part != "tokenizer":
             checkpoint = open_checkpoint(given, allow_pickle_checkpoint=part == "turbo_vae")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.json_file import read_json_object
+from ..checkpoint.weight_files import is_folder
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..vae.audio import AudioVAE, AudioVAEConfig
@@ -110,7 +111,7 @@ def _read_turbo_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig
 
 def turbo_configs(source: Path) -> dict[Path, dict[str, Any]]:
     """The JSON files beside a checkpoint file, or in its folder, that describe a Turbo VAE, with their contents."""
-    folder = source if source.is_dir() else source.parent
+    folder = source if is_folder(source) else source.parent
     return {path: content for path in sorted(folder.glob("*.json"))
             if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
 

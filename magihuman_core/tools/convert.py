@@ -25,7 +25,7 @@ from ..checkpoint.lazy_tensor import Cast, InMemory, LazyTensor
 from ..checkpoint.open import WRAPPED
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
-from ..checkpoint.weight_files import suffix
+from ..checkpoint.weight_files import is_folder, suffix
 from ..checkpoint.write import HASHES, Progress, write_checkpoint
 from ..errors import TIP, CheckpointError, InputError
 from ..recipes import RECIPES
@@ -115,7 +115,7 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
                          "Use layout split.")
     if suffix(target) != ".safetensors":
         raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
-    if target.is_dir() or not target.parent.is_dir():
+    if is_folder(target) or not is_folder(target.parent):
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
 
 
@@ -145,7 +145,7 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
         own["role"] = role
     path, told = checkpoint.path, checkpoint.metadata
     if kind == "text_encoder" and path is not None and CONFIG not in told:
-        config = (path if path.is_dir() else path.parent) / "config.json"
+        config = (path if is_folder(path) else path.parent) / "config.json"
         with suppress(OSError, ValueError):  # where there is none, or one that is not even text
             read_json(config)  # which refuses what is large, or is not JSON
             own[CONFIG] = config.read_text(encoding="utf-8")

@@ -1,13 +1,14 @@
 """What a weight file or a model folder is, in plain words: the text of `magihuman inspect`."""
 
 import logging
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, quoted
+from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, file_mode, quoted
 from ..checkpoint.json_file import read_json
 from ..checkpoint.shards import sharded
 from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHED, suffix, walk
@@ -43,9 +44,10 @@ def describe(path: str | Path, *, read_all: bool = False, details: bool = False)
     Raises CheckpointError only where path does not exist: everything else is part of the answer.
     """
     path = Path(path)
-    if not path.exists():
+    mode = file_mode(path)
+    if not mode:
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         sections = list(_describe_folder(path, read_all, details)) or [f"{path}\n  is         an empty folder"]
         return "\n\n".join(sections)
     return _describe_file(path, read_all, details)

@@ -8,6 +8,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..checkpoint.header import quoted
 from ..checkpoint.json_file import read_json_object
 from ..checkpoint.lazy_tensor import InMemory
 from ..checkpoint.open import unwrapped
-from ..checkpoint.weight_files import SAFETENSORS, suffix
+from ..checkpoint.weight_files import SAFETENSORS, is_file, suffix
 from .lora_prefixes import is_prefix
 
 NAME = re.compile(r"\^?[\w.-]+\$?", re.ASCII)
@@ -75,9 +76,11 @@ def _beside(checkpoint: Checkpoint) -> Path | None:
     if path is None:
         return None
     file = path.parent / BESIDE
-    if not file.is_file():
+    if not is_file(file):
         return None
-    others = {other for other in path.parent.iterdir() if suffix(other) in SAFETENSORS} - {*checkpoint.files}
+    others: set[Path] = set()
+    with suppress(OSError):  # a folder that may not be listed
+        others = {other for other in path.parent.iterdir() if suffix(other) in SAFETENSORS} - {*checkpoint.files}
     if not others or path.name.startswith("adapter_model"):
         return file
     log.warning("%s: %s lies beside it, but so do other files, and it may be of one of them: it is not used.", path,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..checkpoint.weight_files import INDEX, SHARD
+from ..checkpoint.weight_files import INDEX, SHARD, is_folder
 from ..recipes import RECIPES, Recipe
 
 SR = re.compile(r"(^|[^a-z])sr([^a-z]|$)|super[ _-]?res")
@@ -32,7 +32,7 @@ def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
         if name in COLLECTIONS:
             return None
         super_resolution |= bool(SR.search(name))
-        if name == "transformer" and any((folder / sr).is_dir() for sr in ("sr", "sr_transformer")):
+        if name == "transformer" and any(is_folder(folder / sr) for sr in ("sr", "sr_transformer")):
             first_stage = True
         # The released networks of the first stage are "Base-1080p" and the like in diffusers' form.
         if not first_stage and (super_resolution or ("base" not in name and "distill" not in name)):

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.errors import CheckpointError
+from magihuman_core.checkpoint.fingerprint import fingerprint
+from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.folder import find_models
+from magihuman_core.loading.text_encoder import load_tokenizer
+from magihuman_core.tools.convert import convert
+from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 
 from .golden import safetensors_bytes, write_index
@@ -200,6 +206,53 @@ def test_a_pickle_without_weights_is_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="holds no table of weights"):
         open_checkpoint(tmp_path / "a.ckpt", allow_pickle_checkpoint=True)
+
+
+READERS = {
+    "open": open_checkpoint,
+    "inspect": describe,
+    "convert": lambda path: convert(path, Path(tempfile.gettempdir()) / "never.safetensors"),
+    "a folder of models": find_models,
+    "a part": lambda path: find_models("demo", {"distilled": path}),
+    "tokenizer": load_tokenizer,
+    "fingerprint": fingerprint,
+}
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a/b" * 2000, "loop", "missing", "file/below"])
+def test_names_that_lead_nowhere_are_named(name, read, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises((CheckpointError, InputError), match="a|loop|missing|below"):
+        READERS[read](tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="Windows has other rights")
+@pytest.mark.parametrize("read", READERS)
+def test_a_folder_that_may_not_be_looked_into_is_named(read, tmp_path):
+    path = tmp_path / "locked/x.safetensors"
+    path.parent.mkdir()
+    save_file({"a": torch.zeros(1)}, path)
+    me = os.geteuid()
+    path.parent.chmod(0)
+    if me == 0:  # whom no rights stop
+        os.seteuid(65534)
+    try:
+        with pytest.raises((CheckpointError, InputError), match=r"x\.safetensors"):
+            READERS[read](path)
+    finally:
+        os.seteuid(me)
+        path.parent.chmod(0o700)
+
+
+def test_a_name_as_long_as_a_system_takes_is_read(tmp_path):
+    """What may lie beside it has a longer name, which cannot be."""
+    path = tmp_path / ("b" * (255 - len(".safetensors")) + ".safetensors")
+    save_file({"a": torch.zeros(1)}, path)
+    assert set(open_checkpoint(path)) == {"a"}
+    assert not find_models(tmp_path).problems
+    assert fingerprint(path)
 
 
 def test_training_checkpoints_whose_tensors_have_no_known_places_are_refused(tmp_path, monkeypatch):
