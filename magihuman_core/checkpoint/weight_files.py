@@ -4,7 +4,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .header import explain_read_errors
@@ -14,7 +14,8 @@ SAFETENSORS = (".safetensors", ".sft")  # the second one is ComfyUI's short form
 READABLE = (*SAFETENSORS, ".gguf", ".ckpt")
 REFUSED = (".pt", ".pth", ".bin", ".zst")  # not opened, but named in messages
 UNFINISHED = (".part", ".incomplete", ".crdownload", ".download", ".aria2", ".tmp")  # of downloads
-DEPTH = 3  # folders below a given one that are searched
+DEPTH = 3  # folders below a given one that are searched, and
+HUB_DEPTH = 3  # those that Hugging Face's cache puts around a model: models--OWNER--NAME/snapshots/REVISION
 SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors", re.IGNORECASE)
 
 
@@ -28,6 +29,7 @@ class WeightFiles:
     shards: list[Path]
     single: list[Path]  # other files of weights, by their ending
     subfolders: list[Path]
+    unsearched: list[Path] = field(default_factory=list)  # of these, those that `walk` does not look into
 
     @property
     def loose(self) -> list[Path]:
@@ -95,13 +97,21 @@ def _mode(path: Path) -> int:
     return 0
 
 
-def walk(folder: Path, depth: int) -> Iterator[WeightFiles | OSError]:
-    """A folder and those below it, `depth` deep. Where one cannot be read, the error comes in its place."""
+def walk(folder: Path, depth: int, hub_depth: int = HUB_DEPTH) -> Iterator[WeightFiles | OSError]:
+    """A folder and those below it, `depth` deep, and `hub_depth` more in a cache of Hugging Face's.
+
+    Where one cannot be read, the error comes in its place.
+    """
     try:
         found = list_weight_files(folder)
     except OSError as error:
         yield error
         return
-    yield found
-    for subfolder in found.subfolders if depth else ():
-        yield from walk(subfolder, depth - 1)
+    free = [sub for sub in found.subfolders if hub_depth and (
+        sub.name.startswith("models--") or "snapshots" in (sub.name, folder.name))]
+    yield found if depth else replace(found, unsearched=[sub for sub in found.subfolders if sub not in free])
+    for subfolder in found.subfolders:
+        if subfolder in free:
+            yield from walk(subfolder, depth, hub_depth - 1)
+        elif depth:
+            yield from walk(subfolder, depth - 1, hub_depth)

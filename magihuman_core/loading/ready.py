@@ -32,6 +32,8 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
     missing = list(missing_in_words(needs))
     if models is not None and (without := _without_tokenizer(models)):
         missing.append(f"Missing: tokenizer.json in {without}. It is on the page of the text encoder.")
+    if missing and models is not None and models.unsearched:
+        missing.append(models.not_searched.strip())
     lines += [*missing, ""] if missing else []
     runs = True
     if target is None:

@@ -55,11 +55,12 @@ def describe(path: str | Path, *, read_all: bool = False, details: bool = False)
 
 def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
-    others, named = 0, set[Path]()
+    others, named, unsearched = 0, set[Path](), list[Path]()
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
             continue
+        unsearched += found.unsearched
         for path in sharded(found, named):
             yield _describe_checkpoint(path, read_all, details)
         for file in found.files:
@@ -72,6 +73,9 @@ def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[st
                 yield section
     if others:
         yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
+    if unsearched:
+        yield (f"{folder}\n  deeper     {len(unsearched)} folders that lie more than {DEPTH} below it are not looked into, the "
+               f"first is {unsearched[0]}")
 
 
 def _describe_file(path: Path, read_all: bool, details: bool) -> str:

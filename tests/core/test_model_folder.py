@@ -1,12 +1,13 @@
 """Which files of a folder count as which part."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 
-from magihuman_core.loading.folder import find_models
+from magihuman_core.loading.folder import MissingPartsError, find_models
 from magihuman_core.loading.ready import check_models
 from magihuman_core.loading.wishes import parse_wish
 from magihuman_core.sizes import byte_size
@@ -50,6 +51,31 @@ def test_a_damaged_index_is_named_and_its_shards_are_not_taken_alone(tmp_path):
     models = find_models(tmp_path)
     assert not models
     assert "index" in models.problems[tmp_path]
+
+
+def test_the_cache_of_hugging_face_is_searched_and_what_lies_too_deep_is_said(tmp_path):
+    place = tmp_path / "hub/models--GAIR--daVinci-MagiHuman/snapshots/0a1b2c/distill"
+    place.mkdir(parents=True)
+    (tmp_path / "hub/models--GAIR--daVinci-MagiHuman/blobs").mkdir()
+    blob = tmp_path / "hub/models--GAIR--daVinci-MagiHuman/blobs/0123"
+    save_file(small_model("network"), blob)
+    (place / "model.safetensors").symlink_to(blob)
+    deep = tmp_path / "hub/a/b/c/base"
+    deep.mkdir(parents=True)
+    save_file(small_model("network"), deep / "model.safetensors")
+    models = find_models(tmp_path / "hub")
+    assert dict(models) == {"distilled": place / "model.safetensors"}
+    assert models.unsearched == [deep]
+    told = f"Only 3 folders below that one are searched, and not {deep}."
+    with pytest.raises(MissingPartsError, match=r"the base network is missing.*base=FILE\. " + re.escape(told)):
+        models.network("base")
+    lines, _ = check_models(parse_wish("text"), models)
+    assert told in lines
+    assert f"deeper     1 folders that lie more than 3 below it are not looked into, the first is {deep}" in describe(
+        tmp_path / "hub")
+    (tmp_path / "hub/loop").symlink_to(".", target_is_directory=True)
+    (tmp_path / "hub/models--loop").symlink_to(".", target_is_directory=True)
+    assert set(find_models(tmp_path / "hub")) == {"distilled"}, "and it ends"
 
 
 def test_comfyuis_short_ending_of_safetensors_counts(tmp_path):
