@@ -65,7 +65,7 @@ def load_turbo_vae(source: str | Path | Mapping[str, Any], config: Mapping[str, 
         sizes = _find_turbo_config(Path(source))
     return _load(
         lambda shapes: TurboVAE(sizes or TurboVAEConfig.from_shapes(shapes, checkpoint.name), operations=operations),
-        checkpoint, renamed(checkpoint, _turbo_key), "turbo_vae", dtype, device)
+        checkpoint, renamed(checkpoint, turbo_key), "turbo_vae", dtype, device)
 
 
 def load_audio_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = torch.float32,
@@ -92,7 +92,7 @@ def _load(build: Callable[[Shapes], VAE], checkpoint: Checkpoint, weights: Check
     return vae.eval()
 
 
-def _turbo_key(key: str) -> str | None:
+def turbo_key(key: str) -> str | None:
     """The module's name for a checkpoint's key; None for what only training needs."""
     key = key.removeprefix("module.")
     return key if key.startswith(TURBO_PARTS) and "aligned" not in key else None

@@ -28,7 +28,9 @@ from ..checkpoint.quantized import COMFY_TABLE
 from ..checkpoint.weight_files import is_folder, suffix
 from ..checkpoint.write import HASHES, Progress, write_checkpoint
 from ..errors import TIP, CheckpointError, InputError
+from ..loading.vae import turbo_key
 from ..recipes import RECIPES
+from ..vae.latent_statistics import MEAN_KEY, STD_KEY
 from ..weights.audio_keys import official_keys
 from ..weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from ..weights.dit_keys import network_config
@@ -135,7 +137,9 @@ def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
         return official_keys(checkpoint)
-    return renamed(checkpoint, lambda key: None if kind == "turbo_vae" and "aligned" in key else key)
+    if kind == "turbo_vae":
+        return renamed(checkpoint, lambda key: key if key in (MEAN_KEY, STD_KEY) else turbo_key(key))
+    return checkpoint
 
 
 def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, str]:

@@ -117,11 +117,13 @@ def test_quantized_files_become_plain_again(official, tmp_path):
 @pytest.mark.parametrize(("kind", "prefix", "rest", "dtype"), [
     ("audio_vae", "pretransform.model.", "model.model.rest", None),
     ("turbo_vae", "module.", "module.aligned_blocks.0.weight", None),
+    ("turbo_vae", "module.", "module.discriminator.freqs", None),
     ("text_encoder", "model.", "model.decoder.layers.0.x", "fp8"),
 ])  # fmt: skip
 def test_only_what_is_used_of_a_larger_file_is_written(kind, prefix, rest, dtype, tmp_path):
     weights = small_model(kind)
-    source = {prefix + k: v for k, v in weights.items()} | {rest: torch.zeros(3)}
+    left_out = torch.ones(3, dtype=torch.complex64) if "freqs" in rest else torch.zeros(3)
+    source = {prefix + k: v for k, v in weights.items()} | {rest: left_out}
     if kind == "turbo_vae":
         torch.save({"ema_state_dict": source}, tmp_path / "checkpoint-1.ckpt")
         source = tmp_path / "checkpoint-1.ckpt"
@@ -202,6 +204,12 @@ def test_the_command_line_converts_and_explains(official, tmp_path, capsys):
 def test_wrong_options_and_targets_are_named(kind, target, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         convert(small_model(kind), tmp_path / target, **options)
+
+
+def test_what_safetensors_cannot_hold_is_named(official, tmp_path):
+    with pytest.raises(CheckpointError, match=r"'adapter\.freqs' holds complex64"):
+        convert(official | {"adapter.freqs": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_sources_are_named(official, tmp_path):
