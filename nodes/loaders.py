@@ -99,7 +99,8 @@ class MagiHumanModelLoader(io.ComfyNode):
         if choice == DEMO:
             role = "distilled" if role == AUTO else role
             return demo_file(role), role
-        path, found = resolve("diffusion_models", choice), role
+        path = resolve("diffusion_models", choice)
+        found: str | None = role
         if role == AUTO:
             opened = open_checkpoint(path)
             found = find_role(opened.path, opened.metadata)

@@ -114,7 +114,7 @@ def _read_header(reader: _Reader) -> tuple[dict, list]:
     version = reader.number("I") if reader.take(4) == b"GGUF" else 0
     if version not in VERSIONS:
         if version in range(1, NEWER):
-            raise CheckpointError(f"{reader.path}: is a GGUF file of version {version}, of which 2 and 3 are read here. "
+            raise CheckpointError(f"{reader.path}: is a GGUF file of version {version}; 2 and 3 are read here. "
                                   "Choose another one.")
         raise _DamagedError("its version is not 2 or 3")
     tensor_count, value_count = reader.number("Q"), reader.number("Q")
@@ -165,8 +165,8 @@ def _entry(file: TensorFile, size: int, name: str, stored: tuple[int, ...], shap
     if kind in PLAIN:
         info = TensorInfo(PLAIN[kind], shape, begin)
     elif kind not in BLOCKS and kind < NEWER:
-        raise CheckpointError(f"{file.path}: stores {quoted(name)} in GGUF's format {kind}, which is not read here. Choose "
-                              "a file in Q8_0, Q6_K, Q4_K or bf16.")
+        raise CheckpointError(f"{file.path}: stores {quoted(name)} in GGUF's format {kind}, which is not read here. "
+                              "Choose a file in Q8_0, Q6_K, Q4_K or bf16.")
     elif kind not in BLOCKS:
         raise _DamagedError(f"{quoted(name)} has the unknown type {kind}")
     elif not stored or stored[-1] % block:
@@ -190,8 +190,8 @@ def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
         # As one row: gguf takes 16 rows at a time.
         values = torch.from_numpy(dequantize(data.reshape(1, -1).numpy(), GGMLQuantizationType(kind)))
     except (ValueError, NotImplementedError):  # the sizes were checked, so it is the format
-        raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need a newer version of the Python package gguf. Run "
-                              "`pip install -U gguf`, or use a .safetensors version.") from None
+        raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need a newer version of the Python package gguf. "
+                              "Run `pip install -U gguf`, or use a .safetensors version.") from None
     check_finite(values, name, str(path))  # a scale may be none: seen here, while the values are in the cache
     return values
 

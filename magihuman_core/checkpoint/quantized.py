@@ -128,8 +128,8 @@ def with_notes(checkpoint: Checkpoint) -> Checkpoint:
                     and entry.dtype in EIGHT_BITS and key.removesuffix(".weight") + NOTE not in entries
                     and _scale_key(checkpoint, key.removesuffix(".weight"))), None)
     if strange and unknown is not None:
-        raise _unknown(checkpoint, unknown, f"the table of quantized layers does not name it, but {quoted(strange[0])}, "
-                       "which is not there")
+        raise _unknown(checkpoint, unknown, f"the table of quantized layers does not name it, but "
+                       f"{quoted(strange[0])}, which is not there")
     metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
     return replace(checkpoint, entries=entries, metadata=metadata)
 

@@ -86,7 +86,7 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
         return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
     if role is None and found.role is not None and checkpoint.metadata.get("role") != found.role:
-        log.log(TIP, "%s: is written as %s (%s), which its name says and the file will from now on; --role names another.",
+        log.log(TIP, "%s: is written as %s (%s), as its name says; the file will say so now. --role names another.",
                 raw.name, found.role, RECIPES[found.role].description)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
     together: dict[str, str] = {}

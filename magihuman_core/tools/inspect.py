@@ -74,8 +74,8 @@ def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[st
     if others:
         yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
     if unsearched:
-        yield (f"{folder}\n  deeper     {len(unsearched)} folders that lie more than {DEPTH} below it are not looked into, the "
-               f"first is {unsearched[0]}")
+        yield (f"{folder}\n  deeper     {len(unsearched)} folders that lie more than {DEPTH} below it are not looked "
+               f"into, the first is {unsearched[0]}")
 
 
 def _describe_file(path: Path, read_all: bool, details: bool) -> str:

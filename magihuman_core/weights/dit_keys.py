@@ -35,7 +35,8 @@ def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
         else:
             target, part = fused
             if groups.setdefault(target, {}).setdefault(part, entry) is not entry:
-                raise CheckpointError(f"{checkpoint.name}: {quoted(key)} is there under two names. Choose another file.")
+                raise CheckpointError(f"{checkpoint.name}: {quoted(key)} is there under two names. Choose another "
+                                      "file.")
     for target, parts in groups.items():
         order = fused_order(parts)
         missing = [part for part in order if part not in parts]

@@ -103,8 +103,8 @@ def _patterns(stated: Any, file: str) -> dict[str, tuple[int, float]]:
         else:
             strange.append(f"{quoted(written)}: {quoted(value)}")
     if strange:
-        log.warning("%s: of its alpha_pattern %d entries are not read here, the first is %s. These layers have the alpha "
-                    "of all others: write their names out.", file, len(strange), strange[0])
+        log.warning("%s: of its alpha_pattern %d entries are not read here, the first is %s. These layers have the "
+                    "alpha of all others: write their names out.", file, len(strange), strange[0])
     return patterns
 
 

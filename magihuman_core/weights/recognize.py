@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 # The order matters: a LoRA's keys contain those of the layers it changes.
 KINDS = {
     # Of the spellings that are applied "alpha" alone tells nothing: the audio VAE has such, too.
-    "lora": Kind(r"[._]lora_(A|B|up|down)\b|(" + "|".join(map(re.escape, sorted({*ENDINGS} - {*SPELLINGS["alpha"]}))) + ")$",
+    "lora": Kind(rf"[._]lora_(A|B|up|down)\b|({'|'.join(map(re.escape, sorted({*ENDINGS} - {*SPELLINGS['alpha']})))})$",
                  "a LoRA", "as a LoRA, on top of a network"),
     "network": Kind(r"(^|\.)(block\.layers\.\d+|blocks\.\d+\.experts\.[a-z]+)"
                     r"\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",

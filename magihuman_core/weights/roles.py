@@ -16,8 +16,8 @@ COLLECTIONS = ("models", "diffusion_models", "unet")  # of all sorts of models: 
 def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
     """The role of a network from its metadata, or else from the names of its file and folders.
 
-    Names are asked from the file outwards, up to a folder of collected models. In diffusers-style folders `transformer/` beside an `sr/` is the
-    first stage even where the folder around both is called "...1080p".
+    Names are asked from the file outwards, up to a folder of collected models. In diffusers-style folders
+    `transformer/` beside an `sr/` is the first stage even where the folder around both is called "...1080p".
     """
     if metadata.get("role") in RECIPES:
         return metadata["role"]

@@ -112,7 +112,8 @@ def test_shards_without_an_index_beside_other_files_are_found(tmp_path):
     split_network(folder, shard_names("diffusion"), "")
     save_file(small_model("video_vae"), folder / "wan2.2_vae.safetensors")
     models = find_models(tmp_path)
-    assert dict(models) == {"base": folder / shard_names("diffusion")[0], "video_vae": folder / "wan2.2_vae.safetensors"}
+    assert dict(models) == {"base": folder / shard_names("diffusion")[0],
+                            "video_vae": folder / "wan2.2_vae.safetensors"}
     assert not models.problems
     assert "problem" not in describe(tmp_path)
     split_network(folder, shard_names("diffusion"), "")

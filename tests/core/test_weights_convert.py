@@ -23,7 +23,6 @@ from magihuman_core.weights.recognize import recognize
 from .golden import full_disk, relative, small_model
 from .test_weights_layouts import computed
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -197,7 +197,8 @@ def test_a_pickle_with_code_runs_nothing(old, tmp_path):
 @pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3FNUZ", "C64"])
 def test_dtypes_of_the_format_that_are_not_read_are_not_called_damage(dtype, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(file_bytes(changed(dtype=dtype)))
-    with pytest.raises(CheckpointError, match=rf"stores 'b' as {dtype}, which is not read here\. Choose a file in bf16") as e:
+    message = rf"stores 'b' as {dtype}, which is not read here\. Choose a file in bf16"
+    with pytest.raises(CheckpointError, match=message) as e:
         open_checkpoint(tmp_path / "x.safetensors")
     assert "damaged" not in str(e.value)
 
@@ -224,7 +225,7 @@ READERS = {
 def test_names_that_lead_nowhere_are_named(name, read, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
-    with pytest.raises((CheckpointError, InputError), match="a|loop|missing|below"):
+    with pytest.raises((CheckpointError, InputError), match=r"a|loop|missing|below"):
         READERS[read](tmp_path / name)
 
 
@@ -258,7 +259,8 @@ def test_a_name_as_long_as_a_system_takes_is_read(tmp_path):
 def test_training_checkpoints_whose_tensors_have_no_known_places_are_refused(tmp_path, monkeypatch):
     """Of the format before 2020 no torch tells where they lie; of the present one those before 2.7 do not."""
     for new in (True, False):
-        torch.save({"ema_state_dict": {"a": torch.zeros(2)}}, tmp_path / f"{new}.ckpt", _use_new_zipfile_serialization=new)
+        torch.save({"ema_state_dict": {"a": torch.zeros(2)}}, tmp_path / f"{new}.ckpt",
+                   _use_new_zipfile_serialization=new)
     with pytest.raises(CheckpointError, match="or one of an old format"):
         open_checkpoint(tmp_path / "False.ckpt", allow_pickle_checkpoint=True)
     assert set(open_checkpoint(tmp_path / "True.ckpt", allow_pickle_checkpoint=True)) == {"a"}

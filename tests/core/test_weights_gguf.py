@@ -118,7 +118,12 @@ def test_pieces_of_a_tensor_stored_under_another_shape_decode_no_more_than_thems
     height, width, decoded = 96, 1364, []
     monkeypatch.setattr("magihuman_core.checkpoint.lazy_tensor.PIECE", 4096)
     decode = quants.dequantize
-    monkeypatch.setattr(quants, "dequantize", lambda data, kind: decoded.append(data.size // 34 * 32) or decode(data, kind))
+
+    def counted(data, kind):
+        decoded.append(data.size // 34 * 32)
+        return decode(data, kind)
+
+    monkeypatch.setattr(quants, "dequantize", counted)
     values = torch.randn(height, width).numpy()
     for shape in ((-1, 32), (-1,)):
         writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
@@ -199,10 +204,10 @@ def test_formats_that_are_sound_but_not_read_are_not_called_damaged(tmp_path):
     path = tmp_path / "x.gguf"
     for kind in (5, 15, 41, 50):
         path.write_bytes(head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 256, kind, 0) + bytes(1000))
-        with pytest.raises(CheckpointError, match=rf"x\.gguf: stores 'a' in GGUF's format {kind}, .*Choose a file in Q8_0"):
+        with pytest.raises(CheckpointError, match=rf"x\.gguf: stores 'a' in GGUF's format {kind}, .*Choose a file"):
             open_checkpoint(path)
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 4, 0, 0))
-    with pytest.raises(CheckpointError, match=r"is a GGUF file of version 4, of which 2 and 3"):
+    with pytest.raises(CheckpointError, match=r"is a GGUF file of version 4; 2 and 3"):
         open_checkpoint(path)
 
 

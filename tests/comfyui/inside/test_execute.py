@@ -185,7 +185,7 @@ def test_each_checkpoint_in_shards_is_a_choice_that_can_be_opened(models, tmp_pa
         for number, part in ((1, keys[::2]), (2, keys[1::2])):
             path = tmp_path / f"{stem}-0000{number}-of-00002.safetensors"
             comfy.utils.save_torch_file({key: weights[key].contiguous() for key in part}, path)
-            places |= {key: path.name for key in part}
+            places |= dict.fromkeys(part, path.name)
         if index:
             (tmp_path / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
