@@ -18,6 +18,7 @@ def all_models() -> ModelFolder:
     """The parts that lie in ComfyUI's folders, wherever these are."""
     found: dict[str, list[Path]] = {}
     problems: dict[Path, str] = {}
+    unsearched: list[Path] = []
     roots = list(dict.fromkeys(Path(root) for kind in KINDS for root in folder_paths.get_folder_paths(kind)))
     for root in filter(Path.is_dir, roots):
         models = find_models(root)
@@ -25,7 +26,8 @@ def all_models() -> ModelFolder:
             known = found.setdefault(part, [])
             known += [path for path in paths if path not in known]
         problems |= models.problems
-    return ModelFolder(Path(folder_paths.models_dir), found, problems)
+        unsearched += models.unsearched
+    return ModelFolder(Path(folder_paths.models_dir), found, problems, unsearched)
 
 
 class MagiHumanCheck(io.ComfyNode):

@@ -1,5 +1,6 @@
 """Nodes that load weights."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from .adapter.clip import load_clip
 from .adapter.load_model import load_model
 from .adapter.vae import load_audio, load_turbo, load_video
 from .files import DEMO, choices, contents, resolve, resolve_tokenizer, tokenizers
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "MagiHuman/loaders"
 AUTO = "auto"
@@ -80,9 +83,11 @@ class MagiHumanModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, role, weight_dtype, fuse=AUTO) -> io.NodeOutput:
-        path, role = cls.find(model, role)
+        path, found = cls.find(model, role)
+        if role == AUTO:  # a wrong one spoils the result
+            log.info("%s: taken as %s (%s).", model, found, RECIPES[found].description)
         quantize, fast = FORMATS.get(weight_dtype, (None, False))
-        return io.NodeOutput(load_model(path, role, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
+        return io.NodeOutput(load_model(path, found, DTYPES.get(weight_dtype), quantize, fast, FUSE[fuse]))
 
     @classmethod
     def fingerprint_inputs(cls, model, role, **_):
@@ -95,7 +100,10 @@ class MagiHumanModelLoader(io.ComfyNode):
             role = "distilled" if role == AUTO else role
             return demo_file(role), role
         path = resolve("diffusion_models", choice)
-        found = find_role(path, open_checkpoint(path).metadata) if role == AUTO else role
+        found: str | None = role
+        if role == AUTO:
+            opened = open_checkpoint(path)
+            found = find_role(opened.path, opened.metadata)
         if found is None:
             raise InputError(f"Nothing in the name of {choice!r} tells which of MagiHuman's networks it is: set role "
                              f"to one of {', '.join(RECIPES)}.")

@@ -32,7 +32,10 @@ BLOCKS = {2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5
           10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
           14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98),
           19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56)}
+          23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+          39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36)}
+NEWER = 64  # types up to this one may be of formats that came later; a larger number is damage
+VERSIONS = (2, 3)
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_COUNT = 1_000_000  # entries of a list that is not merely skipped
@@ -50,7 +53,7 @@ def open_gguf(path: Path) -> Checkpoint:
         data = TensorFile(path)
         with explain_read_errors(path), path.open("rb") as file:
             size = path.stat().st_size
-            values, tensors = _read_header(_Reader(file, size))
+            values, tensors = _read_header(_Reader(path, file, size))
             begin = file.tell()
         alignment = values.get("general.alignment", 32)
         if type(alignment) is not int or not 0 < alignment <= 1 << 20:
@@ -77,7 +80,8 @@ def open_gguf(path: Path) -> Checkpoint:
 class _Reader:
     """Reads values and never past the end of the file, whatever lengths it claims."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
+        self.path = path
         self.file = file
         self.size = size
 
@@ -107,7 +111,11 @@ class _Reader:
 
 
 def _read_header(reader: _Reader) -> tuple[dict, list]:
-    if reader.take(4) != b"GGUF" or reader.number("I") not in (2, 3):
+    version = reader.number("I") if reader.take(4) == b"GGUF" else 0
+    if version not in VERSIONS:
+        if version in range(1, NEWER):
+            raise CheckpointError(f"{reader.path}: is a GGUF file of version {version}; 2 and 3 are read here. "
+                                  "Choose another one.")
         raise _DamagedError("its version is not 2 or 3")
     tensor_count, value_count = reader.number("Q"), reader.number("Q")
     if max(tensor_count, value_count) > MAX_TENSORS:
@@ -156,16 +164,19 @@ def _entry(file: TensorFile, size: int, name: str, stored: tuple[int, ...], shap
         raise _DamagedError(f"{quoted(name)} has no valid shape")
     if kind in PLAIN:
         info = TensorInfo(PLAIN[kind], shape, begin)
+    elif kind not in BLOCKS and kind < NEWER:
+        raise CheckpointError(f"{file.path}: stores {quoted(name)} in GGUF's format {kind}, which is not read here. "
+                              "Choose a file in Q8_0, Q6_K, Q4_K or bf16.")
     elif kind not in BLOCKS:
         raise _DamagedError(f"{quoted(name)} has the unknown type {kind}")
     elif not stored or stored[-1] % block:
         raise _DamagedError(f"the rows of {quoted(name)} are not made of whole {type_name} blocks")
     else:
-        info = TensorInfo(torch.uint8, (prod(stored[:-1]), stored[-1] // block * block_bytes), begin)
+        info = TensorInfo(torch.uint8, (prod(stored) // block, block_bytes), begin)
     if begin + info.nbytes > size:
         raise _DamagedError(f"{quoted(name)} lies behind its end")
     data = StoredTensor(file, info, name)
-    return data if kind in PLAIN else BlockTensor(data, stored[-1], shape, partial(_decode, file.path, name, kind))
+    return data if kind in PLAIN else BlockTensor(data, block, shape, partial(_decode, file.path, name, kind))
 
 
 def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
@@ -175,26 +186,34 @@ def _decode(path: Path, name: str, kind: int, data: Tensor) -> Tensor:
     except ImportError:
         raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need the Python package gguf. Run "
                               "`pip install gguf`, or use a .safetensors version.") from None
-    values = torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType(kind)))
+    try:
+        # As one row: gguf takes 16 rows at a time.
+        values = torch.from_numpy(dequantize(data.reshape(1, -1).numpy(), GGMLQuantizationType(kind)))
+    except (ValueError, NotImplementedError):  # the sizes were checked, so it is the format
+        raise CheckpointError(f"{path}: its {BLOCKS[kind][0]} weights need a newer version of the Python package gguf. "
+                              "Run `pip install -U gguf`, or use a .safetensors version.") from None
     check_finite(values, name, str(path))  # a scale may be none: seen here, while the values are in the cache
     return values
 
 
 class BlockTensor(LazyTensor):
-    """A tensor in a block format. data: [rows, bytes]; row: elements of such a row; shape: of the result."""
+    """A tensor in a block format. data: [blocks, bytes]; block: elements of one; shape: of the result."""
 
-    def __init__(self, data: LazyTensor, row: int, shape: tuple[int, ...], decode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, data: LazyTensor, block: int, shape: tuple[int, ...],
+                 decode: Callable[[Tensor], Tensor]) -> None:
         super().__init__(shape, DECODED)
-        self.data, self.row, self.decode = data, row, decode
+        self.data, self.block, self.decode = data, block, decode
 
     def _read(self, begin: int, end: int, dtype: torch.dtype) -> Tensor:
         result = torch.empty((end - begin, *self.shape[1:]), dtype=dtype)
         if not result.numel():
             return result
-        if self.width % self.row:  # stored under a shape whose rows are not ours: decode all and cut
-            return self.decode(self.data.read()).view(self.shape)[begin:end]
-        flat = result.view(-1, self.row)
-        first = begin * self.width // self.row
-        for top, bottom in row_ranges(flat.shape[0], self.row):
-            flat[top:bottom] = self.decode(self.data.read(rows=(first + top, first + bottom)))
+        # Stored under another shape, blocks go across our rows: of the first and the last only a part is wanted.
+        flat, start, stop = result.view(-1), begin * self.width, end * self.width
+        first, last = start // self.block, -(-stop // self.block)
+        for top, bottom in row_ranges(last - first, self.block):
+            place = (first + top) * self.block
+            values = self.decode(self.data.read(rows=(first + top, first + bottom))).view(-1)[max(0, start - place):]
+            place = max(0, place - start)
+            flat[place : place + len(values)] = values[: len(flat) - place]
         return result

@@ -32,8 +32,10 @@ DTYPES = {
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }
-if hasattr(torch, "float8_e8m0fnu"):  # since torch 2.7: the block scales of MX formats
+if hasattr(torch, "float8_e8m0fnu"):  # the block scales of MX formats; a ComfyUI may run on a torch before 2.7
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+# The format's other dtypes, which nothing here can compute with.
+NOT_READ = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -63,6 +65,23 @@ def explain_read_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from None
+
+
+def file_mode(path: Path) -> int:
+    """The mode of a file or folder, by which both are told apart; 0 where there is none.
+
+    Raises CheckpointError for what cannot be a name, or may not be looked at.
+    """
+    try:
+        with explain_read_errors(path):
+            try:
+                return path.stat().st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                return 0
+    except CheckpointError:  # a ValueError too
+        raise
+    except ValueError:
+        raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.") from None
 
 
 def file_format(path: Path) -> str:
@@ -147,11 +166,17 @@ def read_header(path: Path) -> tuple[Mapping[str, TensorInfo], Mapping[str, str]
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("its metadata is not a table of texts")
         tensors = {name: _tensor_info(name, entry, 8 + length, size) for name, entry in entries.items()}
+    except _NotReadError as error:
+        raise CheckpointError(f"{path}: {error}. Choose a file in bf16, fp16, fp32, fp8 or int8.") from None
     except (ValueError, RecursionError) as error:
         reason = str(error) if type(error) is ValueError else "its header is not valid JSON"
         raise CheckpointError(f"{path}: is damaged: {reason}. {DOWNLOAD_AGAIN}") from None
     _check_layout(path, tensors, 8 + length, size)
     return tensors, metadata
+
+
+class _NotReadError(ValueError):
+    """A dtype of the format that is not read here; the message says which."""
 
 
 def _no_duplicates(pairs: list) -> dict:
@@ -167,6 +192,8 @@ def _tensor_info(name: str, entry: object, data_begin: int, size: int) -> Tensor
     if not isinstance(entry, dict) or len(name) > MAX_NAME:
         raise ValueError(f"{quoted(name)} has no description, or is too long a name")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if isinstance(dtype, str) and dtype in NOT_READ and dtype not in DTYPES:
+        raise _NotReadError(f"stores {quoted(name)} as {dtype}, which is not read here")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{quoted(name)} has the unknown dtype {quoted(dtype)}")
     # A tensor without elements could claim any width, and modules are built by widths: none exceeds the file.

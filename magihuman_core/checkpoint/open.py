@@ -1,6 +1,7 @@
 """Opening weights by their file format: a file, a folder of shards, an index file, or a mapping of tensors."""
 
 import logging
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, as_checkpoint, renamed
 from .gguf_file import open_gguf
-from .header import explain_read_errors, file_format, read_header
+from .header import explain_read_errors, file_format, file_mode, read_header
 from .pickled import open_training_checkpoint
+from .quantized import COMFY_TABLE
 from .shards import missing_files, open_index, open_shards
 from .tensor_file import StoredTensor, TensorFile
-from .weight_files import INDEX, SHARD, UNFINISHED, list_weight_files, shard_set, suffix
+from .weight_files import INDEX, SHARD, UNFINISHED, is_file, is_folder, list_weight_files, shard_set, suffix
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def without_wrappers(checkpoint: Checkpoint) -> Checkpoint:
     if len(found) < len(checkpoint):
         raise CheckpointError(f"{checkpoint.name}: holds tensors twice, with and without {WRAPPERS[0]} in their names. "
                               "Choose another file.")
-    return replace(found, metadata={**found.metadata, WRAPPED: "yes"})
+    texts = {name: unwrapped(text) if name == COMFY_TABLE else text for name, text in found.metadata.items()}
+    return replace(found, metadata={**texts, WRAPPED: "yes"})
 
 
 def unwrapped(key: str) -> str:
@@ -59,14 +62,13 @@ def unwrapped(key: str) -> str:
 
 
 def _open(path: Path, subfolders: Sequence[str], models: Sequence[str], mapped: bool, allow_pickle: bool) -> Checkpoint:
-    if "\0" in str(path):
-        raise CheckpointError(f"{str(path)!r}: is not a possible name of a file. Check the name.")
-    if path.is_dir():
+    mode = file_mode(path)
+    if stat.S_ISDIR(mode):
         found = _find_in_folder(path, subfolders, models)
         if isinstance(found, list):
             return open_shards(found[0].parent, found, mapped, {}, {})
         path = found
-    elif not path.exists():
+    elif not mode:
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
     _check_finished(path)
     if shards := shard_set(path):
@@ -90,7 +92,7 @@ def _check_finished(path: Path) -> None:
         raise CheckpointError(f"{path}: is a download that is not finished. Let it finish, or download it again.")
     for ending in UNFINISHED:
         beside = path.with_name(path.name + ending)
-        if beside.is_file():
+        if is_file(beside):
             if ending == ".aria2":  # which gives a file its full size at once, and fills it later
                 raise CheckpointError(f"{path}: its download is not finished, as {beside.name} beside it says. Let it "
                                       "finish.")
@@ -105,15 +107,14 @@ def _find_in_folder(folder: Path, subfolders: Sequence[str], models: Sequence[st
     for index in found.indexes:
         if index.name in INDEX_NAMES or len(found.indexes) == 1:
             return index
-    single = [path for path in found.single if suffix(path) == ".safetensors"]
-    if len(single) == 1 and not found.shards:
-        return single[0]
-    if single or found.shards:
-        return _complete_shards(folder, sorted(single + found.shards))
+    if len(found.loose) == 1 and not found.shards:
+        return found.loose[0]
+    if found.loose or found.shards:
+        return _complete_shards(folder, sorted(found.loose + found.shards))
     for name in subfolders:
-        if (folder / name).is_dir():
+        if is_folder(folder / name):
             return _find_in_folder(folder / name, (), models)
-    present = [name for name in models if (folder / name).is_dir()]
+    present = [name for name in models if is_folder(folder / name)]
     if present:
         raise CheckpointError(f"{folder}: holds several models: {', '.join(present)}. Choose one of these.")
     if len(found.single) == 1:

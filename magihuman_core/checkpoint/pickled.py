@@ -26,6 +26,9 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
 
     file = TensorFile(path)
     _check_archive(path)
+    if torch.__version__ < "2.7":  # of a ComfyUI
+        raise CheckpointError(f"{path}: is a training checkpoint, which takes torch 2.7 or newer, and this is "
+                              f"{torch.__version__}. Use a .safetensors version of it, or update torch.")
     try:
         with FakeTensorMode():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -43,9 +46,10 @@ def open_training_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError for a zip that torch did not write: it never compresses, and what is small could grow."""
-    if not zipfile.is_zipfile(path):
-        return
+    """Raise CheckpointError for what torch did not write: a zip that is compressed, as what is small could grow."""
+    if not zipfile.is_zipfile(path):  # but a plain pickle, as before 2020
+        raise CheckpointError(f"{path}: is a damaged training checkpoint, or one of an old format. Use a .safetensors "
+                              "version of it.")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -60,10 +64,10 @@ def _check_archive(path: Path) -> None:
 
 def _entry(file: TensorFile, key: str, tensor: Tensor) -> LazyTensor:
     """The tensor of the file that one without content stands for. Raises CheckpointError."""
-    # An attribute that torch documents for this use (notes on serialization).
+    # An attribute that torch documents for this use (notes on serialization), since 2.7.
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-    if offset is None:  # a format from before 2020
-        raise CheckpointError(f"{file.path}: is a training checkpoint of an old format. Use a .safetensors version.")
+    if offset is None:
+        raise CheckpointError(f"{file.path}: {quoted(key)} has no place in it. Use a .safetensors version of it.")
     begin = offset + tensor.storage_offset() * tensor.dtype.itemsize
     if tensor.is_contiguous():
         info = TensorInfo(tensor.dtype, tuple(tensor.shape), begin)

@@ -14,8 +14,9 @@ change of layout has cut or joined rows.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,12 @@ from .lazy_tensor import Cast, Concatenated, InMemory, LazyTensor, Reshaped, con
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DECODED = torch.bfloat16  # what a decoded weight is where nobody asks for a dtype
 SCALES = (".weight.__fp8_scale", ".weight__fp8_scale", ".weight_scale", ".scale_weight", ".weight.scale")
-COMPANIONS = (".input_scale", ".scale_input", ".output_scale", ".comfy_quant")
+NOTE = ".comfy_quant"
+COMPANIONS = (".input_scale", ".scale_input", ".output_scale", NOTE)
 COMFY_TABLE = "_quantization_metadata"
 COMFY_FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2, "int8_tensorwise": torch.int8}
 MAX_NOTE = 4096  # bytes of a layer's comfy_quant, which is a short JSON text
+MAX_PREFIX = 4  # parts of a name, such as "model.diffusion_model.", that keys have and ComfyUI's table has not
 
 
 class Quantized(LazyTensor):
@@ -100,12 +103,68 @@ def row_scales(scale: LazyTensor, height: int) -> LazyTensor:
     return scale if scale.shape == (height,) else RowScales(scale, height)
 
 
+def with_notes(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with ComfyUI's table from the header as a note beside each layer, which goes wherever its layer goes.
+
+    A table has names with the prefix of a whole checkpoint or without, and so have the keys. Raises CheckpointError for
+    a table that is damaged, or that names other layers than those which are quantized: their format is not known then.
+    """
+    if COMFY_TABLE not in checkpoint.metadata:
+        return checkpoint
+    entries = dict(checkpoint.entries)
+    layers = {key.removesuffix(".weight") for key in entries if key.endswith(".weight")}
+    without_prefix: dict[str, list[str]] = {}
+    for layer in layers:
+        for ending in _endings(layer):
+            without_prefix.setdefault(ending, []).append(layer)
+    strange = []
+    for name, note in table_of_layers(checkpoint.metadata[COMFY_TABLE], checkpoint.name).items():
+        found = [full for full in (name, *_endings(name)) if full in layers][:1] or without_prefix.get(name, [])
+        text = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        for layer in found:
+            entries.setdefault(layer + NOTE, InMemory(text))
+        strange += [] if found else [name]
+    unknown = next((key for key, entry in checkpoint.entries.items() if key.endswith(".weight")
+                    and entry.dtype in EIGHT_BITS and key.removesuffix(".weight") + NOTE not in entries
+                    and _scale_key(checkpoint, key.removesuffix(".weight"))), None)
+    if strange and unknown is not None:
+        raise _unknown(checkpoint, unknown, f"the table of quantized layers does not name it, but "
+                       f"{quoted(strange[0])}, which is not there")
+    metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
+    return replace(checkpoint, entries=entries, metadata=metadata)
+
+
+def _endings(name: str) -> list[str]:
+    """A name without its first part, without the first two, and so on."""
+    return [name.split(".", cut)[-1] for cut in range(1, min(name.count("."), MAX_PREFIX) + 1)]
+
+
+def table_of_layers(text: str, name: str) -> dict[str, Any]:
+    """Layer -> what ComfyUI's table (its text) says of it; name: of the file, for CheckpointError."""
+    try:
+        layers = json.loads(text)["layers"]
+        if not isinstance(layers, dict):
+            raise ValueError
+        return layers
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise CheckpointError(f"{name}: its table of quantized layers is damaged. Download the file again.") from None
+
+
+def joined_tables(texts: Sequence[str], name: str) -> str:
+    """One table of several files' tables; what is said first of a layer holds."""
+    layers: dict[str, Any] = {}
+    for text in reversed(texts):
+        layers |= table_of_layers(text, name)
+    return json.dumps({"format_version": "1.0", "layers": layers})
+
+
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     """The same weights under ordinary names, decoded when they are read.
 
     Raises CheckpointError for formats that are not known (nvfp4 and other block formats) and for scales that
     fit no row.
     """
+    checkpoint = with_notes(checkpoint)
     formats = _comfy_formats(checkpoint)
     entries: dict[str, LazyTensor] = {}
     consumed: set[str | None] = set()
@@ -117,7 +176,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
                 raise _unknown(checkpoint, key, "only 8-bit quanto weights with a scale are read")
         elif key.endswith(".weight") and (entry.dtype in EIGHT_BITS or key[:-7] in formats):
             layer = key.removesuffix(".weight")
-            scale_key = next((layer + end for end in SCALES if layer + end in checkpoint), None)
+            scale_key = _scale_key(checkpoint, layer)
             entry = _comfy_data(checkpoint, layer, entry, formats)
             if scale_key is None and entry.dtype == torch.int8:
                 raise _unknown(checkpoint, key, "int8 weights need a scale")
@@ -131,9 +190,12 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
     if not entries and not formats:
         return checkpoint
     rest = {key: entry for key, entry in checkpoint.entries.items()
-            if key not in consumed and not key.endswith(("scaled_fp8", ".comfy_quant"))}
-    metadata = {key: text for key, text in checkpoint.metadata.items() if key != COMFY_TABLE}
-    return replace(checkpoint, entries=rest | entries, metadata=metadata)
+            if key not in consumed and not key.endswith(("scaled_fp8", NOTE))}
+    return checkpoint.with_entries(rest | entries)
+
+
+def _scale_key(checkpoint: Checkpoint, layer: str) -> str | None:
+    return next((layer + end for end in SCALES if layer + end in checkpoint), None)
 
 
 def _row_scale(checkpoint: Checkpoint, key: str, height: int) -> LazyTensor:
@@ -147,22 +209,15 @@ def _row_scale(checkpoint: Checkpoint, key: str, height: int) -> LazyTensor:
 
 
 def _comfy_formats(checkpoint: Checkpoint) -> Mapping[str, str]:
-    """Layer -> format, from ComfyUI's tensors of JSON and from its table in the header."""
+    """Layer -> format, from ComfyUI's tensors of JSON."""
     formats: dict[str, str] = {}
-    table = checkpoint.metadata.get(COMFY_TABLE)
-    if table is not None:
-        try:
-            formats = {layer: _format(note) for layer, note in json.loads(table)["layers"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise CheckpointError(f"{checkpoint.name}: its table of quantized layers is damaged. "
-                                  "Download the file again.") from None
     for key, entry in checkpoint.entries.items():
-        if key.endswith(".comfy_quant"):
+        if key.endswith(NOTE):
             try:
                 if entry.dtype != torch.uint8 or entry.numel > MAX_NOTE:
                     raise ValueError
                 note = json.loads(bytes(entry.read().flatten().tolist()))
-                formats[key.removesuffix(".comfy_quant")] = _format(note)
+                formats[key.removesuffix(NOTE)] = _format(note)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise _unknown(checkpoint, key, "its description is damaged") from None
     return formats

@@ -74,6 +74,9 @@ def _header(names: Sequence[str], entries: Mapping[str, LazyTensor], metadata: M
     end = 0
     for name in names:
         entry, begin = entries[name], end
+        if entry.dtype not in DTYPE_NAMES:
+            raise CheckpointError(f"{quoted(name)} holds {str(entry.dtype)[6:]}, which no file of weights can hold "
+                                  "here. Leave it out.")
         end += entry.nbytes
         header[name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()

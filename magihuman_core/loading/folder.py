@@ -15,8 +15,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..checkpoint.shards import named_files
-from ..checkpoint.weight_files import DEPTH, REFUSED, suffix, walk
+from ..checkpoint.header import file_mode
+from ..checkpoint.shards import sharded
+from ..checkpoint.weight_files import DEPTH, REFUSED, is_file, suffix, walk
 from ..errors import CheckpointError, InputError, is_out_of_memory, shown
 from ..recipes import RECIPES
 from ..weights.open import open_checkpoint
@@ -46,24 +47,28 @@ HINTS = {"turbo_vae": ("turbo",), "video_vae": ("wan", "vae/"), "audio_vae": ("a
 class MissingPartsError(CheckpointError):
     """Parts that a clip needs and a folder does not have; `parts` names them, `path` the folder."""
 
-    def __init__(self, path: Path, parts: Sequence[str], what: str | None = None, purpose: str | None = None) -> None:
+    def __init__(self, models: "ModelFolder", parts: Sequence[str], what: str | None = None,
+                 purpose: str | None = None) -> None:
+        path = models.path
         names = [PARTS[part] for part in parts] if what is None else [what]
         joined = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
         why = f", needed for {purpose}" if purpose else ""
         verb = "is" if len(names) == 1 else "are"
         it = "it" if len(names) == 1 else "them"
         super().__init__(f"{path}: {joined} {verb} missing{why}. Put {it} into this folder, or name {it} with --part "
-                         f"{parts[0]}=FILE.")
+                         f"{parts[0]}=FILE.{models.not_searched}")
         self.path, self.parts = path, tuple(parts)
 
 
 class ModelFolder(Mapping):
     """Parts and where they lie: models["distilled"] is a path."""
 
-    def __init__(self, path: Path, found: Mapping[str, list[Path]], problems: Mapping[Path, str]) -> None:
+    def __init__(self, path: Path, found: Mapping[str, list[Path]], problems: Mapping[Path, str],
+                 unsearched: Sequence[Path] = ()) -> None:
         self.path = path
         self.found = {part: paths for part, paths in found.items() if paths}
         self.problems = problems  # files that look like weights but are of no use, and why
+        self.unsearched = unsearched  # folders that lie too deep
 
     def __getitem__(self, part: str) -> Path:
         """The file or folder of a part. Raises InputError where there are several."""
@@ -79,6 +84,13 @@ class ModelFolder(Mapping):
 
     def __len__(self) -> int:
         return len(self.found)
+
+    @property
+    def not_searched(self) -> str:
+        """The sentence for where something is missing: that it may lie too deep."""
+        return "" if not self.unsearched else (
+            f" Only {DEPTH} folders below that one are searched, and not {self.unsearched[0]}"
+            + (f" and {len(self.unsearched) - 1} more." if len(self.unsearched) > 1 else "."))
 
     @property
     def is_demo(self) -> bool:
@@ -98,7 +110,7 @@ class ModelFolder(Mapping):
         if len(missing) == 1:
             self.require(missing[0], parts[missing[0]])
         if missing:
-            raise MissingPartsError(self.path, missing)
+            raise MissingPartsError(self, missing)
 
     def require(self, part: str, purpose: str, what: str | None = None) -> str:
         """part, if it is there once. Else an error says what is missing and for what."""
@@ -106,7 +118,7 @@ class ModelFolder(Mapping):
             self[part]
             return part
         self._raise_damaged(part)
-        raise MissingPartsError(self.path, [part], what, purpose)
+        raise MissingPartsError(self, [part], what, purpose)
 
     def _raise_damaged(self, part: str) -> None:
         """A file that could not be read may well be the missing part: its own fault is the better answer."""
@@ -153,7 +165,8 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
         raise InputError(f"{folder}: {what}; expected the folder that holds the models.")
     found: dict[str, list[Path]] = {part: [] for part in PARTS}
     problems: dict[Path, str] = {}
-    for candidate in _candidates(folder, problems):
+    unsearched: list[Path] = []
+    for candidate in _candidates(folder, problems, unsearched):
         try:
             # Only the Turbo VAE comes as a training checkpoint; no other pickle is opened.
             checkpoint = open_checkpoint(candidate, allow_pickle_checkpoint=suffix(candidate) == ".ckpt")
@@ -171,11 +184,11 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
             log.debug("%s: %s", candidate, PARTS[part])
             found[part].append(candidate)
     tokenizers = (folder / "tokenizer.json", folder / "tokenizer" / "tokenizer.json")
-    found["tokenizer"] = [path for path in tokenizers if path.is_file()][:1]
+    found["tokenizer"] = [path for path in tokenizers if is_file(path)][:1]
     for part, given in (parts or {}).items():
         if part not in PARTS:
             raise InputError(f"There is no part {part!r}, expected one of {', '.join(PARTS)}.")
-        if not Path(given).exists():
+        if not file_mode(Path(given)):
             raise InputError(f"{given}: there is no such file or folder for {PARTS[part]}. Check the name.")
         if part != "tokenizer":
             checkpoint = open_checkpoint(given, allow_pickle_checkpoint=part == "turbo_vae")
@@ -184,7 +197,7 @@ def find_models(path: str | Path, parts: Mapping[str, str | Path] | None = None)
     for candidate, problem in problems.items():
         if suffix(candidate) not in REFUSED:
             log.warning("Not used: %s", problem)
-    return ModelFolder(folder, found, problems)
+    return ModelFolder(folder, found, problems, unsearched)
 
 
 def _demo_folder() -> Path:
@@ -193,18 +206,20 @@ def _demo_folder() -> Path:
     return DEMO
 
 
-def _candidates(folder: Path, problems: dict[Path, str]) -> Iterator[Path]:
+def _candidates(folder: Path, problems: dict[Path, str], unsearched: list[Path]) -> Iterator[Path]:
     """What of a folder and those below it may hold weights: files, and a folder where it is one sharded checkpoint.
 
-    What cannot be read is noted in problems.
+    What cannot be read is noted in problems, folders that lie too deep in unsearched.
     """
+    named: set[Path] = set()
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             problems[Path(found.filename)] = f"{found.filename}: cannot be read ({found.strerror})."
             continue
-        yield from [found.folder] if len(found.sharded) == 1 else found.sharded
-        named = {name for index in found.indexes for name in named_files(index)}
-        yield from (path for path in found.single if path.name not in named)
+        unsearched += found.unsearched
+        sets = sharded(found, named)
+        yield from [found.folder] if len(sets) == len(found.indexes) == 1 else sets
+        yield from (path for path in found.single if path not in named)
 
 
 def _part(path: Path, found: Recognized) -> str | None:

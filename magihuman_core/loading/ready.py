@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..checkpoint.weight_files import INDEX, is_file, is_folder, shard_set
 from ..sizes import byte_size
 from ..weights.comfyui_saved import TOKENIZER
 from ..weights.open import open_checkpoint
@@ -31,6 +32,8 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
     missing = list(missing_in_words(needs))
     if models is not None and (without := _without_tokenizer(models)):
         missing.append(f"Missing: tokenizer.json in {without}. It is on the page of the text encoder.")
+    if missing and models is not None and models.unsearched:
+        missing.append(models.not_searched.strip())
     lines += [*missing, ""] if missing else []
     runs = True
     if target is None:
@@ -45,11 +48,11 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
 def _without_tokenizer(models: ModelFolder) -> Path | None:
     """The folder of a text encoder that has no tokenizer beside it, nor inside its file."""
     for path in models.found.get("text_encoder", ()):
-        folder = path if path.is_dir() else path.parent
+        folder = path if is_folder(path) else path.parent
         if encoder_keys(open_checkpoint(path, "text_encoder")).metadata.get(TOKENIZER):
             return None
         places = (models.path, folder, folder / "tokenizer", folder.parent / "tokenizer")
-        if any((place / "tokenizer.json").is_file() for place in places):
+        if any(is_file(place / "tokenizer.json") for place in places):
             return None
     return folder if "text_encoder" in models.found else None
 
@@ -67,6 +70,7 @@ def _there(needs: Iterable[Need]) -> Iterator[str]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of a folder of shards."""
-    files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
+    """Bytes of a file, or of a checkpoint's shards."""
+    whole = is_file(path) and not path.name.endswith(INDEX) and not shard_set(path)
+    files = [path] if whole else open_checkpoint(path, raw=True).files
     return sum(file.stat().st_size for file in files)

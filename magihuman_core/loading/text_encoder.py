@@ -12,6 +12,7 @@ from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.json_file import read_json_object
 from ..checkpoint.quantize import quantized_layers
+from ..checkpoint.weight_files import is_file, is_folder
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
@@ -90,8 +91,8 @@ def load_tokenizer(source):
         tokenizer = Tokenizer.from_str(source.to_str())       # the caller's own is left as it is
     else:
         path = Path(source)
-        path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
+        path = path / "tokenizer.json" if is_folder(path) else path
+        if not is_file(path):
             raise InputError(f"{path}: no such tokenizer file; give T5Gemma's tokenizer.json.")
         try:
             if path.stat().st_size > MAX_TOKENIZER:
@@ -201,5 +202,5 @@ def stored_config(checkpoint: Checkpoint) -> TextEncoderConfig | None:
 
 def sibling_file(path: Path | None, name: str) -> Path | None:
     """The file of this name beside the weights, or in their folder."""
-    file = None if path is None else (path if path.is_dir() else path.parent) / name
-    return file if file is not None and file.is_file() else None
+    file = None if path is None else (path if is_folder(path) else path.parent) / name
+    return file if file is not None and is_file(file) else None

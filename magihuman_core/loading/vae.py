@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint, renamed
 from ..checkpoint.json_file import read_json_object
+from ..checkpoint.weight_files import is_folder
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..vae.audio import AudioVAE, AudioVAEConfig
@@ -64,7 +65,7 @@ def load_turbo_vae(source: str | Path | Mapping[str, Any], config: Mapping[str, 
         sizes = _find_turbo_config(Path(source))
     return _load(
         lambda shapes: TurboVAE(sizes or TurboVAEConfig.from_shapes(shapes, checkpoint.name), operations=operations),
-        checkpoint, renamed(checkpoint, _turbo_key), "turbo_vae", dtype, device)
+        checkpoint, renamed(checkpoint, turbo_key), "turbo_vae", dtype, device)
 
 
 def load_audio_vae(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | None = torch.float32,
@@ -91,7 +92,7 @@ def _load(build: Callable[[Shapes], VAE], checkpoint: Checkpoint, weights: Check
     return vae.eval()
 
 
-def _turbo_key(key: str) -> str | None:
+def turbo_key(key: str) -> str | None:
     """The module's name for a checkpoint's key; None for what only training needs."""
     key = key.removeprefix("module.")
     return key if key.startswith(TURBO_PARTS) and "aligned" not in key else None
@@ -110,7 +111,7 @@ def _read_turbo_config(config: Mapping[str, Any] | str | Path) -> TurboVAEConfig
 
 def turbo_configs(source: Path) -> dict[Path, dict[str, Any]]:
     """The JSON files beside a checkpoint file, or in its folder, that describe a Turbo VAE, with their contents."""
-    folder = source if source.is_dir() else source.parent
+    folder = source if is_folder(source) else source.parent
     return {path: content for path in sorted(folder.glob("*.json"))
             if (content := read_json_object(path)) is not None and "decoder_block_out_channels" in content}
 

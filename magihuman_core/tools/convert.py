@@ -19,17 +19,23 @@ from torch import Tensor
 
 from ..atomic import check_not_input, check_place
 from ..checkpoint.checkpoint import Checkpoint, renamed
+from ..checkpoint.header import MAX_HEADER, quoted
 from ..checkpoint.json_file import read_json
-from ..checkpoint.lazy_tensor import Cast, LazyTensor
+from ..checkpoint.lazy_tensor import Cast, InMemory, LazyTensor
+from ..checkpoint.open import WRAPPED
 from ..checkpoint.quantize import to_fp8, to_int8
 from ..checkpoint.quantized import COMFY_TABLE
-from ..checkpoint.weight_files import suffix
-from ..checkpoint.write import Progress, write_checkpoint
-from ..errors import CheckpointError, InputError
+from ..checkpoint.weight_files import is_folder, suffix
+from ..checkpoint.write import HASHES, Progress, write_checkpoint
+from ..errors import TIP, CheckpointError, InputError
+from ..loading.vae import turbo_key
 from ..recipes import RECIPES
+from ..vae.latent_statistics import MEAN_KEY, STD_KEY
 from ..weights.audio_keys import official_keys
+from ..weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from ..weights.dit_keys import network_config
 from ..weights.fused import Part, fused_parts
+from ..weights.lora_alpha import METADATA
 from ..weights.lora_names import listed, stock_names
 from ..weights.open import open_checkpoint
 from ..weights.precision import keep_fp32, may_quantize
@@ -39,6 +45,10 @@ from ..weights.text_encoder_keys import encoder_keys
 VERSION = "1"  # of what is written here: names, scales and metadata
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 QUANTIZED = {"fp8": "float8_e4m3fn", "int8": "int8_tensorwise"}  # ComfyUI's names of the formats
+# Metadata that are true of the source alone: how it is stored, and what is written as tensors or under `own` here.
+OF_THE_SOURCE = {"format", "types", "total_size", "total_parameters", "quantization_map", "role", COMFY_TABLE, HASHES,
+                 WRAPPED, METADATA, TOKENIZER}
+MAX_METADATA = MAX_HEADER // 2  # characters, so that the result can be read again
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +85,9 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
             entries = {key: _cast(entry, FLOATS[dtype]) for key, entry in entries.items()}
         return write_checkpoint(target, entries, _metadata(raw, found.kind, None), progress=progress)
     checkpoint = _own_keys(open_checkpoint(raw, found.kind), found.kind)
+    if role is None and found.role is not None and checkpoint.metadata.get("role") != found.role:
+        log.log(TIP, "%s: is written as %s (%s), as its name says; the file will say so now. --role names another.",
+                raw.name, found.role, RECIPES[found.role].description)
     metadata = _metadata(checkpoint, found.kind, role or found.role)
     together: dict[str, str] = {}
     if found.kind == "network" and (layout == "split" or dtype in QUANTIZED):
@@ -88,6 +101,9 @@ def convert(source: str | Path | Mapping[str, Tensor], target: str | Path, *, dt
         wanted = FLOATS[dtype]
         entries = {key: entry if keep_fp32(key) and entry.dtype.itemsize >= wanted.itemsize else _cast(entry, wanted)
                    for key, entry in entries.items()}
+    if found.kind == "text_encoder":
+        inside = text_tensors({TOKENIZER: checkpoint.metadata[TOKENIZER]} if TOKENIZER in checkpoint.metadata else {})
+        entries = {**entries, **{key: InMemory(tensor) for key, tensor in inside.items()}}
     return write_checkpoint(target, entries, metadata, progress=progress)
 
 
@@ -101,7 +117,7 @@ def _check_options(target: Path, dtype: str | None, layout: str | None, role: st
                          "Use layout split.")
     if suffix(target) != ".safetensors":
         raise InputError(f"{target}: the result is a safetensors file. Give a name that ends in .safetensors.")
-    if target.is_dir() or not target.parent.is_dir():
+    if is_folder(target) or not is_folder(target.parent):
         raise InputError(f"{target}: its folder does not exist, or it is one itself. Give the name of a file.")
 
 
@@ -121,7 +137,9 @@ def _own_keys(checkpoint: Checkpoint, kind: str) -> Checkpoint:
         return encoder_keys(checkpoint)
     if kind == "audio_vae":
         return official_keys(checkpoint)
-    return renamed(checkpoint, lambda key: None if kind == "turbo_vae" and "aligned" in key else key)
+    if kind == "turbo_vae":
+        return renamed(checkpoint, lambda key: key if key in (MEAN_KEY, STD_KEY) else turbo_key(key))
+    return checkpoint
 
 
 def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, str]:
@@ -129,14 +147,22 @@ def _metadata(checkpoint: Checkpoint, kind: str, role: str | None) -> dict[str, 
     own = {"kind": kind, "source": Path(checkpoint.name).name, "version": VERSION}
     if role is not None:
         own["role"] = role
-    path = checkpoint.path
-    if kind == "text_encoder" and path is not None:
-        config = (path if path.is_dir() else path.parent) / "config.json"
+    path, told = checkpoint.path, checkpoint.metadata
+    if kind == "text_encoder" and path is not None and CONFIG not in told:
+        config = (path if is_folder(path) else path.parent) / "config.json"
         with suppress(OSError, ValueError):  # where there is none, or one that is not even text
             read_json(config)  # which refuses what is large, or is not JSON
-            own["config"] = config.read_text(encoding="utf-8")
-    kept = ("notice", "config", "clip_seconds", "preview")
-    return {name: checkpoint.metadata[name] for name in kept if name in checkpoint.metadata} | own
+            own[CONFIG] = config.read_text(encoding="utf-8")
+    kept, size = {}, 0
+    for name, text in sorted(told.items(), key=lambda item: len(item[1])):
+        if name in OF_THE_SOURCE or "hash" in name:
+            continue
+        size += len(json.dumps([name, text]))
+        if size <= MAX_METADATA:
+            kept[name] = text
+        else:
+            log.warning("%s: its metadata %s is too long and is left out.", checkpoint.name, quoted(name))
+    return kept | own
 
 
 def _split(checkpoint: Checkpoint, table: Mapping[str, list[Part]]) -> Checkpoint:

@@ -29,6 +29,7 @@ from ..runtime.lora import check_delta, split_lora
 from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
 from ..sizes import byte_size
+from ..weights.comfyui_saved import TEXTS
 from ..weights.dit_keys import network_config, split_official
 from ..weights.lora_alpha import with_stated_alpha
 from ..weights.lora_names import SPELLINGS, all_layer_names, by_layer, listed
@@ -102,7 +103,8 @@ def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
     """
     if found.kind not in LOADERS:
         return None
-    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
+    dry = checkpoint.with_entries({key: entry if key.rpartition(".")[2] in TEXTS else _dry(entry)
+                                   for key, entry in checkpoint.entries.items()})
     return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 

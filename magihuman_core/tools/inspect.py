@@ -1,18 +1,21 @@
 """What a weight file or a model folder is, in plain words: the text of `magihuman inspect`."""
 
 import logging
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ..checkpoint.checkpoint import Checkpoint
-from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, quoted
+from ..checkpoint.header import DTYPE_NAMES, MAX_HEADER, file_format, file_mode, quoted
 from ..checkpoint.json_file import read_json
+from ..checkpoint.shards import sharded
 from ..checkpoint.weight_files import DEPTH, INDEX, READABLE, REFUSED, UNFINISHED, suffix, walk
 from ..errors import CheckpointError, InputError, is_out_of_memory
 from ..recipes import RECIPES
 from ..sizes import byte_size
+from ..weights.comfyui_saved import TEXTS, TOKENIZER
 from ..weights.open import open_checkpoint
 from ..weights.recognize import KINDS, Recognized, recognize
 from .diagnose import damage, describe_lora, estimates, integrity, load_dry, notes, without_path
@@ -41,9 +44,10 @@ def describe(path: str | Path, *, read_all: bool = False, details: bool = False)
     Raises CheckpointError only where path does not exist: everything else is part of the answer.
     """
     path = Path(path)
-    if not path.exists():
+    mode = file_mode(path)
+    if not mode:
         raise CheckpointError(f"{path}: there is no such file or folder. Check the name.")
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         sections = list(_describe_folder(path, read_all, details)) or [f"{path}\n  is         an empty folder"]
         return "\n\n".join(sections)
     return _describe_file(path, read_all, details)
@@ -51,12 +55,13 @@ def describe(path: str | Path, *, read_all: bool = False, details: bool = False)
 
 def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[str]:
     """A section for each sharded checkpoint, then for each other file, then for each folder inside."""
-    others = 0
+    others, named, unsearched = 0, set[Path](), list[Path]()
     for found in walk(folder, DEPTH):
         if isinstance(found, OSError):
             yield f"{found.filename}\n  problem    cannot be read ({found.strerror or found})"
             continue
-        for path in found.sharded:
+        unsearched += found.unsearched
+        for path in sharded(found, named):
             yield _describe_checkpoint(path, read_all, details)
         for file in found.files:
             if file in found.shards or file in found.indexes:
@@ -68,6 +73,9 @@ def _describe_folder(folder: Path, read_all: bool, details: bool) -> Iterator[st
                 yield section
     if others:
         yield f"{folder}\n  others     {others} files that are not weights; nothing here uses them"
+    if unsearched:
+        yield (f"{folder}\n  deeper     {len(unsearched)} folders that lie more than {DEPTH} below it are not looked "
+               f"into, the first is {unsearched[0]}")
 
 
 def _describe_file(path: Path, read_all: bool, details: bool) -> str:
@@ -130,7 +138,7 @@ def _examined(path: Path, read_all: bool, details: bool) -> str:
         names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
         lines.append(("names", names + (", ..." if len(checkpoint) > 3 else "")))
     else:
-        lines += [("use it", KINDS[found.kind].use), ("needs", _needs(found)),
+        lines += [("use it", KINDS[found.kind].use), ("needs", _needs(checkpoint, found)),
                   ("put it", f"into ComfyUI/models/{COMFYUI_FOLDERS[found.kind]}")]
     lines += [("note", note) for note in notes(checkpoint, found)]
     module, problems = None, list[str]()
@@ -150,7 +158,9 @@ def _examined(path: Path, read_all: bool, details: bool) -> str:
     return "\n".join([str(path), *(f"  {label:<10} {text}" for label, text in lines)])
 
 
-def _needs(found: Recognized) -> str:
+def _needs(checkpoint: Checkpoint, found: Recognized) -> str:
+    if found.kind == "text_encoder" and any(TEXTS.get(key.rpartition(".")[2]) == TOKENIZER for key in checkpoint):
+        return "nothing; its tokenizer is inside"
     enlarges = found.role is not None and RECIPES[found.role].super_resolution
     return NEEDS[found.kind] + ("; before it a base or distilled network makes the clip" if enlarges else "")
 

@@ -21,7 +21,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "modul
 def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
     """Any layout of the network -> official keys and shapes, decoded and joined while they are read.
 
-    Raises CheckpointError when one part of a split tensor is missing.
+    Raises CheckpointError when one part of a split tensor is missing, there twice, or has no place in it.
     """
     checkpoint = dequantized(as_checkpoint(checkpoint))
     if any(".block.layers." in key or ".blocks.0.experts." in key for key in checkpoint):
@@ -34,13 +34,18 @@ def official_network(checkpoint: Mapping[str, Tensor]) -> Checkpoint:
             entries[key] = entry
         else:
             target, part = fused
-            groups.setdefault(target, {})[part] = entry
+            if groups.setdefault(target, {}).setdefault(part, entry) is not entry:
+                raise CheckpointError(f"{checkpoint.name}: {quoted(key)} is there under two names. Choose another "
+                                      "file.")
     for target, parts in groups.items():
         order = fused_order(parts)
         missing = [part for part in order if part not in parts]
+        stray = [part for part in parts if part not in order]
         fault = ""
         if missing:
             fault = f"the part {' '.join(filter(None, missing[0]))} is missing. The file is incomplete"
+        elif stray:
+            fault = f"the part {' '.join(filter(None, stray[0]))} has no place beside the others. The file is mixed up"
         elif target in entries:
             fault = "it is there both split and joined. The file is incomplete"
         elif len({part.shape[1:] for part in parts.values()}) != 1:

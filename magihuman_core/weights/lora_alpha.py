@@ -6,17 +6,23 @@ writes it into adapter_config.json beside adapter_model.safetensors, diffusers i
 
 import logging
 import math
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.header import quoted
 from ..checkpoint.json_file import read_json_object
 from ..checkpoint.lazy_tensor import InMemory
-from ..checkpoint.weight_files import suffix
+from ..checkpoint.open import unwrapped
+from ..checkpoint.weight_files import SAFETENSORS, is_file, suffix
+from .lora_prefixes import is_prefix
 
+NAME = re.compile(r"\^?[\w.-]+\$?", re.ASCII)
 BESIDE = "adapter_config.json"
 METADATA = "lora_adapter_metadata"  # diffusers: a JSON table of "transformer.lora_alpha" and the like
 
@@ -31,15 +37,23 @@ def with_stated_alpha(checkpoint: Checkpoint, down_endings: tuple[str, ...]) -> 
     stated = _configuration(checkpoint)
     if stated is None:
         return checkpoint
-    entries = dict(checkpoint.entries)
+    entries, used = dict(checkpoint.entries), set()
+    patterns = _patterns(stated.get("alpha_pattern"), checkpoint.name)
     for key, entry in checkpoint.entries.items():
         ending = max((e for e in down_endings if key.endswith(e)), key=len, default="")
         layer = key.removesuffix(ending)
-        if not ending or len(entry.shape) != 2 or not entry.shape[0] or layer + ".alpha" in entries:
+        if not ending or len(entry.shape) != 2 or not entry.shape[0]:
             continue
-        rank = entry.shape[0]
-        alpha = _for_layer(stated.get("alpha_pattern"), layer, stated["lora_alpha"])
-        entries[layer + ".alpha"] = InMemory(torch.tensor(alpha * (rank**0.5 if stated.get("use_rslora") else 1.0)))
+        fitting = [pattern for pattern in _names(layer) if pattern in patterns]
+        used.update(fitting)
+        if layer + ".alpha" not in entries:
+            # Of several the first, as PEFT does.
+            alpha = min((patterns[pattern] for pattern in fitting), default=(0, stated["lora_alpha"]))[1]
+            root = entry.shape[0] ** 0.5 if stated.get("use_rslora") else 1.0
+            entries[layer + ".alpha"] = InMemory(torch.tensor(float(alpha) * root))
+    if unused := [pattern for pattern in patterns if pattern not in used]:
+        log.warning("%s: %d names in its alpha_pattern are of no layer in it, the first is %s. Make sure that the "
+                    "configuration belongs to it.", checkpoint.name, len(unused), quoted(unused[0]))
     return checkpoint.with_entries(entries)
 
 
@@ -48,7 +62,7 @@ def _configuration(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     found = read_json_object(checkpoint.metadata.get(METADATA, "")) or {}
     stated = {key.rpartition(".")[2]: value for key, value in found.items()}
     if not _is_number(stated.get("lora_alpha")):
-        file = _beside(checkpoint.path)
+        file = _beside(checkpoint)
         stated = {} if file is None else read_json_object(file) or {}
     if not _is_number(stated.get("lora_alpha")):
         return None
@@ -56,27 +70,48 @@ def _configuration(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     return stated
 
 
-def _beside(path: Path | None) -> Path | None:
+def _beside(checkpoint: Checkpoint) -> Path | None:
     """adapter_config.json beside a file that it belongs to: the only one of its folder, or so named."""
+    path = checkpoint.path
     if path is None:
         return None
-    folder = path if path.is_dir() else path.parent
-    file = folder / BESIDE
-    if not file.is_file():
+    file = path.parent / BESIDE
+    if not is_file(file):
         return None
-    others = [other for other in folder.iterdir() if suffix(other) == ".safetensors"]
-    if path.is_dir() or len(others) == 1 or path.name.startswith("adapter_model"):
+    others: set[Path] = set()
+    with suppress(OSError):  # a folder that may not be listed
+        others = {other for other in path.parent.iterdir() if suffix(other) in SAFETENSORS} - {*checkpoint.files}
+    if not others or path.name.startswith("adapter_model"):
         return file
     log.warning("%s: %s lies beside it, but so do other files, and it may be of one of them: it is not used.", path,
                 BESIDE)
     return None
 
 
-def _for_layer(patterns: Any, layer: str, usual: float) -> float:
-    """The value of the longest pattern that is the layer's name or its end, or the usual one."""
-    found = {name: value for name, value in patterns.items() if isinstance(name, str) and _is_number(value) and (
-        layer == name or layer.endswith("." + name))} if isinstance(patterns, dict) else {}
-    return float(found[max(found, key=len)]) if found else float(usual)
+def _patterns(stated: Any, file: str) -> dict[str, tuple[int, float]]:
+    """PEFT's table of layers with an alpha of their own: name -> (its place in the table, alpha).
+
+    Its names are regular expressions there, which a foreign text cannot be allowed: one can take forever. They mostly
+    are plain names, or the beginning and end of such: ^ and $ are understood, and escaped dots. Others are said.
+    """
+    patterns: dict[str, tuple[int, float]] = {}
+    strange = []
+    for written, value in stated.items() if isinstance(stated, dict) else ():
+        name = unwrapped(written.replace("\\.", "."))
+        if NAME.fullmatch(name) and _is_number(value):
+            patterns.setdefault(name.removesuffix("$"), (len(patterns), value))
+        else:
+            strange.append(f"{quoted(written)}: {quoted(value)}")
+    if strange:
+        log.warning("%s: of its alpha_pattern %d entries are not read here, the first is %s. These layers have the "
+                    "alpha of all others: write their names out.", file, len(strange), strange[0])
+    return patterns
+
+
+def _names(layer: str) -> list[str]:
+    """What a pattern for a layer may say: the ends of the name that a file has for it, or after ^ all of it."""
+    starts = [0, *(match.end() for match in re.finditer(r"\.", layer))]
+    return [layer[start:] for start in starts] + ["^" + layer[start:] for start in starts if is_prefix(layer[:start])]
 
 
 def _is_number(value: Any) -> bool:

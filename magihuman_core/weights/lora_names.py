@@ -14,9 +14,8 @@ from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..model.config import RELEASED, DiTConfig
 from .fused import Part, fused_parts, our_rows
 from .lora_alpha import with_stated_alpha
+from .lora_prefixes import first_prefix
 
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.",
-            "lora_unet_", "lora_transformer_", "lycoris_")
 SPELLINGS = {
     "down": (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", ".lora_A"),
     "up": (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", ".lora_B"),
@@ -82,8 +81,8 @@ def layer_names(table: Mapping[str, list[Part]]) -> dict[str, str]:
 def find_layer(name: str, names: Mapping[str, str]) -> str | None:
     """The layer that a file's name for it, with any prefix, means; names: from layer_names."""
     while name not in names:
-        prefix = next((p for p in PREFIXES if name.startswith(p)), None)
-        if prefix is None:
+        prefix = first_prefix(name)
+        if not prefix:
             return None
         name = name.removeprefix(prefix)
     return names[name]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.open import open_stored
-from ..checkpoint.quantized import dequantized
+from ..checkpoint.quantized import dequantized, with_notes
 from .comfyui_saved import saved_part
 from .diffusers_names import original_names
 from .dit_keys import official_network
@@ -35,6 +35,8 @@ def open_checkpoint(source: str | Path | Mapping[str, Tensor], kind: str | None 
     """
     checkpoint = open_stored(source, subfolders=SUBFOLDERS.get(kind, ()), models=MODEL_FOLDERS, mapped=mapped,
                              allow_pickle=allow_pickle_checkpoint)
+    if not raw:
+        checkpoint = with_notes(checkpoint)
     if kind is not None and not raw:
         checkpoint = saved_part(checkpoint, kind)
     if kind is not None:

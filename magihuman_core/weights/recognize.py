@@ -12,6 +12,7 @@ from ..checkpoint.checkpoint import Checkpoint, as_checkpoint
 from ..checkpoint.quantized import COMFY_TABLE, SCALES
 from ..errors import CheckpointError, InputError
 from .diffusers_names import MARKS
+from .lora_names import ENDINGS, SPELLINGS
 from .roles import find_role
 
 
@@ -25,7 +26,9 @@ class Kind(NamedTuple):
 
 # The order matters: a LoRA's keys contain those of the layers it changes.
 KINDS = {
-    "lora": Kind(r"[._]lora_(A|B|up|down)\b|\.dora_scale$", "a LoRA", "as a LoRA, on top of a network"),
+    # Of the spellings that are applied "alpha" alone tells nothing: the audio VAE has such, too.
+    "lora": Kind(rf"[._]lora_(A|B|up|down)\b|({'|'.join(map(re.escape, sorted({*ENDINGS} - {*SPELLINGS['alpha']})))})$",
+                 "a LoRA", "as a LoRA, on top of a network"),
     "network": Kind(r"(^|\.)(block\.layers\.\d+|blocks\.\d+\.experts\.[a-z]+)"
                     r"\.attention\.linear_(qkv|[qkvg](_[a-z]+)?)\.weight",
                     "a MagiHuman network", "as the network (diffusion model)"),

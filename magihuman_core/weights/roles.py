@@ -4,32 +4,41 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..checkpoint.weight_files import INDEX, SHARD, is_folder
 from ..recipes import RECIPES, Recipe
+
+SR = re.compile(r"(^|[^a-z])sr([^a-z]|$)|super[ _-]?res")
+# A number alone may be a step of training, a date or a graphics card: "540p", or "540" in a name with "sr".
+ENLARGED = re.compile(r"(?<!\d)(540|1080)(p?)(?![a-z\d])")
+COLLECTIONS = ("models", "diffusion_models", "unet")  # of all sorts of models: what is around them tells nothing
 
 
 def find_role(path: Path | None, metadata: Mapping[str, str]) -> str | None:
     """The role of a network from its metadata, or else from the names of its file and folders.
 
-    Names are asked from the file outwards. In diffusers-style folders `transformer/` beside an `sr/` is the
-    first stage even where the folder around both is called "...1080p".
+    Names are asked from the file outwards, up to a folder of collected models. In diffusers-style folders
+    `transformer/` beside an `sr/` is the first stage even where the folder around both is called "...1080p".
     """
     if metadata.get("role") in RECIPES:
         return metadata["role"]
     if path is None:
         return None
     path = Path(path).absolute()
-    names = [path.name, *(parent.name for parent in path.parents)][:3]
+    in_shards = path.name.lower().endswith(INDEX) or SHARD.fullmatch(path.name)
+    names = [path.name, *(parent.name for parent in path.parents)][: 4 if in_shards else 3]
     first_stage = super_resolution = False
     for name, folder in zip(names, path.parents, strict=False):
         name = name.lower()
-        super_resolution |= bool(re.search(r"(^|[^a-z])sr([^a-z]|$)", name))
-        if name == "transformer" and any((folder / sr).is_dir() for sr in ("sr", "sr_transformer")):
+        if name in COLLECTIONS:
+            return None
+        super_resolution |= bool(SR.search(name))
+        if name == "transformer" and any(is_folder(folder / sr) for sr in ("sr", "sr_transformer")):
             first_stage = True
-        if not first_stage:
-            if "540" in name:
-                return "sr_540p"
-            if "1080" in name and (super_resolution or ("base" not in name and "distill" not in name)):
-                return "sr_1080p"
+        # The released networks of the first stage are "Base-1080p" and the like in diffusers' form.
+        if not first_stage and (super_resolution or ("base" not in name and "distill" not in name)):
+            for lines, p in ENLARGED.findall(name):
+                if p or super_resolution:
+                    return f"sr_{lines}p"
         if not super_resolution or first_stage:
             if "distill" in name:
                 return "distilled"

@@ -326,11 +326,31 @@ def test_a_magnitude_that_is_one_number_is_reported():
     assert "one magnitude per row" in split_lora(lora, one_head).unmatched[f"{layer}.dora_scale"]
 
 
+@pytest.mark.parametrize("endings", [(".lora.up.weight", ".lora.down.weight"), (".lora_B", ".lora_A"), (".diff",),
+                                     (".lora_B.default.weight", ".lora_A.default.weight")])  # fmt: skip
+def test_each_spelling_that_is_applied_is_also_recognized(endings, weights, clip, tmp_path):
+    layer = "block.layers.3.mlp.down_proj"
+    up, down = pairs(weights, [layer])[layer]
+    tensors = (up, down) if len(endings) == 2 else (up @ down,)
+    path = tmp_path / "mine.safetensors"
+    save_file({layer + ending: tensor for ending, tensor in zip(endings, tensors, strict=True)}, path)
+    expected = merged(weights, {layer: up @ down})
+    assert_file_equals_merge(path, weights, clip, expected)
+    assert "a LoRA" in describe(path) and "1 of MagiHuman's layers" in describe(path)
+    assert_file_equals_merge(convert(path, tmp_path / "out.safetensors"), weights, clip, expected)
+
+
 CONFIGS = {
     "alpha": ({"r": RANK, "lora_alpha": 16}, 16 / RANK, 16 / RANK),
     "rank stabilized": ({"r": RANK, "lora_alpha": 16, "use_rslora": True}, 16 / RANK**0.5, 16 / RANK**0.5),
     "a layer's own": ({"r": RANK, "lora_alpha": 16, "alpha_pattern": {"mlp.down_proj": 2, "proj": 99}}, 16 / RANK,
                       2 / RANK),
+    "as diffusers writes": ({"r": RANK, "lora_alpha": 16, "alpha_pattern": {
+        "^block.layers.3.mlp.down_proj": 2, "^block.layers.5.mlp.down_proj": 2, "^mlp.up_gate_proj": 99}}, 16 / RANK,
+        2 / RANK),
+    "escaped": ({"r": RANK, "lora_alpha": 16, "alpha_pattern": {r"mlp\.down_proj$": 2}}, 16 / RANK, 2 / RANK),
+    "the first that fits": ({"r": RANK, "lora_alpha": 16, "alpha_pattern": {"down_proj": 2, "mlp.down_proj": 99}},
+                            16 / RANK, 2 / RANK),
     "no numbers": ({"r": RANK, "lora_alpha": "16"}, 1.0, 1.0),
     "no configuration": ([1, 2], 1.0, 1.0),
 }
@@ -355,6 +375,20 @@ def test_a_configuration_states_alpha(name, place, weights, clip, tmp_path):
     converted = convert(tmp_path / "adapter_model.safetensors", tmp_path / "mine.safetensors")
     (tmp_path / "adapter_config.json").unlink(missing_ok=True)
     assert_file_equals_merge(converted, weights, clip, merged(weights, changes))
+
+
+def test_patterns_that_are_not_read_or_fit_nothing_are_said(weights, config, tmp_path, caplog):
+    save_file(fused(pairs(weights)), tmp_path / "adapter_model.safetensors")
+    endless = "(block|layers)+.*.*.*$"
+    table = {r"block\.layers\.[0-3]\..*": 64, endless: 64, "mlp.down_proj": "2", "mlp.down_proj.x": 3,
+             "transformer.proj": 3, "linear_qkv": 32}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "alpha_pattern": table}))
+    found = split_lora(open_checkpoint(tmp_path), config)
+    scales = {key: deltas[0].scale for key, deltas in found.deltas.items()}
+    assert {scale for key, scale in scales.items() if "linear_qkv" not in key and "gate" not in key} == {16 / RANK}
+    assert scales["blocks.2.experts.shared.attention.linear_qkv.weight"] == 32 / RANK
+    assert f"3 entries are not read here, the first is {next(iter(table))!a}: 64." in caplog.text
+    assert "2 names in its alpha_pattern are of no layer in it, the first is 'mlp.down_proj.x'" in caplog.text
 
 
 def test_a_configuration_that_may_be_of_another_file_is_not_used(weights, clip, tmp_path, caplog):

@@ -13,13 +13,17 @@ from magihuman_core.checkpoint.quantized import as_quantized
 from magihuman_core.checkpoint.write import write_checkpoint
 from magihuman_core.cli import main
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.text_encoder import load_text_encoder
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
+from magihuman_core.weights.comfyui_saved import CONFIG, TOKENIZER, text_tensors
 from magihuman_core.weights.open import open_checkpoint
 from magihuman_core.weights.recognize import recognize
 
 from .golden import full_disk, relative, small_model
 from .test_weights_layouts import computed
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def is_linear(key: str) -> bool:
@@ -112,17 +116,54 @@ def test_quantized_files_become_plain_again(official, tmp_path):
 @pytest.mark.parametrize(("kind", "prefix", "rest", "dtype"), [
     ("audio_vae", "pretransform.model.", "model.model.rest", None),
     ("turbo_vae", "module.", "module.aligned_blocks.0.weight", None),
+    ("turbo_vae", "module.", "module.discriminator.freqs", None),
     ("text_encoder", "model.", "model.decoder.layers.0.x", "fp8"),
 ])  # fmt: skip
 def test_only_what_is_used_of_a_larger_file_is_written(kind, prefix, rest, dtype, tmp_path):
     weights = small_model(kind)
-    source = {prefix + k: v for k, v in weights.items()} | {rest: torch.zeros(3)}
+    left_out = torch.ones(3, dtype=torch.complex64) if "freqs" in rest else torch.zeros(3)
+    source = {prefix + k: v for k, v in weights.items()} | {rest: left_out}
     if kind == "turbo_vae":
         torch.save({"ema_state_dict": source}, tmp_path / "checkpoint-1.ckpt")
         source = tmp_path / "checkpoint-1.ckpt"
     path = convert(source, tmp_path / "x.safetensors", dtype=dtype)
     assert {key for key in load_file(path) if not key.endswith("_scale")} == set(weights)
     assert recognize(open_checkpoint(path)).kind == kind
+
+
+def test_what_comfyui_saved_inside_a_text_encoder_stays_in_it(tmp_path, caplog):
+    part = ROOT / "magihuman_core/demo/text_encoder"
+    long = " " * 9_000_000  # T5Gemma's has 34 million characters
+    texts = {TOKENIZER: (part / "tokenizer.json").read_text() + long, CONFIG: (part / "config.json").read_text()}
+    stored = {f"cond_stage_model.transformer.{key}": tensor for key, tensor in open_checkpoint(part).items()}
+    saved = tmp_path / "saved.safetensors"
+    save_file(stored | {f"cond_stage_model.{key}": tensor for key, tensor in text_tensors(texts).items()}, saved)
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')  # of whatever lies beside it
+    (tmp_path / "out").mkdir()
+    once = convert(saved, tmp_path / "out/once.safetensors", dtype="int8")
+    for path in (saved, once, convert(once, tmp_path / "out/twice.safetensors", dtype="bf16")):
+        encoder = load_text_encoder(path)
+        assert encoder.tokenizer.get_vocab() == load_text_encoder(part).tokenizer.get_vocab()
+        assert encoder.config == load_text_encoder(part).config
+        assert "its tokenizer is inside" in describe(path)
+    assert "too long" not in caplog.text
+
+
+def test_what_a_file_says_of_itself_is_kept_but_not_how_it_was_stored(official, tmp_path, caplog):
+    name = "diffusion_model.block.layers.1.mlp.down_proj"
+    lora = {f"{name}.lora_A.weight": torch.ones(2, 128), f"{name}.lora_B.weight": torch.ones(64, 2)}
+    told = {"modelspec.license": "apache-2.0", "ss_tag_frequency": '{"a": 1}', "trigger_phrase": "mynah",
+            "notice": "mind this"}
+    stale = {"sshs_model_hash": "0", "modelspec.hash_sha256": "0", "quantization_map": "{}", "total_size": "1",
+             "role": "x", "lora_adapter_metadata": '{"transformer.lora_alpha": 4}', "book": "x" * 9_000_000}
+    for weights in (lora, official):
+        save_file(weights, tmp_path / "distill.safetensors", {**told, **stale})
+        for dtype in ("bf16", None):
+            texts = metadata(convert(tmp_path / "distill.safetensors", tmp_path / "x.safetensors", dtype=dtype))
+            kind = {"kind": "lora"} if weights is lora else {"kind": "network", "role": "distilled"}
+            assert set(json.loads(texts.pop("sha256"))) == set(open_checkpoint(tmp_path / "x.safetensors", raw=True))
+            assert texts == told | kind | {"format": "pt", "version": "1", "source": "distill.safetensors"}
+        assert "'book' is too long and is left out" in caplog.text
 
 
 def test_scales_of_a_latent_are_never_rounded(tmp_path):
@@ -137,10 +178,13 @@ def test_the_command_line_converts_and_explains(official, tmp_path, capsys):
     save_file(official, tmp_path / "distill.safetensors")
     target = tmp_path / "small.safetensors"
     assert main(["convert", str(tmp_path / "distill.safetensors"), str(target), "--dtype", "fp8"]) == 0
-    assert capsys.readouterr().out == f"{target}: {target.stat().st_size / 1000:.0f} kB written\n"
+    output = capsys.readouterr()
+    assert output.out == f"{target}: {target.stat().st_size / 1000:.0f} kB written\n"
+    assert "distill.safetensors: is written as distilled (" in output.err
     assert main(["inspect", str(target)]) == 0
     assert "a MagiHuman network (distilled" in capsys.readouterr().out
     assert main(["convert", str(target), str(tmp_path / "x.safetensors"), "--role", "base"]) == 0
+    assert "is written as" not in capsys.readouterr().err, "it was said"
     assert metadata(tmp_path / "x.safetensors")["role"] == "base"
     assert main(["convert", str(target), str(tmp_path / "x.pth")]) == 2
     assert "Give a name that ends in .safetensors" in capsys.readouterr().err
@@ -159,6 +203,12 @@ def test_the_command_line_converts_and_explains(official, tmp_path, capsys):
 def test_wrong_options_and_targets_are_named(kind, target, options, message, tmp_path):
     with pytest.raises(InputError, match=message):
         convert(small_model(kind), tmp_path / target, **options)
+
+
+def test_what_safetensors_cannot_hold_is_named(official, tmp_path):
+    with pytest.raises(CheckpointError, match=r"'adapter\.freqs' holds complex64"):
+        convert(official | {"adapter.freqs": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_sources_are_named(official, tmp_path):

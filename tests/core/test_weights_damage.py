@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from magihuman_core.checkpoint.assign import assign_weights
-from magihuman_core.errors import CheckpointError
+from magihuman_core.checkpoint.fingerprint import fingerprint
+from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.folder import find_models
+from magihuman_core.loading.text_encoder import load_tokenizer
+from magihuman_core.tools.convert import convert
+from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.open import open_checkpoint
 
 from .golden import safetensors_bytes, write_index
@@ -188,10 +194,79 @@ def test_a_pickle_with_code_runs_nothing(old, tmp_path):
     assert not proof.exists()
 
 
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F8_E4M3FNUZ", "C64"])
+def test_dtypes_of_the_format_that_are_not_read_are_not_called_damage(dtype, tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(file_bytes(changed(dtype=dtype)))
+    message = rf"stores 'b' as {dtype}, which is not read here\. Choose a file in bf16"
+    with pytest.raises(CheckpointError, match=message) as e:
+        open_checkpoint(tmp_path / "x.safetensors")
+    assert "damaged" not in str(e.value)
+
+
 def test_a_pickle_without_weights_is_refused(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="holds no table of weights"):
         open_checkpoint(tmp_path / "a.ckpt", allow_pickle_checkpoint=True)
+
+
+READERS = {
+    "open": open_checkpoint,
+    "inspect": describe,
+    "convert": lambda path: convert(path, Path(tempfile.gettempdir()) / "never.safetensors"),
+    "a folder of models": find_models,
+    "a part": lambda path: find_models("demo", {"distilled": path}),
+    "tokenizer": load_tokenizer,
+    "fingerprint": fingerprint,
+}
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "a/b" * 2000, "loop", "missing", "file/below"])
+def test_names_that_lead_nowhere_are_named(name, read, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    with pytest.raises((CheckpointError, InputError), match=r"a|loop|missing|below"):
+        READERS[read](tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="Windows has other rights")
+@pytest.mark.parametrize("read", READERS)
+def test_a_folder_that_may_not_be_looked_into_is_named(read, tmp_path):
+    path = tmp_path / "locked/x.safetensors"
+    path.parent.mkdir()
+    save_file({"a": torch.zeros(1)}, path)
+    me = os.geteuid()
+    path.parent.chmod(0)
+    if me == 0:  # whom no rights stop
+        os.seteuid(65534)
+    try:
+        with pytest.raises((CheckpointError, InputError), match=r"x\.safetensors"):
+            READERS[read](path)
+    finally:
+        os.seteuid(me)
+        path.parent.chmod(0o700)
+
+
+def test_a_name_as_long_as_a_system_takes_is_read(tmp_path):
+    """What may lie beside it has a longer name, which cannot be."""
+    path = tmp_path / ("b" * (255 - len(".safetensors")) + ".safetensors")
+    save_file({"a": torch.zeros(1)}, path)
+    assert set(open_checkpoint(path)) == {"a"}
+    assert not find_models(tmp_path).problems
+    assert fingerprint(path)
+
+
+def test_training_checkpoints_whose_tensors_have_no_known_places_are_refused(tmp_path, monkeypatch):
+    """Of the format before 2020 no torch tells where they lie; of the present one those before 2.7 do not."""
+    for new in (True, False):
+        torch.save({"ema_state_dict": {"a": torch.zeros(2)}}, tmp_path / f"{new}.ckpt",
+                   _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match="or one of an old format"):
+        open_checkpoint(tmp_path / "False.ckpt", allow_pickle_checkpoint=True)
+    assert set(open_checkpoint(tmp_path / "True.ckpt", allow_pickle_checkpoint=True)) == {"a"}
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.6.0+cu124"))
+    with pytest.raises(CheckpointError, match=r"takes torch 2\.7 or newer, and this is 2\.6\.0\+cu124\."):
+        open_checkpoint(tmp_path / "True.ckpt", allow_pickle_checkpoint=True)
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])

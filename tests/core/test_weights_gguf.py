@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from magihuman_core import load_dit, load_text_encoder
+from magihuman_core.checkpoint.lazy_tensor import row_ranges
 from magihuman_core.errors import CheckpointError
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
@@ -112,6 +113,33 @@ def test_a_stored_shape_is_restored(tmp_path):
     assert torch.equal(checkpoint.read("a", rows=(1, 3)), checkpoint["a"][1:3])
 
 
+def test_pieces_of_a_tensor_stored_under_another_shape_decode_no_more_than_themselves(tmp_path, monkeypatch):
+    """SwiGLU7's inner width is no multiple of 256: such a matrix is stored as rows of blocks, or as one long row."""
+    height, width, decoded = 96, 1364, []
+    monkeypatch.setattr("magihuman_core.checkpoint.lazy_tensor.PIECE", 4096)
+    decode = quants.dequantize
+
+    def counted(data, kind):
+        decoded.append(data.size // 34 * 32)
+        return decode(data, kind)
+
+    monkeypatch.setattr(quants, "dequantize", counted)
+    values = torch.randn(height, width).numpy()
+    for shape in ((-1, 32), (-1,)):
+        writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
+        writer.add_array("comfy.gguf.orig_shape.a", [height, width])
+        data = quants.quantize(values.reshape(shape), Type.Q8_0)
+        writer.add_tensor("a", data, raw_dtype=Type.Q8_0)
+        entry = open_checkpoint(finished(writer, tmp_path / "x.gguf")).entries["a"]
+        whole = entry.read(torch.float32)
+        assert torch.equal(whole, torch.from_numpy(decode(data, Type.Q8_0)).view(height, width))
+        decoded.clear()
+        pieces = [entry.read(torch.float32, rows) for rows in row_ranges(height, width)]
+        assert len(pieces) == 32
+        assert torch.equal(torch.cat(pieces), whole)
+        assert sum(decoded) <= height * width + 32 * 2 * len(pieces)
+
+
 def test_a_gguf_file_is_converted(official, tmp_path):
     path = convert(write(tmp_path / "distill.gguf", official, Type.Q8_0), tmp_path / "x.safetensors")
     stored = load_file(path)
@@ -142,7 +170,7 @@ def head(tensors: int, values: int, version: int = 3) -> bytes:
 
 
 DAMAGED = {
-    "version": head(0, 0, version=9),
+    "version": head(0, 0, version=99),
     "only magic": b"GGUF",
     "absurd tensor count": head(2**60, 0),
     "absurd value count": head(0, 2**60),
@@ -170,6 +198,31 @@ def test_damaged_files_are_named(case, tmp_path):
     path.write_bytes(DAMAGED[case])
     with pytest.raises(CheckpointError, match=r"x\.gguf: is damaged or cut off: .*Download it again"):
         open_checkpoint(path)
+
+
+def test_formats_that_are_sound_but_not_read_are_not_called_damaged(tmp_path):
+    path = tmp_path / "x.gguf"
+    for kind in (5, 15, 41, 50):
+        path.write_bytes(head(1, 0) + text(b"a") + struct.pack("<IQIQ", 1, 256, kind, 0) + bytes(1000))
+        with pytest.raises(CheckpointError, match=rf"x\.gguf: stores 'a' in GGUF's format {kind}, .*Choose a file"):
+            open_checkpoint(path)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 4, 0, 0))
+    with pytest.raises(CheckpointError, match=r"is a GGUF file of version 4; 2 and 3"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (34, 35, 39, 40) if kind in set(Type)])
+def test_formats_that_came_later_are_read_where_the_package_knows_them(kind, tmp_path, monkeypatch):
+    block, size = gguf.GGML_QUANT_SIZES[Type(kind)]
+    data = np.random.default_rng(0).integers(0, 60, (4, 512 // block * size), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "t5gemma")
+    writer.add_tensor("a", data, raw_dtype=Type(kind))
+    checkpoint = open_checkpoint(finished(writer, tmp_path / "x.gguf"))
+    assert checkpoint.metadata["types"] == Type(kind).name
+    assert torch.equal(checkpoint.read("a", torch.float32), torch.from_numpy(quants.dequantize(data, Type(kind))))
+    monkeypatch.setattr(quants, "_type_traits", {})  # as in an older one
+    with pytest.raises(CheckpointError, match=rf"its {Type(kind).name} weights need a newer version .*-U gguf"):
+        checkpoint.read("a")
 
 
 def test_parts_of_a_cut_file_are_named(tmp_path):

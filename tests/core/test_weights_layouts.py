@@ -198,13 +198,58 @@ def test_every_layout_gives_the_outputs_of_the_official_one(name, official, tmp_
     assert "problem" not in describe(path)
 
 
-def test_quantization_named_in_the_header_only(official, tmp_path):
+def table_of(stored: dict, prefix: str = "", **note) -> dict[str, str]:
+    """Metadata with ComfyUI's table of the linear layers among these."""
+    layers = {prefix + key.removesuffix(".weight"): note for key in stored if is_linear(key)}
+    return {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+
+
+PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
+
+
+@pytest.mark.parametrize("in_table", PREFIXES)
+@pytest.mark.parametrize("in_keys", PREFIXES)
+def test_quantization_named_in_the_header_only(in_keys, in_table, official, tmp_path):
+    """With the prefix of a whole checkpoint or without: ComfyUI's loader takes it off in its own way."""
     stored = fp8(official, "{stem}.weight_scale")
     stored = {key: value.view(torch.uint8) if is_linear(key) else value for key, value in stored.items()}
-    layers = {key.removesuffix(".weight"): {"format": "float8_e4m3fn"} for key in stored if is_linear(key)}
-    table = json.dumps({"format_version": "1.0", "layers": layers})
-    save_file(stored, tmp_path / "net.safetensors", metadata={"_quantization_metadata": table})
+    texts = table_of(stored, in_table, format="float8_e4m3fn")
+    save_file(prefixed(stored, in_keys), tmp_path / "net.safetensors", metadata=texts)
     assert relative(computed(tmp_path / "net.safetensors"), computed(official)) <= 1e-1
+    # Rotated weights have the same dtype and scales as others: the table alone tells them.
+    rotated = {key: value for key, value in comfy_int8(official).items() if not key.endswith(".comfy_quant")}
+    texts = table_of(rotated, in_table, format="int8_tensorwise", params={"convrot": True})
+    save_file(prefixed(rotated, in_keys), tmp_path / "net.safetensors", metadata=texts)
+    with pytest.raises(CheckpointError, match="'convrot' is not read here"):
+        open_checkpoint(tmp_path / "net.safetensors", "network")
+
+
+def test_the_tables_of_all_shards_count(official, tmp_path):
+    stored = {key: value for key, value in comfy_int8(official).items() if not key.endswith(".comfy_quant")}
+    first = {key: value for key, value in stored.items() if ".layers.0." in key}
+    second = {key: value for key, value in stored.items() if key not in first}
+    save_file(first, tmp_path / "model-00001-of-00002.safetensors", table_of(first, format="int8_tensorwise"))
+    last = tmp_path / "model-00002-of-00002.safetensors"
+    save_file(second, last, table_of(second, format="int8_tensorwise"))
+    assert relative(computed(tmp_path), computed(official)) <= 3e-2
+    save_file(second, last, table_of(second, format="int8_tensorwise", convrot=True))
+    with pytest.raises(CheckpointError, match="'convrot' is not read here"):
+        open_checkpoint(tmp_path, "network")
+    save_file(second, last, {"_quantization_metadata": "{"})
+    with pytest.raises(CheckpointError, match="table of quantized layers is damaged"):
+        open_checkpoint(tmp_path, "network")
+
+
+def test_a_table_that_names_other_layers_than_the_quantized_ones_is_refused(official, tmp_path):
+    stored = {key: value for key, value in comfy_int8(official).items() if not key.endswith(".comfy_quant")}
+    path = tmp_path / "net.safetensors"
+    save_file(stored, path, table_of({"block.layers.9.linear_qkv.weight": 0}, format="int8_tensorwise"))
+    with pytest.raises(CheckpointError, match=r"does not name it, but 'block\.layers\.9\.linear_qkv', which is not"):
+        open_checkpoint(path, "network")
+    layers = json.loads(table_of(stored, format="int8_tensorwise")["_quantization_metadata"])["layers"]
+    layers["another.part"] = {"format": "nvfp4"}  # such as one that was taken out
+    save_file(stored, path, {"_quantization_metadata": json.dumps({"layers": layers})})
+    assert relative(computed(path), computed(official)) <= 3e-2
 
 
 def test_a_scale_for_each_modality_of_a_stacked_tensor(official):
@@ -241,6 +286,9 @@ BROKEN = [  # how it is made of the official one, words of the message
     (lambda w: without(split(w), PROJ[:-4] + "k_audio.weight"), r"qkv\.weight' cannot .* the part audio k is missing"),
     (lambda w: without(split(w), PROJ + "_text.weight"), r"proj\.weight' cannot .* the part text is missing"),
     (lambda w: split(w) | w, "both split and joined"),
+    (lambda w: split(w) | {PROJ[:-4] + "q.weight": torch.ones(64, 64)}, r"qkv.* the part q has no place beside"),
+    (lambda w: own(w) | {PROJ[:-4] + "k_audio.weight": torch.ones(64, 64)}, r"the part audio k has no place beside"),
+    (lambda w: own(w) | {PROJ + "_text.weight": torch.ones(64, 64)}, r"linear_proj_text\.weight' is there under two"),
     (lambda w: split(w) | {PROJ + "_text.weight": torch.zeros(64, 63)}, "different widths"),
     (lambda w: without(quanto(w), PROJ + "_text.weight._scale"), r"linear_proj_text\.weight\._data.*with a scale"),
     (lambda w: fp8(w, "{key}.scale") | {PROJ + ".weight.scale": torch.ones(7)}, r"scales of shape \[7\] for 192 rows"),

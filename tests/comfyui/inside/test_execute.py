@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 
 import comfy.utils
 import folder_paths
@@ -134,3 +135,71 @@ def test_shards_beside_other_files_are_one_choice(models, tmp_path, monkeypatch)
     assert node.fingerprint_inputs(**inputs) != before
     with pytest.raises(CheckpointError, match=r"missing.*00002-of-00002"):
         run(node, **inputs, weight_dtype="fp32")
+
+
+def write_gguf(tensors, path):
+    """Of fp32 tensors, without any value."""
+    header, offset = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), 0), 0
+    for name, tensor in tensors.items():
+        shape = tensor.shape[::-1]
+        header += struct.pack("<Q", len(name)) + name.encode() + struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+        header += struct.pack("<IQ", 0, offset)
+        offset += tensor.numel() * 4
+    header += bytes(-len(header) % 32)
+    path.write_bytes(header + b"".join(tensor.float().contiguous().numpy().tobytes() for tensor in tensors.values()))
+
+
+def test_a_file_is_offered_by_our_endings_and_not_by_those_that_comfyui_reads(models, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    for folder in ("diffusion_models", "vae"):
+        own_endings = folder_paths.folder_names_and_paths[folder][1]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, folder, ([str(tmp_path)], own_endings))
+    (tmp_path / "distill").mkdir()
+    weights = dict(open_checkpoint(models / "diffusion_models/magihuman/distill").items())
+    write_gguf(weights, tmp_path / "distill/net.GGUF")
+    comfy.utils.save_torch_file(weights, tmp_path / "distill.sft")
+    (tmp_path / "wan.pth").write_bytes(b"\x80\x02}")  # which is refused with a sentence
+    (tmp_path / "notes.txt").touch()
+    names = ["distill.sft", "distill/net.GGUF", "wan.pth"]
+    assert files.choices("diffusion_models") == files.choices("vae") == [DEMO, *names]
+    for name in names[:2]:
+        assert loaders.MagiHumanModelLoader.fingerprint_inputs(model=name, role="auto")
+        model = run(loaders.MagiHumanModelLoader, model=name, role="auto", weight_dtype="fp32").model
+        assert model.role == "distilled"
+        assert f"{name}: taken as distilled (" in caplog.text
+        assert max_error(model.diffusion_model.state_dict()["final_linear_video.weight"],
+                         weights["final_linear_video.weight"]) == 0
+    with pytest.raises(CheckpointError, match=r"pickle"):
+        run(loaders.MagiHumanVideoVAELoader, vae="wan.pth")
+
+
+def test_each_checkpoint_in_shards_is_a_choice_that_can_be_opened(models, tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".safetensors"}))
+    weights = dict(open_checkpoint(models / "diffusion_models/magihuman/distill").items())
+    keys = sorted(weights)
+
+    def put(stem, index):
+        folder = tmp_path / stem.rpartition("/")[0]
+        folder.mkdir(exist_ok=True)
+        places = {}
+        for number, part in ((1, keys[::2]), (2, keys[1::2])):
+            path = tmp_path / f"{stem}-0000{number}-of-00002.safetensors"
+            comfy.utils.save_torch_file({key: weights[key].contiguous() for key in part}, path)
+            places |= dict.fromkeys(part, path.name)
+        if index:
+            (tmp_path / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+    put("alone/distill", False)  # stands for its folder, as one with an index does whatever is beside it
+    put("listed/distill", True)
+    put("beside/distill", False)
+    for stem, index in (("two/distill", False), ("two/base", True)):
+        put(stem, index)
+    for folder in ("listed", "beside"):
+        comfy.utils.save_torch_file({"a": torch.zeros(1)}, tmp_path / folder / "a.safetensors")
+    first = "distill-00001-of-00002.safetensors"
+    roles = {"alone/": "distilled", "listed/": "distilled", f"beside/{first}": "distilled", f"two/{first}": "distilled",
+             "two/base.safetensors.index.json": "base"}
+    assert set(files.choices("diffusion_models")) == {DEMO, "listed/a.safetensors", "beside/a.safetensors", *roles}
+    for choice, role in roles.items():
+        assert loaders.MagiHumanModelLoader.fingerprint_inputs(model=choice, role="auto")
+        assert run(loaders.MagiHumanModelLoader, model=choice, role="auto", weight_dtype="fp32").model.role == role
