@@ -2,8 +2,9 @@
 
 from types import ModuleType
 
-import psutil
 import torch
+
+from .main_memory import main_memory
 
 # AMD's cards without bf16 of their own, by the beginnings of their names.
 OLD_AMD = ("gfx8", "gfx900", "gfx906", "gfx101", "gfx103")
@@ -56,10 +57,10 @@ def free_memory(device: str | torch.device) -> int | None:
     """Bytes that are free on a device, or can be freed there; None where nothing tells."""
     device = torch.device(device)
     if device.type == "cpu":
-        return psutil.virtual_memory().available
+        return main_memory().available
     if device.type == "mps":  # shares main memory, but does not get all of it
         left = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-        return max(0, min(left, psutil.virtual_memory().available))
+        return max(0, min(left, main_memory().available))
     module = device_module(device)
     if module is None or not hasattr(module, "mem_get_info"):
         return None
