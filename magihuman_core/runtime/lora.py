@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.checkpoint import as_checkpoint
+from ..checkpoint.checkpoint import Checkpoint, as_checkpoint, without_content
 from ..checkpoint.finite import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError, shown
@@ -155,15 +155,12 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
     source: a file or a mapping of tensors. strength: 1 is what it was trained for, 0 nothing, below 0 the opposite.
     Each of several DoRAs scales the rows as if it were alone.
     Names that fit nothing are logged as a warning, and are in the result's `unmatched`. Raises CheckpointError
-    where nothing fits or shapes differ, InputError for the strength.
+    where the source is no LoRA, nothing fits or shapes differ, InputError for the strength.
     """
     check_strength(strength)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "lora")
     split = split_lora(checkpoint, dit.config)
-    if not split.deltas:
-        names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
-        raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
-                              f"the first are {names}. Choose a LoRA made for MagiHuman.")
+    _require_changes(checkpoint, split)
     device = dit.get_buffer("adapter.rope.bands").device
     planned = [_change(dit, key, delta, strength, device, checkpoint.name)
                for key, deltas in split.deltas.items() for delta in deltas]
@@ -173,6 +170,32 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
                     len(checkpoint), listed(split.unmatched))
     log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
     return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, applied)
+
+
+def check_lora(source, config: DiTConfig) -> None:
+    """Raise CheckpointError unless a LoRA can be applied to a network of this configuration.
+
+    For what a file is and whom it fits; values of its large tensors are not read.
+    """
+    checkpoint = open_checkpoint(source, "lora")
+    _require_changes(checkpoint, fit_lora(checkpoint, config))
+
+
+def fit_lora(checkpoint: Checkpoint, config: DiTConfig) -> SplitLora:
+    """What a LoRA would change, without its content. Raises CheckpointError where a shape differs."""
+    split = split_lora(without_content(checkpoint), config)
+    weights = dict(MagiHumanDiT(config, device="meta").named_parameters())
+    for key, deltas in split.deltas.items():
+        for delta in deltas:
+            check_delta(delta, key, weights[key], checkpoint.name)
+    return split
+
+
+def _require_changes(checkpoint: Checkpoint, split: SplitLora) -> None:
+    if not split.deltas:
+        names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
+        raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
+                              f"the first are {names}. Choose a LoRA made for MagiHuman.")
 
 
 def check_strength(strength: float) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint, without_content
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
-from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..checkpoint.open import WRAPPED
 from ..checkpoint.quantize import stored_dtype
 from ..checkpoint.write import stored_hashes
@@ -22,10 +21,9 @@ from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..model.config import RELEASED
-from ..model.dit import MagiHumanDiT
 from ..recipes import DISTILLED, RECIPES
 from ..runtime.cards import find_card
-from ..runtime.lora import check_delta, split_lora
+from ..runtime.lora import fit_lora
 from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
 from ..sizes import byte_size
@@ -46,7 +44,6 @@ WITH_LESS = {  # how a part is run where less memory is free
     "network": "; with less it runs, too: layers wait in main memory",
     "text_encoder": "; with less it runs, too: layers wait in main memory",
     "turbo_vae": "; with less it runs, too: in squares", "video_vae": "; with less it runs, too: in squares"}
-READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
 def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
@@ -61,14 +58,8 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
               if any(role in keys for keys in layers.values())]
     yield "changes", ", ".join(parts)
     if layers and not damaged:
-        dit = MagiHumanDiT(RELEASED, device="meta")
-        weights = dict(dit.named_parameters())
         try:
-            split = split_lora(checkpoint, RELEASED)
-            unmatched = dict(split.unmatched)
-            for key, deltas in split.deltas.items():
-                for delta in deltas:
-                    check_delta(delta, key, weights[key], checkpoint.name)
+            unmatched = dict(fit_lora(checkpoint, RELEASED).unmatched)
         except CheckpointError as error:
             yield "note", "it is not for the released networks: " + without_path(error, checkpoint.name)
     stated = len(with_stated_alpha(checkpoint, SPELLINGS["down"])) > len(checkpoint)
@@ -102,8 +93,7 @@ def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
     """
     if found.kind not in LOADERS:
         return None
-    dry = checkpoint.with_entries({key: _dry(entry) for key, entry in checkpoint.entries.items()})
-    return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
+    return LOADERS[found.kind](open_checkpoint(without_content(checkpoint), found.kind), device="meta")
 
 
 def damage(checkpoint: Checkpoint, found: Recognized) -> Iterator[str]:
@@ -177,12 +167,6 @@ def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
     else:
         return torch.bfloat16
     return stored_dtype(tensors, may_quantize) or torch.bfloat16
-
-
-def _dry(entry: LazyTensor) -> LazyTensor:
-    """A tensor that reads as an empty one on the meta device, unless it is small."""
-    small = entry.numel <= READ_SMALL
-    return entry if small else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
 
 
 def without_path(error: ValueError, path: str | Path) -> str:

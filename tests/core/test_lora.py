@@ -250,6 +250,9 @@ def test_refusals(weights, tmp_path):
             apply_lora(dit, file)
     with pytest.raises(InputError, match="strength"):
         apply_lora(dit, fused({name: (up, down)}), float("nan"))
+    for file, words in (({f"{name}.lokr_w1": up}, r"a relative of LoRA \(LoKr\)"), (weights, "is a MagiHuman network")):
+        with pytest.raises(CheckpointError, match=words):
+            apply_lora(dit, file)
     with pytest.raises(CheckpointError, match="no such file"):
         apply_lora(dit, tmp_path / "absent.safetensors")
     assert not any(module._forward_hooks for module in dit.modules())  # nothing is left half applied
