@@ -14,7 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint, without_content
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
 from ..checkpoint.open import WRAPPED
-from ..checkpoint.quantize import stored_dtype
+from ..checkpoint.quantize import kept_wide, stored_dtype
 from ..checkpoint.write import stored_hashes
 from ..errors import CheckpointError, InputError
 from ..loading.dit import load_dit
@@ -140,11 +140,11 @@ def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: b
     recipe = RECIPES[found.role] if found.role else DISTILLED
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))
-    dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
+    dtype, wide = (torch.float32, frozenset[str]()) if found.kind == "audio_vae" else _kept(checkpoint, found.kind)
     clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "seconds": recipe.window, "dtype": dtype,
                             "guided": recipe.guidance is not None}
     try:
-        needed = estimate(config, **clip)
+        needed = estimate(config, **clip, wide=wide)
         if not details:
             size = "" if found.kind in ("text_encoder", "audio_vae") else f" at {recipe.width}x{recipe.height}"
             yield "memory", (f"{byte_size(needed.total)} for {recipe.window:g} s{size} (estimated)"
@@ -157,16 +157,17 @@ def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: b
         return
 
 
-def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
-    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16."""
+def _kept(checkpoint: Checkpoint, kind: str) -> tuple[torch.dtype, frozenset[str]]:
+    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16; and which stay in that."""
     tensors = open_checkpoint(checkpoint, kind)
     if kind == "network":
         tensors = split_official(tensors, network_config(tensors))
     elif kind == "text_encoder":
         tensors = encoder_keys(tensors)
     else:
-        return torch.bfloat16
-    return stored_dtype(tensors, may_quantize) or torch.bfloat16
+        return torch.bfloat16, frozenset()
+    dtype = stored_dtype(tensors, may_quantize) or torch.bfloat16
+    return dtype, kept_wide(tensors, dtype, may_quantize)
 
 
 def without_path(error: ValueError, path: str | Path) -> str:
