@@ -33,7 +33,7 @@ from ..weights.lora_alpha import with_stated_alpha
 from ..weights.lora_names import SPELLINGS, by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
 
-ROWS = 2048  # rows of a weight looked at together for DoRA
+PIECE = 1 << 23  # numbers in fp32 at a time for DoRA: what it needs beside the network's own work stays small
 
 log = logging.getLogger(__name__)
 
@@ -241,13 +241,19 @@ class LinearHook:
     def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
         d = self.delta
         x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
-        change = F.linear(x, d.up.to(x.dtype)) * d.scale
-        rows = out[..., d.place]
-        if d.magnitude is not None:
-            if self.factor is None:  # only now: streamed weights come in just before they are used
-                self.factor = dora_factor(module, d)
-            change = (self.factor * (rows.float() + change.float()) - rows.float()).to(out.dtype)
-        rows += change * self.strength
+        up = d.up.to(x.dtype)
+        if d.magnitude is None:
+            out[..., d.place].add_(F.linear(x, up), alpha=d.scale * self.strength)
+            return out
+        if self.factor is None:  # only now: streamed weights come in just before they are used
+            self.factor = dora_factor(module, d)
+        # y + strength * (factor * (y + scale * up x) - y), a few tokens at a time
+        kept, added = 1 + self.strength * (self.factor - 1), self.strength * d.scale * self.factor
+        tokens = max(1, PIECE // len(up))
+        for start in range(0, x.shape[-2], tokens):
+            span = slice(start, start + tokens)
+            rows = out[..., span, d.place]
+            rows.copy_((rows * kept).addcmul_(F.linear(x[..., span, :], up), added))
         return out
 
 
@@ -256,7 +262,8 @@ def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
     assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
     down, parts = delta.down.float() * delta.scale, []
     begin, end, _ = delta.place.indices(layer.weight.shape[0])
-    for top, up in zip(range(begin, end, ROWS), delta.up.split(ROWS), strict=True):
+    rows = max(1, PIECE // layer.weight.shape[1])
+    for top, up in zip(range(begin, end, rows), delta.up.split(rows), strict=True):
         weight = dequantized_rows(layer, slice(top, top + len(up)))
         parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
     lengths = torch.cat(parts)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.model.config import RELEASED
+from magihuman_core.runtime import lora as lora_module
 from magihuman_core.runtime.lora import apply_lora, split_lora
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
@@ -137,7 +138,8 @@ def test_alpha_and_strength(strength, weights, clip):
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("column", [True, False])
-def test_dora(column, strength, weights, clip):
+def test_dora(column, strength, weights, clip, monkeypatch):
+    monkeypatch.setattr(lora_module, "PIECE", 1500)  # some rows and some tokens at a time
     lora = pairs(weights)
     generator = torch.Generator().manual_seed(3)
     file, changes = fused(lora), {}
@@ -198,9 +200,10 @@ def test_streamed_blocks_give_the_same_bits(dtype, weights, clip, tmp_path):
     assert torch.equal(outputs(streamed, clip), plain)
 
 
-def test_gradients_flow_through(weights, clip):
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(pairs(weights)))
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_gradients_flow_through(magnitude, weights, clip):
+    dit, lora = load_dit(weights, dtype=torch.float32), pairs(weights)
+    apply_lora(dit, fused(lora) | {f"{name}.dora_scale": up.norm(dim=1) for name, (up, _) in lora.items() if magnitude})
     video = clip[0].clone().requires_grad_()
     dit(video, *clip[1:])[0].square().sum().backward()
     assert video.grad.abs().sum() > 0
