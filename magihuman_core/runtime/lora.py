@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Protocol, cast
 
 import torch
@@ -225,51 +226,81 @@ def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: tor
     down = None if delta.down is None else delta.down.to(device, dtype)
     delta = replace(delta, up=delta.up.to(device, dtype), down=down)
     if parameter.dim() == 2:
-        return partial(module.register_forward_hook, LinearHook(delta, strength))
+        return partial(Attached, module, LinearHook(delta, strength))
     if leaf == "bias":
-        return partial(module.register_forward_hook, partial(add_to_bias, delta.up * strength))
+        return partial(Attached, module, BiasHook(delta.up * strength))
     return partial(cast(RMSNorm, module).change_weight, delta.up * strength)
 
 
-class LinearHook:
-    """Adds what a change of a linear layer's weight makes of the same input."""
+class Attached:
+    """A module that runs as a forward hook of a layer, whose part it is: its tensors go where the layer's go."""
+
+    def __init__(self, layer: nn.Module, hook: nn.Module):
+        self.layer, self.name = layer, next(name for name in map("lora_{}".format, count()) if not hasattr(layer, name))
+        layer.add_module(self.name, hook)
+        self.handle = layer.register_forward_hook(hook)
+
+    def remove(self) -> None:
+        """Take it from the layer."""
+        self.handle.remove()
+        delattr(self.layer, self.name)
+
+
+class LinearHook(nn.Module):
+    """Adds what a change of a linear layer's weight makes of the same input. No state dict shows its tensors."""
+
+    up: Tensor
+    down: Tensor | None
+    magnitude: Tensor | None
+    factor: Tensor | None  # DoRA: new length of each row over its length before
 
     def __init__(self, delta: Delta, strength: float):
-        self.delta, self.strength = delta, strength
-        self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
+        super().__init__()
+        self.place, self.scale, self.strength = delta.place, delta.scale, strength
+        for name in ("up", "down", "magnitude"):
+            self.register_buffer(name, getattr(delta, name), persistent=False)
+        self.register_buffer("factor", None, persistent=False)
 
-    def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        d = self.delta
-        x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
-        up = d.up.to(x.dtype)
-        if d.magnitude is None:
-            out[..., d.place].add_(F.linear(x, up), alpha=d.scale * self.strength)
+    def forward(self, layer: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """What the layer gives, changed in place: of its inputs (x [..., tokens, in],) [..., tokens, out]."""
+        x = inputs[0] if self.down is None else F.linear(inputs[0], self.down.to(inputs[0].dtype))
+        up = self.up.to(x.dtype)
+        if self.magnitude is None:
+            out[..., self.place].add_(F.linear(x, up), alpha=self.scale * self.strength)
             return out
         if self.factor is None:  # only now: streamed weights come in just before they are used
-            self.factor = dora_factor(module, d)
+            self.factor = self._find_factor(layer, self.magnitude)
         # y + strength * (factor * (y + scale * up x) - y), a few tokens at a time
-        kept, added = 1 + self.strength * (self.factor - 1), self.strength * d.scale * self.factor
+        kept, added = 1 + self.strength * (self.factor - 1), self.strength * self.scale * self.factor
         tokens = max(1, PIECE // len(up))
         for start in range(0, x.shape[-2], tokens):
             span = slice(start, start + tokens)
-            rows = out[..., span, d.place]
+            rows = out[..., span, self.place]
             rows.copy_((rows * kept).addcmul_(F.linear(x[..., span, :], up), added))
         return out
 
+    def _find_factor(self, layer: nn.Linear | NarrowLinear, magnitude: Tensor) -> Tensor:
+        """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
+        assert self.down is not None  # noqa: S101  only a difference has none, and that has no magnitudes
+        down, parts = self.down.float() * self.scale, []
+        begin, end, _ = self.place.indices(layer.weight.shape[0])
+        rows = max(1, PIECE // layer.weight.shape[1])
+        for top, up in zip(range(begin, end, rows), self.up.split(rows), strict=True):
+            weight = dequantized_rows(layer, slice(top, top + len(up)))
+            parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
+        lengths = torch.cat(parts)
+        return magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
-def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
-    """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
-    assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
-    down, parts = delta.down.float() * delta.scale, []
-    begin, end, _ = delta.place.indices(layer.weight.shape[0])
-    rows = max(1, PIECE // layer.weight.shape[1])
-    for top, up in zip(range(begin, end, rows), delta.up.split(rows), strict=True):
-        weight = dequantized_rows(layer, slice(top, top + len(up)))
-        parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
-    lengths = torch.cat(parts)
-    return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
+class BiasHook(nn.Module):
+    """Adds a change of a layer's bias."""
 
-def add_to_bias(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The hook for a change of a bias."""
-    return out + change
+    change: Tensor
+
+    def __init__(self, change: Tensor):
+        super().__init__()
+        self.register_buffer("change", change, persistent=False)
+
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """What the layer gives, and the change."""
+        return out + self.change

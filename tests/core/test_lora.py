@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.model.config import RELEASED
 from magihuman_core.runtime import lora as lora_module
-from magihuman_core.runtime.lora import apply_lora, split_lora
+from magihuman_core.runtime.lora import BiasHook, LinearHook, apply_lora, split_lora
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.lora_names import lora_targets
@@ -175,6 +175,29 @@ def test_taking_them_out_in_any_order_leaves_every_bit(weights, clip):
     assert all(torch.equal(value, before[key]) for key, value in dit.state_dict().items())
     apply_lora(dit, fused(pairs(weights, seed=2)))
     assert torch.equal(outputs(dit, clip), only_second) and not torch.equal(both, only_second)
+
+
+def test_its_tensors_go_where_the_network_goes(weights):
+    """So that a network that waits in main memory leaves nothing on the card. Names in a state dict stay."""
+    dit = load_dit(weights, dtype=torch.float32)
+    names, modules = list(dit.state_dict()), [name for name, _ in dit.named_modules()]
+    own = {id(tensor) for tensor in (*dit.parameters(), *dit.buffers())}
+    lora, bias = pairs(weights), "adapter.video_embedder"
+    file = fused(lora) | {f"{name}.dora_scale": up.norm(dim=1) for name, (up, _) in lora.items()}
+    file |= {f"{bias}.diff_b": torch.ones_like(weights[f"{bias}.bias"])}
+    applied = [apply_lora(dit, each) for each in (file, fused(lora))]
+    outputs(dit)  # now the factors of DoRA are there, too
+    changes = [tensor for tensor in dit.buffers() if id(tensor) not in own]
+    assert sum(tensor.nbytes for tensor in changes) >= 2 * sum(tensor.nbytes for tensor in fused(lora).values())
+    dit.to("meta")
+    assert {tensor.device.type for hook in dit.modules() if isinstance(hook, LinearHook | BiasHook)
+            for tensor in hook.buffers()} == {"meta"}
+    assert {tensor.device.type for tensor in (*dit.parameters(), *dit.buffers())} == {"meta"}
+    assert list(dit.state_dict()) == names
+    for each in applied:
+        each.remove()
+    assert [name for name, _ in dit.named_modules()] == modules
+    assert not any(module._forward_hooks for module in dit.modules())
 
 
 def test_bf16_is_near_the_exact_network(weights, clip):
