@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,26 +183,39 @@ class Runtime:
     """What is asked of the CUDA runtime, which says yes or no."""
 
     def __init__(self, answer):
-        self.answer, self.pinned, self.asked = answer, {}, []
+        self.answer, self.pinned, self.asked, self.current = answer, {}, [], None
+
+    def put_in_place(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: self)
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+
+    @contextmanager
+    def device(self, device):
+        """Which is current meanwhile; before and after it is another one."""
+        self.current = device
+        yield
+        self.current = None
 
     def cudaHostRegister(self, address, size, flags):  # noqa: N802 - the runtime's own names
+        assert self.current is not None and self.current.type == "cuda"
         self.asked.append((address, size, flags))
         if self.answer == 0:
             self.pinned[address] = size
         return self.answer
 
     def cudaHostUnregister(self, address):  # noqa: N802
+        assert self.current is not None
         del self.pinned[address]
         return 0
 
 
 @pytest.mark.parametrize("answer", [0, 2])
 def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkeypatch):
-    runtime, device = Runtime(answer), torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    runtime, device = Runtime(answer), torch.device("cuda:1")
+    runtime.put_in_place(monkeypatch)
     waited, discarded = [], []
     monkeypatch.setattr(buffers, "discard_error", discarded.append)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(list(runtime.pinned)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(list(runtime.pinned)))
     size = (5 << 20) + 4096
     buffer = host_memory(size, device)
     assert buffer.nbytes == size and runtime.asked == [(buffer.data_ptr(), size, 1)]
@@ -222,7 +236,7 @@ def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkey
 def test_memory_that_outlives_cuda_ends_without_a_word(monkeypatch, recwarn):
     """At the end of Python modules are emptied while buffers are still there."""
     runtime = Runtime(0)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    runtime.put_in_place(monkeypatch)
     buffer = host_memory(4096, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "synchronize", None)
     unraised = []
