@@ -13,6 +13,7 @@ from ..model.dit import MagiHumanDiT
 from ..nn.operations import Operations
 from ..nn.quantized_linear import EIGHT_BITS
 from ..runtime.build import build_dit
+from ..runtime.devices import check_dtype
 from ..runtime.fuse import can_fuse, fuse_elementwise
 from ..runtime.streaming import choose_streamed, is_streamed, stream_blocks
 from ..weights.dit_keys import network_config, split_official
@@ -42,9 +43,10 @@ def load_dit(source: str | Path | Mapping[str, Tensor], *, dtype: torch.dtype | 
     fuse: elementwise work through torch.compile (see runtime/fuse.py); None: on CUDA with Triton, True: always.
     Raises CheckpointError when the source is not a MagiHuman network or damaged, InputError for what cannot be done.
     """
-    fuse = can_fuse(fuse, device)  # what cannot be done is said before weights are read
-    checkpoint = open_checkpoint(source, "network")
     dtype = dtype or torch.bfloat16
+    check_dtype(dtype, device)  # what cannot be done is said before weights are read
+    fuse = can_fuse(fuse, device)
+    checkpoint = open_checkpoint(source, "network")
     config = network_config(checkpoint, **overrides)
     with explain_shape_errors(checkpoint.name, "network"):
         official = split_official(checkpoint, config)

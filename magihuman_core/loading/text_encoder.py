@@ -16,6 +16,7 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
 from ..runtime.build import build_text_encoder
+from ..runtime.devices import check_dtype
 from ..runtime.streaming import LAYERS, check_resident_blocks, choose_streamed, is_streamed, stream_blocks
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
@@ -47,6 +48,8 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     Raises CheckpointError and InputError.
     """
     check_resident_blocks(resident_layers, "resident_layers")
+    if dtype is not None:
+        check_dtype(dtype, device)
     checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
     if dtype is None and resident_layers is not None:
         dtype = checkpoint.dtype(LAYERS + "0.self_attn.q_proj.weight")

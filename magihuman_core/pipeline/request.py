@@ -31,6 +31,7 @@ from ..recipes import (
     upscaled_size,
     upscaler_for,
 )
+from ..runtime.devices import check_dtype
 from ..runtime.fuse import can_fuse
 from ..runtime.lora import check_lora, check_strength
 from ..runtime.streaming import check_resident_blocks, check_stream_from
@@ -339,8 +340,8 @@ def check_memory_options(parts: Parts) -> None:
     if parts.tile is not None and (isinstance(parts.tile, bool) or not isinstance(parts.tile, int)
                                    or parts.tile <= OVERLAP):
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
-    if parts.dtype is not None and not isinstance(parts.dtype, torch.dtype):
-        raise InputError(f"dtype is {shown(parts.dtype)}, expected one of torch's, such as torch.bfloat16.")
+    if parts.dtype is not None:
+        check_dtype(parts.dtype, parts.device)
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
     can_fuse(parts.fuse, parts.device)

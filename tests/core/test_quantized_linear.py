@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from magihuman_core import apply_lora, load_dit
+from magihuman_core import apply_lora, load_dit, load_text_encoder
 from magihuman_core.checkpoint.quantize import kept_wide, quantized_layers, stored_dtype
-from magihuman_core.errors import CheckpointError
+from magihuman_core.errors import CheckpointError, InputError
 from magihuman_core.loading.folder import ModelFolder
 from magihuman_core.nn.quantized_linear import NarrowLinear, QuantizedLinear, dequantized_rows
 from magihuman_core.pipeline.parts import Parts
+from magihuman_core.pipeline.request import check_memory_options
+from magihuman_core.runtime import devices
+from magihuman_core.runtime.devices import KEPT, check_dtype
 from magihuman_core.runtime.memory import estimate
 from magihuman_core.runtime.streaming import is_streamed, streamer_of
 from magihuman_core.tools.convert import convert
@@ -231,6 +234,23 @@ def test_nothing_changes_where_no_8_bits_are_asked_for(official):
     tensors = open_checkpoint(official, "network")
     assert quantized_layers(tensors, torch.bfloat16, may_quantize) is tensors
     assert stored_dtype(split_official(tensors, load_dit(official).config), may_quantize) is None
+
+
+@pytest.mark.parametrize(("dtype", "device", "words"), [
+    (E4M3, "mps", "The device mps cannot hold weights in float8_e4m3fn. Choose int8"),
+    (torch.int32, "cpu", "dtype is torch.int32, expected .* bfloat16, .* int8"),
+    (torch.float8_e4m3fnuz, "cpu", "dtype is torch.float8_e4m3fnuz"), ("fp8", "cpu", "dtype is 'fp8'"),
+])  # fmt: skip
+def test_a_dtype_that_weights_cannot_have_is_refused_before_they_are_read(dtype, device, words, monkeypatch):
+    """There is no MPS here: what it answers is supposed."""
+    monkeypatch.setattr(devices, "holds", lambda device, dtype: str(device) == "cpu" or dtype not in (E4M3, E5M2))
+    parts = Parts(ModelFolder(Path(), {}, {}), torch.device(device), dtype=dtype)
+    for run in (lambda: check_memory_options(parts), lambda: load_dit("none", dtype=dtype, device=device),
+                lambda: load_text_encoder("none", dtype=dtype, device=device)):
+        with pytest.raises(InputError, match=words):
+            run()
+    for good in KEPT:
+        check_dtype(good, "cpu")
 
 
 @pytest.mark.parametrize(("device", "kept"), [("meta", E4M3), ("mps", INT8)])
