@@ -52,11 +52,6 @@ def target_of(memory: float | None) -> Target | None:
     return Target(device_name(device), None if total is None else total - TAKEN, this_card(device), device)
 
 
-def target_of_card(card: Card) -> Target:
-    """A card of the list."""
-    return Target(card.name, card.memory - TAKEN, card)
-
-
 @dataclass(frozen=True)
 class Fit:
     """How a wish is carried out on a card."""
