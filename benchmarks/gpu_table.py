@@ -9,9 +9,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from magihuman_core.loading.fits import Fit, fit, target_of_card
+from magihuman_core.loading.fits import TAKEN, Fit, Target, fit
 from magihuman_core.loading.wishes import parse_wish
-from magihuman_core.runtime.cards import find_card
+from magihuman_core.runtime.cards import Card, find_card
 from magihuman_core.runtime.work import duration
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -29,6 +29,11 @@ def rows() -> Iterator[str]:
         card = find_card(name)
         cells = [_cell(fit(parse_wish(wish), target_of_card(card))) for wish in WISHES.values()]
         yield f"| {card.memory >> 30} GB ({name.split(' 80')[0]}) | {' | '.join(cells)} |"
+
+
+def target_of_card(card: Card) -> Target:
+    """What a clip is planned for on a card of the list."""
+    return Target(card.name, card.memory - TAKEN, card)
 
 
 def _cell(found: Fit) -> str:

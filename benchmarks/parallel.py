@@ -3,9 +3,9 @@
 usage: python -m benchmarks.parallel [--quick]
 
 Both ways are measured in turns by the same processes; while one rank computes alone the other waits. What is expected
-follows from the time alone, the bytes that the ranks send each other (magihuman_core/runtime/parallel.py), and how fast
-such an exchange is by itself. On a machine that does other work besides, the two rarely run at once; what each of them
-computed, by the processor's clock, then tells more than the clock on the wall.
+follows from the time alone, the bytes that the ranks send each other (see magihuman_core/runtime/parallel.py), and how
+fast such an exchange is by itself. On a machine that does other work besides, the two rarely run at once; what each of
+them computed, by the processor's clock, then tells more than the clock on the wall.
 """
 
 import os
@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from magihuman_core import DiTConfig, MagiHumanDiT, sequence_parallel
-from magihuman_core.runtime.parallel import bytes_sent, exchange
+from magihuman_core.runtime.parallel import exchange, share_heads
 
 from .measure import Row, fill_randomly, main, seconds
 
@@ -50,6 +50,16 @@ def rows(quick: bool = False) -> list[Row]:
         Row("expected", expected, "times as fast", f"half the work, and {1000 * exchanged:.0f} ms in each block for "
             f"{mebibytes:.0f} MiB that each rank sends"),
     ]
+
+
+def bytes_sent(config: DiTConfig, tokens: int, ranks: int, itemsize: int = 2) -> float:
+    """What each rank sends in one block, in the mean, for attention to `tokens` tokens in all.
+
+    Of its tokens it sends queries, keys and values of the other ranks' heads, and what its own heads attended of the
+    other ranks' tokens. itemsize: bytes of a number in the dtype that attention is computed in.
+    """
+    keys = sum(kv.stop - kv.start for _, kv in share_heads(config.heads, config.kv_heads, ranks))
+    return (ranks - 1) / ranks**2 * tokens * (2 * config.heads + 2 * keys) * config.head_dim * itemsize
 
 
 def tokens_of(frames: int) -> int:

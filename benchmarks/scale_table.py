@@ -18,17 +18,18 @@ from pathlib import Path
 
 import torch
 
-from magihuman_core.loading.fits import SECONDS, Fit, fit, target_of_card
+from magihuman_core.loading.fits import SECONDS, Fit, fit
 from magihuman_core.loading.wishes import parse_wish
 from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
 from magihuman_core.runtime.cards import Card, find_card
-from magihuman_core.runtime.parallel import bytes_sent
 from magihuman_core.runtime.work import KEPT, Work, duration, work
 from magihuman_core.sizes import PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.vae.turbo import TurboVAEConfig
 
+from .gpu_table import target_of_card
+from .parallel import bytes_sent
 from .published import SHARED_STEPS, STEPS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"

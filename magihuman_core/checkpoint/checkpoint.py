@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .lazy_tensor import InMemory, LazyTensor
 
+SMALL = 4096  # elements: tensors up to this size are read even where others are not
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping):
@@ -56,6 +58,14 @@ def as_checkpoint(tensors: Mapping[str, Tensor], name: str = "the given tensors"
     if isinstance(tensors, Checkpoint):
         return tensors
     return Checkpoint({key: InMemory(tensor) for key, tensor in tensors.items()}, name)
+
+
+def without_content(checkpoint: Checkpoint) -> Checkpoint:
+    """The same table, whose tensors read as empty ones of the meta device, but for small ones: to try what would be
+    done with them before they are read."""
+    return checkpoint.with_entries({
+        key: entry if entry.numel <= SMALL else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+        for key, entry in checkpoint.entries.items()})
 
 
 def renamed(checkpoint: Mapping[str, Tensor], rename: Callable[[str], str | None]) -> Checkpoint:

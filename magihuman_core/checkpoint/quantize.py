@@ -3,6 +3,7 @@
 fp8 (e4m3 or e5m2) has one scale for a tensor, or for several that belong together; int8 has one for each row.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -78,13 +79,15 @@ class ComputedRows(LazyTensor):
 def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Callable[[str], bool]) -> Checkpoint:
     """The weights that QuantizedLinear wants: of each chosen `layer.weight` its data and `layer.scale` [rows].
 
-    What is stored so already is taken as it is, everything else rounded. The same table where dtype is not of 8 bits.
+    What is stored so already is taken as it is, and what `kept_wide` names; everything else is rounded. The same table
+    where dtype is not of 8 bits.
     """
     if dtype not in EIGHT_BITS:
         return tensors
+    wide = kept_wide(tensors, dtype, chosen)
     entries: dict[str, LazyTensor] = {}
     for key, entry in tensors.entries.items():
-        if not chosen(key):
+        if not chosen(key) or key in wide:
             entries[key] = entry
             continue
         stored = as_quantized(entry)
@@ -98,7 +101,22 @@ def quantized_layers(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Cal
 
 
 def stored_dtype(tensors: Checkpoint, chosen: Callable[[str], bool]) -> torch.dtype | None:
-    """The 8-bit dtype that all chosen weights are stored in; None where they are not."""
-    stored = [as_quantized(entry) for key, entry in tensors.entries.items() if chosen(key)]
-    found = {None if entry is None else entry.data.dtype for entry in stored}
-    return found.pop() if len(found) == 1 else None
+    """The 8-bit dtype of the chosen weights where most of them are stored in 8 bits, by their values; else None."""
+    values: Counter[torch.dtype | None] = Counter()
+    for key, entry in tensors.entries.items():
+        if chosen(key):
+            stored = as_quantized(entry)
+            values[None if stored is None else stored.data.dtype] += entry.numel
+    wide = values.pop(None, 0)
+    return values.most_common(1)[0][0] if values.total() > wide else None
+
+
+def kept_wide(tensors: Checkpoint, dtype: torch.dtype | None, chosen: Callable[[str], bool]) -> frozenset[str]:
+    """Keys of the chosen weights that stay in 16 bits although the others are wanted in dtype, of 8 bits.
+
+    Those of a file most of which is in 8 bits: whoever packed it left them so, since they bear rounding less. Of any
+    other file all chosen weights are rounded.
+    """
+    if dtype not in EIGHT_BITS or stored_dtype(tensors, chosen) is None:
+        return frozenset()
+    return frozenset(key for key, entry in tensors.entries.items() if chosen(key) and as_quantized(entry) is None)

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 
 from ..model.config import RELEASED
 from ..recipes import Recipe
 from ..runtime.cards import Card, this_card
 from ..runtime.devices import best_device, device_name, holds, total_memory
+from ..runtime.main_memory import main_memory
 from ..runtime.memory import Estimate
 from ..runtime.plan import plan_blocks, plan_decoding, usable
 from ..runtime.work import duration, work
@@ -50,11 +50,6 @@ def target_of(memory: float | None) -> Target | None:
     # Not what is free now: what other programs and ComfyUI itself keep there can be given back.
     total = total_memory(device)
     return Target(device_name(device), None if total is None else total - TAKEN, this_card(device), device)
-
-
-def target_of_card(card: Card) -> Target:
-    """A card of the list."""
-    return Target(card.name, card.memory - TAKEN, card)
 
 
 @dataclass(frozen=True)
@@ -124,7 +119,7 @@ def in_words(found: Fit) -> Iterator[str]:
     yield f"  text encoder: {byte_size(found.text.total)}{_rest(found.text)}"
     tiles = "" if found.decoder.tile is None else ", decoded in squares, piece by piece"
     yield f"  picture decoder: {byte_size(found.decoder.total)}{tiles}"
-    main = psutil.virtual_memory().total
+    main = main_memory().total
     if main < MAIN_MEMORY:
         yield f"  main memory: {byte_size(main)}; 32 GB are wanted, with less the disk is read again and again"
     if not found.runs:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.json_file import read_json_object
-from ..checkpoint.quantize import quantized_layers
+from ..checkpoint.quantize import kept_wide, quantized_layers
 from ..checkpoint.weight_files import is_file, is_folder
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
 from ..runtime.build import build_text_encoder
+from ..runtime.devices import check_dtype
 from ..runtime.streaming import LAYERS, check_resident_blocks, choose_streamed, is_streamed, stream_blocks
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
@@ -48,11 +49,14 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     Raises CheckpointError and InputError.
     """
     check_resident_blocks(resident_layers, "resident_layers")
+    if dtype is not None:
+        check_dtype(dtype, device)
     checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
     if dtype is None and resident_layers is not None:
         dtype = checkpoint.dtype(LAYERS + "0.self_attn.q_proj.weight")
     with explain_shape_errors(checkpoint.name, "text_encoder"):
-        encoder = build_text_encoder(sizes, dtype, compute_dtype=compute_dtype, operations=operations)
+        encoder = build_text_encoder(sizes, dtype, compute_dtype=compute_dtype, operations=operations,
+                                     wide=kept_wide(checkpoint, dtype, may_quantize))
         tensors = quantized_layers(checkpoint, dtype, may_quantize)
     kept = None if dtype is None else compute_dtype_of(dtype)
     layers = encoder.encoder.layers

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import psutil
 import torch
 from torch import nn
 
@@ -16,6 +15,7 @@ from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
 from ..runtime.devices import best_device, computes_bf16, holds
+from ..runtime.main_memory import main_memory
 from ..weights.open import open_checkpoint
 from .crew import Crew
 
@@ -79,7 +79,7 @@ class Parts:
         """Whether a part can be kept: one that is whole, where half of main memory stays free nevertheless."""
         if options.get("resident_blocks") is not None or options.get("resident_layers") is not None:
             return False
-        memory = psutil.virtual_memory()
+        memory = main_memory()
         size = 0 if self.device.type == "cpu" else sum(
             tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
         return memory.available - size >= memory.total / 2

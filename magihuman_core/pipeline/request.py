@@ -32,8 +32,9 @@ from ..recipes import (
     upscaled_size,
     upscaler_for,
 )
+from ..runtime.devices import check_dtype
 from ..runtime.fuse import can_fuse
-from ..runtime.lora import check_strength
+from ..runtime.lora import check_lora, check_strength
 from ..runtime.streaming import check_resident_blocks, check_stream_from
 from ..sampling.noise import check_seed
 from ..sampling.solvers import flow_sigmas
@@ -54,7 +55,6 @@ from ..text.prompt import DEFAULT_NEGATIVE_PROMPT, check_prompt, check_text, spa
 from ..text.script import Segment, as_segments, check_length, warn_of_unused_parts
 from ..vae.tiling import OVERLAP
 from ..weights.dit_keys import network_config
-from ..weights.open import open_checkpoint
 from ..weights.roles import window_seconds
 from . import demo
 from .parts import Parts
@@ -328,11 +328,11 @@ def check_parts(parts: Parts, request: Request) -> None:
     for lora in parts.loras:
         if not isinstance(lora, Sequence) or isinstance(lora, str) or len(lora) != 2:
             raise InputError(f"loras holds {shown(lora)}, expected (file, strength) of each.")
-        file, strength = lora
-        check_strength(strength)
-        open_checkpoint(file)  # reads the header only
-    for pass_ in request.passes:
-        network_config(parts.open(pass_.recipe.role))  # reads the header only, and so finds what is not a network
+        check_strength(lora[1])
+    # Reads headers only, and so finds what is not a network, and what no LoRA of it.
+    first, *_ = [network_config(parts.open(pass_.recipe.role)) for pass_ in request.passes]
+    for file, _ in parts.loras:
+        check_lora(file, first)
     demo.check_same_model(parts.models, request.first.recipe.role)
     if request.upscaling is not None and any(
             len(space_cjk(segment.prompt).split()) < 2 for segment in request.segments):
@@ -345,8 +345,8 @@ def check_memory_options(parts: Parts) -> None:
     if parts.tile is not None and (isinstance(parts.tile, bool) or not isinstance(parts.tile, int)
                                    or parts.tile <= OVERLAP):
         raise InputError(f"tile is {parts.tile}, expected more than {OVERLAP} latent pixels, which tiles overlap by.")
-    if parts.dtype is not None and not isinstance(parts.dtype, torch.dtype):
-        raise InputError(f"dtype is {shown(parts.dtype)}, expected one of torch's, such as torch.bfloat16.")
+    if parts.dtype is not None:
+        check_dtype(parts.dtype, parts.device)
     check_resident_blocks(parts.resident_blocks)
     check_stream_from(parts.stream_from)
     can_fuse(parts.fuse, parts.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.quantize import kept_wide
 from ..errors import CheckpointError, is_out_of_memory
 from ..loading.dit import load_dit
 from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored_config
@@ -78,7 +79,8 @@ def encode_texts(parts: Parts, segments: Sequence[Segment], negative: str | None
     dtype = parts.weights_dtype(checkpoint, may_quantize)
     compute_dtype, free = parts.compute_dtype(dtype), free_memory(parts.device)
     plan = plan_blocks(config_from_shapes(checkpoint, stored_config(checkpoint)), free, dtype=dtype,
-                       compute_dtype=compute_dtype, device=parts.device)
+                       compute_dtype=compute_dtype, device=parts.device,
+                       wide=kept_wide(checkpoint, dtype, may_quantize))
     log_plan(plan, free)
     encoder = parts.load(load_text_encoder, checkpoint, parts.models.get("tokenizer"), dtype=dtype,
                          compute_dtype=compute_dtype, resident_layers=plan.resident_blocks,
@@ -307,12 +309,14 @@ def load_network(parts: Parts, pass_: Pass, conditions: Conditions, tokens: int,
     checkpoint = parts.open(pass_.recipe.role)
     config = network_config(checkpoint)
     overrides = pass_.recipe.overrides(config.layers)
-    dtype = parts.weights_dtype(split_official(checkpoint, config), may_quantize)
+    tensors = split_official(checkpoint, config)
+    dtype = parts.weights_dtype(tensors, may_quantize)
     loras = () if pass_.recipe.super_resolution else parts.loras
     clip: dict[str, Any] = {
         "width": pass_.size[0], "height": pass_.size[1], "tokens": tokens, "text_tokens": conditions.longest,
         "guided": pass_.guidance is not None, "dtype": dtype}
-    options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype)}
+    options = {**clip, "device": parts.device, "compute_dtype": parts.compute_dtype(dtype),
+               "wide": kept_wide(tensors, dtype, may_quantize)}
     free = free_for(parts)
     if free is not None:
         free -= reserve

@@ -73,7 +73,9 @@ class PinnedMemory(mmap):
 
     def pin(self, device: torch.device, address: int) -> None:
         """Lock the pages. Where the system refuses, copies from here are right, too, but slower."""
-        if int(torch.cuda.cudart().cudaHostRegister(address, len(self), PORTABLE)) == 0:
+        with torch.cuda.device(device):  # else the runtime begins to use, and takes memory of, the first card
+            refused = int(torch.cuda.cudart().cudaHostRegister(address, len(self), PORTABLE))
+        if not refused:
             self.pinned = device, address
             return
         log.debug("%d bytes could not be pinned.", len(self))
@@ -84,8 +86,9 @@ class PinnedMemory(mmap):
             return
         with suppress(Exception):  # as Python ends, CUDA or torch itself may be gone already, and the lock with it
             device, address = self.pinned
-            torch.cuda.synchronize(device)  # a copy may still be under way
-            torch.cuda.cudart().cudaHostUnregister(address)
+            with torch.cuda.device(device):
+                torch.cuda.synchronize()  # a copy may still be under way
+                torch.cuda.cudart().cudaHostUnregister(address)
 
 
 def discard_error(device: torch.device) -> None:

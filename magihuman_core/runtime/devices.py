@@ -2,8 +2,13 @@
 
 from types import ModuleType
 
-import psutil
 import torch
+
+from ..errors import InputError, shown
+from ..nn.quantized_linear import EIGHT_BITS
+from .main_memory import main_memory
+
+KEPT = (torch.bfloat16, torch.float16, torch.float32, torch.float64, *EIGHT_BITS)
 
 # AMD's cards without bf16 of their own, by the beginnings of their names.
 OLD_AMD = ("gfx8", "gfx900", "gfx906", "gfx101", "gfx103")
@@ -52,14 +57,24 @@ def holds(device: str | torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def check_dtype(dtype: object, device: str | torch.device) -> None:
+    """Raise InputError unless a network's or text encoder's weights can be kept in a dtype on a device."""
+    if dtype not in KEPT:
+        raise InputError(f"dtype is {shown(dtype)}, expected one of torch's that weights can be kept in: "
+                         f"{', '.join(str(known)[6:] for known in KEPT)}.")
+    if not holds(device, dtype) and holds(device, torch.float32):  # else it is the device's fault
+        raise InputError(f"The device {device} cannot hold weights in {str(dtype)[6:]}. Choose int8, which is as small "
+                         "as fp8, or bfloat16, or leave dtype out.")
+
+
 def free_memory(device: str | torch.device) -> int | None:
     """Bytes that are free on a device, or can be freed there; None where nothing tells."""
     device = torch.device(device)
     if device.type == "cpu":
-        return psutil.virtual_memory().available
+        return main_memory().available
     if device.type == "mps":  # shares main memory, but does not get all of it
         left = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-        return max(0, min(left, psutil.virtual_memory().available))
+        return max(0, min(left, main_memory().available))
     module = device_module(device)
     if module is None or not hasattr(module, "mem_get_info"):
         return None

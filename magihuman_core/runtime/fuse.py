@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 from functools import cache
 from importlib.util import find_spec
 
@@ -24,17 +25,17 @@ def fuse_elementwise(module: nn.Module, fuse: bool | None, device: torch.device 
 
 
 def can_fuse(fuse: bool | None, device: torch.device | str) -> bool:
-    """Whether to fuse on a device, to be asked before weights are read; it is tried once in a process.
+    """Whether to fuse on a device, to be asked before weights are read; each device is tried once in a process.
 
     fuse: True: always; None: where it pays and can be done, which is on CUDA with Triton; False: never.
     Raises InputError for True where there is no compiler.
     """
-    kind = torch.device(device).type
-    if fuse is False or (fuse is None and kind != "cuda"):
+    device = torch.device(device)
+    if fuse is False or (fuse is None and device.type != "cuda"):
         return False
-    reason = why_not(kind)
+    reason = why_not(device)
     if reason and fuse:
-        raise InputError(f"fuse is True, but torch.compile cannot build kernels for {kind} here: {reason}. "
+        raise InputError(f"fuse is True, but torch.compile cannot build kernels for {device} here: {reason}. "
                          "Install a C++ compiler (for the CPU) or Triton (for CUDA), or leave fuse out.")
     if reason:
         log.info("Elementwise work is not fused: %s.", reason)
@@ -48,13 +49,17 @@ def _choose(module: nn.Module, elementwise: Elementwise) -> None:
 
 
 @cache
-def why_not(device: str) -> str:
-    """Why torch.compile cannot be used on a kind of device, in words; nothing where it can: a kernel is tried."""
-    if device == "cuda" and find_spec("triton") is None:
+def why_not(device: torch.device) -> str:
+    """Why torch.compile cannot be used on a device, in words; nothing where it can: a kernel is tried.
+
+    On that device itself: cards of a machine may be of different ages.
+    """
+    if device.type == "cuda" and find_spec("triton") is None:
         return "Triton is not installed"
     started = time.perf_counter()
     try:
-        torch.compile(lambda x: x * 2 + 1)(torch.ones(16, device=device))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            torch.compile(lambda x: x * 2 + 1)(torch.ones(16, device=device))
     except Exception as error:  # of dynamo, inductor, Triton or a compiler: none documents what it raises
         return next(filter(None, str(error).splitlines()), type(error).__name__).strip().rstrip(".")
     log.debug("compiled a first kernel for %s in %.1f s", device, time.perf_counter() - started)

@@ -14,13 +14,14 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint.checkpoint import as_checkpoint
+from ..checkpoint.checkpoint import Checkpoint, as_checkpoint, without_content
 from ..checkpoint.finite import check_finite
 from ..checkpoint.header import quoted
 from ..errors import CheckpointError, InputError, shown
@@ -33,7 +34,7 @@ from ..weights.lora_alpha import with_stated_alpha
 from ..weights.lora_names import SPELLINGS, by_layer, layer_names, listed, lora_targets
 from ..weights.open import open_checkpoint
 
-ROWS = 2048  # rows of a weight looked at together for DoRA
+PIECE = 1 << 23  # numbers in fp32 at a time for DoRA: what it needs beside the network's own work stays small
 
 log = logging.getLogger(__name__)
 
@@ -155,15 +156,12 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
     source: a file or a mapping of tensors. strength: 1 is what it was trained for, 0 nothing, below 0 the opposite.
     Each of several DoRAs scales the rows as if it were alone.
     Names that fit nothing are logged as a warning, and are in the result's `unmatched`. Raises CheckpointError
-    where nothing fits or shapes differ, InputError for the strength.
+    where the source is no LoRA, nothing fits or shapes differ, InputError for the strength.
     """
     check_strength(strength)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, "lora")
     split = split_lora(checkpoint, dit.config)
-    if not split.deltas:
-        names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
-        raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
-                              f"the first are {names}. Choose a LoRA made for MagiHuman.")
+    _require_changes(checkpoint, split)
     device = dit.get_buffer("adapter.rope.bands").device
     planned = [_change(dit, key, delta, strength, device, checkpoint.name)
                for key, deltas in split.deltas.items() for delta in deltas]
@@ -173,6 +171,32 @@ def apply_lora(dit: MagiHumanDiT, source, strength: float = 1.0) -> AppliedLora:
                     len(checkpoint), listed(split.unmatched))
     log.info("%s: changes %d of the network's weights, with strength %g.", checkpoint.name, len(split.deltas), strength)
     return AppliedLora(checkpoint.name, list(split.deltas), split.unmatched, applied)
+
+
+def check_lora(source, config: DiTConfig) -> None:
+    """Raise CheckpointError unless a LoRA can be applied to a network of this configuration.
+
+    For what a file is and whom it fits; values of its large tensors are not read.
+    """
+    checkpoint = open_checkpoint(source, "lora")
+    _require_changes(checkpoint, fit_lora(checkpoint, config))
+
+
+def fit_lora(checkpoint: Checkpoint, config: DiTConfig) -> SplitLora:
+    """What a LoRA would change, without its content. Raises CheckpointError where a shape differs."""
+    split = split_lora(without_content(checkpoint), config)
+    weights = dict(MagiHumanDiT(config, device="meta").named_parameters())
+    for key, deltas in split.deltas.items():
+        for delta in deltas:
+            check_delta(delta, key, weights[key], checkpoint.name)
+    return split
+
+
+def _require_changes(checkpoint: Checkpoint, split: SplitLora) -> None:
+    if not split.deltas:
+        names = ", ".join(quoted(key) for key in list(checkpoint)[:3])
+        raise CheckpointError(f"{checkpoint.name}: none of its {len(checkpoint)} tensors belongs to this network; "
+                              f"the first are {names}. Choose a LoRA made for MagiHuman.")
 
 
 def check_strength(strength: float) -> None:
@@ -202,44 +226,81 @@ def _change(dit: nn.Module, key: str, delta: Delta, strength: float, device: tor
     down = None if delta.down is None else delta.down.to(device, dtype)
     delta = replace(delta, up=delta.up.to(device, dtype), down=down)
     if parameter.dim() == 2:
-        return partial(module.register_forward_hook, LinearHook(delta, strength))
+        return partial(Attached, module, LinearHook(delta, strength))
     if leaf == "bias":
-        return partial(module.register_forward_hook, partial(add_to_bias, delta.up * strength))
+        return partial(Attached, module, BiasHook(delta.up * strength))
     return partial(cast(RMSNorm, module).change_weight, delta.up * strength)
 
 
-class LinearHook:
-    """Adds what a change of a linear layer's weight makes of the same input."""
+class Attached:
+    """A module that runs as a forward hook of a layer, whose part it is: its tensors go where the layer's go."""
+
+    def __init__(self, layer: nn.Module, hook: nn.Module):
+        self.layer, self.name = layer, next(name for name in map("lora_{}".format, count()) if not hasattr(layer, name))
+        layer.add_module(self.name, hook)
+        self.handle = layer.register_forward_hook(hook)
+
+    def remove(self) -> None:
+        """Take it from the layer."""
+        self.handle.remove()
+        delattr(self.layer, self.name)
+
+
+class LinearHook(nn.Module):
+    """Adds what a change of a linear layer's weight makes of the same input. No state dict shows its tensors."""
+
+    up: Tensor
+    down: Tensor | None
+    magnitude: Tensor | None
+    factor: Tensor | None  # DoRA: new length of each row over its length before
 
     def __init__(self, delta: Delta, strength: float):
-        self.delta, self.strength = delta, strength
-        self.factor: Tensor | None = None  # DoRA: new length of each row over its length before
+        super().__init__()
+        self.place, self.scale, self.strength = delta.place, delta.scale, strength
+        for name in ("up", "down", "magnitude"):
+            self.register_buffer(name, getattr(delta, name), persistent=False)
+        self.register_buffer("factor", None, persistent=False)
 
-    def __call__(self, module: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        d = self.delta
-        x = inputs[0] if d.down is None else F.linear(inputs[0], d.down.to(inputs[0].dtype))
-        change = F.linear(x, d.up.to(x.dtype)) * d.scale
-        rows = out[..., d.place]
-        if d.magnitude is not None:
-            if self.factor is None:  # only now: streamed weights come in just before they are used
-                self.factor = dora_factor(module, d)
-            change = (self.factor * (rows.float() + change.float()) - rows.float()).to(out.dtype)
-        rows += change * self.strength
+    def forward(self, layer: nn.Linear | NarrowLinear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """What the layer gives, changed in place: of its inputs (x [..., tokens, in],) [..., tokens, out]."""
+        x = inputs[0] if self.down is None else F.linear(inputs[0], self.down.to(inputs[0].dtype))
+        up = self.up.to(x.dtype)
+        if self.magnitude is None:
+            out[..., self.place].add_(F.linear(x, up), alpha=self.scale * self.strength)
+            return out
+        if self.factor is None:  # only now: streamed weights come in just before they are used
+            self.factor = self._find_factor(layer, self.magnitude)
+        # y + strength * (factor * (y + scale * up x) - y), a few tokens at a time
+        kept, added = 1 + self.strength * (self.factor - 1), self.strength * self.scale * self.factor
+        tokens = max(1, PIECE // len(up))
+        for start in range(0, x.shape[-2], tokens):
+            span = slice(start, start + tokens)
+            rows = out[..., span, self.place]
+            rows.copy_((rows * kept).addcmul_(F.linear(x[..., span, :], up), added))
         return out
 
+    def _find_factor(self, layer: nn.Linear | NarrowLinear, magnitude: Tensor) -> Tensor:
+        """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
+        assert self.down is not None  # noqa: S101  only a difference has none, and that has no magnitudes
+        down, parts = self.down.float() * self.scale, []
+        begin, end, _ = self.place.indices(layer.weight.shape[0])
+        rows = max(1, PIECE // layer.weight.shape[1])
+        for top, up in zip(range(begin, end, rows), self.up.split(rows), strict=True):
+            weight = dequantized_rows(layer, slice(top, top + len(up)))
+            parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
+        lengths = torch.cat(parts)
+        return magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
-def dora_factor(layer: nn.Linear | NarrowLinear, delta: Delta) -> Tensor:
-    """Magnitudes over the lengths of the rows of the layer's weight + scale * up @ down, fp32 [rows]."""
-    assert delta.down is not None and delta.magnitude is not None  # noqa: S101  only DoRA has a factor
-    down, parts = delta.down.float() * delta.scale, []
-    begin, end, _ = delta.place.indices(layer.weight.shape[0])
-    for top, up in zip(range(begin, end, ROWS), delta.up.split(ROWS), strict=True):
-        weight = dequantized_rows(layer, slice(top, top + len(up)))
-        parts.append(torch.addmm(weight, up.float(), down).norm(dim=1))
-    lengths = torch.cat(parts)
-    return delta.magnitude.to(lengths) / lengths.clamp_min(torch.finfo(torch.float32).tiny)
 
+class BiasHook(nn.Module):
+    """Adds a change of a layer's bias."""
 
-def add_to_bias(change: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The hook for a change of a bias."""
-    return out + change
+    change: Tensor
+
+    def __init__(self, change: Tensor):
+        super().__init__()
+        self.register_buffer("change", change, persistent=False)
+
+    def forward(self, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        """What the layer gives, and the change."""
+        return out + self.change

@@ -71,14 +71,14 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
              dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cuda",
              resident_blocks: int | None = None, guided: bool = False, text_tokens: int = TEXT_TOKENS,
              tile: int | None = None, tokens: int | None = None,
-             compute_dtype: torch.dtype | None = None) -> Estimate:
+             compute_dtype: torch.dtype | None = None, wide: frozenset[str] = frozenset()) -> Estimate:
     """The memory that a part of the model needs for a clip.
 
     config: of a network, a Turbo VAE, video VAE or audio VAE (for decoding) or a text encoder. width, height: pixels;
     tokens: audio latents, instead of seconds. dtype: of the weights (and of computing); device: "cpu" or another, for
     which work is cut into larger pieces. resident_blocks: as for load_dit, or the text encoder's resident_layers;
     guided: with a negative prompt; text_tokens: of each of them. tile: as for the video VAEs' decode. compute_dtype: as
-    for load_dit. Raises InputError for sizes that no clip can have.
+    for load_dit. wide: see checkpoint.quantize.kept_wide. Raises InputError for sizes that no clip can have.
     """
     tokens = audio_length(seconds) if tokens is None else tokens
     if min(width, height) < PIXELS_PER_TOKEN or tokens < 1 or text_tokens < 1:
@@ -86,13 +86,13 @@ def estimate(config: Config, *, width: int = BASE.width, height: int = BASE.heig
     latent = latent_frames(tokens), height // PIXELS_PER_TOKEN * PATCH, width // PIXELS_PER_TOKEN * PATCH
     device = torch.device(device).type
     if isinstance(config, DiTConfig):
-        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype)
+        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype, wide)
         activations = network_activations(config, latent, tokens, text_tokens, dtype, device, guided, compute_dtype)
-        advice = _network_advice(config, dtype, compute_dtype, resident_blocks, weights, activations)
+        advice = _network_advice(config, dtype, compute_dtype, wide, resident_blocks, weights, activations)
         return Estimate("network", clip_in_words(latent, tokens, text_tokens), weights, activations, streamed, advice,
                         resident_blocks, config.layers)
     if isinstance(config, TextEncoderConfig):
-        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype)
+        weights, streamed = resident(config, resident_blocks, dtype, compute_dtype, wide)
         activations = _text(config, text_tokens, dtype, device, compute_dtype)
         advice = "" if dtype.itemsize == 1 else "weights in 8 bits"
         return Estimate("text encoder", f"{text_tokens} tokens", weights, activations, streamed, advice,
@@ -147,32 +147,33 @@ def clip_in_words(latent: tuple[int, int, int], audio: int, text: int) -> str:
 
 
 def resident(config: DiTConfig | TextEncoderConfig, count: int | None, dtype: torch.dtype,
-             compute_dtype: torch.dtype | None = None) -> tuple[int, int]:
+             compute_dtype: torch.dtype | None = None, wide: frozenset[str] = frozenset()) -> tuple[int, int]:
     """(bytes that stay, with buffers; bytes that come in at each pass), where `count` blocks or layers stay."""
     check_resident_blocks(count)
-    sizes = _resident(config, dtype, compute_dtype)
+    sizes = _resident(config, dtype, compute_dtype, wide)
     return sizes[-1 if count is None else min(count, len(sizes) - 1)]
 
 
 @lru_cache(maxsize=16)
-def _resident(config: DiTConfig | TextEncoderConfig, dtype: torch.dtype,
-              compute_dtype: torch.dtype | None) -> list[tuple[int, int]]:
+def _resident(config: DiTConfig | TextEncoderConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None,
+              wide: frozenset[str]) -> list[tuple[int, int]]:
     """What `resident` gives for none, one, ... and all."""
-    part = on_meta(config, dtype, compute_dtype)
+    part = on_meta(config, dtype, compute_dtype, wide)
     blocks = part.blocks if isinstance(part, MagiHumanDiT) else part.encoder.layers
     total = sum(t.nbytes for t in part.state_dict().values())
     found = [streamed_sizes(blocks, choose_streamed(blocks, count)) for count in range(len(blocks) + 1)]
     return [(total - streamed + buffers, streamed) for streamed, buffers in found]
 
 
-def _network_advice(config: DiTConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None, count: int | None,
-                    weights: int, activations: int) -> str:
+def _network_advice(config: DiTConfig, dtype: torch.dtype, compute_dtype: torch.dtype | None, wide: frozenset[str],
+                    count: int | None, weights: int, activations: int) -> str:
     """What makes most difference."""
     narrow = 0 if dtype.itemsize == 1 else resident(config, count, torch.int8)[0]
     narrower = f"weights in 8 bits ({byte_size(narrow)})" if 0 < narrow < 0.9 * weights else ""
     layers = config.layers
     most = layers if count is None else min(layers, count)
-    fewer = {n: resident(config, n, dtype, compute_dtype)[0] for n in sorted({0, layers // 5, layers // 2}) if n < most}
+    fewer = {n: resident(config, n, dtype, compute_dtype, wide)[0]
+             for n in sorted({0, layers // 5, layers // 2}) if n < most}
     blocks = ""
     if fewer and fewer[0] < 0.9 * weights:
         options = ", ".join(f"{byte_size(size)} of weights with {n}" for n, size in fewer.items())

@@ -76,16 +76,6 @@ def share_heads(heads: int, kv_heads: int, ranks: int) -> list[tuple[slice, slic
     return shares
 
 
-def bytes_sent(config: DiTConfig, tokens: int, ranks: int, itemsize: int = 2) -> float:
-    """What each rank sends in one block, in the mean, for attention to `tokens` tokens in all.
-
-    Of its tokens it sends queries, keys and values of the other ranks' heads, and what its own heads attended of the
-    other ranks' tokens. itemsize: bytes of a number in the dtype that attention is computed in.
-    """
-    keys = sum(kv.stop - kv.start for _, kv in share_heads(config.heads, config.kv_heads, ranks))
-    return (ranks - 1) / ranks**2 * tokens * (2 * config.heads + 2 * keys) * config.head_dim * itemsize
-
-
 @contextmanager
 def talking() -> Iterator[None]:
     """Around a call that waits for other ranks: raises LostRankError where one of them is gone."""

@@ -42,7 +42,7 @@ def plan_blocks(config: DiTConfig | TextEncoderConfig, free: int | None, **optio
     whole = estimate(config, **options)
     if free is None or whole.total <= usable(free):
         return whole
-    dtypes = options.get("dtype", torch.bfloat16), options.get("compute_dtype")
+    dtypes = options.get("dtype", torch.bfloat16), options.get("compute_dtype"), options.get("wide", frozenset())
     # Activations are the same for any number of blocks. Not always do more of them need more: once no large one is
     # left to be streamed, buffers are smaller.
     needs = {count: resident(config, count, *dtypes)[0] for count in range(whole.blocks)}

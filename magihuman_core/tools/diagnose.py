@@ -10,22 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.checkpoint import Checkpoint
+from ..checkpoint.checkpoint import Checkpoint, without_content
 from ..checkpoint.finite import is_finite
 from ..checkpoint.header import quoted
-from ..checkpoint.lazy_tensor import InMemory, LazyTensor
 from ..checkpoint.open import WRAPPED
-from ..checkpoint.quantize import stored_dtype
+from ..checkpoint.quantize import kept_wide, stored_dtype
 from ..checkpoint.write import stored_hashes
 from ..errors import CheckpointError, InputError
 from ..loading.dit import load_dit
 from ..loading.text_encoder import load_text_encoder
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..model.config import RELEASED
-from ..model.dit import MagiHumanDiT
 from ..recipes import DISTILLED, RECIPES
 from ..runtime.cards import find_card
-from ..runtime.lora import check_delta, split_lora
+from ..runtime.lora import fit_lora
 from ..runtime.memory import estimate
 from ..runtime.work import in_words, work
 from ..sizes import byte_size
@@ -47,7 +45,6 @@ WITH_LESS = {  # how a part is run where less memory is free
     "network": "; with less it runs, too: layers wait in main memory",
     "text_encoder": "; with less it runs, too: layers wait in main memory",
     "turbo_vae": "; with less it runs, too: in squares", "video_vae": "; with less it runs, too: in squares"}
-READ_SMALL = 4096  # elements: tensors up to this size are read even in a dry run
 
 
 def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, str]]:
@@ -62,14 +59,8 @@ def describe_lora(checkpoint: Checkpoint, damaged: bool) -> Iterator[tuple[str, 
               if any(role in keys for keys in layers.values())]
     yield "changes", ", ".join(parts)
     if layers and not damaged:
-        dit = MagiHumanDiT(RELEASED, device="meta")
-        weights = dict(dit.named_parameters())
         try:
-            split = split_lora(checkpoint, RELEASED)
-            unmatched = dict(split.unmatched)
-            for key, deltas in split.deltas.items():
-                for delta in deltas:
-                    check_delta(delta, key, weights[key], checkpoint.name)
+            unmatched = dict(fit_lora(checkpoint, RELEASED).unmatched)
         except CheckpointError as error:
             yield "note", "it is not for the released networks: " + without_path(error, checkpoint.name)
     stated = len(with_stated_alpha(checkpoint, SPELLINGS["down"])) > len(checkpoint)
@@ -103,8 +94,9 @@ def load_dry(checkpoint: Checkpoint, found: Recognized) -> nn.Module | None:
     """
     if found.kind not in LOADERS:
         return None
-    dry = checkpoint.with_entries({key: entry if key.rpartition(".")[2] in TEXTS else _dry(entry)
-                                   for key, entry in checkpoint.entries.items()})
+    texts = {key: entry for key, entry in checkpoint.entries.items() if key.rpartition(".")[2] in TEXTS}
+    dry = without_content(checkpoint)
+    dry = dry.with_entries({**dry.entries, **texts})
     return LOADERS[found.kind](open_checkpoint(dry, found.kind), device="meta")
 
 
@@ -152,11 +144,11 @@ def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: b
     recipe = RECIPES[found.role] if found.role else DISTILLED
     if found.kind == "network":
         config = replace(config, **recipe.overrides(config.layers))
-    dtype = torch.float32 if found.kind == "audio_vae" else _kept_dtype(checkpoint, found.kind)
+    dtype, wide = (torch.float32, frozenset[str]()) if found.kind == "audio_vae" else _kept(checkpoint, found.kind)
     clip: dict[str, Any] = {"width": recipe.width, "height": recipe.height, "seconds": recipe.window, "dtype": dtype,
                             "guided": recipe.guidance is not None}
     try:
-        needed = estimate(config, **clip)
+        needed = estimate(config, **clip, wide=wide)
         if not details:
             size = "" if found.kind in ("text_encoder", "audio_vae") else f" at {recipe.width}x{recipe.height}"
             yield "memory", (f"{byte_size(needed.total)} for {recipe.window:g} s{size} (estimated)"
@@ -169,22 +161,17 @@ def estimates(checkpoint: Checkpoint, found: Recognized, config: Any, details: b
         return
 
 
-def _kept_dtype(checkpoint: Checkpoint, kind: str) -> torch.dtype:
-    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16."""
+def _kept(checkpoint: Checkpoint, kind: str) -> tuple[torch.dtype, frozenset[str]]:
+    """What a part's large weights are kept in: 8 bits where they are stored so, else bf16; and which stay in that."""
     tensors = open_checkpoint(checkpoint, kind)
     if kind == "network":
         tensors = split_official(tensors, network_config(tensors))
     elif kind == "text_encoder":
         tensors = encoder_keys(tensors)
     else:
-        return torch.bfloat16
-    return stored_dtype(tensors, may_quantize) or torch.bfloat16
-
-
-def _dry(entry: LazyTensor) -> LazyTensor:
-    """A tensor that reads as an empty one on the meta device, unless it is small."""
-    small = entry.numel <= READ_SMALL
-    return entry if small else InMemory(torch.empty(entry.shape, dtype=entry.dtype, device="meta"))
+        return torch.bfloat16, frozenset()
+    dtype = stored_dtype(tensors, may_quantize) or torch.bfloat16
+    return dtype, kept_wide(tensors, dtype, may_quantize)
 
 
 def without_path(error: ValueError, path: str | Path) -> str:

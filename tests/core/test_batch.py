@@ -1,6 +1,5 @@
 """`magihuman batch`: many clips from a jobs file, here and on Ray, stopped in every way, and every kind of bad file."""
 
-import argparse
 import json
 import os
 import shlex
@@ -24,7 +23,9 @@ from magihuman_core.cli.batch.jobs import line_parsers, lines_in_words, parse_li
 from magihuman_core.cli.program import build_parser
 from magihuman_core.errors import InputError
 from magihuman_core.loading.folder import ModelFolder
+from magihuman_core.pipeline import parts as pipeline_parts
 from magihuman_core.pipeline.parts import Parts
+from magihuman_core.runtime.main_memory import MainMemory
 
 from .golden import ROOT, names
 
@@ -146,14 +147,14 @@ def test_models_are_loaded_once(batch, tmp_path, caplog):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "load_dit", counted)
         # Main memory of the machine that runs the tests may be full.
-        patch.setattr(psutil, "virtual_memory", lambda: argparse.Namespace(available=64 << 30, total=64 << 30))
+        patch.setattr(pipeline_parts, "main_memory", lambda: MainMemory(64 << 30, 64 << 30))
         assert batch()[0] == 0
     assert len(loaded) == 1
 
 
 def test_kept_parts_wait_in_main_memory(monkeypatch):
-    memory = argparse.Namespace(available=64 << 30, total=64 << 30)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    available = 64 << 30
+    monkeypatch.setattr(pipeline_parts, "main_memory", lambda: MainMemory(64 << 30, available))
 
     class Part(torch.nn.Module):  # there is no card to bring it to
         place = ""
@@ -174,7 +175,7 @@ def test_kept_parts_wait_in_main_memory(monkeypatch):
     other = parts.load(load, "a", dtype="fp32")
     assert other is not first and list(parts.kept.values()) == [(((), {"dtype": "fp32"}), other)]
     parts.load(load, "b", resident_blocks=3)  # its other blocks stream: it is not whole
-    memory.available = 20 << 30
+    available = 20 << 30
     parts.load(load, "c")
     assert len(parts.kept) == 1
 

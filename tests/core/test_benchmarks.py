@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks import card, gpu_table, measure, paths, scale_table, speed
+from benchmarks.gpu_table import target_of_card
 from benchmarks.measure import Row, fill_randomly, table
 from benchmarks.plot import bars
-from magihuman_core.loading.fits import TAKEN, fit, target_of_card
+from magihuman_core.loading.fits import TAKEN, fit
 from magihuman_core.loading.wishes import parse_wish
 from magihuman_core.recipes import DISTILLED, SR_1080P
 from magihuman_core.runtime.build import on_meta, one_of_each_kind

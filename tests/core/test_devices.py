@@ -2,6 +2,8 @@
 
 import gc
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -10,9 +12,10 @@ import torch
 
 from magihuman_core.errors import is_out_of_memory
 from magihuman_core.loading.fits import fit, in_words, settings, target_of
+from magihuman_core.loading.folder import ModelFolder
 from magihuman_core.loading.wishes import parse_wish
-from magihuman_core.pipeline.parts import choose_device
-from magihuman_core.runtime import buffers, devices
+from magihuman_core.pipeline.parts import Parts, choose_device
+from magihuman_core.runtime import buffers, devices, main_memory
 from magihuman_core.runtime.buffers import PinnedMemory, Slot, host_memory
 from magihuman_core.runtime.devices import computes_bf16, free_memory, holds, release_memory
 
@@ -21,6 +24,79 @@ def test_free_memory_of_the_main_memory_and_of_what_has_none():
     assert 1e8 < free_memory("cpu") < psutil.virtual_memory().total
     assert free_memory("meta") is None
     release_memory(torch.device("cpu"))
+
+
+GB = 10**9
+NO_LIMIT = 9223372036854771712  # what version 1 says
+V1 = {"memory.usage_in_bytes": 3 * GB, "memory.stat": f"active_file 7\ntotal_active_file {GB}\nrss 5\n"}
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """groups(own, files): control groups as the kernel shows them, on a machine with 64 GB, of which 50 are free."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GB, available=50 * GB))
+    monkeypatch.setattr(main_memory, "OWN", tmp_path / "own")
+    monkeypatch.setattr(main_memory, "MOUNT", tmp_path / "mount")
+
+    def make(own, files):
+        if own is not None:
+            (tmp_path / "own").write_bytes(own)
+        for group, content in files.items():
+            folder = tmp_path / "mount" / group
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in content.items():
+                (folder / name).write_text(f"{text}\n")
+
+    return make
+
+
+@pytest.mark.parametrize(("own", "files", "total", "free"), [
+    (None, {}, 64, 50),  # Windows, macOS
+    (b"0::/\n", {"": {"memory.stat": "anon 5"}}, 64, 50),  # no container: the root has no limit
+    (b"0::/\n", {"": {"memory.max": "max", "memory.current": 9 * GB}}, 64, 50),
+    (b"0::/\n", {"": {"memory.max": 16 * GB, "memory.current": 4 * GB}}, 16, 12),  # Docker
+    # What files take is freed when it is needed.
+    (b"0::/\n", {"": {"memory.max": 16 * GB, "memory.current": 16 * GB,
+                      "memory.stat": f"anon {2 * GB}\nactive_file {GB}\ninactive_file {13 * GB}"}}, 16, 14),
+    (b"0::/\n", {"": {"memory.max": 16 * GB}}, 16, 16),  # what is used is not told
+    (b"0::/\n", {"": {"memory.max": 99 * GB, "memory.current": 0}}, 64, 50),  # more than there is
+    (b"0::/\n", {"": {"memory.max": 90 * GB, "memory.current": 80 * GB}}, 64, 10),
+    (b"0::/\n", {"": {"memory.max": 16 * GB, "memory.current": 17 * GB}}, 16, 0),
+    (b"0::/\n", {"": {"memory.max": "max", "memory.high": 8 * GB, "memory.current": GB}}, 8, 7),
+    (b"0::/\n", {"": {"memory.max": "many", "memory.current": 1}}, 64, 50),
+    # The narrowest of all that it lies in, which need not be the same for both.
+    (b"0::/user/job\n", {"user": {"memory.max": 20 * GB, "memory.current": 19 * GB},
+                         "user/job": {"memory.max": 8 * GB, "memory.current": GB}}, 8, 1),
+    (b"0::/user/job\n", {"user/job": {"memory.max": "max", "memory.current": GB},
+                         "user": {"memory.max": 8 * GB, "memory.current": 2 * GB}}, 8, 6),
+    (b"0::/docker/1f\n", {"": {"memory.max": 8 * GB, "memory.current": GB}}, 8, 7),  # the host's path is not there
+    (b"0::/../../other\n", {"": {"memory.max": 8 * GB, "memory.current": GB}}, 8, 7),
+    (b"0::/caf\xe9\n", {"": {"memory.max": 8 * GB, "memory.current": GB}}, 8, 7),  # names are any bytes
+    # Version 1, also beside an empty version 2, and with a controller on the same mount.
+    (b"4:memory:/\n0::/\n", {"memory": V1 | {"memory.limit_in_bytes": 16 * GB}}, 16, 14),
+    (b"4:memory:/\n", {"memory": V1 | {"memory.limit_in_bytes": NO_LIMIT}}, 64, 50),
+    (b"5:cpu,memory:/a/b\n3:cpuset:/c\n", {"memory/a/b": V1 | {"memory.limit_in_bytes": NO_LIMIT},
+                                          "memory/a": V1 | {"memory.limit_in_bytes": 6 * GB},
+                                          "memory/c": V1 | {"memory.limit_in_bytes": GB}}, 6, 4),
+    (b"nonsense\n\n1:\n", {"": {"memory.max": GB}}, 64, 50),
+])  # fmt: skip
+def test_main_memory_is_that_of_the_container(own, files, total, free, groups):
+    groups(own, files)
+    assert main_memory.main_memory() == (total * GB, free * GB)
+    assert free_memory("cpu") == free * GB
+
+
+def test_a_container_decides_what_is_kept_and_planned(groups):
+    """64 GB are there, but of 24 GB that may be used 20 are taken: no part waits, and one is told of the 24 GB."""
+    part = torch.nn.Linear(2, 2)
+    parts = Parts(ModelFolder(Path(), {}, {}), torch.device("cpu"), keep=True)
+    parts.load(lambda source, device: part, "a")
+    assert len(parts.kept) == 1
+    groups(b"0::/\n", {"": {"memory.max": 24 * GB, "memory.current": 20 * GB}})
+    parts.load(lambda source, device: part, "b")
+    assert len(parts.kept) == 1
+    wish, target = parse_wish("picture"), target_of(16)
+    assert "  main memory: 24.0 GB; 32 GB are wanted" in "\n".join(in_words(fit(wish, target)))
 
 
 def test_free_memory_of_an_accelerator_counts_what_torch_keeps_for_later(monkeypatch):
@@ -107,26 +183,39 @@ class Runtime:
     """What is asked of the CUDA runtime, which says yes or no."""
 
     def __init__(self, answer):
-        self.answer, self.pinned, self.asked = answer, {}, []
+        self.answer, self.pinned, self.asked, self.current = answer, {}, [], None
+
+    def put_in_place(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "cudart", lambda: self)
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+
+    @contextmanager
+    def device(self, device):
+        """Which is current meanwhile; before and after it is another one."""
+        self.current = device
+        yield
+        self.current = None
 
     def cudaHostRegister(self, address, size, flags):  # noqa: N802 - the runtime's own names
+        assert self.current is not None and self.current.type == "cuda"
         self.asked.append((address, size, flags))
         if self.answer == 0:
             self.pinned[address] = size
         return self.answer
 
     def cudaHostUnregister(self, address):  # noqa: N802
+        assert self.current is not None
         del self.pinned[address]
         return 0
 
 
 @pytest.mark.parametrize("answer", [0, 2])
 def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkeypatch):
-    runtime, device = Runtime(answer), torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    runtime, device = Runtime(answer), torch.device("cuda:1")
+    runtime.put_in_place(monkeypatch)
     waited, discarded = [], []
     monkeypatch.setattr(buffers, "discard_error", discarded.append)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(list(runtime.pinned)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(list(runtime.pinned)))
     size = (5 << 20) + 4096
     buffer = host_memory(size, device)
     assert buffer.nbytes == size and runtime.asked == [(buffer.data_ptr(), size, 1)]
@@ -147,7 +236,7 @@ def test_pinned_memory_is_as_large_as_asked_for_and_is_given_back(answer, monkey
 def test_memory_that_outlives_cuda_ends_without_a_word(monkeypatch, recwarn):
     """At the end of Python modules are emptied while buffers are still there."""
     runtime = Runtime(0)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    runtime.put_in_place(monkeypatch)
     buffer = host_memory(4096, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "synchronize", None)
     unraised = []

@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch._dynamo.utils import counters
 from magihuman_core import InputError, apply_lora, load_dit
 from magihuman_core.nn.elementwise import EAGER
 from magihuman_core.runtime import fuse as fuse_module
-from magihuman_core.runtime.fuse import fuse_elementwise, why_not
+from magihuman_core.runtime.fuse import can_fuse, fuse_elementwise, why_not
 
 from .golden import random_clip, recorded_network, relative
 from .test_dit import CASES, Case, random_dit
@@ -20,8 +21,8 @@ from .test_dit import CASES, Case, random_dit
 
 @pytest.fixture(autouse=True)
 def compiler():
-    if why_not("cpu"):
-        pytest.skip(f"torch.compile cannot be used here: {why_not('cpu')}")
+    if reason := why_not(torch.device("cpu")):
+        pytest.skip(f"torch.compile cannot be used here: {reason}")
 
 
 def graphs() -> int:
@@ -91,6 +92,34 @@ def test_no_triton_is_said_once_and_refused_where_fusing_is_wanted(monkeypatch, 
     assert caplog.messages == ["Elementwise work is not fused: Triton is not installed."]
     with pytest.raises(InputError, match=r"fuse is True, .* cuda here: Triton is not installed"):
         fuse_elementwise(random_dit(0), True, "cuda")
+    why_not.cache_clear()
+
+
+def test_the_card_that_is_computed_on_is_the_one_that_is_tried(monkeypatch):
+    """Of two cards the first is too old. There is none here: what is asked of them is looked at."""
+    current = []
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    def compiled(function):
+        def run(x):
+            if current[-1].index == 0:
+                raise RuntimeError("Quadro P1000 is too old to be supported by the triton GPU compiler.\nA long text")
+            assert x == current == [torch.device("cuda:1")]
+        return run
+
+    monkeypatch.setattr(fuse_module, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch, "ones", lambda size, device: [torch.device(device)])
+    monkeypatch.setattr(torch, "compile", compiled)
+    why_not.cache_clear()
+    assert can_fuse(None, "cuda:1") and not can_fuse(None, "cuda:0") and can_fuse(True, torch.device("cuda:1"))
+    with pytest.raises(InputError, match="for cuda:0 here: Quadro P1000 is too old"):
+        can_fuse(True, "cuda:0")
     why_not.cache_clear()
 
 

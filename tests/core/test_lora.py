@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from magihuman_core import CheckpointError, InputError, load_dit
 from magihuman_core.model.config import RELEASED
-from magihuman_core.runtime.lora import apply_lora, split_lora
+from magihuman_core.runtime import lora as lora_module
+from magihuman_core.runtime.lora import BiasHook, LinearHook, apply_lora, split_lora
 from magihuman_core.tools.convert import convert
 from magihuman_core.tools.inspect import describe
 from magihuman_core.weights.lora_names import lora_targets
@@ -137,7 +138,8 @@ def test_alpha_and_strength(strength, weights, clip):
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("column", [True, False])
-def test_dora(column, strength, weights, clip):
+def test_dora(column, strength, weights, clip, monkeypatch):
+    monkeypatch.setattr(lora_module, "PIECE", 1500)  # some rows and some tokens at a time
     lora = pairs(weights)
     generator = torch.Generator().manual_seed(3)
     file, changes = fused(lora), {}
@@ -175,6 +177,29 @@ def test_taking_them_out_in_any_order_leaves_every_bit(weights, clip):
     assert torch.equal(outputs(dit, clip), only_second) and not torch.equal(both, only_second)
 
 
+def test_its_tensors_go_where_the_network_goes(weights):
+    """So that a network that waits in main memory leaves nothing on the card. Names in a state dict stay."""
+    dit = load_dit(weights, dtype=torch.float32)
+    names, modules = list(dit.state_dict()), [name for name, _ in dit.named_modules()]
+    own = {id(tensor) for tensor in (*dit.parameters(), *dit.buffers())}
+    lora, bias = pairs(weights), "adapter.video_embedder"
+    file = fused(lora) | {f"{name}.dora_scale": up.norm(dim=1) for name, (up, _) in lora.items()}
+    file |= {f"{bias}.diff_b": torch.ones_like(weights[f"{bias}.bias"])}
+    applied = [apply_lora(dit, each) for each in (file, fused(lora))]
+    outputs(dit)  # now the factors of DoRA are there, too
+    changes = [tensor for tensor in dit.buffers() if id(tensor) not in own]
+    assert sum(tensor.nbytes for tensor in changes) >= 2 * sum(tensor.nbytes for tensor in fused(lora).values())
+    dit.to("meta")
+    assert {tensor.device.type for hook in dit.modules() if isinstance(hook, LinearHook | BiasHook)
+            for tensor in hook.buffers()} == {"meta"}
+    assert {tensor.device.type for tensor in (*dit.parameters(), *dit.buffers())} == {"meta"}
+    assert list(dit.state_dict()) == names
+    for each in applied:
+        each.remove()
+    assert [name for name, _ in dit.named_modules()] == modules
+    assert not any(module._forward_hooks for module in dit.modules())
+
+
 def test_bf16_is_near_the_exact_network(weights, clip):
     lora = pairs(weights)
     dit = load_dit(weights, dtype=torch.bfloat16)
@@ -198,9 +223,10 @@ def test_streamed_blocks_give_the_same_bits(dtype, weights, clip, tmp_path):
     assert torch.equal(outputs(streamed, clip), plain)
 
 
-def test_gradients_flow_through(weights, clip):
-    dit = load_dit(weights, dtype=torch.float32)
-    apply_lora(dit, fused(pairs(weights)))
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_gradients_flow_through(magnitude, weights, clip):
+    dit, lora = load_dit(weights, dtype=torch.float32), pairs(weights)
+    apply_lora(dit, fused(lora) | {f"{name}.dora_scale": up.norm(dim=1) for name, (up, _) in lora.items() if magnitude})
     video = clip[0].clone().requires_grad_()
     dit(video, *clip[1:])[0].square().sum().backward()
     assert video.grad.abs().sum() > 0
@@ -250,6 +276,9 @@ def test_refusals(weights, tmp_path):
             apply_lora(dit, file)
     with pytest.raises(InputError, match="strength"):
         apply_lora(dit, fused({name: (up, down)}), float("nan"))
+    for file, words in (({f"{name}.lokr_w1": up}, r"a relative of LoRA \(LoKr\)"), (weights, "is a MagiHuman network")):
+        with pytest.raises(CheckpointError, match=words):
+            apply_lora(dit, file)
     with pytest.raises(CheckpointError, match="no such file"):
         apply_lora(dit, tmp_path / "absent.safetensors")
     assert not any(module._forward_hooks for module in dit.modules())  # nothing is left half applied

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from benchmarks.parallel import bytes_sent
 from magihuman_core import InputError, LostRankError, apply_lora, load_dit, sequence_parallel
 from magihuman_core.nn.elementwise import EAGER
-from magihuman_core.runtime.parallel import bytes_sent, share_heads, share_of
+from magihuman_core.runtime.parallel import share_heads, share_of
 
 from .golden import random_clip, recorded_network, relative
 from .ranks import run_ranks

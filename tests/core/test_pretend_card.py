@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from magihuman_core.model.config import RELEASED
+from magihuman_core.nn.quantized_linear import NarrowLinear
 from magihuman_core.recipes import BASE, SR_540P, SR_1080P
 from magihuman_core.runtime.build import build_dit, build_text_encoder
+from magihuman_core.runtime.lora import Delta, LinearHook
 from magihuman_core.runtime.memory import decoding_activations, encoding_activations, estimate
 from magihuman_core.sizes import audio_length, latent_frames
 from magihuman_core.text.config import TextEncoderConfig
@@ -65,6 +68,27 @@ def test_network(size, seconds, dtype, guided, whole):
                        for out, x in zip(pair, clip, strict=False))
 
         assert card.peak(run) == pytest.approx(expected.activations, **CLOSE)
+
+
+@pytest.mark.parametrize("size", ["256p", "540p"])
+@pytest.mark.parametrize("dtype", [BF16, INT8])
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_a_lora_of_every_layer_needs_little_beside_the_network(size, dtype, magnitude):
+    """DoRA also while its factors are found, in the first pass. Its own weights are counted where it is loaded."""
+    recipe = SIZES[size]
+    config = some_blocks(replace(RELEASED, **recipe.overrides(40)))
+    expected = estimate(config, width=recipe.width, height=recipe.height, seconds=5, dtype=dtype)
+    with PretendCard() as card:
+        dit = card.load(build_dit(config, dtype))
+        for name, layer in dit.named_modules():
+            if isinstance(layer, nn.Linear | NarrowLinear) and name.startswith("blocks."):
+                rows, columns = layer.weight.shape
+                delta = Delta(slice(None), card.empty(rows, 64, dtype=BF16), card.empty(64, columns, dtype=BF16), 0.5,
+                              card.empty(rows) if magnitude else None)
+                layer.register_forward_hook(LinearHook(delta, 0.8))
+        clip = (card.empty(1, 48, latent_frames(126), recipe.height // 16, recipe.width // 16),
+                card.empty(1, 64, 126), card.empty(1, 640, 3584))
+        assert card.peak(lambda: dit(*clip)) < expected.activations + 50_000_000
 
 
 @pytest.mark.parametrize(("vae", "config", "size", "seconds", "tile"), [
