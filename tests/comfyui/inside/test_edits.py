@@ -161,6 +161,19 @@ def test_extend_carries_latents(pipeline, parts):
                      overlap=overlap)[:2], wanted)
 
 
+@pytest.mark.parametrize("length", [0.6, 1.4])
+def test_extend_hears_sound_of_another_length_at_its_own_time(parts, old, length):
+    """Of a clip of 1 s: what is missing at its end is silence, and what is beyond it is not heard."""
+    images, _ = old
+    assert images.shape[0] == 25
+    waveform, rate = voice_of(length, 44100)
+    in_step = torch.nn.functional.pad(waveform[:, :rate], (0, max(0, rate - waveform.shape[1])))
+    made = [run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=images,
+                audio=as_audio(sound, rate), seconds=0.4, overlap_seconds=0.68) for sound in (waveform, in_step)]
+    assert made[0][1] == made[1][1] == 17
+    assert all(map(torch.equal, *(latent["samples"].unbind() for latent, *_ in made)))
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_extend_carries_latents_of_a_clip_as_long_as_its_recording(pipeline, parts, again):
     """27 frames, the last two of a latent frame of four; and such a clip's driven continuation."""
