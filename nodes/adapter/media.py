@@ -31,18 +31,27 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
+def rgb(images: Tensor) -> Tensor:
+    """An IMAGE batch [B, h, w, c] as RGB [B, h, w, 3]: gray in all three, transparent parts over white, as `to_pil`."""
+    channels = images.shape[-1]
+    colors = images[..., :3] if channels > 2 else images[..., :1].expand(*images.shape[:-1], 3)
+    if channels in (1, 3):
+        return colors
+    return torch.lerp(torch.ones_like(colors), colors, images[..., -1:].clamp(0, 1).expand_as(colors))
+
+
 def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
     """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames."""
     return encode_frames(vae, _fitted(image, like), like)
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3], through any video VAE of ComfyUI.
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, c], through any video VAE of ComfyUI.
 
     like: the clip's video latent. Raises InputError where the VAE makes other latents.
     """
     check(vae, "video")
-    found = vae.encode(images[..., :3])
+    found = vae.encode(rgb(images))
     if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
         raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
                          f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
@@ -68,7 +77,7 @@ def _fitted(image: Tensor, like: Tensor) -> Tensor:
 
 
 def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, Tensor]:
-    """Both latents, [1, C, T, H, W] and [1, c, 4T - 1], of an IMAGE [F, h, w, 3] and its AUDIO.
+    """Both latents, [1, C, T, H, W] and [1, c, 4T - 1], of an IMAGE [F, h, w, c] and its AUDIO.
 
     The last frame is repeated to fill a latent frame; audio is cut to the frames, or followed by silence.
     Raises InputError for sizes that 32 does not divide, or VAEs of another kind.
@@ -78,7 +87,7 @@ def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, T
     check(vae, "video")
     check(audio_vae, "audio")
     like = torch.empty(1, vae.latent_channels, 0, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-    filled = torch.cat([images[..., :3], images[-1:, ..., :3].expand(-(count - 1) % 4, -1, -1, -1)])
+    filled = torch.cat([images, images[-1:].expand(-(count - 1) % 4, -1, -1, -1)])
     video = frames_latent(vae, filled, like)
     samples = OUTPUT_RATE // FPS
     length = full_audio(video.shape[2])

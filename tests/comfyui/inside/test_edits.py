@@ -320,6 +320,28 @@ def test_films_of_other_rates_and_without_sound(rate):
     assert len(run(clips.MagiHumanFitClip, video=trimmed, width=32, height=32)[0]) == 25
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_frames_of_other_channels_mean_what_they_show(parts, old, channels):
+    """Gray is gray, and what is transparent lies over white, whichever node gets the frames."""
+    sound = old[1]
+    images = torch.rand(5, 64, 64, channels, generator=torch.Generator().manual_seed(2))
+    shown = images[..., :3] if channels == 4 else images[..., :1].expand(-1, -1, -1, 3)
+    if channels != 1:
+        shown = 1 - (1 - shown) * images[..., -1:]
+    same = [[*encoded(parts, frames, sound)["samples"].unbind(),
+             run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=frames, audio=sound,
+                 seconds=0.4, overlap_seconds=0.2)[0]["samples"].unbind()[0],
+             run(clips.MagiHumanFitClip, width=0, height=0, video=InputImpl.VideoFromComponents(
+                 Types.VideoComponents(images=frames, audio=None, frame_rate=25)))[0]] for frames in (images, shown)]
+    assert all(torch.allclose(got, wanted, atol=1e-5) for got, wanted in zip(*same, strict=True))
+    rgb = torch.rand(5, 64, 64, 3)
+    for pair in ((images, rgb), (rgb, images)):
+        (joined, *_) = run(clips.MagiHumanJoin, old_images=pair[0], old_audio=sound, images=pair[1], audio=sound,
+                           overlap=1)
+        wanted = torch.cat([shown, rgb[1:]] if pair[0] is images else [rgb, shown[1:]])
+        assert torch.allclose(joined, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize(("node", "inputs", "message"), [
     (edit.MagiHumanRegenerate, {"start": 0.5, "end": 0.4}, "must end after it starts"),
     (edit.MagiHumanRegenerate, {"start": 3.0, "end": 0.0}, "must end after it starts|ends at"),
