@@ -37,7 +37,6 @@ from ..sampling.super_resolution import prepare_super_resolution
 from ..sampling.windows import EachWindow, Texts, Window, WindowedDenoiser, plan_windows
 from ..sizes import byte_size, decoded_frames
 from ..text.script import Segment, segment_at
-from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
 from ..weights.dit_keys import network_config, split_official
@@ -144,13 +143,10 @@ def _encode_frames(vae: VideoVAE, frames: Frames, device: torch.device) -> Tenso
 
 
 def encode_audio(parts: Parts, audio: Waveform) -> Tensor:
-    """The latent [1, a, A] of a waveform of any length.
-
-    In one pass, and so in step with the video to the end: windows as in `encode_long` move by half a latent each.
-    """
+    """The latent [1, a, A] of a waveform of any length."""
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
     waveform = resample_recording(*audio, vae.sample_rate)
-    return vae.encode(pad_to_hop(waveform[None].to(parts.device), vae.hop))
+    return vae.encode_long(waveform[None].to(parts.device))
 
 
 def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLatent,
