@@ -74,6 +74,11 @@ def check_text(text: object, what: str = "prompt") -> str:
     return text
 
 
+def text_lines(text: str) -> list[str]:
+    """A text's lines, as editors show them: splitlines would part it at characters that may stand within a prompt."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def split_line(text: str) -> tuple[str, str, str] | None:
     """'speaker, Language: words' as these three, without the brackets that may stand around the first two.
 
@@ -151,7 +156,7 @@ def check_prompt(text: str) -> list[str]:
 
 
 def _check_dialogue(section: str, body: str) -> list[str]:
-    lines = [line.strip() for line in section.splitlines() if line.strip()]
+    lines = [line.strip() for line in text_lines(section) if line.strip()]
     if not lines:
         return ["The 'Dialogue:' part is empty; add a line or leave the part out."]
     warnings = []

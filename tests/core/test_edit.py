@@ -354,6 +354,9 @@ def test_keyframes_that_cannot_be(pipeline, photograph, keyframes, loop, words):
 def test_a_script_is_read_and_its_parts_follow_each_other():
     plain = parse_script("# a comment\n2 She says hello.\n\n1.5s: She laughs.\n", "a.txt")
     lines = parse_script('{"seconds": 2, "prompt": "She says hello."}\n{"seconds": 1.5, "prompt": "She laughs."}', "b")
+    odd = "a\x85b\u2028c"  # where splitlines would part lines, too
+    text = f'{{"seconds": 1, "prompt": "{odd}"}}\r\n2 {odd}\r3 x'
+    assert [part.prompt for part in parse_script(text, "c")] == [odd, odd, "x"]
     assert plain == lines and [part.seconds for part in plain] == [2, 1.5]
     assert [segment_at(plain, seconds * 6.25) for seconds in (0, 1.9, 2.1, 3.4, 99)] == [0, 0, 1, 1, 1]
     assert [segment_at(as_segments("one"), frame) for frame in (0, 99)] == [0, 0]
@@ -361,6 +364,11 @@ def test_a_script_is_read_and_its_parts_follow_each_other():
 
 @pytest.mark.parametrize(("text", "words"), [
     ("hello", "line 1 does not begin with its seconds"), ("\n# no\n", "holds no part"), ('{"seconds": 1}', "line 1"),
+    ('{"seconds": 1, "prompt": null}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a"}\r\n{"seconds": 1, "prompt": ["a", "b"]}', "line 2 is not of the form"),
+    ('{"seconds": 1, "prompt": 7}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a", "negative": "b"}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a", "prompt": "b"}', "line 1 is not of the form"),
 ])  # fmt: skip
 def test_scripts_that_cannot_be_read(text, words):
     with pytest.raises(mh.InputError, match=words):
