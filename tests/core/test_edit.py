@@ -16,7 +16,7 @@ from magihuman_core.media.mask import soft_edge
 from magihuman_core.media.mp4 import write_mp4
 from magihuman_core.media.video_file import open_video
 from magihuman_core.pipeline.clip import Clip
-from magihuman_core.pipeline.edits import ellipse_mask, read_mask
+from magihuman_core.pipeline.edits import crop_mask, ellipse_mask, read_mask
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
 from magihuman_core.sampling.regenerate import latents_between
 from magihuman_core.text.script import as_segments, parse_script, segment_at
@@ -460,11 +460,21 @@ def test_what_cannot_be_done_is_said_at_once(pipeline, clip, monkeypatch, call, 
         call(pipeline, clip)
 
 
-def test_masks_of_other_sizes_are_stretched():
-    mask = torch.zeros(10, 10)
-    mask[5:] = 1
-    found = read_mask(mask, 64, 32)
-    assert found.shape == (32, 64) and found[:14].max() == 0 and found[18:].min() == 1
+def test_masks_of_other_sizes_are_cropped_as_pictures_are(tmp_path):
+    """As by the node: a square that is painted stays one."""
+    mask = torch.zeros(512, 512)
+    mask[200:300, 200:300] = 1
+    Image.fromarray((mask * 255).byte().numpy()).save(tmp_path / "mask.png")
+    for given in (mask, mask[None], tmp_path / "mask.png"):
+        found = read_mask(given, 448, 256)
+        assert torch.equal(found, crop_mask(mask, 448, 256)) and found.shape == (256, 448)
+        rows, columns = ((found > 0.5).any(axis).nonzero() for axis in (1, 0))
+        assert abs(len(rows) - 88) <= 1 and abs(len(columns) - 88) <= 1  # 100 of 512, in a width of 448
+    assert torch.equal(read_mask(mask, 512, 512), mask)
+    above = torch.zeros(512, 512)
+    above[:50] = 1
+    with pytest.raises(mh.InputError, match="nothing of it is left"):
+        read_mask(above, 448, 256)
 
 
 def test_a_soft_edge_lies_within_its_mask():
