@@ -219,8 +219,6 @@ class Extension(Making):
         else:
             raise InputError("The continuation has no sound: its audio was neither given nor generated.")
         count = min(len(frames) - shared, (new.shape[1] - start) // SAMPLES_PER_FRAME)
-        if count < 1:
-            raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
         joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(shared, shared + count))
         return joined_frames, continued(source.waveform, new[:, : start + count * SAMPLES_PER_FRAME], start)
 

@@ -450,6 +450,8 @@ def test_a_voice_draft_is_the_sound_of_the_smallest_clip(pipeline):
     (lambda p, c: p.extend(c, denoise=0.5), "denoise cannot be chosen"),
     (lambda p, c: p.extend(c, keyframes={"last": "a.png"}), "keyframes cannot be chosen"),
     (lambda p, c: p.extend(c, loop=True), "loop cannot be chosen"),
+    (lambda p, c: p.extend(c, seconds=0.01), "less than a frame"),
+    (lambda p, c: p.extend(c, prompt=[(0.01, PROMPT)]), "less than a frame"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, keyframes={1: "a.png"}), "keyframes cannot be"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16001, prompt=PROMPT), "rate is 16001"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, overlap=60), "cannot carry"),
