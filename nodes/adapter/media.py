@@ -110,11 +110,14 @@ def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
 
 
 def stereo(audio: dict) -> tuple[Tensor, int]:
-    """(waveform [2, L], rate) of an AUDIO's first sound. Raises InputError where there is none."""
+    """(waveform [2, L], rate) of an AUDIO's first sound, in main memory, wherever a node has left it.
+
+    Raises InputError where there is none.
+    """
     if audio is None or audio["waveform"].shape[-1] == 0:
         raise InputError("The audio is empty: it holds no samples. Choose another recording.")
     waveform = audio["waveform"]
-    return as_audio(waveform[0] if waveform.ndim == 3 else waveform, audio["sample_rate"], "The audio")
+    return as_audio((waveform[0] if waveform.ndim == 3 else waveform).cpu(), audio["sample_rate"], "The audio")
 
 
 def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:

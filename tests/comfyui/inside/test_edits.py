@@ -12,6 +12,7 @@ from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.conditioning import MagiHumanTextEncode
 from magihuman_pack.nodes.files import DEMO
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 PROMPT = 'A happy woman says: "ma so mi".'
 STEPS, SEED = 1, 5
@@ -318,6 +319,39 @@ def test_films_of_other_rates_and_without_sound(rate):
     assert (frames[:, 0, 0, 0] - torch.arange(50) / 50).abs().max() <= 1 / rate + 0.01
     trimmed = video.as_trimmed(0.4, 1.0)
     assert len(run(clips.MagiHumanFitClip, video=trimmed, width=32, height=32)[0]) == 25
+
+
+class OnCard(torch.Tensor):
+    """As one on another device: whatever mixes it with tensors here fails, until it is brought here."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        values = tree_leaves((args, kwargs))
+        if func is torch.Tensor.cpu or (func is torch.Tensor.to and any(
+                isinstance(value, torch.device) or type(value) is torch.Tensor for value in values[1:])):
+            return super().__torch_function__(func, types, args, kwargs or {}).as_subclass(torch.Tensor)
+        if func is not torch.Tensor.to:
+            kinds = {type(value) for value in values if isinstance(value, torch.Tensor)}
+            assert kinds == {cls}, f"{func} of tensors on two devices"
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_sound_on_a_card_is_brought_to_main_memory(parts, old):
+    """As nodes of other packs may leave it there."""
+    images, audio = old
+    recording = as_audio(*voice_of(0.5))
+    on_card = [{**sound, "waveform": sound["waveform"].as_subclass(OnCard)} for sound in (audio, recording)]
+    found = []
+    for sound, driving in ((audio, recording), on_card):
+        latent, _, heard = run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=images,
+                               audio=sound, seconds=0.4, overlap_seconds=0.36, driving=driving)
+        opened, _ = run(edit.MagiHumanRegenerate, latent=encoded(parts, images, sound), start=0.2, end=0.4, part="both")
+        (film,) = decoded(parts, opened, decode.MagiHumanDecodeVideo, audio=sound)
+        _, joined, _ = run(clips.MagiHumanJoin, old_images=images, old_audio=sound, images=images, audio=driving,
+                           overlap=4)
+        found.append([latent["samples"].unbind()[1], heard["waveform"], joined["waveform"],
+                      film.get_components().audio["waveform"]])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
