@@ -18,7 +18,7 @@ from ..magihuman_core.sizes import (
 )
 from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
 from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
-from .latents import CATEGORY, MAX_SECONDS
+from .latents import CATEGORY, MAX_NEW_SECONDS
 
 SAMPLES_PER_FRAME = OUTPUT_RATE // FPS
 
@@ -39,7 +39,7 @@ class MagiHumanExtend(io.ComfyNode):
                 io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height multiples of "
                                                  "32: from MagiHuman Fit Clip."),
                 io.Audio.Input("audio", tooltip="The clip's sound."),
-                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
+                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_NEW_SECONDS, step=0.2,
                                tooltip="Length of what is added, 0.2 to 3600 seconds. A recording sets it by itself."),
                 io.Float.Input("overlap_seconds", default=1.0, min=0.04, max=10.0, step=0.16, tooltip=(
                     "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and movement "
