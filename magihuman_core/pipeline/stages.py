@@ -19,7 +19,7 @@ from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
-from ..media.waveform import OUTPUT_RATE, resample, resample_recording, to_stereo
+from ..media.waveform import OUTPUT_RATE, resample_recording, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
@@ -207,7 +207,7 @@ def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
     """The waveform of an audio latent, fp32 [2, samples] at 44.1 kHz."""
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
     waveform = to_stereo(vae.decode(latent)[0].float().cpu())
-    return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
+    return resample_recording(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
 
 
 def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:

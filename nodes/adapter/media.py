@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb, warn_of_cropping
-from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample, resample_recording
+from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample_recording
 from ...magihuman_core.sampling.regenerate import STILL_FRAMES
 from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, full_audio
 from .vae import check
@@ -138,7 +138,7 @@ def decode_audio(audio_vae, latent: Tensor, rate: int) -> Tensor:
     """Waveform [2, L] of an audio latent [1, c, n] at a rate, through any audio VAE of ComfyUI."""
     waveform = audio_vae.decode(latent).movedim(-1, 1)[0].float().cpu()
     given = getattr(audio_vae, "audio_sample_rate_output", None) or audio_vae.audio_sample_rate
-    return resample(waveform, given, rate)
+    return resample_recording(waveform, given, rate)
 
 
 def fit_length(waveform: Tensor, samples: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
-from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from ...magihuman_core.sizes import FPS
 from ...magihuman_core.vae.audio import AudioVAE
@@ -183,7 +183,7 @@ class AudioStage(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """[B, c, n] -> [B, 2, n * 1764] at 44.1 kHz."""
-        return resample(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
+        return resample_recording(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
 
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, 2, L] at 51.2 kHz -> the mean latent [B, c, ceil(L / hop)]; nothing is cut off or sampled."""
