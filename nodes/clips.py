@@ -7,7 +7,7 @@ from ..magihuman_core.errors import InputError
 from ..magihuman_core.media.waveform import continued, resample_recording
 from ..magihuman_core.sampling.regenerate import all_kept
 from ..magihuman_core.sizes import FPS, PIXELS_PER_TOKEN
-from .adapter.media import clip_latents, fit_length, stereo
+from .adapter.media import clip_latents, fit_length, rgb, stereo
 from .adapter.streams import FRAMES, with_streams
 from .adapter.video import fit_video
 from .decode import as_video
@@ -110,7 +110,7 @@ class MagiHumanJoin(io.ComfyNode):
             raise InputError("Nothing is added to the clip: its continuation is shorter than a frame beyond the "
                              "overlap. Connect what MagiHuman Decode gives.")
         joined = continued(old, waveform[:, : start + round(count * rate / FPS)], start)
-        frames = torch.cat([old_images[..., :3], images[overlap : overlap + count, ..., :3].to(old_images)])
+        frames = torch.cat([rgb(old_images), rgb(images[overlap : overlap + count]).to(old_images)])
         sound = {"waveform": fit_length(joined, round(frames.shape[0] * rate / FPS))[None], "sample_rate": rate}
         return io.NodeOutput(frames, sound, as_video(frames, sound))
 

@@ -13,6 +13,7 @@ from ..magihuman_core.text.prompt import (
     check_prompt,
     check_text,
     split_line,
+    text_lines,
 )
 from ..magihuman_core.text.script import as_segments, parse_script
 from .adapter.clip import encode_script, encode_text
@@ -76,7 +77,7 @@ class MagiHumanPrompt(io.ComfyNode):
 def parse_dialogue(text: str) -> list[tuple[str, str, str]]:
     """Lines 'speaker, Language: words' -> (speaker, language, words). Raises InputError."""
     entries = []
-    for number, line in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
+    for number, line in enumerate(filter(None, map(str.strip, text_lines(text))), 1):
         entry = split_line(line)
         if entry is None:
             raise InputError(f"Dialogue line {number} reads {shown(line)}, expected 'short description, Language: "

@@ -18,7 +18,9 @@ from ..magihuman_core.sizes import (
 )
 from .adapter.media import audio_latent, check_size, fit_length, frames_latent, stereo
 from .adapter.streams import FRAMES, empty, joint_latent, split, with_streams
-from .latents import CATEGORY, MAX_SECONDS
+from .latents import CATEGORY, MAX_NEW_SECONDS
+
+SAMPLES_PER_FRAME = OUTPUT_RATE // FPS
 
 
 class MagiHumanExtend(io.ComfyNode):
@@ -37,7 +39,7 @@ class MagiHumanExtend(io.ComfyNode):
                 io.Image.Input("images", tooltip="The clip's frames, at 25 per second, width and height multiples of "
                                                  "32: from MagiHuman Fit Clip."),
                 io.Audio.Input("audio", tooltip="The clip's sound."),
-                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
+                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_NEW_SECONDS, step=0.2,
                                tooltip="Length of what is added, 0.2 to 3600 seconds. A recording sets it by itself."),
                 io.Float.Input("overlap_seconds", default=1.0, min=0.04, max=10.0, step=0.16, tooltip=(
                     "How much of the old clip the model sees, 0.04 to 10 seconds. More keeps voice and movement "
@@ -62,8 +64,9 @@ class MagiHumanExtend(io.ComfyNode):
                 latent=None) -> io.NodeOutput:
         frames, height, width = images.shape[:3]
         check_size(width, height)
-        waveform, rate = stereo(audio)
-        kept = frozen.overlap_frames(overlap_seconds, frames, waveform.shape[1], rate)
+        # In step with the frames from the first on: where it ends before them, the rest of the clip is silent.
+        heard_before = fit_length(resample_recording(*stereo(audio), OUTPUT_RATE), frames * SAMPLES_PER_FRAME)
+        kept = frozen.overlap_frames(overlap_seconds, frames)
         carried = None if latent is None else split(latent)
         if carried is not None and carried[0].shape[0] > 1:
             raise InputError(f"The latent holds {carried[0].shape[0]} clips, and nothing tells of which of them the "
@@ -79,8 +82,7 @@ class MagiHumanExtend(io.ComfyNode):
             carried = carried[0][:, :, :last], carried[1]
             kept = min(kept, decoded_frames(last))
         overlap = latent_frames(kept)
-        tail = resample_recording(frozen.last_samples(waveform, rate, frames, kept + more), rate, OUTPUT_RATE)
-        tail = fit_length(tail, (kept + more) * OUTPUT_RATE // FPS)
+        tail = heard_before[:, -(kept + more) * SAMPLES_PER_FRAME :]
         sound, shown = None, {}
         length = frozen.continued_length(overlap, more + round(seconds * FPS))
         if driving is not None:
@@ -88,7 +90,7 @@ class MagiHumanExtend(io.ComfyNode):
             shown = {FRAMES: kept + more + frames_of(recording.shape[1], own_rate)}
             length = covering_length(shown[FRAMES])
             tail = torch.cat([tail, resample_recording(recording, own_rate, OUTPUT_RATE)], 1)
-            tail = fit_length(tail, length * OUTPUT_RATE // FPS)
+            tail = fit_length(tail, length * SAMPLES_PER_FRAME)
             sound = {"waveform": tail[None], "sample_rate": OUTPUT_RATE}
         if carried is not None and carried[0].shape[3:] != (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT):
             raise InputError(f"The latent is one of {carried[0].shape[4] * PIXELS_PER_LATENT}x"

@@ -34,7 +34,7 @@ from .adapter.streams import (
 )
 
 CATEGORY = "MagiHuman/latent"
-MAX_SECONDS = 3600
+MAX_NEW_SECONDS = 3600  # of what a node makes at once; one clip after the other a clip may reach sizes.MAX_SECONDS
 SECONDS_TIP = (
     "Length of the clip, 0.2 to 3600. The model was made for 4 to 10 seconds: for more, use MagiHuman Windows."
 )
@@ -58,7 +58,7 @@ class EmptyMagiHumanLatent(io.ComfyNode):
                     "upscale the result with MagiHuman Latent Upscale and a super-resolution model.")),
                 io.Int.Input("height", default=BASE.height, min=64, max=4096, step=PIXELS_PER_TOKEN,
                              tooltip="Pixels, as the width."),
-                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2, tooltip=SECONDS_TIP),
+                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_NEW_SECONDS, step=0.2, tooltip=SECONDS_TIP),
                 io.Int.Input("batch_size", default=1, min=1, max=64, optional=True, advanced=True, tooltip=(
                     "Clips to make, 1 to 64. MagiHuman Sampler makes them one after another, from seed, seed + 1 and "
                     "so on, and MagiHuman Decode gives a list of them.")),
@@ -112,7 +112,8 @@ class MagiHumanDrivingAudio(io.ComfyNode):
                 io.Combo.Input("length", options=[FROM_AUDIO, FROM_LATENT], default=FROM_AUDIO, tooltip=(
                     "from the sound: the clip gets as long as the recording. from the latent: the recording is cut "
                     "to the clip, or followed by silence.")),
-                io.Float.Input("max_seconds", default=20.0, min=0.2, max=MAX_SECONDS, step=0.2, advanced=True, tooltip=(
+                io.Float.Input("max_seconds", default=20.0, min=0.2, max=MAX_NEW_SECONDS, step=0.2, advanced=True,
+                               tooltip=(
                     "A longer recording is cut here, 0.2 to 3600, so that memory does not run out. With MagiHuman "
                     "Windows, clips may be as long as you like.")),
             ],

@@ -3,13 +3,12 @@
 import functools
 import inspect
 import math
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from comfy_api.latest import io
 
 from ..magihuman_core.errors import InputError, shown
+from . import linked
 from .adapter.notices import Notices
 from .files import BESIDE_WEIGHTS, DEMO
 
@@ -46,12 +45,20 @@ def may_be_missing(known: io.Input) -> bool:
 
 
 def check_value(known: io.Input, value: Any, name: str) -> None:
-    """Raise InputError for a value that a widget would not take. name: of node and input."""
-    wanted, said = expected(known, value), f"is {shown(value)}"
+    """Raise InputError for a value that a widget or a link would not bring. name: of node and input."""
+    if found := fault_of(known, value):
+        raise InputError(f"{name} {found}. Look at the node that is connected there.")
+
+
+def fault_of(known: io.Input, value: Any) -> str:
+    """What is wrong with a value, as the end of a sentence about it; empty where nothing is."""
+    if not isinstance(known, io.WidgetInput):
+        return linked.fault(known.io_type, value)
+    said = f"is {shown(value)}"
     if isinstance(known, io.String.Input):
         said = "holds half a character" if isinstance(value, str) else f"is {type(value).__name__}"
-    if wanted:
-        raise InputError(f"{name} {said}, expected {wanted}. Look at the node that is connected there.")
+    wanted = expected(known, value)
+    return wanted and f"{said}, expected {wanted}"
 
 
 def expected(known: io.Input, value: Any) -> str:
@@ -72,19 +79,7 @@ def expected(known: io.Input, value: Any) -> str:
             return "one of its choices"
         fits = value in known.options or is_list_of_files(known)
         return "" if fits else f"one of {', '.join(map(str, known.options))}"
-    return "" if is_linked(known.io_type, value) else f"what an output of the type {known.io_type} gives"
-
-
-def is_linked(kind: str, value: Any) -> bool:
-    """Whether a value may come from an output of this type, and was not written into the workflow in its place."""
-    if kind in ("LATENT", "AUDIO"):
-        return isinstance(value, Mapping) and {"LATENT": "samples", "AUDIO": "waveform"}[kind] in value
-    if kind == "CONDITIONING":
-        return isinstance(value, list | tuple) and len(value) > 0 and all(
-            isinstance(entry, list | tuple) and len(entry) == 2 for entry in value)
-    if kind in ("IMAGE", "MASK"):
-        return isinstance(value, torch.Tensor)
-    return value is not None and not isinstance(value, str | int | float | list | dict)
+    return ""
 
 
 def is_list_of_files(known: io.Combo.Input) -> bool:

@@ -10,7 +10,7 @@ from .adapter import sampling
 from .adapter.media import decode_audio, fit_length
 from .adapter.streams import empty, split
 from .adapter.vae import check
-from .latents import MAX_SECONDS
+from .latents import MAX_NEW_SECONDS
 from .sampling import AUTO, CATEGORY, MODES, SHIFT, SR, find_mode
 
 
@@ -29,7 +29,7 @@ class MagiHumanVoiceDraft(io.ComfyNode):
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative", optional=True, tooltip="Used by the base model only."),
                 io.Vae.Input("audio_vae", tooltip="From Load MagiHuman Audio VAE."),
-                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_SECONDS, step=0.2,
+                io.Float.Input("seconds", default=4.0, min=0.2, max=MAX_NEW_SECONDS, step=0.2,
                                tooltip="Length of the sound, 0.2 to 3600."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
                              tooltip="The same seed gives the same voice."),

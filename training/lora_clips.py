@@ -19,7 +19,7 @@ from magihuman_core import load_audio_vae, load_text_encoder, load_video_vae
 from magihuman_core.loading.folder import find_models
 from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.image import fit_image
-from magihuman_core.media.waveform import resample
+from magihuman_core.media.waveform import resample_recording
 from magihuman_core.sizes import FPS, audio_length, floor_size
 from training.clips import frames_in, make_clip
 from training.common import Progress, Stop
@@ -54,7 +54,8 @@ def read_film(path, seconds, width, height):
     """The beginning of a film: (video [1, 3, F, H, W] in -1..1, waveform [2, n] at 51.2 kHz). Raises Stop."""
     images = read_frames(path, frames_in(seconds))
     waveform, rate = load_audio(path, seconds + 1)
-    waveform, length = resample(waveform, rate, SAMPLE_RATE), audio_length(seconds) * SAMPLES_PER_TOKEN
+    waveform = resample_recording(waveform, rate, SAMPLE_RATE)
+    length = audio_length(seconds) * SAMPLES_PER_TOKEN
     if images is None or waveform.shape[1] < length - SAMPLE_RATE // 10:
         raise Stop(f"{path} has less than {seconds:g} s of both film and sound: give fewer --seconds.")
     waveform = torch.nn.functional.pad(waveform, (0, max(0, length - waveform.shape[1])))[:, :length]

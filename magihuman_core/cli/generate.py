@@ -58,6 +58,7 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
 
     # What is quickly checked comes first: nobody should wait minutes for a wrong file name.
     seeds = [arguments.seed] if arguments.seeds is None else arguments.seeds
+    check_options(arguments)
     if arguments.audio_only:
         return _draft(arguments, seeds, pipeline_for, watch)
     outs = for_seeds(arguments.out, arguments.seeds)
@@ -65,13 +66,8 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
         check_output(out, inputs_of(arguments))
     latents = None if arguments.save_latents is None else for_seeds(arguments.save_latents, arguments.seeds)
     options = making_options(arguments)
-    if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
-        raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
-                         "--loop, or use magihuman dub.")
     options |= {name: getattr(arguments, name) for name in ("clip", "image", "audio", "seconds", "denoise", "loop")}
     options["keyframes"] = dict(arguments.keyframe)
-    if len(options["keyframes"]) < len(arguments.keyframe):
-        raise InputError("Two of --keyframe are at the same time. Leave one of them out.")
     pipeline = pipeline_for(arguments)
     with watch() as progress:
         clips = pipeline.generate_seeds(read_prompt(arguments), seeds, progress=progress, lazy=True,
@@ -82,15 +78,24 @@ def generate(arguments: argparse.Namespace, pipeline_for: PipelineFor = make_pip
     return 0
 
 
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raise InputError for options that do not go together; no file is read for it."""
+    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents"):
+        if arguments.audio_only and getattr(arguments, name):
+            option = "from" if name == "clip" else name.replace("_", "-")
+            raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")
+    if arguments.clip and (arguments.image or arguments.audio or arguments.keyframe or arguments.loop):
+        raise InputError("--from keeps picture and sound of the old clip. Leave out --image, --audio, --keyframe and "
+                         "--loop, or use magihuman dub.")
+    if len(dict(arguments.keyframe)) < len(arguments.keyframe):
+        raise InputError("Two of --keyframe are at the same time. Leave one of them out.")
+
+
 def _draft(arguments: argparse.Namespace, seeds: list[int], pipeline_for: PipelineFor, watch: Watch) -> int:
     """Write the voice alone."""
     from ..media.audio_file import write_wav
     from ..media.mp4 import check_output
 
-    for name in ("image", "keyframe", "loop", "audio", "clip", "upscale", "save_latents"):
-        if getattr(arguments, name):
-            option = "from" if name == "clip" else name.replace("_", "-")
-            raise InputError(f"--audio-only makes a voice from the prompt alone. Leave out --{option}.")
     outs = for_seeds(arguments.out, arguments.seeds)
     for out in outs:
         check_output(out, inputs_of(arguments), suffix=".wav", what="sound")

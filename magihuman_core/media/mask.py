@@ -43,11 +43,18 @@ def ellipse_mask(ellipse: Ellipse, width: int, height: int) -> Tensor:
 
 
 def crop_mask(mask: Tensor, width: int, height: int) -> Tensor:
-    """A mask of the clip's own size, cropped and resized as the clip is."""
+    """A mask of any size, cropped in the middle to a clip's aspect and resized, as pictures and films are.
+
+    Raises InputError where nothing white is left of it.
+    """
     from PIL import Image
 
     image = Image.fromarray((mask.clamp(0, 1) * 255).byte().numpy())
-    return torch.from_numpy(np.array(crop_and_resize(image, width, height), dtype=np.float32) / 255)
+    found = torch.from_numpy(np.array(crop_and_resize(image, width, height), dtype=np.float32) / 255)
+    if not bool((found > 0.5).any()):
+        raise InputError(f"The mask is {image.width}x{image.height} pixels, and cropped to {width}x{height} nothing of "
+                         "it is left. Paint white within the clip.")
+    return found
 
 
 def soft_edge(mask: Tensor, edge: int | None = None) -> Tensor:

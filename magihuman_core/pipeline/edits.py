@@ -219,8 +219,6 @@ class Extension(Making):
         else:
             raise InputError("The continuation has no sound: its audio was neither given nor generated.")
         count = min(len(frames) - shared, (new.shape[1] - start) // SAMPLES_PER_FRAME)
-        if count < 1:
-            raise InputError("Nothing is added to the clip: its continuation is shorter than a frame.")
         joined_frames = source.frames(frames.width, frames.height).followed_by(frames.part(shared, shared + count))
         return joined_frames, continued(source.waveform, new[:, : start + count * SAMPLES_PER_FRAME], start)
 
@@ -239,7 +237,7 @@ def read_mask(mask: Mask, width: int, height: int) -> Tensor:
     """What of a picture of this size is made anew: fp32 [height, width], 1 there.
 
     mask: an image or its file, white where it is made anew, or a tensor [height, width], of any size, which is
-    stretched; or an ellipse. Raises InputError for a mask of nothing or of everything.
+    cropped as a picture is; or an ellipse. Raises InputError for a mask of nothing or of everything.
     """
     if isinstance(mask, tuple):
         return ellipse_mask(mask, width, height)
@@ -250,4 +248,4 @@ def read_mask(mask: Mask, width: int, height: int) -> Tensor:
     else:
         found = torch.from_numpy(np.array(read_image(mask, "mask").convert("L"), dtype=np.float32) / 255)
     check_mask(found)
-    return F.interpolate(found[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
+    return crop_mask(found, width, height)

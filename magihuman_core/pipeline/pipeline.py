@@ -228,6 +228,9 @@ class MagiHumanPipeline:
         refuse(options, "A continuation begins with its clip's end", "image", "keyframes", "loop", "denoise")
         source = open_source(clip)
         request = self._request_for(source, prompt, [seed], audio=audio, seconds=seconds, **options)
+        if request.audio is None and request.audio_length < 2:  # a clip's first frame has a latent more
+            raise InputError(f"Of a continuation less than a frame of {1 / FPS:g} s is asked for, so nothing would be "
+                             "added. Choose more seconds.")
         return next(self._make(Extension(request, source, request.first.overlap), progress, lazy))
 
     def stream(self, audio_chunks: Iterable[Tensor], *, rate: int, prompt: str, image: Picture | None = None,

@@ -20,7 +20,7 @@ from ..loading.text_encoder import config_from_shapes, load_text_encoder, stored
 from ..loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
 from ..media.frames import Frames
 from ..media.image import fit_image, frames_to_uint8
-from ..media.waveform import OUTPUT_RATE, resample, resample_recording, to_stereo
+from ..media.waveform import OUTPUT_RATE, resample_recording, to_stereo
 from ..model.dit import MagiHumanDiT
 from ..runtime.devices import free_memory, release_memory
 from ..runtime.lora import apply_lora
@@ -38,7 +38,6 @@ from ..sampling.super_resolution import prepare_super_resolution
 from ..sampling.windows import EachWindow, Texts, Window, WindowedDenoiser, plan_windows
 from ..sizes import byte_size, decoded_frames
 from ..text.script import Segment, segment_at
-from ..vae.audio_windows import pad_to_hop
 from ..vae.turbo import TurboVAE
 from ..vae.video import VideoVAE
 from ..weights.dit_keys import network_config, split_official
@@ -146,13 +145,10 @@ def _encode_frames(vae: VideoVAE, frames: Frames, device: torch.device) -> Tenso
 
 
 def encode_audio(parts: Parts, audio: Waveform) -> Tensor:
-    """The latent [1, a, A] of a waveform of any length.
-
-    In one pass, and so in step with the video to the end: windows as in `encode_long` move by half a latent each.
-    """
+    """The latent [1, a, A] of a waveform of any length."""
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
     waveform = resample_recording(*audio, vae.sample_rate)
-    return vae.encode(pad_to_hop(waveform[None].to(parts.device), vae.hop))
+    return vae.encode_long(waveform[None].to(parts.device))
 
 
 def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLatent,
@@ -213,7 +209,7 @@ def decode_audio(parts: Parts, latent: Tensor) -> Tensor:
     """The waveform of an audio latent, fp32 [2, samples] at 44.1 kHz."""
     vae = parts.load(load_audio_vae, parts.open("audio_vae"))
     waveform = to_stereo(vae.decode(latent)[0].float().cpu())
-    return resample(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
+    return resample_recording(waveform, vae.sample_rate, OUTPUT_RATE).clamp(-1, 1)
 
 
 def decode_video(parts: Parts, latent: Tensor) -> Generator[Tensor, None, None]:

@@ -31,7 +31,7 @@ from ..sizes import (
     latent_frames,
 )
 from ..text.config import TextEncoderConfig
-from ..vae.audio import LONG_WINDOW_SECONDS, SAMPLE_RATE, TILE, AudioVAEConfig
+from ..vae.audio import TILE, AudioVAEConfig
 from ..vae.tiling import OVERLAP, tile_count
 from ..vae.turbo import TurboVAEConfig
 from ..vae.video import TILED_LENGTH, VideoVAEConfig
@@ -130,7 +130,7 @@ def encoding_activations(config: VideoVAEConfig | AudioVAEConfig, shape: tuple[i
     """The most bytes while frames [B, 3, F, h, w] or a waveform [B, 2, L] are encoded, themselves included."""
     vae = on_meta(config, dtype)
     if isinstance(config, AudioVAEConfig):
-        most, encode = LONG_WINDOW_SECONDS * SAMPLE_RATE, vae.encode_long
+        most, encode = WINDOWS * TILE * config.hop, vae.encode_long
     else:
         most, encode = 1 + WINDOWS * config.temporal_factor, vae.encode
     first = shape[0], shape[1], min(shape[2], most), *shape[3:]

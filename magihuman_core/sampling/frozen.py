@@ -91,26 +91,17 @@ def _resize_time(stream: Tensor, frames: int, fill: float) -> Tensor:
     return torch.cat([stream[:, :, :frames], stream.new_full((B, C, max(0, frames - T), H, W), fill)], 2)
 
 
-def overlap_frames(seconds: float, frames: int, samples: int, rate: int) -> int:
+def overlap_frames(seconds: float, frames: int) -> int:
     """Frames of a clip that its continuation begins with, in whole latent frames: 1, 5, 9, ...
 
-    seconds: wished for; frames, samples, rate: of the clip. Raises InputError for a clip without a whole frame.
+    seconds: wished for; frames: of the clip. Raises InputError for a clip without a whole frame.
     """
-    kept = min(round(seconds * FPS), frames, samples * FPS // rate)
+    kept = min(round(seconds * FPS), frames)
     if kept < 1:
-        raise InputError("The clip to be extended is shorter than one frame: connect its frames and its sound.")
+        raise InputError("The clip to be extended is shorter than one frame: connect its frames.")
     return decoded_frames(latent_frames(kept))
 
 
 def continued_length(overlap: int, added: int) -> int:
     """Audio latents of a clip's continuation: `overlap` latent frames of the clip, and `added` frames or a few more."""
     return full_audio(overlap + -(-added // AUDIO_PER_FRAME))
-
-
-def last_samples(waveform: Tensor, rate: int, frames: int, kept: int) -> Tensor:
-    """The part of a clip's waveform [2, samples] that goes with its last `kept` of `frames` frames.
-
-    It ends with the clip's video, or with the waveform where that is shorter.
-    """
-    end = min(waveform.shape[1], round(frames * rate / FPS))
-    return waveform[:, max(0, end - round(kept * rate / FPS)) : end]

@@ -52,6 +52,9 @@ _CJK = (
 _BETWEEN_CJK = re.compile(f"(?<=[{_CJK}])[ \t\u3000]*(?=[{_CJK}])")
 _CJK_TOGETHER = re.compile(f"[{_CJK}]{{2}}")
 _QUOTES = "\"\u201c\u201d\u201e\u201f\u300c\u300d\u300e\u300f\u00ab\u00bb"
+# What ends a quotation that a mark begins: in English, German, French, Swedish, Chinese and Japanese.
+_CLOSING = {'"': '"', "\u201c": "\u201d", "\u201e": "\u201c\u201d", "\u201f": "\u201d", "\u201d": "\u201d",
+            "\u300c": "\u300d", "\u300e": "\u300f", "\u00ab": "\u00bb", "\u00bb": "\u00ab\u00bb"}
 _HEADING = re.compile(r"^[ \t]*(Dialogue|Background Sound)[ \t]*:[ \t]*", re.MULTILINE | re.IGNORECASE)
 
 
@@ -69,6 +72,11 @@ def check_text(text: object, what: str = "prompt") -> str:
         raise InputError(f"the {what} holds half a character ({text[error.start]!a}, at place {error.start}), "
                          "which is no text. Type it anew.") from None
     return text
+
+
+def text_lines(text: str) -> list[str]:
+    """A text's lines, as editors show them: splitlines would part it at characters that may stand within a prompt."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def split_line(text: str) -> tuple[str, str, str] | None:
@@ -148,7 +156,7 @@ def check_prompt(text: str) -> list[str]:
 
 
 def _check_dialogue(section: str, body: str) -> list[str]:
-    lines = [line.strip() for line in section.splitlines() if line.strip()]
+    lines = [line.strip() for line in text_lines(section) if line.strip()]
     if not lines:
         return ["The 'Dialogue:' part is empty; add a line or leave the part out."]
     warnings = []
@@ -188,8 +196,8 @@ def _split(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _dialogue_line(number: int, speaker: str, language: str, line: str) -> str:
-    speaker, line = _one_line(speaker).strip("<>, "), _one_line(line).strip(_QUOTES + " ")
-    for value, what in ((speaker, "speaker"), (line, "line")):
+    speaker, line = _one_line(speaker).strip("<>, "), _unquoted(_one_line(line))
+    for value, what in ((speaker, "speaker"), (line.strip(_QUOTES), "line")):
         if not value:
             raise InputError(f"dialogue line {number} has no {what}; give a short description of the "
                              "speaker, the language and the line.")
@@ -202,6 +210,23 @@ def _dialogue_line(number: int, speaker: str, language: str, line: str) -> str:
                          f"{', '.join(LANGUAGES)}.")
     # A quotation mark inside would end the line early for the model.
     return f"<{speaker}, {name}>: \"{line.translate(dict.fromkeys(map(ord, _QUOTES), chr(39)))}\""
+
+
+def _unquoted(text: str) -> str:
+    """A line without the quotation marks around the whole of it; those of a quotation at its start or end stay."""
+    first, inside, last = text[:1], text[1:-1], text[-1:]
+    closing = _CLOSING.get(first, "")
+    if len(text) < 2 or last not in closing:
+        return text
+    depth = 0
+    for before, mark in zip(" " + inside, inside, strict=False):
+        if mark == first and (mark not in closing or before.isspace() or before in "(["):
+            depth += 1
+        elif mark in closing:
+            depth -= 1
+        if depth < 0:  # the first one ends here
+            return text
+    return inside.strip()
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError, shown
 from ..sizes import AUDIO_PER_FRAME, FPS, MAX_SECONDS
-from .prompt import check_text
+from .prompt import check_text, text_lines
 
 TOLERANCE = 0.16  # seconds by which parts may miss the clip's length: one latent frame
 
@@ -31,7 +31,7 @@ def parse_script(text: str, name: str) -> list[Segment]:
     Raises InputError.
     """
     segments = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text_lines(text), 1):
         line = line.strip()
         if line and not line.startswith("#"):
             segments.append(_json_line(line, name, number) if line.startswith("{") else _text_line(line, name, number))
@@ -87,12 +87,15 @@ def warn_of_unused_parts(segments: Sequence[Segment], middles: Iterable[float]) 
 
 
 def _json_line(line: str, name: str, number: int) -> Segment:
+    wrong = InputError(f"{name}: line {number} is not of the form {{\"seconds\": 4, \"prompt\": \"...\"}}. Correct it.")
     try:
-        fields = json.loads(line)
-        return Segment(fields["seconds"], str(fields["prompt"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{name}: line {number} is not of the form {{\"seconds\": 4, \"prompt\": \"...\"}}. "
-                         "Correct it.") from None
+        pairs = json.loads(line, object_pairs_hook=list)  # in which a name that stands twice does so
+    except (ValueError, RecursionError):
+        raise wrong from None
+    fields = dict(pairs)
+    if sorted(key for key, _ in pairs) != ["prompt", "seconds"] or not isinstance(fields["prompt"], str):
+        raise wrong
+    return Segment(fields["seconds"], fields["prompt"])
 
 
 def _text_line(line: str, name: str, number: int) -> Segment:

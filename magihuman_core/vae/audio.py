@@ -19,11 +19,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
-from .audio_windows import encode_in_windows
 
 SAMPLE_RATE = 51200
 TILE = 125  # latents (5 s) that go through the network at a time: bounds memory
-LONG_WINDOW_SECONDS = 29  # longer audio is encoded in windows of it, half overlapping
 DILATIONS = (1, 3, 9)
 
 
@@ -222,18 +220,20 @@ class AudioVAE(nn.Module):
         return next(self.encoder.layers[1].parameters()).dtype  # of a snake: no operations ever change it
 
     @exact_convolutions()
-    def posterior(self, waveform: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
+    def posterior(self, waveform: Tensor, tile: int = TILE, silence: int = 0) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent of [B, audio_channels, L], each [B, c, config.latents(L)].
 
+        silence: samples of it that follow the waveform, as if they were a part of it.
         Runs over tile latents at a time, each tile with as much audio around it as the network can see:
         the result is that of one pass, in memory that does not grow with L.
         Raises InputError for a wrong shape or audio shorter than one latent.
         """
         self._check(waveform, self.config.audio_channels, "waveform", "samples")
-        count = self.config.latents(waveform.shape[-1])
+        length = waveform.shape[-1] + silence
+        count = self.config.latents(length)
         if count == 0:
             raise InputError(f"waveform has {waveform.shape[-1]} samples, less than the {self.hop} of one "
-                             "latent; give more audio, or pad it with pad_to_hop.")
+                             "latent; give more audio, or use encode_long, which pads.")
         waveform = waveform.to(self.dtype)
         before, after = encoder_context(self.config)
         parts = []
@@ -241,8 +241,9 @@ class AudioVAE(nn.Module):
             end = min(start + tile, count)
             left = max(start - before, 0)
             # Up to the very end, not to the last whole latent, where the network sees the true end.
-            right = (end + after) * self.hop if end + after < count else waveform.shape[-1]
-            part = self.encoder(waveform[..., left * self.hop:right])
+            right = (end + after) * self.hop if end + after < count else length
+            part = waveform[..., left * self.hop:right]
+            part = self.encoder(F.pad(part, (0, right - left * self.hop - part.shape[-1])))
             parts.append(part[..., start - left:end - left])
         mean, scale = torch.cat(parts, dim=-1).chunk(2, dim=1)
         return mean, F.softplus(scale) + 1e-4
@@ -259,11 +260,10 @@ class AudioVAE(nn.Module):
     def encode_long(self, waveform: Tensor) -> Tensor:
         """Waveform [B, audio_channels, L] of any length -> mean latent [B, latent_channels, ceil(L / hop)].
 
-        Padded with zeros at the end, so nothing is lost. Over 29 s: windows of 29 s, half overlapping,
-        cross-faded in latent space, which is how the model was trained to hear long audio.
+        Padded with zeros at the end, so nothing is lost, and in one pass, so in step with the video to the end:
+        the windows in which the model was trained to hear long audio (audio_windows.py) move by half a latent each.
         """
-        self._check(waveform, self.config.audio_channels, "waveform", "samples")
-        return encode_in_windows(self.encode, waveform, self.hop, LONG_WINDOW_SECONDS * self.sample_rate)
+        return self.posterior(waveform, silence=-waveform.shape[-1] % self.hop)[0]
 
     @exact_convolutions()
     def decode(self, latent: Tensor, tile: int = TILE) -> Tensor:

@@ -1,4 +1,8 @@
-"""Audio of any length through an encoder, in overlapping windows whose latents are cross-faded."""
+"""How the authors encode recordings of over 29 s: in overlapping windows whose latents are cross-faded.
+
+Nothing here does it so, as each window moves the sound by half a latent (AudioVAE.encode_long, docs/model.md). It is
+kept, and held to the recorded numbers, as the way in which the model was trained to hear long audio.
+"""
 
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -38,11 +42,6 @@ def merge_overlap(windows: Sequence[Tensor], overlap: float = 0.5) -> Tensor:
     return merged
 
 
-def pad_to_hop(waveform: Tensor, hop: int) -> Tensor:
-    """Zeros at the end of [..., L], up to a multiple of hop."""
-    return F.pad(waveform, (0, -waveform.shape[-1] % hop))
-
-
 def encode_in_windows(encode: Callable[[Tensor], Tensor], waveform: Tensor, hop: int, window: int) -> Tensor:
     """Encode a waveform [B, channels, L] of any length; the latent is [B, c, ceil(L / hop)].
 
@@ -51,7 +50,7 @@ def encode_in_windows(encode: Callable[[Tensor], Tensor], waveform: Tensor, hop:
     """
     length = waveform.shape[-1]
     if length <= window:
-        return encode(pad_to_hop(waveform, hop))
+        return encode(F.pad(waveform, (0, -length % hop)))
     parts = []
     for start in range(0, length, window // 2):
         part = waveform[..., start:start + window]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.image import fit_image, to_rgb, warn_of_cropping
-from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample, resample_recording
+from ...magihuman_core.media.waveform import OUTPUT_RATE, as_audio, resample_recording
 from ...magihuman_core.sampling.regenerate import STILL_FRAMES
 from ...magihuman_core.sizes import FPS, PIXELS_PER_LATENT, PIXELS_PER_TOKEN, full_audio
 from .vae import check
@@ -31,18 +31,27 @@ def to_pil(image: Tensor) -> Image.Image:
     return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
+def rgb(images: Tensor) -> Tensor:
+    """An IMAGE batch [B, h, w, c] as RGB [B, h, w, 3]: gray in all three, transparent parts over white, as `to_pil`."""
+    channels = images.shape[-1]
+    colors = images[..., :3] if channels > 2 else images[..., :1].expand(*images.shape[:-1], 3)
+    if channels in (1, 3):
+        return colors
+    return torch.lerp(torch.ones_like(colors), colors, images[..., -1:].clamp(0, 1).expand_as(colors))
+
+
 def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
     """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames."""
     return encode_frames(vae, _fitted(image, like), like)
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, 3], through any video VAE of ComfyUI.
+    """The latent [1, C, T, H, W] of all frames of an IMAGE [F, h, w, c], through any video VAE of ComfyUI.
 
     like: the clip's video latent. Raises InputError where the VAE makes other latents.
     """
     check(vae, "video")
-    found = vae.encode(images[..., :3])
+    found = vae.encode(rgb(images))
     if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
         raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
                          f"but the latent has {like.shape[1]} of {like.shape[4]}x{like.shape[3]}: connect the Wan2.2 "
@@ -68,7 +77,7 @@ def _fitted(image: Tensor, like: Tensor) -> Tensor:
 
 
 def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, Tensor]:
-    """Both latents, [1, C, T, H, W] and [1, c, 4T - 1], of an IMAGE [F, h, w, 3] and its AUDIO.
+    """Both latents, [1, C, T, H, W] and [1, c, 4T - 1], of an IMAGE [F, h, w, c] and its AUDIO.
 
     The last frame is repeated to fill a latent frame; audio is cut to the frames, or followed by silence.
     Raises InputError for sizes that 32 does not divide, or VAEs of another kind.
@@ -78,7 +87,7 @@ def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, T
     check(vae, "video")
     check(audio_vae, "audio")
     like = torch.empty(1, vae.latent_channels, 0, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-    filled = torch.cat([images[..., :3], images[-1:, ..., :3].expand(-(count - 1) % 4, -1, -1, -1)])
+    filled = torch.cat([images, images[-1:].expand(-(count - 1) % 4, -1, -1, -1)])
     video = frames_latent(vae, filled, like)
     samples = OUTPUT_RATE // FPS
     length = full_audio(video.shape[2])
@@ -101,11 +110,14 @@ def encode_frames(vae, frames: Tensor, like: Tensor) -> Tensor:
 
 
 def stereo(audio: dict) -> tuple[Tensor, int]:
-    """(waveform [2, L], rate) of an AUDIO's first sound. Raises InputError where there is none."""
+    """(waveform [2, L], rate) of an AUDIO's first sound, in main memory, wherever a node has left it.
+
+    Raises InputError where there is none.
+    """
     if audio is None or audio["waveform"].shape[-1] == 0:
         raise InputError("The audio is empty: it holds no samples. Choose another recording.")
     waveform = audio["waveform"]
-    return as_audio(waveform[0] if waveform.ndim == 3 else waveform, audio["sample_rate"], "The audio")
+    return as_audio((waveform[0] if waveform.ndim == 3 else waveform).cpu(), audio["sample_rate"], "The audio")
 
 
 def audio_latent(audio_vae, waveform: Tensor, rate: int, like: Tensor) -> Tensor:
@@ -126,7 +138,7 @@ def decode_audio(audio_vae, latent: Tensor, rate: int) -> Tensor:
     """Waveform [2, L] of an audio latent [1, c, n] at a rate, through any audio VAE of ComfyUI."""
     waveform = audio_vae.decode(latent).movedim(-1, 1)[0].float().cpu()
     given = getattr(audio_vae, "audio_sample_rate_output", None) or audio_vae.audio_sample_rate
-    return resample(waveform, given, rate)
+    return resample_recording(waveform, given, rate)
 
 
 def fit_length(waveform: Tensor, samples: int) -> Tensor:

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.loading.vae import load_audio_vae, load_turbo_vae, load_video_vae
-from ...magihuman_core.media.waveform import OUTPUT_RATE, resample
+from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.runtime.memory import decoding_activations, encoding_activations
 from ...magihuman_core.sizes import FPS
 from ...magihuman_core.vae.audio import AudioVAE
-from ...magihuman_core.vae.audio_windows import pad_to_hop
 from ...magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from ...magihuman_core.vae.video import VideoVAE
 from ...magihuman_core.weights.audio_keys import official_state_dict
@@ -184,14 +183,11 @@ class AudioStage(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """[B, c, n] -> [B, 2, n * 1764] at 44.1 kHz."""
-        return resample(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
+        return resample_recording(self.vae.decode(latent), self.vae.sample_rate, OUTPUT_RATE)
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """[B, 2, L] at 51.2 kHz -> the mean latent [B, c, ceil(L / hop)]; nothing is cut off or sampled.
-
-        In one pass, and so in step with the video to the end, however long it is.
-        """
-        return self.vae.encode(pad_to_hop(waveform, self.vae.hop))
+        """[B, 2, L] at 51.2 kHz -> the mean latent [B, c, ceil(L / hop)]; nothing is cut off or sampled."""
+        return self.vae.encode_long(waveform)
 
 
 @reloadable

@@ -13,7 +13,7 @@ from ...magihuman_core.media.video_file import TOLERANCE, open_video
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.recipes import BASE
 from ...magihuman_core.sizes import FPS, fit_area, floor_size
-from .media import fit_length, stereo
+from .media import fit_length, rgb, stereo
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:
 
     def pieces():
         for number in chosen.tolist():
-            yield (images[number : number + 1, ..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+            yield (rgb(images[number : number + 1]).float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
     audio = parts.audio
     empty = audio is None or audio["waveform"].shape[-1] == 0

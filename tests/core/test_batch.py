@@ -19,11 +19,14 @@ from PIL import Image
 from magihuman_core.cli import main
 from magihuman_core.cli.batch import cluster
 from magihuman_core.cli.batch.cluster import shares
-from magihuman_core.cli.batch.jobs import line_parsers, lines_in_words, parse_line
+from magihuman_core.cli.batch.jobs import Job, line_parsers, lines_in_words, parse_line
+from magihuman_core.cli.batch.page import write_thumbnail
 from magihuman_core.cli.program import build_parser
 from magihuman_core.errors import InputError
 from magihuman_core.loading.folder import ModelFolder
+from magihuman_core.media.frames import Frames
 from magihuman_core.pipeline import parts as pipeline_parts
+from magihuman_core.pipeline.clip import Clip
 from magihuman_core.pipeline.parts import Parts
 from magihuman_core.runtime.main_memory import MainMemory
 
@@ -212,6 +215,12 @@ BAD = [  # line, words of its fault
     ('{"prompt": "a", "out": "Twice.mp4"}', ["Twice.mp4 is written by line 14, too"]),
     ('{"prompt": "a", "seeds": "1,1"}', ["--seeds", "different"]),
     ('{"prompt": "a", "from": "out/twice.mp4"}', ["twice.mp4 is read here, but line 14 writes it"]),
+    ('{"prompt": "a", "keyframe": ["0=a.png", "0.0=b.png"]}', ["Two of --keyframe are at the same time"]),
+    ('{"prompt": "a", "from": "b.mp4", "loop": true}', ["Leave out --image"]),
+    ('{"prompt": "a", "audio_only": true, "image": "a.png"}', ["Leave out --image"]),
+    (json.dumps({"prompt": "a", "out": "\u00e9" * 123 + ".mp4", "seeds": "1,222222"}), ["longer than 255 bytes"]),
+    ('{"prompt": "a", "out": "twice.mp4/b.mp4"}', ["twice.mp4/b.mp4 lies in twice.mp4, a file that line 14 writes"]),
+    ('{"prompt": "a", "out": "manifest.json/b.mp4"}', ["lies in manifest.json, a file of the batch"]),
     ('{"prompt": "a", "models": "nowhere"}', None),  # said when all lines can be read
 ]
 
@@ -228,6 +237,17 @@ def test_all_bad_lines_are_named_at_once_and_nothing_is_made(batch, tmp_path):
     assert lines == {}
     assert f"jobs.jsonl: {sum(words is not None for _, words in BAD)} lines cannot be used" in said.splitlines()[-1]
     assert names(tmp_path) == ["jobs.jsonl"]
+
+
+def test_a_clip_has_its_small_picture_however_its_name_is_written(tmp_path):
+    frames = Frames.of(torch.full((3, 32, 64, 3), 200, dtype=torch.uint8))
+    arguments = argparse.Namespace(seed=0)
+    for name in ("up.mp4", "UP2.MP4"):
+        job = Job(1, name, tmp_path, arguments)
+        Clip(frames, torch.zeros(2, 3 * 1764)).save(tmp_path / name.lower())
+        (tmp_path / name.lower()).rename(job.out)
+        write_thumbnail(job)
+        assert Image.open(job.thumbnail).size == (64, 32)
 
 
 def test_other_bad_input(batch, tmp_path, monkeypatch):
@@ -293,7 +313,7 @@ def test_a_line_is_parsed_as_the_command_line_is(tmp_path):
         ("generate --models demo --prompt a --keyframe 0.5=/a.png --keyframe last=/b.png --upscale 540p",
          {"models": "demo", "prompt": "a", "keyframe": {"0.5": "/a.png", "last": "/b.png"}, "upscale": "540p"}),
         ("generate --models demo --prompt=-a --from /a.mp4 --denoise 0.5 --lora /l.safetensors:0.5 --loop",
-         {"models": "demo", "prompt": "-a", "from": "/a.mp4", "denoise": 0.5, "lora": ["/l.safetensors:0.5"],
+         {"models": "demo", "prompt": "-a", "from": "/a.mp4", "denoise": 0.5, "lora": {"/l.safetensors": 0.5},
           "loop": True, "script": None, "audio_only": False}),
         ("dub --models demo --audio /v.wav --mouth 0.5,0.65,0.4,0.3 -- /-c.mp4",
          {"command": "dub", "models": "demo", "audio": "/v.wav", "mouth": [0.5, 0.65, 0.4, 0.3], "clip": "/-c.mp4"}),

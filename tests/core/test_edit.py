@@ -16,7 +16,7 @@ from magihuman_core.media.mask import soft_edge
 from magihuman_core.media.mp4 import write_mp4
 from magihuman_core.media.video_file import open_video
 from magihuman_core.pipeline.clip import Clip
-from magihuman_core.pipeline.edits import ellipse_mask, read_mask
+from magihuman_core.pipeline.edits import crop_mask, ellipse_mask, read_mask
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
 from magihuman_core.sampling.regenerate import latents_between
 from magihuman_core.text.script import as_segments, parse_script, segment_at
@@ -354,6 +354,9 @@ def test_keyframes_that_cannot_be(pipeline, photograph, keyframes, loop, words):
 def test_a_script_is_read_and_its_parts_follow_each_other():
     plain = parse_script("# a comment\n2 She says hello.\n\n1.5s: She laughs.\n", "a.txt")
     lines = parse_script('{"seconds": 2, "prompt": "She says hello."}\n{"seconds": 1.5, "prompt": "She laughs."}', "b")
+    odd = "a\x85b\u2028c"  # where splitlines would part lines, too
+    text = f'{{"seconds": 1, "prompt": "{odd}"}}\r\n2 {odd}\r3 x'
+    assert [part.prompt for part in parse_script(text, "c")] == [odd, odd, "x"]
     assert plain == lines and [part.seconds for part in plain] == [2, 1.5]
     assert [segment_at(plain, seconds * 6.25) for seconds in (0, 1.9, 2.1, 3.4, 99)] == [0, 0, 1, 1, 1]
     assert [segment_at(as_segments("one"), frame) for frame in (0, 99)] == [0, 0]
@@ -361,6 +364,11 @@ def test_a_script_is_read_and_its_parts_follow_each_other():
 
 @pytest.mark.parametrize(("text", "words"), [
     ("hello", "line 1 does not begin with its seconds"), ("\n# no\n", "holds no part"), ('{"seconds": 1}', "line 1"),
+    ('{"seconds": 1, "prompt": null}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a"}\r\n{"seconds": 1, "prompt": ["a", "b"]}', "line 2 is not of the form"),
+    ('{"seconds": 1, "prompt": 7}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a", "negative": "b"}', "line 1 is not of the form"),
+    ('{"seconds": 1, "prompt": "a", "prompt": "b"}', "line 1 is not of the form"),
 ])  # fmt: skip
 def test_scripts_that_cannot_be_read(text, words):
     with pytest.raises(mh.InputError, match=words):
@@ -442,6 +450,8 @@ def test_a_voice_draft_is_the_sound_of_the_smallest_clip(pipeline):
     (lambda p, c: p.extend(c, denoise=0.5), "denoise cannot be chosen"),
     (lambda p, c: p.extend(c, keyframes={"last": "a.png"}), "keyframes cannot be chosen"),
     (lambda p, c: p.extend(c, loop=True), "loop cannot be chosen"),
+    (lambda p, c: p.extend(c, seconds=0.01), "less than a frame"),
+    (lambda p, c: p.extend(c, prompt=[(0.01, PROMPT)]), "less than a frame"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, keyframes={1: "a.png"}), "keyframes cannot be"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16001, prompt=PROMPT), "rate is 16001"),
     (lambda p, c: p.stream([tone(1)[0]], rate=16000, prompt=PROMPT, overlap=60), "cannot carry"),
@@ -452,11 +462,21 @@ def test_what_cannot_be_done_is_said_at_once(pipeline, clip, monkeypatch, call, 
         call(pipeline, clip)
 
 
-def test_masks_of_other_sizes_are_stretched():
-    mask = torch.zeros(10, 10)
-    mask[5:] = 1
-    found = read_mask(mask, 64, 32)
-    assert found.shape == (32, 64) and found[:14].max() == 0 and found[18:].min() == 1
+def test_masks_of_other_sizes_are_cropped_as_pictures_are(tmp_path):
+    """As by the node: a square that is painted stays one."""
+    mask = torch.zeros(512, 512)
+    mask[200:300, 200:300] = 1
+    Image.fromarray((mask * 255).byte().numpy()).save(tmp_path / "mask.png")
+    for given in (mask, mask[None], tmp_path / "mask.png"):
+        found = read_mask(given, 448, 256)
+        assert torch.equal(found, crop_mask(mask, 448, 256)) and found.shape == (256, 448)
+        rows, columns = ((found > 0.5).any(axis).nonzero() for axis in (1, 0))
+        assert abs(len(rows) - 88) <= 1 and abs(len(columns) - 88) <= 1  # 100 of 512, in a width of 448
+    assert torch.equal(read_mask(mask, 512, 512), mask)
+    above = torch.zeros(512, 512)
+    above[:50] = 1
+    with pytest.raises(mh.InputError, match="nothing of it is left"):
+        read_mask(above, 448, 256)
 
 
 def test_a_soft_edge_lies_within_its_mask():

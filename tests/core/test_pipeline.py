@@ -14,7 +14,7 @@ import magihuman_core as mh
 from magihuman_core.loading.folder import DEMO, find_models
 from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.image import fit_image, frames_to_uint8, load_image
-from magihuman_core.media.waveform import resample, resample_recording
+from magihuman_core.media.waveform import resample_recording
 from magihuman_core.model.config import DiTConfig
 from magihuman_core.pipeline import stages
 from magihuman_core.pipeline.pipeline import MagiHumanPipeline
@@ -79,7 +79,7 @@ def test_the_clip_is_what_the_parts_make_by_hand(pipeline, random_models, photog
     assert clip.frames.shape == frames.shape == (9, 64, 96, 3)
     # Decoding window by window may turn a last bit, and truncation shows it.
     assert (clip.frames.int() - frames.int()).abs().max() <= 1
-    expected = resample(sound, 51200, 44100)[:, : 9 * 1764].clamp(-1, 1)
+    expected = resample_recording(sound, 51200, 44100)[:, : 9 * 1764].clamp(-1, 1)
     torch.testing.assert_close(clip.audio, expected, atol=1e-4, rtol=0)
     assert clip.frames.float().std() > 10  # random models, but not a constant picture
 

@@ -31,6 +31,20 @@ def test_three_parts():
     assert "<Man, English>: \"She said 'no' to me.\"" in quoted
 
 
+@pytest.mark.parametrize(("line", "written"), [
+    ('"Hello."', "Hello."), (" \u201cHello.\u201d ", "Hello."), ("\u201eJa.\u201c", "Ja."), ("\u00bbJa.\u00ab", "Ja."),
+    ("\u300c\u597d\u300d", "\u597d"), ("Hello.", "Hello."),
+    ('She told me "never again"', "She told me 'never again'"), ('"Never" is long', "'Never' is long"),
+    ('"Yes," she said, "never"', "'Yes,' she said, 'never'"), ('"She said "no" to me"', "She said 'no' to me"),
+    ('"She told me "never again""', "She told me 'never again'"),
+    ("\u201cYes,\u201d she said, \u201cno.\u201d", "'Yes,' she said, 'no.'"),
+    ("\u201cShe said \u201cno.\u201d\u201d", "She said 'no.'"),
+    ("\u201eJa\u201c, sagt sie, \u201enein.\u201c", "'Ja', sagt sie, 'nein.'"),
+])
+def test_only_the_quotation_marks_around_a_whole_line_are_left_out(line, written):
+    assert f'<Man, English>: "{written}"' in build_prompt(BODY, [("Man", "English", line)])
+
+
 @pytest.mark.parametrize("silence", [
     None, "", "  ", "No prominent background sound", "<No prominent background sound>"])
 def test_no_background_sound_is_written_literally(silence):
@@ -95,6 +109,7 @@ def test_check_looks_at_dialogue_lines(dialogue, said):
 @pytest.mark.parametrize(("body", "dialogue", "words"), [
     ("", (), "body is empty"), (" \n", (), "body is empty"), (None, (), "expected text"),
     (BODY, [("", "English", LINE)], "line 1"), (BODY, [("Woman", "English", " ")], "line 1"),
+    (BODY, [("Woman", "English", '"')], "line 1"), (BODY, [("Woman", "English", '" "')], "line 1"),
     (BODY, [("a > b", "English", LINE)], "line 1"),
     (build_prompt(BODY, [("Woman", "English", LINE)]), (), "Dialogue"),
 ])

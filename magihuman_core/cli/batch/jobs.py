@@ -14,13 +14,14 @@ from ...atomic import remove_leftovers
 from ...errors import InputError, did_you_mean, shown
 from ..edits import add_dub, add_extend, add_retake
 from ..explain import DetailedError
-from ..generate import add_generate, for_seeds
+from ..generate import add_generate, check_options, for_seeds
 from ..options import change_inputs, inputs_of, model_options, read_whole
 from ..parser import Parser
 
 LARGEST = 1 << 28  # bytes of a jobs file
 LATENTS = ".safetensors"
-THUMBNAILS = "thumbnails"
+PAGE, MANIFEST, THUMBNAILS = "index.html", "manifest.json", "thumbnails"  # beside the clips
+LONGEST_NAME = 255  # bytes of a file's name, on all usual systems
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def read_jobs(file: str, folder: Path, given: argparse.Namespace) -> list[Job]:
             continue
         try:
             arguments = parse_line(line, parsers, defaults, Path(file).absolute().parent)
+            if arguments.command == "generate":
+                check_options(arguments)
             jobs += _jobs_of(arguments, number, folder)
         except InputError as error:
             faults.setdefault(str(error), []).append(number)
@@ -197,7 +200,8 @@ def _tokens(fields: Mapping[str, Any], command: str, parser: LineParser) -> Iter
             operands.append(_text(key, value))
         elif isinstance(action, argparse._AppendAction):  # may be given several times: a list, or {"0.5": "a.png"}
             if isinstance(value, dict):
-                value = [f"{_text(key, left)}={_text(key, right)}" for left, right in value.items()]
+                mark = "=" if "=" in str(action.metavar) else ":"  # as in T=FILE and FILE[:STRENGTH]
+                value = [f"{_text(key, left)}{mark}{_text(key, right)}" for left, right in value.items()]
             yield from (f"--{name}={_text(key, part)}" for part in (value if isinstance(value, list) else [value]))
         else:  # such as an ellipse: [0.5, 0.65, 0.4, 0.3]
             parts = value if isinstance(value, list) else [value]
@@ -223,6 +227,10 @@ def _jobs_of(arguments: argparse.Namespace, line: int, folder: Path) -> Iterator
     names = for_seeds(out, seeds)
     kept = [None] * len(names) if latents is None else for_seeds(_name(latents, "save_latents", LATENTS), seeds)
     for name, seed, file in zip(names, [arguments.seed] if seeds is None else seeds, kept, strict=True):
+        for path in (name, file):
+            if path is not None and max(len(os.fsencode(part)) for part in path.parts) > LONGEST_NAME:
+                raise InputError(f"{shown(path.as_posix())} is longer than {LONGEST_NAME} bytes, which no file's name "
+                                 "may be")
         single = copy.copy(arguments)
         changed = {"out": str(folder / name), "seed": seed, "seeds": None, "save_latents": file and str(folder / file)}
         vars(single).update({option: value for option, value in changed.items() if option in arguments})
@@ -238,13 +246,21 @@ def _name(name: str, option: str, suffix: str) -> str:
 
 
 def _conflicts(jobs: list[Job]) -> Iterator[tuple[int, str]]:
-    """(line, fault) where two jobs write one file, or one writes what a job reads."""
+    """(line, fault) where two jobs write one file, one's folder is a file, or one writes what a job reads."""
     written: dict[str, Job] = {}
     for job in jobs:
         for output in job.outputs:
             other = written.setdefault(_key(output), job)
             if other is not job:
                 yield job.line, f"{output.relative_to(job.folder).as_posix()} is written by line {other.line}, too"
+    own = {_key(job.folder / name) for job in jobs[:1] for name in (PAGE, MANIFEST)}
+    for job in jobs:
+        for output in job.outputs:
+            for folder in output.relative_to(job.folder).parents[:-1]:
+                key, file = _key(job.folder / folder), output.relative_to(job.folder).as_posix()
+                if key in own or key in written:
+                    whose = "of the batch" if key in own else f"that line {written[key].line} writes"
+                    yield job.line, f"{file} lies in {folder.as_posix()}, a file {whose}"
     for job in jobs:
         written.setdefault(_key(job.thumbnail), job)
     for job in jobs:

@@ -7,10 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from ...atomic import whole_file
 from ...errors import InputError
-from .jobs import Job
+from .jobs import PAGE, Job
 from .records import Outcome
 
-PAGE = "index.html"
 MARK = '<meta name="generator" content="magihuman batch">'
 SIDE = 160  # pixels of a thumbnail, at most
 log = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ def write_thumbnail(job: Job) -> None:
     """Write a small picture of a clip: the last one before its middle that stands for itself. Sound alone has none."""
     import av
 
-    if job.out.suffix != ".mp4":
+    if job.out.suffix.lower() != ".mp4":
         return
     try:
         with av.open(str(job.out)) as container:

@@ -9,9 +9,8 @@ from typing import Any
 from ...atomic import remove_leftovers, whole_file
 from ...errors import InputError
 from .contents import file_digest
-from .jobs import Job
+from .jobs import MANIFEST, Job
 
-MANIFEST = "manifest.json"
 KIND = "magihuman batch"
 
 

@@ -12,6 +12,7 @@ from magihuman_pack.nodes.adapter.streams import nested
 from magihuman_pack.nodes.conditioning import MagiHumanTextEncode
 from magihuman_pack.nodes.files import DEMO
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 PROMPT = 'A happy woman says: "ma so mi".'
 STEPS, SEED = 1, 5
@@ -161,6 +162,19 @@ def test_extend_carries_latents(pipeline, parts):
                      overlap=overlap)[:2], wanted)
 
 
+@pytest.mark.parametrize("length", [0.6, 1.4])
+def test_extend_hears_sound_of_another_length_at_its_own_time(parts, old, length):
+    """Of a clip of 1 s: what is missing at its end is silence, and what is beyond it is not heard."""
+    images, _ = old
+    assert images.shape[0] == 25
+    waveform, rate = voice_of(length, 44100)
+    in_step = torch.nn.functional.pad(waveform[:, :rate], (0, max(0, rate - waveform.shape[1])))
+    made = [run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=images,
+                audio=as_audio(sound, rate), seconds=0.4, overlap_seconds=0.68) for sound in (waveform, in_step)]
+    assert made[0][1] == made[1][1] == 17
+    assert all(map(torch.equal, *(latent["samples"].unbind() for latent, *_ in made)))
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_extend_carries_latents_of_a_clip_as_long_as_its_recording(pipeline, parts, again):
     """27 frames, the last two of a latent frame of four; and such a clip's driven continuation."""
@@ -305,6 +319,61 @@ def test_films_of_other_rates_and_without_sound(rate):
     assert (frames[:, 0, 0, 0] - torch.arange(50) / 50).abs().max() <= 1 / rate + 0.01
     trimmed = video.as_trimmed(0.4, 1.0)
     assert len(run(clips.MagiHumanFitClip, video=trimmed, width=32, height=32)[0]) == 25
+
+
+class OnCard(torch.Tensor):
+    """As one on another device: whatever mixes it with tensors here fails, until it is brought here."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        values = tree_leaves((args, kwargs))
+        if func is torch.Tensor.cpu or (func is torch.Tensor.to and any(
+                isinstance(value, torch.device) or type(value) is torch.Tensor for value in values[1:])):
+            return super().__torch_function__(func, types, args, kwargs or {}).as_subclass(torch.Tensor)
+        if func is not torch.Tensor.to:
+            kinds = {type(value) for value in values if isinstance(value, torch.Tensor)}
+            assert kinds == {cls}, f"{func} of tensors on two devices"
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_sound_on_a_card_is_brought_to_main_memory(parts, old):
+    """As nodes of other packs may leave it there."""
+    images, audio = old
+    recording = as_audio(*voice_of(0.5))
+    on_card = [{**sound, "waveform": sound["waveform"].as_subclass(OnCard)} for sound in (audio, recording)]
+    found = []
+    for sound, driving in ((audio, recording), on_card):
+        latent, _, heard = run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=images,
+                               audio=sound, seconds=0.4, overlap_seconds=0.36, driving=driving)
+        opened, _ = run(edit.MagiHumanRegenerate, latent=encoded(parts, images, sound), start=0.2, end=0.4, part="both")
+        (film,) = decoded(parts, opened, decode.MagiHumanDecodeVideo, audio=sound)
+        _, joined, _ = run(clips.MagiHumanJoin, old_images=images, old_audio=sound, images=images, audio=driving,
+                           overlap=4)
+        found.append([latent["samples"].unbind()[1], heard["waveform"], joined["waveform"],
+                      film.get_components().audio["waveform"]])
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_frames_of_other_channels_mean_what_they_show(parts, old, channels):
+    """Gray is gray, and what is transparent lies over white, whichever node gets the frames."""
+    sound = old[1]
+    images = torch.rand(5, 64, 64, channels, generator=torch.Generator().manual_seed(2))
+    shown = images[..., :3] if channels == 4 else images[..., :1].expand(-1, -1, -1, 3)
+    if channels != 1:
+        shown = 1 - (1 - shown) * images[..., -1:]
+    same = [[*encoded(parts, frames, sound)["samples"].unbind(),
+             run(extend.MagiHumanExtend, vae=parts["vae"], audio_vae=parts["audio_vae"], images=frames, audio=sound,
+                 seconds=0.4, overlap_seconds=0.2)[0]["samples"].unbind()[0],
+             run(clips.MagiHumanFitClip, width=0, height=0, video=InputImpl.VideoFromComponents(
+                 Types.VideoComponents(images=frames, audio=None, frame_rate=25)))[0]] for frames in (images, shown)]
+    assert all(torch.allclose(got, wanted, atol=1e-5) for got, wanted in zip(*same, strict=True))
+    rgb = torch.rand(5, 64, 64, 3)
+    for pair in ((images, rgb), (rgb, images)):
+        (joined, *_) = run(clips.MagiHumanJoin, old_images=pair[0], old_audio=sound, images=pair[1], audio=sound,
+                           overlap=1)
+        wanted = torch.cat([shown, rgb[1:]] if pair[0] is images else [rgb, shown[1:]])
+        assert torch.allclose(joined, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize(("node", "inputs", "message"), [

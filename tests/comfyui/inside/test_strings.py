@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import folder_paths
@@ -102,12 +102,8 @@ def test_no_text_of_a_node_reaches_beyond_comfyuis_model_folders(node, models, m
                     with pytest.raises((InputError, CheckpointError)):
                         node.execute(**{**usual, name: value})
                 else:
-                    try:
+                    with suppress(InputError):  # in words, such as of a zero byte, or of a CLIP of another model
                         node.execute(**{**usual, name: value})
-                    except InputError:
-                        pass  # in words, such as of a zero byte
-                    except AttributeError as error:  # the place of a CLIP is empty here; the text came so far
-                        assert "'object' object" in str(error)
             assert time.process_time() - started < 2
 
 

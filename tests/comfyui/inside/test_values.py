@@ -1,10 +1,12 @@
 """Values that links bring past the limits of widgets, and numbers that are none."""
 
 import math
+from types import SimpleNamespace
 
 import comfy.samplers
 import pytest
 import torch
+from comfy_api.latest import InputImpl, Types
 from comfy_extras.nodes_custom_sampler import RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from magihuman_pack.magihuman_core.errors import CheckpointError, InputError
@@ -23,15 +25,40 @@ EMPTY = {"samples": nested(torch.zeros_like(VIDEO), torch.zeros_like(AUDIO))}
 NAN, INF = float("nan"), float("inf")
 NODES = [node for module in (clips, conditioning, edit, extend, latents, sampling, voice, windows)
          for node in module.NODES]
-USUAL = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "BOOLEAN": True, "LATENT": {"samples": object()},
-         "AUDIO": {"waveform": object()}, "CONDITIONING": [[object(), {}]], "IMAGE": torch.zeros(0),
-         "MASK": torch.zeros(0)}
+RATE = {"sample_rate": 16000}
+SOUND, PIXELS = torch.zeros(1, 2, 9), torch.zeros(2, 32, 32, 3)
+
+
+def film(**parts):
+    return InputImpl.VideoFromComponents(Types.VideoComponents(**{"images": PIXELS, "frame_rate": 25, **parts}))
+
+
+USUAL = {"INT": 1, "FLOAT": 1.0, "STRING": "a", "BOOLEAN": True, "LATENT": EMPTY, "AUDIO": {"waveform": SOUND, **RATE},
+         "CONDITIONING": TEXTS["positive"], "IMAGE": PIXELS, "MASK": torch.zeros(1, 9, 9), "VIDEO": film(),
+         "MODEL": SimpleNamespace(model_options={}), "CLIP": SimpleNamespace(tokenize=lambda text: {}),
+         "VAE": SimpleNamespace(decode=None)}
+# Of a workflow that has something else in the place of a link, which ComfyUI lets pass; None is what core's loader of
+# checkpoints gives for a CLIP or VAE that a file does not hold.
+NO_LINK = ["nan", 7, [], [1], {}, True, None, object()]
+LINKED = {
+    # What nodes of other packs may give under the name of a type: empty batches, other axes, no numbers, parts missing.
+    "MODEL": [], "CLIP": [], "VAE": [],
+    "VIDEO": [film(frame_rate=0), film(frame_rate=NAN), film(frame_rate=1e-9), film(images=PIXELS * NAN),
+              film(images=PIXELS[:0]), film(images=None), film(audio={"waveform": SOUND})],
+    "IMAGE": [PIXELS[:0], PIXELS[0], PIXELS[..., :0], PIXELS[..., [0] * 5], PIXELS[:, :0], PIXELS.byte(),
+              PIXELS * NAN, PIXELS + INF, [PIXELS]],
+    "MASK": [torch.zeros(0, 9, 9), torch.zeros(9), torch.zeros(1, 9, 9, 3), torch.full((1, 9, 9), NAN)],
+    "AUDIO": [{"waveform": SOUND}, {"waveform": SOUND[:0], **RATE}, {"waveform": SOUND[:, :0], **RATE},
+              {"waveform": SOUND[0, 0], **RATE}, {"waveform": [[0.0]], **RATE}, {"waveform": None, **RATE},
+              {"waveform": SOUND * NAN, **RATE}],
+    "LATENT": [{"samples": None}, {"samples": [VIDEO, AUDIO]}, {"samples": nested(VIDEO * NAN, AUDIO)},
+               {**EMPTY, "noise_mask": torch.zeros(0, 9, 9)}, {**EMPTY, "noise_mask": torch.full((1, 9, 9), NAN)},
+               {**EMPTY, "noise_mask": [1]}],
+    "CONDITIONING": [[[None, {}]], [[TEXT, None]], [[TEXT[0], {}]], [[TEXT[:, :0], {}]], [[TEXT * NAN, {}]]],
+}
 WRONG = {"INT": [-1, 10**30, NAN, 1.5, "4", True], "FLOAT": [NAN, INF, -INF, -1.0, 1e300, "4", True],
          "STRING": ["a \udce9 b", 7], "BOOLEAN": ["yes", 1], "COMBO": ["no such choice", 7, ""],
-         # Of a workflow that has something else in the place of a link, which ComfyUI lets pass; None is what core's
-         # loader of checkpoints gives for a CLIP or VAE that a file does not hold.
-         **{kind: ["nan", 7, [], [1], {}, True, None] for kind in ("MODEL", "CLIP", "VAE", "VIDEO", "LATENT", "AUDIO",
-                                                             "CONDITIONING", "IMAGE", "MASK")}}
+         **{kind: NO_LINK + values for kind, values in LINKED.items()}}
 
 
 def given(node) -> dict:
