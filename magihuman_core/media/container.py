@@ -14,8 +14,10 @@ from .readable import check_readable
 if TYPE_CHECKING:
     import av
 
-# What a playlist or a list of files could name beyond the file itself is not opened.
+# What a playlist or a list of files could name beyond the file itself is not opened. As container_options, which go to
+# the demuxer alone: before 17.1 PyAV crashes on `options` where streams are found after the header (mpg, flv, ts).
 OPTIONS = {"protocol_whitelist": "none"}
+OLDEST = 15  # PyAV's version; older ones crash on playlists
 DEFAULT, COVER = 0x1, 0x400  # FFmpeg's AV_DISPOSITION_DEFAULT and AV_DISPOSITION_ATTACHED_PIC
 
 log = logging.getLogger(__name__)
@@ -33,15 +35,18 @@ class _File:
 def open_media(path: Path, what: str, remedy: str, **options: str) -> Iterator[av.container.InputContainer]:
     """A file as FFmpeg reads it; what cannot be read, also in the block, is an InputError.
 
-    what: "audio", "video" or "image"; remedy: a sentence; options: of FFmpeg's demuxers and decoders. Texts in the
+    what: "audio", "video" or "image"; remedy: a sentence; options: of FFmpeg's demuxers. Texts in the
     file's metadata may be in any encoding.
     """
     import av
 
     check_readable(path, what)
+    if int(av.__version__.split(".")[0]) < OLDEST:
+        raise InputError(f"{path}: is not opened with PyAV {av.__version__}, expected {OLDEST} or newer. Update it: "
+                         "python -m pip install --upgrade av")
     try:
         with path.open("rb") as file, av.open(_File(file, path.suffix), metadata_errors="replace",
-                                              options={**OPTIONS, **options}) as container:
+                                              container_options={**OPTIONS, **options}) as container:
             yield container
     except InputError:
         raise
@@ -62,7 +67,7 @@ def best_stream(container: av.container.InputContainer, kind: str) -> Any:
 
 
 def _disposition(stream: Any) -> int:
-    return int(getattr(stream, "disposition", 0))  # PyAV 13 does not tell
+    return stream.disposition.value  # of an IntFlag, before PyAV 17.1 of a Flag
 
 
 def decoded(container: av.container.InputContainer, stream: Any, path: Path) -> Iterator[Any]:

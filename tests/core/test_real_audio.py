@@ -136,7 +136,7 @@ def film(path, sounds: list[np.ndarray], default: int, form: str = "matroska") -
     with av.open(str(path), "w", format=form) as container:
         streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in sounds]
         for number, stream in enumerate(streams):
-            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+            stream.disposition = av.stream.Disposition.default.value if number == default else 0
         for stream, sound in zip(streams, sounds, strict=True):
             frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)

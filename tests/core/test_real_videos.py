@@ -1,12 +1,15 @@
 """Videos as phones, screen recorders and editors write them."""
 
+import enum
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from magihuman_core.errors import InputError
+from magihuman_core.media.container import best_stream
 from magihuman_core.media.video_file import open_video
 
 CLOCK = Fraction(1, 1000)
@@ -65,7 +68,8 @@ def test_damaged_frames_do_not_move_the_others(tmp_path, caplog):
 @pytest.mark.parametrize(("codec", "size", "form"), [
     ("libx264", (64, 48), "mov"), ("libx265", (64, 48), "mp4"), ("mpeg4", (64, 48), "avi"),
     ("ffv1", (33, 65), "matroska"),
-    ("libvpx-vp9", (64, 48), "webm"), ("mpeg2video", (64, 48), "mpegts"), ("gif", (64, 48), "gif")])
+    ("libvpx-vp9", (64, 48), "webm"), ("mpeg2video", (64, 48), "mpegts"), ("gif", (64, 48), "gif"),
+    ("mpeg2video", (64, 48), "mpeg"), ("libx264", (64, 48), "flv")])
 def test_codecs_and_containers(tmp_path, codec, size, form):
     try:
         if codec == "gif":
@@ -105,7 +109,7 @@ def test_a_recording_with_a_cover_is_no_video(tmp_path):
     with av.open(str(tmp_path / "cover.jpg")) as cover, av.open(str(tmp_path / "a.mp4"), "w") as container:
         sound = container.add_stream("aac", rate=44100, layout="mono")
         picture = container.add_stream_from_template(cover.streams.video[0])
-        picture.disposition = av.stream.Disposition.attached_pic
+        picture.disposition = av.stream.Disposition.attached_pic.value
         packet = next(cover.demux(video=0))
         packet.stream = picture
         container.mux(packet)
@@ -115,3 +119,33 @@ def test_a_recording_with_a_cover_is_no_video(tmp_path):
         container.mux(sound.encode(None))
     with pytest.raises(InputError, match="has no picture"):
         open_video(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("kind", [enum.Flag, enum.IntFlag])
+def test_a_cover_and_the_default_are_known_by_any_pyav(kind):
+    """Its Disposition is a Flag before version 17.1, and an IntFlag since."""
+    disposition = kind("Disposition", {"default": 0x1, "attached_pic": 0x400})
+    cover, plain, default = (SimpleNamespace(codec_context=object(), disposition=value) for value in (
+        disposition.attached_pic | disposition.default, disposition(0), disposition.default))
+    container = SimpleNamespace(streams=SimpleNamespace(video=[cover, plain, default]))
+    assert best_stream(container, "video") is default
+    container.streams.video = [cover, plain]
+    assert best_stream(container, "video") is plain
+
+
+def test_a_pyav_that_crashes_is_not_used(tmp_path, monkeypatch):
+    film(tmp_path / "a.mkv", [0, 40])
+    monkeypatch.setattr(av, "__version__", "14.4.0")
+    monkeypatch.setattr(av, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(InputError, match=r"a\.mkv: .*PyAV 14\.4\.0, expected 15 or newer\. Update it"):
+        open_video(tmp_path / "a.mkv")
+
+
+def test_options_reach_the_demuxer_alone(tmp_path, monkeypatch):
+    """Options of streams crash PyAV before version 17.1 where a stream is found after the header."""
+    film(tmp_path / "a.flv", [0, 40], form="flv")
+    given, opened = [], av.open
+    monkeypatch.setattr(av, "open", lambda *names, **options: given.append(options) or opened(*names, **options))
+    open_video(tmp_path / "a.flv")
+    assert given and not any(options.get("options") or options.get("stream_options") for options in given)
+    assert all(options["container_options"] == {"protocol_whitelist": "none"} for options in given)
