@@ -21,10 +21,10 @@ from .audio_file import load_audio
 from .container import best_stream, decoded, open_media
 from .frames import Frames
 from .image import MAX_PIXELS, crop_and_resize
+from .upright import pixel_aspect, seen_width, upright
 
 if TYPE_CHECKING:
     import av
-    from PIL import Image
 
 TOLERANCE = 0.002  # seconds that a frame may come late: containers round their clocks
 REMEDY = "Give an mp4, mov or webm file."
@@ -45,6 +45,7 @@ class VideoFile:
     audio_start: float | None  # seconds by which the audio begins after the video; None: there is no audio
     prompt: str | None  # where the file says how it was made
     start: float = 0.0  # seconds of the first frame on the file's own clock
+    aspect: Fraction = Fraction(1)  # of the file's own pixels, width to height
 
     @property
     def count(self) -> int:
@@ -67,7 +68,7 @@ class VideoFile:
                     yield last.expand(int(ends[number - 1]) - done, -1, -1, -1)
                     done = int(ends[number - 1])
                 if done < ends[number]:
-                    last = torch.from_numpy(np.array(crop_and_resize(_upright(frame), width, height)))[None]
+                    last = torch.from_numpy(np.array(crop_and_resize(upright(frame, self.aspect), width, height)))[None]
                     yield last.expand(int(ends[number]) - done, -1, -1, -1)
                     done = int(ends[number])
             if done == 0:
@@ -106,10 +107,11 @@ def open_video(path: str | Path) -> VideoFile:
         stream = best_stream(container, "video")
         if stream is None:
             raise InputError(f"{path}: has no picture that can be decoded. Give a video, such as an mp4 file.")
-        context = stream.codec_context
-        if context.width * context.height > MAX_PIXELS:
-            raise InputError(f"{path}: is {context.width}x{context.height} pixels, more than can be read. Give a "
-                             "smaller video.")
+        context, aspect = stream.codec_context, pixel_aspect(stream)
+        width = max(context.width, seen_width(context.width, aspect))
+        if width * context.height > MAX_PIXELS:
+            raise InputError(f"{path}: is {width}x{context.height} pixels, more than can be read. Give a smaller "
+                             "video.")
         if context.color_trc in HDR:
             log.warning("%s: is an HDR video, whose colors will look pale. Convert it to SDR first.", path)
         prompt = _prompt(container.metadata.get("magihuman"))
@@ -127,26 +129,17 @@ def open_video(path: str | Path) -> VideoFile:
         frame = next(decoded(container, best_stream(container, "video"), path), None)
         if frame is None:
             raise InputError(f"{path}: holds no frame that can be decoded. Give another video.")
-        first = _upright(frame)
+        first = upright(frame, aspect)
     times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
     if times[-1] > MAX_SECONDS:
         raise InputError(f"{path}: says that it lasts {times[-1]:.0f} s, more than can be read. Cut it first.")
     last = float(shown[-1][1] * clock) or (float(np.median(np.diff(times))) if len(times) > 1 else float(1 / rate))
     return VideoFile(path, *first.size, times, float(times[-1]) + last,
-                     None if audio_start is None else audio_start - video_start, prompt, float(shown[0][0] * clock))
+                     None if audio_start is None else audio_start - video_start, prompt, float(shown[0][0] * clock), aspect)
 
 
 def _start(stream) -> float:
     return 0.0 if stream.start_time is None else float(stream.start_time * stream.time_base)
-
-
-def _upright(frame: av.VideoFrame) -> Image.Image:
-    """A frame of any pixel format as RGB, turned and stretched as it is to be seen."""
-    image = frame.to_image()
-    aspect = getattr(frame, "sample_aspect_ratio", None)
-    if aspect and aspect != 1:
-        image = image.resize((max(1, round(image.width * aspect)), image.height))
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
 def _prompt(facts: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Videos as phones, screen recorders and editors write them."""
 
 import enum
+import struct
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -149,3 +150,48 @@ def test_options_reach_the_demuxer_alone(tmp_path, monkeypatch):
     open_video(tmp_path / "a.flv")
     assert given and not any(options.get("options") or options.get("stream_options") for options in given)
     assert all(options["container_options"] == {"protocol_whitelist": "none"} for options in given)
+
+
+@pytest.mark.parametrize(("codec", "form"), [
+    ("libx264", "mp4"), ("libx264", "matroska"), ("mpeg4", "mp4"), ("mpeg4", "avi"), ("mjpeg", "mov"),
+    ("prores_ks", "mov"), ("libvpx-vp9", "mp4"), ("mpeg2video", "mpeg"), ("mpeg2video", "mpegts")])
+@pytest.mark.parametrize("aspect", [Fraction(64, 45), Fraction(16, 15)])
+def test_pixels_that_are_not_square(tmp_path, codec, form, aspect):
+    """Of PAL, 16:9 and 4:3: a circle is one."""
+    rows, columns = np.mgrid[:576, :720]
+    circle = ((columns * float(aspect) - 320) ** 2 + (rows - 288) ** 2 < 200**2)[..., None].repeat(3, 2)
+    try:
+        with av.open(str(tmp_path / "a"), "w", format=form) as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height = 720, 576
+            stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(codec, "yuv420p")
+            stream.codec_context.sample_aspect_ratio = aspect
+            for number in range(2):
+                frame = av.VideoFrame.from_ndarray(circle.astype(np.uint8) * 200, format="rgb24")
+                frame = frame.reformat(format=stream.pix_fmt)
+                frame.pts, frame.time_base = number, Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"this FFmpeg does not write {codec}: {error}")
+    found = open_video(tmp_path / "a")
+    assert (found.width, found.height) == (round(720 * aspect), 576)
+    seen = found.frames(found.width, found.height).tensor()[0, ..., 1] > 100
+    assert abs(int(seen[288].sum()) - 400) <= 4 and abs(int(seen[:, 320].sum()) - 400) <= 4
+
+
+def test_pixels_of_an_absurd_aspect(tmp_path):
+    """More in a row than memory holds; the header of the file says so."""
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+        frame = av.VideoFrame.from_ndarray(np.zeros((72, 64), np.uint8), format="yuv420p")
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = (tmp_path / "a.mov").read_bytes()
+    assert data.count(said := b"pasp" + struct.pack(">II", 2, 1)) == 1
+    (tmp_path / "a.mov").write_bytes(data.replace(said, b"pasp" + struct.pack(">II", 30000, 1)))
+    with pytest.raises(InputError, match="is 1920000x48 pixels, more than can be read"):
+        open_video(tmp_path / "a.mov")
