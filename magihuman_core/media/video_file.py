@@ -115,9 +115,9 @@ def open_video(path: str | Path) -> VideoFile:
         if context.color_trc in HDR:
             log.warning("%s: is an HDR video, whose colors will look pale. Convert it to SDR first.", path)
         prompt = _prompt(container.metadata.get("magihuman"))
-        packets = [packet for packet in container.demux(stream)  # of what an edit list cuts away nothing is shown
-                   if packet.pts is not None and not getattr(packet, "is_discard", False)]
-        shown = sorted((packet.pts, packet.duration or 0) for packet in packets)
+        # No packet is kept: all of them are as large as the file. Of what an edit list cuts away nothing is shown.
+        shown = sorted((packet.pts, packet.duration or 0) for packet in container.demux(stream)
+                       if packet.pts is not None and not packet.is_discard)
         clock = stream.time_base or Fraction(1, FPS)
         rate = stream.average_rate or FPS
         audio = best_stream(container, "audio")

@@ -2,7 +2,9 @@
 
 import enum
 import struct
+import sys
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -12,6 +14,8 @@ import pytest
 from magihuman_core.errors import InputError
 from magihuman_core.media.container import best_stream
 from magihuman_core.media.video_file import open_video
+
+from .golden import in_fresh_process, memory_of_process
 
 CLOCK = Fraction(1, 1000)
 
@@ -195,3 +199,28 @@ def test_pixels_of_an_absurd_aspect(tmp_path):
     (tmp_path / "a.mov").write_bytes(data.replace(said, b"pasp" + struct.pack(">II", 30000, 1)))
     with pytest.raises(InputError, match="is 1920000x48 pixels, more than can be read"):
         open_video(tmp_path / "a.mov")
+
+
+def memory_of_opening(small: Path, large: Path) -> int:
+    open_video(small)
+    before = memory_of_process("VmHWM")
+    assert open_video(large).count == 50
+    return memory_of_process("VmHWM") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_packet_is_held(tmp_path):
+    """All of them are as large as the file: 45 MB here, read in a process of its own."""
+    noise = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    with av.open(str(tmp_path / "large.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "bgr0"
+        for number in range(50):
+            frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    film(tmp_path / "small.mkv", [0, 40], size=(640, 480))
+    size = (tmp_path / "large.mkv").stat().st_size
+    assert size > 40e6
+    assert in_fresh_process(memory_of_opening, tmp_path / "small.mkv", tmp_path / "large.mkv") < size / 2
