@@ -3,6 +3,7 @@
 import logging
 from fractions import Fraction
 
+import comfy.model_management
 import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
@@ -32,6 +33,7 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
     images = torch.empty(len(frames), height, width, 3)
     position = 0
     for piece in frames.resized(width, height).pieces():
+        comfy.model_management.throw_exception_if_processing_interrupted()
         torch.div(piece, 255, out=images[position : position + len(piece)])
         position += len(piece)
     samples = len(frames) * OUTPUT_RATE // FPS
@@ -52,12 +54,7 @@ def _from_file(video) -> tuple[Frames, tuple[Tensor, int] | None] | None:
     start, seconds = video.get_active_trim_window()
     first = min(round(start * FPS), file.count)
     end = min(file.count, first + round(seconds * FPS)) if seconds else file.count
-    audio = file.audio()
-    if audio is not None:
-        waveform, rate = audio
-        audio = waveform[:, round(first * rate / FPS) : round(end * rate / FPS)], rate
-    frames = file.frames(file.width, file.height)
-    return (frames if end - first == file.count else frames.part(first, end)), audio
+    return file.frames(file.width, file.height, first, end), file.audio(first, end)
 
 
 def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:

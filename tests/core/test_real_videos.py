@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 
 from magihuman_core.errors import InputError
+from magihuman_core.media import audio_file, container
+from magihuman_core.media.audio_file import load_audio
 from magihuman_core.media.container import best_stream
 from magihuman_core.media.video_file import open_video
 
@@ -132,10 +135,10 @@ def test_a_cover_and_the_default_are_known_by_any_pyav(kind):
     disposition = kind("Disposition", {"default": 0x1, "attached_pic": 0x400})
     cover, plain, default = (SimpleNamespace(codec_context=object(), disposition=value) for value in (
         disposition.attached_pic | disposition.default, disposition(0), disposition.default))
-    container = SimpleNamespace(streams=SimpleNamespace(video=[cover, plain, default]))
-    assert best_stream(container, "video") is default
-    container.streams.video = [cover, plain]
-    assert best_stream(container, "video") is plain
+    file = SimpleNamespace(streams=SimpleNamespace(video=[cover, plain, default]))
+    assert best_stream(file, "video") is default
+    file.streams.video = [cover, plain]
+    assert best_stream(file, "video") is plain
 
 
 def test_a_pyav_that_crashes_is_not_used(tmp_path, monkeypatch):
@@ -224,3 +227,132 @@ def test_no_packet_is_held(tmp_path):
     size = (tmp_path / "large.mkv").stat().st_size
     assert size > 40e6
     assert in_fresh_process(memory_of_opening, tmp_path / "small.mkv", tmp_path / "large.mkv") < size / 2
+
+
+def spoken(path, form: str, codec: str = "libx264", sound: str = "aac", *, seconds: int = 12, beep: float = 1.0,
+           **options: str) -> None:
+    """A film of 25 frames a second, each of its own brightness, that flashes and beeps at one second."""
+    with av.open(str(path), "w", format=form) as container:
+        video = container.add_stream(codec, rate=25, options={"g": "24", "bf": "2", **options})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream(sound, rate=48000, layout="stereo")
+        packets: list[av.Packet] = []
+        for number in range(25 * seconds):
+            level = 255 if number == 25 else 20 + number % 160
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            packets += video.encode(frame)
+            times = np.arange(number * 1920, (number + 1) * 1920) / 48000
+            # A sweep, so that each place sounds unlike the others.
+            wave = np.where((times < beep) | (times > beep + 0.1), 0.1, 0.6) * np.sin(2 * np.pi * times * (200 + 20 * times))
+            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, number * 1920, Fraction(1, 48000)
+            packets += audio.encode(frame)
+        for packet in sorted(packets + video.encode(None) + audio.encode(None), key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+
+
+def flash_and_beep(path) -> tuple[float, float]:
+    """Seconds at which they are seen and heard."""
+    found = open_video(path)
+    seen = found.frames(64, 48).tensor().float().mean((1, 2, 3))
+    waveform, rate = found.audio()
+    return int(seen.argmax()) / 25, int((waveform[0].abs() > 0.35).nonzero()[0]) / rate
+
+
+def rewritten(source, target, keep, damage=lambda number: False) -> None:
+    """A copy of a film. keep(packet): whether it is in; damage(n): whether the audio's packet n becomes noise."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        streams = {stream: new.add_stream_from_template(stream) for stream in (*old.streams.video, *old.streams.audio)}
+        heard = 0
+        for packet in old.demux():
+            if not packet.size or not keep(packet):
+                continue
+            stream = packet.stream
+            if stream.type == "audio":
+                heard += 1
+                if damage(heard - 1):
+                    noise = av.Packet(b"\xff" * packet.size)
+                    noise.pts, noise.dts, noise.time_base = packet.pts, packet.dts, packet.time_base
+                    noise.duration, packet = packet.duration, noise
+            packet.stream = streams[stream]
+            new.mux(packet)
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+def test_a_film_that_was_cut_before_leading_frames_keeps_its_sound_in_step(tmp_path, name):
+    """As recorders of broadcasts cut: at a key frame, after which frames come that are shown before it."""
+    spoken(tmp_path / "whole.ts", "mpegts", "mpeg2video", "mp2", seconds=3)
+    keys: list[Fraction] = []
+
+    def keep(packet) -> bool:
+        time = packet.pts * packet.time_base
+        if packet.stream.type == "video" and packet.is_keyframe and time > 0.4:
+            keys.append(time)
+        return len(keys) > 0
+
+    rewritten(tmp_path / "whole.ts", tmp_path / name, keep)
+    flash, beep = flash_and_beep(tmp_path / name)
+    assert 0.3 < flash < 0.7 and abs(flash - beep) < 0.02
+
+
+def test_sound_whose_beginning_is_damaged_keeps_its_time(tmp_path, caplog):
+    spoken(tmp_path / "whole.mkv", "matroska", sound="libmp3lame", seconds=3)
+    rewritten(tmp_path / "whole.mkv", tmp_path / "a.mkv", lambda packet: True, lambda number: number < 20)
+    flash, beep = flash_and_beep(tmp_path / "a.mkv")
+    assert flash == 1 and abs(beep - 1) < 0.02
+    waveform, rate = load_audio(tmp_path / "a.mkv")
+    assert abs(int((waveform[0].abs() > 0.35).nonzero()[0]) / rate - 1) < 0.02
+    assert caplog.text.count("0.5 s of its sound are missing") == 2
+
+
+def test_an_audio_track_without_a_packet_is_no_sound(tmp_path):
+    spoken(tmp_path / "whole.mkv", "matroska", seconds=1)
+    rewritten(tmp_path / "whole.mkv", tmp_path / "a.mkv", lambda packet: packet.stream.type == "video")
+    with av.open(str(tmp_path / "a.mkv")) as file:
+        assert len(file.streams.audio) == 1
+    found = open_video(tmp_path / "a.mkv")
+    assert found.audio() is None and found.count == 25
+    with pytest.raises(InputError, match="holds no sound at all"):
+        load_audio(tmp_path / "a.mkv")
+
+
+@pytest.mark.parametrize(("form", "codec", "sound"), [
+    ("mp4", "libx264", "aac"), ("matroska", "libx264", "aac"), ("webm", "libvpx-vp9", "libopus"),
+    ("mpegts", "libx264", "aac"), ("mpegts", "mpeg2video", "mp2"), ("mpeg", "mpeg2video", "mp2"),
+    ("avi", "mpeg4", "libmp3lame"), ("flv", "libx264", "aac"), ("mov", "mpeg4", "aac")])
+def test_a_part_is_that_of_the_whole_and_what_is_before_is_not_decoded(tmp_path, monkeypatch, form, codec, sound):
+    try:
+        spoken(tmp_path / "a", form, codec, sound)
+    except (av.FFmpegError, ValueError) as error:
+        pytest.skip(f"this FFmpeg does not write {codec}: {error}")
+    film = open_video(tmp_path / "a")
+    whole, (heard, rate) = film.frames(64, 48).tensor(), film.audio()
+    frames_of, decoded = container._frames, []
+
+    def counted(*given):
+        for frame in frames_of(*given):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(container, "_frames", counted)
+    for start, end in ((3, 9), (100, 110), (163, 170), (250, 280), (film.count - 10, film.count)):
+        decoded.clear()
+        assert torch.equal(film.frames(64, 48, start, end).tensor(), whole[start:end])
+        assert len(decoded) <= end - start + 75 or form == "mpeg"  # whose times are guesses after a seek
+        decoded.clear()
+        part, _ = film.audio(start, end)
+        assert sum(frame.samples for frame in decoded) / rate <= (end - start) / 25 + 3.5 or form == "mpeg"
+        assert part.shape == (2, round((end - start) * rate / 25))
+        same = heard[0, round(start * rate / 25) :][480 : part.shape[1] - 480]
+        # To a millisecond, in which Matroska tells the times of its packets.
+        assert min(float((part[0, 480 + late :][: len(same)] - same).abs().max()) for late in range(-48, 49)) < 0.005
+
+
+def test_a_part_of_a_film_that_is_too_long(tmp_path, monkeypatch):
+    spoken(tmp_path / "a.mp4", "mp4", seconds=5)
+    monkeypatch.setattr(audio_file, "MAX_RECORDING", 3)
+    film = open_video(tmp_path / "a.mp4")
+    assert film.audio(50, 100)[0].shape[1] == 96000
+    with pytest.raises(InputError, match="Trim Video"):
+        film.audio()
