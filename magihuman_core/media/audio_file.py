@@ -86,6 +86,8 @@ def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
         with soundfile.SoundFile(path) as file:
             if not file.frames or file.format not in FORMATS or file.subtype not in SUBTYPES:
                 return None
+            if file.channels > 2 and file.format != "WAV":  # the file may name them, which soundfile does not tell
+                return None
             check_rate(file.samplerate, str(path))
             _check_size(file.channels, file.frames, file.samplerate, seconds, path)
             count = file.frames if seconds is None else min(file.frames, round(seconds * file.samplerate))
@@ -199,4 +201,5 @@ def _frames(frames: Iterator[av.AudioFrame], rate: int, length: float | None, mi
 def _stereo(frame: av.AudioFrame) -> Tensor:
     """fp32 [2, n] of an interleaved frame."""
     samples = torch.from_numpy(frame.to_ndarray())  # [1, n * channels]
-    return to_stereo(samples.view(-1, frame.layout.nb_channels).T)
+    names = [channel.name for channel in frame.layout.channels]
+    return to_stereo(samples.view(-1, len(names)).T, names)
