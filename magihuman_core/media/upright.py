@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import av
@@ -11,12 +14,35 @@ if TYPE_CHECKING:
 
 
 def upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
-    """A frame of any pixel format as RGB, stretched to square pixels, and turned.
+    """A frame of any pixel format as RGB, stretched to square pixels, mirrored and turned as it says.
 
     aspect: of its pixels, width to height; see pixel_aspect.
     """
+    from PIL import Image
+
     image = frame.to_image(width=seen_width(frame.width, aspect), interpolation="BICUBIC")
-    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+    mirrored, angle = _turn(frame)
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.rotate(angle, expand=True) if angle else image
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, int]:
+    """(Whether a frame is to be mirrored left to right, degrees by which it is to be turned left then).
+
+    PyAV's `rotation` is wrong of mirrored ones. FFmpeg's display matrix has 3x3 numbers, of which the first of the
+    first two rows say where a step to the right goes, and their second ones where a step down goes.
+    """
+    from av.sidedata.sidedata import Type
+
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return False, 0
+    right_x, right_y, _, down_x, down_y, *_ = np.frombuffer(matrix, np.int32).tolist()
+    mirrored = right_x * down_y - right_y * down_x < 0
+    if mirrored:
+        right_x, right_y = -right_x, -right_y
+    return mirrored, -round(math.degrees(math.atan2(right_y, right_x))) % 360
 
 
 def pixel_aspect(stream: av.VideoStream) -> Fraction:

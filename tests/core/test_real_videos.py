@@ -356,3 +356,35 @@ def test_a_part_of_a_film_that_is_too_long(tmp_path, monkeypatch):
     assert film.audio(50, 100)[0].shape[1] == 96000
     with pytest.raises(InputError, match="Trim Video"):
         film.audio()
+
+
+@pytest.mark.parametrize(("matrix", "wanted"), [
+    ((1, 0, 0, 1), "RG/BW"), ((0, 1, -1, 0), "BR/WG"), ((-1, 0, 0, -1), "WB/GR"), ((0, -1, 1, 0), "GW/RB"),
+    ((-1, 0, 0, 1), "GR/WB"), ((1, 0, 0, -1), "BW/RG"), ((0, 1, 1, 0), "RB/GW"), ((0, -1, -1, 0), "WG/BR")])
+@pytest.mark.parametrize("aspect", [Fraction(1), Fraction(3, 2)])
+def test_a_film_is_turned_and_mirrored_as_its_header_says(tmp_path, matrix, wanted, aspect):
+    """A picture of red, green, blue and white corners. The matrix in a track's header: a, b; c, d."""
+    corners = np.zeros((64, 128, 3), np.uint8)
+    for (row, column), color in zip(np.ndindex(2, 2), ((250, 0, 0), (0, 250, 0), (0, 0, 250), (250,) * 3), strict=True):
+        corners[32 * row : 32 * row + 32, 64 * column : 64 * column + 64] = color
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv444p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        frame = av.VideoFrame.from_ndarray(corners, format="rgb24")
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = (tmp_path / "a.mp4").read_bytes()
+    place = data.index(b"tkhd") + 4 + 4 + 20 + 16  # of version 0
+    a, b, c, d = (number * 0x10000 for number in matrix)
+    header = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 0x40000000)
+    (tmp_path / "a.mp4").write_bytes(data[:place] + header + data[place + 36 :])
+    film = open_video(tmp_path / "a.mp4")
+    size = (128 * aspect, 64)
+    assert (film.width, film.height) == (size if matrix[0] else size[::-1])
+    seen = film.frames(film.width, film.height).tensor()[0].numpy() > 128
+    names = {(True, False, False): "R", (False, True, False): "G", (False, False, True): "B", (True,) * 3: "W"}
+    rows = ["".join(names[tuple(seen[film.height * row // 4, film.width * column // 4].tolist())] for column in (1, 3))
+            for row in (1, 3)]
+    assert "/".join(rows) == wanted
