@@ -12,15 +12,26 @@ if TYPE_CHECKING:
     import av
     from PIL import Image
 
+RGB, BT709, UNSPECIFIED, BT601 = 0, 1, 2, 5  # matrices of ITU-T H.273
+LIMITED, FULL = 1, 2  # FFmpeg's color ranges
+HD = (1280, 576)  # pixels: so wide, or higher than this
+
 
 def upright(frame: av.VideoFrame, aspect: Fraction) -> Image.Image:
     """A frame of any pixel format as RGB, stretched to square pixels, mirrored and turned as it says.
 
+    Colors that are not tagged are taken by the size, as players do: BT.709 from HD on, else BT.601.
     aspect: of its pixels, width to height; see pixel_aspect.
     """
     from PIL import Image
 
-    image = frame.to_image(width=seen_width(frame.width, aspect), interpolation="BICUBIC")
+    matrix = frame.colorspace
+    if matrix == UNSPECIFIED:
+        matrix = BT709 if frame.width >= HD[0] or frame.height > HD[1] else BT601
+    full = frame.color_range == FULL or frame.format.name.startswith("yuvj")
+    # All four are told: before version 17 PyAV takes BT.601 where the target's matrix is not another one.
+    image = frame.to_image(width=seen_width(frame.width, aspect), interpolation="BICUBIC", src_colorspace=matrix,
+                           src_color_range=FULL if full else LIMITED, dst_colorspace=RGB, dst_color_range=FULL)
     mirrored, angle = _turn(frame)
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

@@ -388,3 +388,28 @@ def test_a_film_is_turned_and_mirrored_as_its_header_says(tmp_path, matrix, want
     rows = ["".join(names[tuple(seen[film.height * row // 4, film.width * column // 4].tolist())] for column in (1, 3))
             for row in (1, 3)]
     assert "/".join(rows) == wanted
+
+
+@pytest.mark.parametrize(("size", "matrix", "full", "tagged", "form"), [
+    ((1280, 720), "ITU709", False, False, "yuv420p"), ((720, 1280), "ITU709", False, False, "yuv420p"),
+    ((1920, 1080), "ITU709", False, False, "yuv420p10le"), ((1280, 544), "ITU709", False, False, "yuv420p"),
+    ((720, 576), "ITU601", False, False, "yuv420p"), ((64, 48), "ITU601", False, False, "yuv444p"),
+    ((1280, 720), "ITU601", False, True, "yuv420p"), ((64, 48), "ITU709", False, True, "yuv420p"),
+    ((64, 48), "ITU709", True, True, "yuv420p"), ((1280, 720), "ITU709", True, True, "yuv444p"),
+    ((1280, 720), "ITU601", True, True, "yuvj420p")])
+def test_colors_are_those_of_the_tags_and_without_them_those_of_the_size(tmp_path, size, matrix, full, tagged, form):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "1", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = *size, form
+        if tagged:
+            stream.codec_context.colorspace = {"ITU709": 1, "ITU601": 6}[matrix]
+            stream.codec_context.color_range = 2 if full else 1
+        color = np.full((size[1], size[0], 3), (200, 60, 40), np.uint8)
+        frame = av.VideoFrame.from_ndarray(color, format="rgb24").reformat(
+            format=form, src_color_range=2, dst_colorspace=matrix, dst_color_range=2 if full else 1)
+        frame.pts, frame.time_base = 0, Fraction(1, 25)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    film = open_video(tmp_path / "a.mkv")
+    seen = film.frames(32, 32).tensor()[0, 16, 16].tolist()
+    assert seen == pytest.approx([200, 60, 40], abs=4)
