@@ -157,6 +157,8 @@ def open_video(path: str | Path) -> VideoFile:
         frame = next(decoded(container, best_stream(container, "video"), path), None)
         if frame is None:
             raise InputError(f"{path}: holds no frame that can be decoded. Give another video.")
+        if frame.interlaced_frame:
+            log.warning("%s: is interlaced: what moves will have the edges of a comb. Deinterlace it first.", path)
         first = upright(frame, aspect)
     times = np.array([float((pts - shown[0][0]) * clock) for pts, _ in shown])
     if times[-1] > MAX_SECONDS:

@@ -413,3 +413,18 @@ def test_colors_are_those_of_the_tags_and_without_them_those_of_the_size(tmp_pat
     film = open_video(tmp_path / "a.mkv")
     seen = film.frames(32, 32).tensor()[0, 16, 16].tolist()
     assert seen == pytest.approx([200, 60, 40], abs=4)
+
+
+@pytest.mark.parametrize("interlaced", [True, False])
+def test_interlaced_video_is_said(tmp_path, caplog, interlaced):
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        options = {"flags": "+ildct+ilme", "x264-params": "tff=1"} if interlaced else {}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 64), 90, np.uint8), format="yuv420p")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    open_video(tmp_path / "a.mkv")
+    assert ("a.mkv: is interlaced" in caplog.text) == interlaced
