@@ -100,7 +100,7 @@ def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
 
 
 def _decode(path: Path, start: float | None, seconds: float | None) -> tuple[Tensor, int] | None:
-    """The same of whatever FFmpeg reads, from a time on its clock on (None: its beginning); None where nothing is heard.
+    """The same of whatever FFmpeg reads, from a time on its clock on (None: its beginning); None without sound.
 
     Raises InputError.
     """

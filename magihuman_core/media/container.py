@@ -80,7 +80,7 @@ def decoded(container: av.container.InputContainer, stream: Any, path: Path) -> 
 def decoded_from(path: Path, kind: str, remedy: str, place: int | None, first: int) -> Iterator[Any]:
     """The frames of the stream that best_stream chooses, from the one at `first` on; all frames where no seek finds it.
 
-    place: where to seek to; None: nowhere. Both in the stream's time base. Of video, `first` is the time of a key frame;
+    place: where to seek to; None: nowhere. Both in the stream's time base. Of video, `first` is that of a key frame;
     what is decoded before may lack what it is made of.
     """
     import av

@@ -121,7 +121,7 @@ def frame_count(seconds: float) -> int:
 
 
 def shown_frames(times: np.ndarray, count: int) -> np.ndarray:
-    """Which of the frames that are shown from these times (seconds, in order) on each of `count` at 25 per second is."""
+    """Which of the frames shown from these times (seconds, in order) on each of `count` at 25 per second is."""
     return np.maximum(np.searchsorted(times, np.arange(count) / FPS + TOLERANCE, side="right") - 1, 0)
 
 

@@ -242,7 +242,7 @@ def test_a_recording_keeps_its_tone_up_to_its_ends(rate):
     ("flac", "a.flac", "5.0"), ("pcm_s16le", "a.wav", "3.1"), ("pcm_s16le", "a.wav", "quad"),
     ("pcm_s16le", "a.wav", "2.1"), ("pcm_s16le", "a.mkv", "mono"), ("pcm_s16le", "a.wav", "stereo")])
 def test_a_voice_is_heard_from_the_channels_of_the_front(tmp_path, codec, name, layout):
-    """By the names of the channels, whatever their number: from the centre on both sides, from left and right on one."""
+    """By the names of the channels: from the centre on both sides, from left and right on one."""
     channels = [channel.name for channel in av.AudioLayout(layout).channels]
     for number, channel in enumerate(channels):
         sound = np.zeros((len(channels), 48000), np.float32)

@@ -198,7 +198,8 @@ def test_pixels_of_an_absurd_aspect(tmp_path):
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     data = (tmp_path / "a.mov").read_bytes()
-    assert data.count(said := b"pasp" + struct.pack(">II", 2, 1)) == 1
+    said = b"pasp" + struct.pack(">II", 2, 1)
+    assert data.count(said) == 1
     (tmp_path / "a.mov").write_bytes(data.replace(said, b"pasp" + struct.pack(">II", 30000, 1)))
     with pytest.raises(InputError, match="is 1920000x48 pixels, more than can be read"):
         open_video(tmp_path / "a.mov")
@@ -244,11 +245,13 @@ def spoken(path, form: str, codec: str = "libx264", sound: str = "aac", *, secon
             packets += video.encode(frame)
             times = np.arange(number * 1920, (number + 1) * 1920) / 48000
             # A sweep, so that each place sounds unlike the others.
-            wave = np.where((times < beep) | (times > beep + 0.1), 0.1, 0.6) * np.sin(2 * np.pi * times * (200 + 20 * times))
-            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), format="fltp", layout="stereo")
+            level = np.where((times < beep) | (times > beep + 0.1), 0.1, 0.6)
+            wave = (level * np.sin(2 * np.pi * times * (200 + 20 * times))).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
             frame.sample_rate, frame.pts, frame.time_base = 48000, number * 1920, Fraction(1, 48000)
             packets += audio.encode(frame)
-        for packet in sorted(packets + video.encode(None) + audio.encode(None), key=lambda packet: packet.dts * packet.time_base):
+        packets += video.encode(None) + audio.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
 
 
