@@ -4,6 +4,7 @@ A waveform is [..., samples], usually [B, channels, samples] with values in [-1,
 """
 
 import logging
+from collections.abc import Sequence
 from math import gcd
 
 import torch
@@ -121,22 +122,28 @@ def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
     return torch.from_numpy(resampled).to(waveform)
 
 
-def to_stereo(waveform: Tensor) -> Tensor:
-    """Bring [..., channels, samples] to two channels: mono is doubled, of more the first three are mixed.
+def to_stereo(waveform: Tensor, names: Sequence[str] = ()) -> Tensor:
+    """Bring [..., channels, samples] to two channels: mono is doubled, front left, front right and centre are mixed.
 
-    In the usual orders of channels (3.0, 5.1, 7.1) the first three are front left, front right and centre, and
-    the centre is where films have speech. It goes to both sides at the level of ITU-R BS.775, -3 dB, and the sum
-    is scaled so that it cannot exceed the loudest input. The rest is left out: effects from behind are not a voice.
-    Four channels (quad) have no centre: front left and right are kept. Raises InputError for another shape.
+    The centre is where films have speech. It goes to both sides at the level of ITU-R BS.775, -3 dB, and the sum is
+    scaled so that it cannot exceed the loudest input. The rest is left out: bass and effects from behind are no voice.
+    names: of the channels as FFmpeg has them, FL, FR, FC and so on. Without these they are taken by their number: four
+    are quad, without a centre; in other usual orders (3.0, 5.1, 7.1) the first three are those of the front.
+    Raises InputError for another shape.
     """
     if waveform.ndim < 2 or waveform.shape[-2] == 0:
         raise InputError(f"a waveform needs the shape [..., channels, samples], got {list(waveform.shape)}.")
-    if waveform.shape[-2] == 1:
-        return torch.cat((waveform, waveform), dim=-2)
-    front = waveform[..., :2, :]
-    if waveform.shape[-2] in (2, 4):
-        return front
-    return (front + CENTRE * waveform[..., 2:3, :]) / (1 + CENTRE)
+    count = waveform.shape[-2]
+    if {"FL", "FR"} <= set(names):
+        left, right = names.index("FL"), names.index("FR")
+        centre = names.index("FC") if "FC" in names else None
+    elif "FC" in names:
+        left = right = names.index("FC")
+        centre = None
+    else:
+        left, right, centre = 0, min(1, count - 1), None if count in (1, 2, 4) else 2
+    front = torch.stack((waveform[..., left, :], waveform[..., right, :]), dim=-2)
+    return front if centre is None else (front + CENTRE * waveform[..., centre : centre + 1, :]) / (1 + CENTRE)
 
 
 def replaced(waveform: Tensor, other: Tensor, start: int, end: int) -> Tensor:

@@ -3,13 +3,15 @@
 import logging
 from fractions import Fraction
 
+import comfy.model_management
+import numpy as np
 import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.frames import Frames
-from ...magihuman_core.media.video_file import TOLERANCE, open_video
+from ...magihuman_core.media.video_file import frame_count, open_video, shown_frames
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.recipes import BASE
 from ...magihuman_core.sizes import FPS, fit_area, floor_size
@@ -32,6 +34,7 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
     images = torch.empty(len(frames), height, width, 3)
     position = 0
     for piece in frames.resized(width, height).pieces():
+        comfy.model_management.throw_exception_if_processing_interrupted()
         torch.div(piece, 255, out=images[position : position + len(piece)])
         position += len(piece)
     samples = len(frames) * OUTPUT_RATE // FPS
@@ -52,20 +55,14 @@ def _from_file(video) -> tuple[Frames, tuple[Tensor, int] | None] | None:
     start, seconds = video.get_active_trim_window()
     first = min(round(start * FPS), file.count)
     end = min(file.count, first + round(seconds * FPS)) if seconds else file.count
-    audio = file.audio()
-    if audio is not None:
-        waveform, rate = audio
-        audio = waveform[:, round(first * rate / FPS) : round(end * rate / FPS)], rate
-    frames = file.frames(file.width, file.height)
-    return (frames if end - first == file.count else frames.part(first, end)), audio
+    return file.frames(file.width, file.height, first, end), file.audio(first, end)
 
 
 def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:
     """Those of a VIDEO that was made of images; each of 25 frames per second is the one that is shown at its time."""
     parts = video.get_components()
     images, rate = parts.images, Fraction(parts.frame_rate)
-    count = max(1, int((len(images) / rate + TOLERANCE) * FPS))
-    chosen = ((torch.arange(count) / FPS + TOLERANCE) * float(rate)).long().clamp(max=len(images) - 1)
+    chosen = shown_frames(np.arange(len(images)) / float(rate), frame_count(float(len(images) / rate)))
 
     def pieces():
         for number in chosen.tolist():
@@ -73,4 +70,4 @@ def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:
 
     audio = parts.audio
     empty = audio is None or audio["waveform"].shape[-1] == 0
-    return Frames(count, images.shape[1], images.shape[2], pieces), None if empty else stereo(audio)
+    return Frames(len(chosen), images.shape[1], images.shape[2], pieces), None if empty else stereo(audio)

@@ -176,7 +176,8 @@ def test_soundfile_and_pyav_give_the_same_samples(tmp_path, monkeypatch, form, s
     path = tmp_path / f"a.{form}"
     soundfile.write(path, wave, 32000, subtype=subtype)
     read = []
-    monkeypatch.setattr("av.open", lambda *_: pytest.fail("PyAV was asked"))
+    if form == "wav" or channels <= 2:  # other files name their channels, which PyAV alone tells
+        monkeypatch.setattr("av.open", lambda *_: pytest.fail("PyAV was asked"))
     for installed in (True, False):
         if not installed:
             monkeypatch.undo()

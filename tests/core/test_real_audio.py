@@ -136,7 +136,7 @@ def film(path, sounds: list[np.ndarray], default: int, form: str = "matroska") -
     with av.open(str(path), "w", format=form) as container:
         streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in sounds]
         for number, stream in enumerate(streams):
-            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+            stream.disposition = av.stream.Disposition.default.value if number == default else 0
         for stream, sound in zip(streams, sounds, strict=True):
             frame = av.AudioFrame.from_ndarray((sound * 32767).astype(np.int16)[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
@@ -234,3 +234,39 @@ def test_a_recording_keeps_its_tone_up_to_its_ends(rate):
     wanted = torch.from_numpy(tone(0.5, 51200))
     assert len(given) == len(wanted)
     assert (given - wanted)[300:-300].abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("codec", "name", "layout"), [
+    ("aac", "a.m4a", "3.0"), ("aac", "a.m4a", "4.0"), ("aac", "a.m4a", "5.1"),
+    ("ac3", "a.ac3", "3.1"), ("ac3", "a.ac3", "4.0"), ("ac3", "a.ac3", "2.1"), ("flac", "a.flac", "quad"),
+    ("flac", "a.flac", "5.0"), ("pcm_s16le", "a.wav", "3.1"), ("pcm_s16le", "a.wav", "quad"),
+    ("pcm_s16le", "a.wav", "2.1"), ("pcm_s16le", "a.mkv", "mono"), ("pcm_s16le", "a.wav", "stereo")])
+def test_a_voice_is_heard_from_the_channels_of_the_front(tmp_path, codec, name, layout):
+    """By the names of the channels: from the centre on both sides, from left and right on one."""
+    channels = [channel.name for channel in av.AudioLayout(layout).channels]
+    for number, channel in enumerate(channels):
+        sound = np.zeros((len(channels), 48000), np.float32)
+        sound[number] = tone(1, 48000)
+        with av.open(str(tmp_path / name), "w") as file:
+            stream = file.add_stream(codec, rate=48000, layout=layout)
+            for start in range(0, 48000, 1000):
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, start : start + 1000]), format="fltp",
+                                                   layout=layout)
+                frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+        audio, _ = load_audio(tmp_path / name)
+        left, right = audio[:, 9600:-9600].square().mean(1).sqrt().tolist()
+        alone = 0.5 / 2**0.5  # of a sine of this level
+        if "FC" in channels and len(channels) > 1:
+            alone /= 1 + 0.5**0.5
+        wanted = {"FL": (alone, 0), "FR": (0, alone), "FC": (alone * (0.5**0.5 if len(channels) > 1 else 1),) * 2}
+        assert (left, right) == pytest.approx(wanted.get(channel, (0, 0)), abs=0.01), (channels, channel)
+
+
+@pytest.mark.parametrize(("count", "centre"), [(3, True), (4, False), (5, True), (6, True)])
+def test_channels_without_names_are_taken_by_their_number(tmp_path, reader, count, centre):
+    sound = np.zeros((RATE, count))
+    sound[:, 2] = tone(1)
+    (tmp_path / "a.wav").write_bytes(wav(sound, channels=count))
+    assert (load_audio(tmp_path / "a.wav")[0].abs().max() > 0.1) == centre

@@ -58,6 +58,9 @@ def test_to_stereo():
         expected = torch.tensor([[1, 0, 0.5**0.5, 0], [0, 1, 0.5**0.5, 0]]) / (1 + 0.5**0.5)
         assert torch.allclose(to_stereo(sound)[0], expected)
     assert to_stereo(torch.ones(6, 8)).max() <= 1
+    for names in (["FC", "FL", "LFE", "FR"], ["FC", "LFE"]):
+        assert torch.equal(to_stereo(quad[:, : len(names)], names)[..., 0, :] > 0, torch.ones(1, 8, dtype=torch.bool))
+        assert not to_stereo(torch.tensor([[[0.0] if name != "LFE" else [1.0] for name in names]]), names).any()
     for shape in ((1, 0, 8), (8,)):
         with pytest.raises(InputError, match="channels"):
             to_stereo(torch.rand(shape))

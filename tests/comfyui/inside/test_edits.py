@@ -308,6 +308,25 @@ def test_an_interrupted_save_leaves_nothing(parts, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_film_is_trimmed_and_its_reading_is_interrupted(tmp_path):
+    """Picture and sound of 10 s, of which Trim Video leaves one: a click goes with the first frame of the part."""
+    images = (torch.arange(250) / 250)[:, None, None, None].expand(-1, 64, 64, 3)
+    waveform = torch.zeros(1, 2, 441000)
+    waveform[:, :, 308700:308720] = 0.9  # at 7 s
+    parts = Types.VideoComponents(images=images, audio={"waveform": waveform, "sample_rate": 44100}, frame_rate=25)
+    InputImpl.VideoFromComponents(parts).save_to(str(tmp_path / "a.mp4"))
+    trimmed = InputImpl.VideoFromFile(str(tmp_path / "a.mp4")).as_trimmed(6.0, 2.0)
+    frames, audio = run(clips.MagiHumanFitClip, video=trimmed, width=0, height=0)
+    assert frames.shape[0] == 50 and abs(float(frames[25].mean()) - 175 / 250) < 0.02
+    assert audio["waveform"].shape == (1, 2, 88200)
+    assert abs(int(audio["waveform"][0, 0].abs().argmax()) - 44100) < 50
+    import comfy.model_management as mm
+
+    mm.interrupt_current_processing()
+    with pytest.raises(mm.InterruptProcessingException):
+        run(clips.MagiHumanFitClip, video=trimmed, width=0, height=0)
+
+
 @pytest.mark.parametrize("rate", [24, 30])
 def test_films_of_other_rates_and_without_sound(rate):
     """A picture that gets lighter with time, at another rate: each frame is that of its own time."""
