@@ -62,7 +62,7 @@ def _of_latent(value: Any, kind: str) -> str:
     if not isinstance(value, Mapping):
         return _other(value, kind)
     for name, needed in (("samples", True), ("noise_mask", False)):
-        found = value.get(name)
+        found: Any = value.get(name)
         if found is None and not needed:
             continue
         streams = found.unbind() if getattr(found, "is_nested", False) else [found]

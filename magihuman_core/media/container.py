@@ -74,7 +74,8 @@ def _disposition(stream: Any) -> int:
 
 def decoded(container: av.container.InputContainer, stream: Any, path: Path) -> Iterator[Any]:
     """The frames of a stream. Damaged packets are passed over, as players do, and said."""
-    return _said(_frames(container, stream, damage := []), damage, path)
+    damage: list[int | None] = []
+    return _said(_frames(container, stream, damage), damage, path)
 
 
 def decoded_from(path: Path, kind: str, remedy: str, place: int | None, first: int) -> Iterator[Any]:
@@ -87,7 +88,8 @@ def decoded_from(path: Path, kind: str, remedy: str, place: int | None, first: i
 
     for back in (0, BACK) if place is not None else ():  # some containers are searched by guess, and farther back found
         with open_media(path, kind, remedy) as container:
-            stream, damage = best_stream(container, kind), []
+            stream = best_stream(container, kind)
+            damage: list[int | None] = []
             time = place * stream.time_base - back
             with suppress(av.FFmpegError):
                 if kind == "audio":  # by what the index is of, which is the video

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +46,8 @@ def _turn(frame: av.VideoFrame) -> tuple[bool, int]:
     """
     from av.sidedata.sidedata import Type
 
-    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # PyAV's types want a text for a key, which it does not take
+    matrix = side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return False, 0
     right_x, right_y, _, down_x, down_y, *_ = np.frombuffer(matrix, np.int32).tolist()

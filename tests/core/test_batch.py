@@ -1,5 +1,6 @@
 """`magihuman batch`: many clips from a jobs file, here and on Ray, stopped in every way, and every kind of bad file."""
 
+import argparse
 import json
 import os
 import shlex

@@ -257,10 +257,10 @@ def _conflicts(jobs: list[Job]) -> Iterator[tuple[int, str]]:
     for job in jobs:
         for output in job.outputs:
             for folder in output.relative_to(job.folder).parents[:-1]:
-                key, file = _key(job.folder / folder), output.relative_to(job.folder).as_posix()
+                key, name = _key(job.folder / folder), output.relative_to(job.folder).as_posix()
                 if key in own or key in written:
                     whose = "of the batch" if key in own else f"that line {written[key].line} writes"
-                    yield job.line, f"{file} lies in {folder.as_posix()}, a file {whose}"
+                    yield job.line, f"{name} lies in {folder.as_posix()}, a file {whose}"
     for job in jobs:
         written.setdefault(_key(job.thumbnail), job)
     for job in jobs:
