@@ -2,6 +2,7 @@
 
     python -m training.draw_guides                           # all of them, into docs/guides
     python -m training.draw_guides dub retake --seed 3
+    python -m training.draw_guides readme                    # the people who speak in README, into docs
 
 Rows of frames, evenly spaced in time, and below them curves: the mouth's opening as it is seen, the loudness of the
 sound. People and voices are drawn from a seed that no training saw, as in evaluate_edits.
@@ -15,10 +16,13 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from magihuman_core.recipes import DEMO_LARGE
 from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
+from training.clips import make_clip
 from training.common import add_options, set_up
 from training.evaluate_edits import MOUTH, PAGE, PART, Studio, frames_of, picture, prompt_of, sound, spoken
 from training.voice import SAMPLE_RATE
@@ -149,18 +153,38 @@ GUIDES = {"long-speech": long_speech, "dub": dub, "retake": retake, "keyframes":
           "live": live, "variation": variation, "voice-draft": voice_draft}  # fmt: skip
 
 
+README = {  # three people; what is not said of them is random
+    "woman": {"hair": "red", "hairstyle": "curly", "glasses": "glasses", "wall": "mint", "shirt": "blue"},
+    "man": {"hair": "black", "hairstyle": "short", "skin": "brown", "wall": "teal", "shirt": "yellow"},
+    "child": {"hair": "blond", "hairstyle": "long", "glasses": "none", "wall": "pink", "shirt": "green"},
+}
+
+
+def readme_clips(studio, seed, folder):
+    """A moving picture of each of them, after super-resolution, with every other frame."""
+    for person, attributes in README.items():
+        clip = make_clip(seed, attributes={"person": person, **attributes}, with_video=False)
+        made = studio.pipeline.generate(clip.caption, seconds=2, seed=seed, upscale=(DEMO_LARGE, DEMO_LARGE))
+        first, *others = (Image.fromarray(frame) for frame in frames_of(made)[::2])
+        first.save(folder / f"demo_{person}.webp", save_all=True, append_images=others, duration=2000 // FPS, loop=0,
+                   quality=70, method=6)  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("guides", nargs="*", metavar="GUIDE", help=f"of {', '.join(GUIDES)}; default: all")
+    parser.add_argument("guides", nargs="*", metavar="GUIDE", help=f"of {', '.join(GUIDES)}; default: all; or readme")
     parser.add_argument("--out", type=Path, default=PAGE.parent)
     add_options(parser)
     options = parser.parse_args()
-    if unknown := set(options.guides) - set(GUIDES):
+    if unknown := set(options.guides) - {*GUIDES, "readme"}:
         parser.error(f"{', '.join(unknown)}: expected some of {', '.join(GUIDES)}")
     set_up(options)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         studio = Studio((), Path(folder))
         for name in options.guides or GUIDES:
+            if name == "readme":
+                readme_clips(studio, options.seed, PAGE.parent.parent)
+                continue
             draw(options.out / f"{name}.jpg", GUIDES[name](studio, options.seed))
             print(options.out / f"{name}.jpg", flush=True)
 

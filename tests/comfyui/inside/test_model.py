@@ -95,7 +95,7 @@ def test_newer_patchers_are_told_on_which_disk_the_weights_lie(distilled, monkey
     monkeypatch.setattr(comfy, "storage", storage, raising=False)
     monkeypatch.setattr(patcher, "Patcher", Newer)
     load_model(distilled, "distilled", torch.float32)
-    assert told == [[str(distilled)]]
+    assert told == [[str(distilled / "model.safetensors.index.json")]]
 
 
 def test_merging_a_model_with_itself_changes_nothing(model, plain):
