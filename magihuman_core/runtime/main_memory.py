@@ -2,7 +2,7 @@
 
 A container is a Linux control group, and so is a job of a scheduler or a service. Beyond its limit the kernel ends the
 process without a word, however much the machine has left, which is all that psutil tells. Groups lie in each other, and
-each of them may have a limit: https://docs.kernel.org/admin-guide/cgroup-v2.html, and cgroup-v1/memory.html there.
+each of them may have a limit: the kernel's documentation, admin-guide/cgroup-v2 and admin-guide/cgroup-v1/memory.
 """
 
 from collections.abc import Iterator
