@@ -17,14 +17,16 @@ import numpy as np
 
 from magihuman_core.errors import InputError
 from magihuman_core.loading.folder import DEMO
+from magihuman_core.recipes import DISTILLED
 from magihuman_core.sizes import FPS
+from magihuman_core.weights.open import open_checkpoint
+from magihuman_core.weights.roles import window_seconds
 
 from .measure import Row, main, resident
 
 RATE = 16000
 PROMPT = 'A happy woman with black hair and a blue shirt. As she says: "ma so mi"'
 PIECE = 0.1  # seconds that are sent at once
-WINDOW = 2  # seconds: the first frame waits for so much sound
 
 
 def speech(seconds: float) -> np.ndarray:
@@ -38,8 +40,7 @@ class Stream:
     """The command with a sender at its one pipe; frames come out of the other."""
 
     def __init__(self, seconds: float, as_spoken: bool) -> None:
-        command = [sys.executable, "-m", "magihuman_core", "live", "--models", DEMO, "--prompt", PROMPT, "-v",
-                   "--window", str(WINDOW)]
+        command = [sys.executable, "-m", "magihuman_core", "live", "--models", DEMO, "--prompt", PROMPT, "-v"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,  # noqa: S603
                                         stderr=subprocess.PIPE, bufsize=0)  # read what is there, not as much as asked
         assert self.process.stderr is not None
@@ -81,13 +82,15 @@ def rows(quick: bool = False) -> list[Row]:
             late = resident("VmRSS", stream.process.pid) / 2**20
             early = early or late if len(came) >= 5 * FPS else 0.0
     # The first window's frames come together; from there on each second of speech takes its time.
-    begun = WINDOW * FPS
+    window = window_seconds(DISTILLED, open_checkpoint(DEMO / "distill", "network").metadata)
+    begun = round(window * FPS)
     work = (came[-1] - came[begun - 1]) / (len(came) - begun) * FPS
-    found = [Row(f"seconds of work for a second of speech, over {len(came) / FPS:.0f} s", work, "s"),
+    over = f"over {len(came) / FPS:.0f} s in windows of {window:g} s"
+    found = [Row(f"seconds of work for a second of speech, {over}", work, "s"),
              Row("memory after 5 s", early or None, "MB"), Row("memory at the end", late or None, "MB")]
     stream = Stream(6.0, as_spoken=True)
     came = list(stream.frames())
-    heard = stream.sent[round(WINDOW / PIECE) - 1]
+    heard = stream.sent[round(window / PIECE) - 1]
     found.append(Row("from the last sound of the first window to its first frame", came[0] - heard, "s"))
     return found
 

@@ -1,6 +1,8 @@
 """MagiHuman's network in the shape ComfyUI calls networks in."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import comfy.model_management
 import comfy.model_prefetch
@@ -8,6 +10,7 @@ import comfy.ops
 import comfy.patcher_extension
 import torch
 import torch.nn.functional as F
+from comfy.ldm.modules import attention as comfy_attentions
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
@@ -78,9 +81,8 @@ class ComfyDiT(MagiHumanDiT):
         video = video[:, :, 1:] if anchor else video  # a frame before the window, without its audio
         audio = audio if window is None else fit_audio(audio, full_audio(video.shape[2]))
         inputs = by_text(video, audio, context, text_lengths)
-        run_block = BlockRunner(self, video.device, options)
-        streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
-        run_block.finish()
+        with BlockRunner(self, video.device, options) as run_block:
+            streams = self.forward_many(inputs, run_block=run_block, attention=comfy_attention(options))
         video, audio = (torch.cat(parts) for parts in zip(*streams, strict=True))
         return [F.pad(video, (0, 0, 0, 0, 1, 0)) if anchor else video, fit_audio(audio, length)]
 
@@ -115,8 +117,12 @@ def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: Sequence[int]) 
 def comfy_attention(options: dict) -> AttentionFunction:
     """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
 
+    # Newer cores take tensors out of a container, so that a kernel in 8 bits frees them before it computes.
+    given = getattr(comfy_attentions, "AttentionTensorContainer", lambda tensor: tensor)
+
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = optimized_attention(*fold_heads(q, k, v), k.shape[2], skip_reshape=True, skip_output_reshape=True,
+        folded = map(given, fold_heads(q, k, v))
+        out = optimized_attention(*folded, k.shape[2], skip_reshape=True, skip_output_reshape=True,
                                   transformer_options=options)
         return unfold_heads(out, length=q.shape[1])
 
@@ -124,17 +130,46 @@ def comfy_attention(options: dict) -> AttentionFunction:
 
 
 class BlockRunner:
-    """Runs one block after another: cancelling, prefetching of the next block's weights, block patches."""
+    """Runs one block after another: cancelling, prefetching of the next block's weights, block patches.
+
+    Newer cores record what blocks allocate, and give every later pass the same addresses (Comfy Compiler). What is
+    recorded has to be freed within the pass: the residual stream is older than the first block and is written into, so
+    that holds for ours. It need not hold for what others patch in, such as caches, nor for training: then nothing is
+    recorded. Nor are blocks captured as CUDA graphs: core does that for loops of small steps, which ours are not.
+    """
 
     def __init__(self, network: ComfyDiT, device: torch.device, options: dict):
         self.device, self.options = device, options
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.total = len(network.blocks)
         self.queue = comfy.model_prefetch.make_prefetch_queue(list(network.blocks), device, options)
+        record = getattr(comfy.model_prefetch, "malloc_graph_scope", None)
+        self.recorded = record is not None and not self.replace and not torch.is_grad_enabled()
+        self.recording = ExitStack()
+
+    def __enter__(self) -> "BlockRunner":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.recording.__exit__(*error)  # an error ends the recording
 
     def __call__(self, index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block)
+        if index == 0 and self.recorded:
+            self.recording.enter_context(comfy.model_prefetch.malloc_graph_scope(self.device))
+        self._next(block)
+        x = self._patched(index, block, x, layout, attention)
+        if index == self.total - 1:
+            self._next(None)  # gives the last block's prefetched weights back
+            self.recording.close()
+        return x
+
+    def _next(self, block: Block | None) -> None:
+        """Take the next block's weights from the queue, and have those after it fetched."""
+        scope = {"malloc_scope": "block"} if self.recorded else {}
+        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, block, **scope)
+
+    def _patched(self, index: int, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction) -> Tensor:
         name = ("double_block", index)
         self.options.update(block_index=index, total_blocks=self.total, block_type="double", block=name)
         patch = self.replace.get(name)
@@ -160,7 +195,3 @@ class BlockRunner:
 
         args = {"img": x, "layout": layout, "transformer_options": self.options}
         return patch(args, {"original_block": original_block})["img"]
-
-    def finish(self) -> None:
-        """Give the last block's prefetched weights back."""
-        comfy.model_prefetch.prefetch_queue_pop(self.queue, self.device, None)
