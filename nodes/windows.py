@@ -24,13 +24,16 @@ class MagiHumanWindows(io.ComfyNode):
                 io.Float.Input("overlap_seconds", default=0.8, min=0.16, max=30.0, step=0.16, advanced=True, tooltip=(
                     "Seconds that neighbouring windows share, 0.16 to 30. More holds them together better, and costs "
                     "time.")),
+                io.Boolean.Input("anchor", default=True, advanced=True, tooltip=(
+                    "Each window sees the clip's first picture, so that face and colors stay those of it. Turn it off "
+                    "where the scene changes. Without a first picture it does nothing.")),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model, window_seconds, overlap_seconds) -> io.NodeOutput:
-        return io.NodeOutput(with_windows(model, window_seconds, overlap_seconds))
+    def execute(cls, model, window_seconds, overlap_seconds, anchor=True) -> io.NodeOutput:
+        return io.NodeOutput(with_windows(model, window_seconds, overlap_seconds, anchor))
 
 
 NODES = [MagiHumanWindows]

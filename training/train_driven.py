@@ -31,8 +31,9 @@ from training.train_network import (
 from training.window_batches import WindowBatches
 
 DRIVEN = 0.75  # share of steps on windows with given sound
-# What is given of a window, see masks.USES: of the beginning of a clip, and of any other.
+# What is given of a window, see masks.USES: of the beginning of a clip, of one that sees its first frame, of any other.
 AT_START = {"image and audio": 0.5, "audio": 0.2, "region": 0.2, "time and audio": 0.1}
+ANCHORED = {"image and audio": 1.0}
 LATER = {"audio": 0.35, "time and audio": 0.35, "region": 0.25, "frames and audio": 0.05}
 HELD = {"nothing": 0.4, "image": 0.25, "video": 0.15, "frames": 0.1, "time": 0.1}  # in the other steps
 
@@ -45,7 +46,7 @@ def loss_of(student, before, encoder, size):
         if driven:
             cut = batches.cut(size)
             video, audio, ids, other = cut.video, cut.audio, cut.ids, cut.other
-            keep = draw_keep(video, audio, AT_START if cut.at_start else LATER)
+            keep = draw_keep(video, audio, AT_START if cut.at_start else ANCHORED if cut.anchored else LATER)
         else:
             video, audio, ids, other = batches.draw(size)
             keep = draw_keep(video, audio, HELD)

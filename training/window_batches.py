@@ -13,6 +13,7 @@ from training.voice import SYLLABLES
 
 LENGTHS = (13, 19)  # latent frames: 2 and 3 s
 AT_START = 0.3  # share of windows that are the beginning of a clip, whose first latent frame is a single image
+ANCHORED = 0.5  # share of the others that begin with the clip's first latent frame instead of their own
 WORDS = (0, 2, 3, 4, 5, 6)  # how many syllables a window's prompt may have
 OWN_WORDS = 0.4  # share of prompts with the clip's first words, which a later window does not say; others are random
 
@@ -21,7 +22,7 @@ OWN_WORDS = 0.4  # share of prompts with the clip's first words, which a later w
 class Cut:
     """video, other [n, 48, T, h, w]; audio [n, 64, 4T - 1]; ids [n, length]. other: the same of another take.
 
-    at_start: whether they are the beginnings of their clips.
+    at_start: whether they are the beginnings of their clips; anchored: whether their first latent frame is the clip's.
     """
 
     video: torch.Tensor
@@ -29,6 +30,7 @@ class Cut:
     ids: torch.Tensor
     other: torch.Tensor
     at_start: bool
+    anchored: bool
 
 
 class WindowBatches(Batches):
@@ -49,6 +51,7 @@ class WindowBatches(Batches):
         length = int(self.random.choice([n for n in LENGTHS if n <= frames] or [frames]))
         # The last place is left out: at the end of a clip there may be less sound.
         at_start = frames - length < 2 or self.random.random() < AT_START
+        anchored = not at_start and self.random.random() < ANCHORED
         count = max(1, round(count * USUAL * frames / (length * self.latent_pixels(number))))
         phrasing, words = int(self.random.integers(3)), int(self.random.choice(WORDS))
         rows = []
@@ -59,10 +62,13 @@ class WindowBatches(Batches):
                 continue  # a child's prompt has a word more
             start = 0 if at_start else int(self.random.integers(1, frames - length))
             video, audio = latents.get(index)
+            window = video[:, start : start + length]
+            if anchored:
+                window = torch.cat([video[:, :1], window[:, 1:]], 1)
             other, _ = latents.get(latents.clips.other_take(index))
-            rows.append((video[:, start : start + length], audio[:, 4 * start :][:, : full_audio(length)],
+            rows.append((window, audio[:, 4 * start :][:, : full_audio(length)],
                          torch.tensor(ids), other[:, start : start + length]))  # fmt: skip
-        return Cut(*map(torch.stack, zip(*rows, strict=True)), at_start)
+        return Cut(*map(torch.stack, zip(*rows, strict=True)), at_start, anchored)
 
     def prompt(self, meta, words, phrasing):
         """Token ids of a prompt with so many words, the clip's first or any."""

@@ -21,7 +21,8 @@ DTYPES = {"auto": None, "bf16": "bfloat16", "fp32": "float32", "fp8": "float8_e4
 FUSE = {"auto": None, "on": True, "off": False}
 # Options that name a file to read; also the pictures of --keyframe, and the weights of --part and --lora.
 INPUTS = ("clip", "latents", "image", "audio", "mask", "script", "prompt_file", "negative_file")
-SHARED = ("width", "height", "steps", "mode", "upscale", "sr_steps", "window", "overlap")
+SHARED = ("width", "height", "steps", "mode", "upscale", "sr_steps", "window", "overlap",
+          "anchor")
 
 
 def add_prompt(parser: argparse.ArgumentParser, *, required: bool, script: bool = True) -> None:
@@ -57,6 +58,8 @@ def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> N
     parser.add_argument("--window", type=float, metavar="S", help="seconds made in one piece; a longer clip is made in "
                         f"windows (default what the network was trained on, {BASE.window:g} of the released one)")
     parser.add_argument("--overlap", type=float, metavar="S", help="seconds that windows share (default 0.8)")
+    parser.add_argument("--no-anchor", dest="anchor", action="store_false",
+                        help="windows do not see the first picture: for clips whose scene changes")
 
 
 def add_models(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

@@ -121,6 +121,8 @@ class MagiHumanPipeline:
         upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
         window, overlap: seconds that are made in one piece, default what the network was trained on, and that
         neighbouring ones share; a clip longer than a window is made in several, blended in every step.
+        anchor: each window sees the first picture, where one is given, so that face and colors stay; not for clips
+        whose scene changes.
         Video and audio are cut to the shorter of the two.
         Raises InputError and CheckpointError, before anything is computed where that can be known.
         """

@@ -83,6 +83,7 @@ class Pass:
     guidance: Guidance | None  # None: without a negative prompt
     window: int  # latent frames that are made in one piece
     overlap: int  # latent frames that neighbouring windows share
+    anchor: bool = False  # each window sees a given first picture
     denoise: float = 1.0  # below 1: from the latents of an old clip, under so much less noise
 
     @property
@@ -132,7 +133,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
                  size: Size | None = None, seeds: Sequence[int] = (0,), steps: int | None = None,
                  mode: str | None = None, upscale: str | Size | None = None, sr_steps: int = SR_540P.steps,
                  guidance: Guidance | None = None, window: float | None = None, overlap: float | None = None,
-                 denoise: float = 1.0) -> Request:
+                 anchor: bool = True, denoise: float = 1.0) -> Request:
     """Check and read the input of MagiHumanPipeline.generate, which says what each of them is.
 
     Raises InputError for what no clip can be made from, CheckpointError where a part is missing or is something else.
@@ -175,7 +176,7 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
     elif negative is not None or guidance is not None:
         log.warning("The %s network is used without guidance: the negative prompt is not read.", recipe.role)
         guidance = negative = None
-    first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), denoise=denoise)
+    first = Pass(recipe, size, steps, guidance, *windows_of(parts, recipe, window, overlap), anchor, denoise)
     for still in stills:
         warn_of_cropping(still.image.size, size)
     request = Request(segments, negative, stills, driving, length, first, upscaling, seeds)

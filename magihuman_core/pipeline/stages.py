@@ -195,7 +195,7 @@ def sample(parts: Parts, pass_: Pass, conditions: Conditions, latent: JointLaten
             video = torch.lerp(latent.video.to(home), video, float(sigmas[0]))
         x, shapes = pack_latents(video, audio)
         model = WindowedDenoiser(dit, shapes, windows, text_for, pass_.guidance, kept.frozen_video, kept.frozen_audio,
-                                 device=parts.device, on_window=on_window, each=each)
+                                 device=parts.device, on_window=on_window, each=each, anchor=pass_.anchor)
         x = SOLVERS[recipe.solver](model, x, sigmas, {"seed": seed}, disable=True)
         if not bool(torch.isfinite(x).all()):
             raise CheckpointError(f"{parts.models[recipe.role]}: the network computed values that are not finite. "

@@ -6,11 +6,13 @@ of the clean clip are averaged where windows overlap, with weights that rise and
 agree before the next step, and no seam is left.
 
 Frozen content (a first image, driving audio, the end of another clip, whatever a mask keeps) is cut by the same window:
-each sees what lies within it.
+each sees what lies within it. Where the first latent frame is given, every window sees that, too: it stands in the
+place of the window's own first one, which the window before makes. Else little would tell a window half a minute later
+what the person of the picture looks like, for overlaps carry that on by one window in a step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,12 +37,14 @@ class Window:
 
     heard: how many audio latents the network is given for it. At the clip's end there may be up to two fewer, or one
     more: the last is repeated or left out then, since a network that knows windows of one length loses the lips there.
+    anchored: whether the network sees the clip's first latent frame in the place of the window's own.
     """
 
     start: int
     frames: int
     audio: slice
     heard: int
+    anchored: bool = False
 
     @property
     def video(self) -> slice:
@@ -50,6 +54,11 @@ class Window:
         """The window's part of [B, C, T, H, W]; a mask that broadcasts along time stays as it is."""
         return stream if stream.shape[2] == 1 else stream[:, :, self.video]
 
+    def seen_video(self, stream: Tensor, first: Tensor) -> Tensor:
+        """What the network sees of [B, C, T, H, W]. first: the clip's given first latent frame [B, C, 1, H, W]."""
+        part = self.cut_video(stream)
+        return torch.cat([first.to(part).expand_as(part[:, :, :1]), part[:, :, 1:]], 2) if self.anchored else part
+
     def cut_audio(self, stream: Tensor) -> Tensor:
         """The window's part of [B, a, A]; a mask that broadcasts along time stays as it is."""
         return stream if stream.shape[2] == 1 else fit_audio(stream[:, :, self.audio], self.heard)
@@ -57,7 +66,10 @@ class Window:
     def weights(self, overlap: int) -> tuple[Tensor, Tensor]:
         """How much the window's estimate counts, of each of its latent frames and audio latents."""
         count = self.audio.stop - self.audio.start
-        return _ramps(self.frames, max(overlap - 1, 1)), _ramps(count, max(overlap - 1, 1) * AUDIO_PER_FRAME)
+        video = _ramps(self.frames, max(overlap - 1, 1))
+        if self.anchored:
+            video[0] = 0
+        return video, _ramps(count, max(overlap - 1, 1) * AUDIO_PER_FRAME)
 
 
 Evaluate = Callable[..., tuple[Tensor, Tensor]]  # of a window
@@ -70,6 +82,18 @@ class Windows:
 
     parts: Sequence[Window]
     overlap: int
+
+    def anchored(self, mask: Tensor) -> "Windows":
+        """These, with the clip's first latent frame seen by each later window whose own first one is to be made.
+
+        mask: of the video, [B, 1, T, H, W], 0 where it is given. Where the first latent frame is not, all stay as they
+        are.
+        """
+        if mask[:, :, :1].any():
+            return self
+        return replace(self, parts=[
+            replace(part, anchored=part.start > 0 and bool(part.cut_video(mask)[:, :, :1].all()))
+            for part in self.parts])
 
     def blend(self, evaluate: Evaluate, each: EachWindow = map) -> tuple[Tensor, Tensor]:
         """Evaluate each window and average where they overlap -> (video [B, C, T, H, W], audio [B, a, A]).
@@ -161,14 +185,16 @@ class WindowedDenoiser:
     As JointDenoiser, whose arguments these are, window by window. x may lie in main memory for the whole clip: only
     one window at a time goes to `device`, where the network is. text_for(window) gives the texts of a window, and
     on_window is called after each of them. each(evaluate, windows): as map, to share the windows between devices;
-    evaluate(window, dit) takes another network than the usual one.
+    evaluate(window, dit) takes another network than the usual one. anchor: see Windows.anchored.
     """
 
     def __init__(self, dit: MagiHumanDiT, shapes: Shapes, windows: Windows, text_for: Callable[[Window], Texts],
                  guidance: Guidance | None = None, frozen_video: Frozen | None = None,
                  frozen_audio: Frozen | None = None, *, device: torch.device | str | None = None,
-                 on_window: Callable[[], None] | None = None, each: EachWindow = map, **forward: Any) -> None:
-        self.dit, self.shapes, self.windows, self.text_for = dit, shapes, windows, text_for
+                 on_window: Callable[[], None] | None = None, each: EachWindow = map, anchor: bool = False,
+                 **forward: Any) -> None:
+        self.dit, self.shapes, self.text_for = dit, shapes, text_for
+        self.windows = windows.anchored(frozen_video[1]) if anchor and frozen_video is not None else windows
         self.guidance = guidance or Guidance()
         self.frozen_video, self.frozen_audio = frozen_video, frozen_audio
         self.device, self.on_window, self.each, self.forward = device, on_window, each, forward
@@ -176,13 +202,14 @@ class WindowedDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         video, audio = unpack_latents(x, self.shapes)
         device = x.device if self.device is None else torch.device(self.device)
+        first = video if self.frozen_video is None else self.frozen_video[0][:, :, :1]
 
         def evaluate(window: Window, dit: MagiHumanDiT = self.dit) -> tuple[Tensor, Tensor]:
             frozen_video = _cut(self.frozen_video, window.cut_video)
             frozen_audio = _cut(self.frozen_audio, window.cut_audio)
             if _all_kept(frozen_video) and _all_kept(frozen_audio):
                 return window.cut_video(video), window.cut_audio(audio)  # what is kept is put in below
-            part, shapes = pack_latents(window.cut_video(video), window.cut_audio(audio))
+            part, shapes = pack_latents(window.seen_video(video, first), window.cut_audio(audio))
             text, negative = self.text_for(window)
             model = JointDenoiser(
                 dit, shapes, text, negative, later_guidance(self.guidance, window.start), frozen_video,

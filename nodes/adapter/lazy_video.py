@@ -156,8 +156,14 @@ class LazyVideo(Input.Video):
         video = InputImpl.VideoFromFile(self.get_stream_source())
         return video.as_trimmed(start_time, duration, strict_duration)
 
+    def as_cropped(self, *args, **kwargs):  # of newer cores, as the next
+        return InputImpl.VideoFromFile(self.get_stream_source()).as_cropped(*args, **kwargs)
+
+    def as_resized(self, *args, **kwargs):
+        return InputImpl.VideoFromFile(self.get_stream_source()).as_resized(*args, **kwargs)
+
     def save_to(self, path, format=Types.VideoContainer.AUTO, codec=Types.VideoCodec.AUTO, metadata=None,  # noqa: A002
-                bit_depth=None, crf=None, color_space=None, **more) -> None:
+                bit_depth=None, crf=None, color_space=None, preset=None, **more) -> None:
         """Write H.264 and AAC as mp4 or Matroska; for other formats ComfyUI's own writer goes through the frames.
 
         A file appears under its name only when it is complete.
@@ -168,21 +174,21 @@ class LazyVideo(Input.Video):
             parts = Types.VideoComponents(images=self.frames, audio=self.audio.audio(), frame_rate=Fraction(FPS))
             InputImpl.VideoFromComponents(parts).save_to(path, format=format, codec=codec, metadata=metadata, **{
                 name: value for name, value in (("bit_depth", bit_depth), ("crf", crf), ("color_space", color_space),
-                                                *more.items()) if value is not None})
+                                                ("preset", preset), *more.items()) if value is not None})
             return
+        quality = {name: str(value) for name, value in (("crf", crf), ("preset", preset)) if value is not None}
         if not isinstance(path, str | Path):
-            self._write(path, kind, "use_metadata_tags", metadata, crf)
+            self._write(path, kind, "use_metadata_tags", metadata, quality)
             return
         with whole_file(Path(path)) as file:
-            self._write(file.name, kind, "use_metadata_tags+faststart", metadata, crf)
+            self._write(file.name, kind, "use_metadata_tags+faststart", metadata, quality)
 
-    def _write(self, target, kind: str, flags: str, metadata, crf: float | None) -> None:
+    def _write(self, target, kind: str, flags: str, metadata, quality: dict[str, str]) -> None:
         options = {"movflags": flags} if kind == "mp4" else {}
         rate = self.audio.rate
         with av.open(target, "w", format=CONTAINERS[kind], options=options) as container:
             for key, value in (metadata or {}).items():
                 container.metadata[key] = json.dumps(value)
-            quality = {} if crf is None else {"crf": str(crf)}
             video = add_video(container, *self.get_dimensions(), Fraction(FPS), quality)
             track = AudioTrack(container, torch.zeros(2, 0), rate)
             sounds, heard = self.audio.pieces(), 0

@@ -65,7 +65,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
         quantize = weights.BY_DTYPE.get(dtype, quantize)
     quantized = weights.formats(tensors, may_quantize, quantize) if dtype is None or quantize else {}
     official = config
-    if fast or "int8_tensorwise" in quantized.values():  # which ComfyUI always multiplies as such
+    if fast:
         tensors, config = aligned(tensors, config)
 
     model_config = ModelConfig(config, role, preview)
@@ -93,7 +93,7 @@ def build_model(tensors: Checkpoint, config: DiTConfig, role: str, *, dtype: tor
     add_alias_layers(network, official)
 
     plain = disable_dynamic or mm.is_device_cpu(device)
-    patcher = make_patcher(model, device, offload, tensors.path, plain, patcher_class)
+    patcher = make_patcher(model, device, offload, plain, patcher_class)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_LOAD, move_unmanaged_weights)
     return patcher
 

@@ -1,5 +1,6 @@
 """MagiHuman's network in the shape ComfyUI calls networks in."""
 
+import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -34,6 +35,7 @@ class ComfyDiT(MagiHumanDiT):
     """
 
     official_config: DiTConfig  # as the file has it; `config` may be padded
+    has_run = False  # all blocks, at least once
 
     def __init__(self, config: DiTConfig, *, dtype=None, compute_dtype=None, device=None, operations=None, **_):
         computed = compute_dtype or dtype
@@ -117,11 +119,10 @@ def by_text(video: Tensor, audio: Tensor, text: Tensor, lengths: Sequence[int]) 
 def comfy_attention(options: dict) -> AttentionFunction:
     """The attention the user chose in ComfyUI, by start flag or by a node that overrides it."""
 
-    # Newer cores take tensors out of a container, so that a kernel in 8 bits frees them before it computes.
-    given = getattr(comfy_attentions, "AttentionTensorContainer", lambda tensor: tensor)
-
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        folded = map(given, fold_heads(q, k, v))
+        folded = fold_heads(q, k, v)
+        if hasattr(optimized_attention, "container_function"):  # newer cores: a kernel frees what it has made smaller
+            folded = tuple(map(comfy_attentions.AttentionTensorContainer, folded))
         out = optimized_attention(*folded, k.shape[2], skip_reshape=True, skip_output_reshape=True,
                                   transformer_options=options)
         return unfold_heads(out, length=q.shape[1])
@@ -129,22 +130,29 @@ def comfy_attention(options: dict) -> AttentionFunction:
     return attention
 
 
+def can_record() -> bool:
+    """Whether this core records allocations of blocks, by the names and arguments it has had for it since 0.38."""
+    scope = getattr(comfy.model_prefetch, "malloc_graph_scope", None)
+    return (scope is not None and list(inspect.signature(scope).parameters) == ["device"]
+            and "malloc_scope" in inspect.signature(comfy.model_prefetch.prefetch_queue_pop).parameters)
+
+
 class BlockRunner:
     """Runs one block after another: cancelling, prefetching of the next block's weights, block patches.
 
     Newer cores record what blocks allocate, and give every later pass the same addresses (Comfy Compiler). What is
     recorded has to be freed within the pass: the residual stream is older than the first block and is written into, so
-    that holds for ours. It need not hold for what others patch in, such as caches, nor for training: then nothing is
-    recorded. Nor are blocks captured as CUDA graphs: core does that for loops of small steps, which ours are not.
+    that holds for ours. It need not hold for what others patch in, such as caches, nor for training, nor for a first
+    pass, in which kernels are compiled and get memory that they keep: then nothing is recorded. Nor are blocks captured
+    as CUDA graphs: core does that for loops of small steps, which ours are not.
     """
 
     def __init__(self, network: ComfyDiT, device: torch.device, options: dict):
-        self.device, self.options = device, options
+        self.network, self.device, self.options = network, device, options
         self.replace = options.get("patches_replace", {}).get("dit", {})
         self.total = len(network.blocks)
         self.queue = comfy.model_prefetch.make_prefetch_queue(list(network.blocks), device, options)
-        record = getattr(comfy.model_prefetch, "malloc_graph_scope", None)
-        self.recorded = record is not None and not self.replace and not torch.is_grad_enabled()
+        self.recorded = can_record() and network.has_run and not self.replace and not torch.is_grad_enabled()
         self.recording = ExitStack()
 
     def __enter__(self) -> "BlockRunner":
@@ -162,6 +170,7 @@ class BlockRunner:
         if index == self.total - 1:
             self._next(None)  # gives the last block's prefetched weights back
             self.recording.close()
+            self.network.has_run = True
         return x
 
     def _next(self, block: Block | None) -> None:
@@ -183,6 +192,8 @@ class BlockRunner:
             self.options.update({key: values[number : number + 1] for key, values in conds.items()})
             parts.append(self._run(block, x[:, clip.span], layout.alone(clip), attention, patch))
         self.options.update(conds)
+        if patch is None and not torch.is_grad_enabled():
+            return x  # each was written into its part
         return torch.cat(parts, 1)
 
     def _run(self, block: Block, x: Tensor, layout: Layout, attention: AttentionFunction, patch) -> Tensor:

@@ -1,7 +1,5 @@
-"""ComfyUI's model patchers, with whatever the installed version's constructor wants to know."""
+"""ComfyUI's model patchers."""
 
-import inspect
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
@@ -21,17 +19,11 @@ def is_dynamic(device: torch.device, disable_dynamic=False) -> bool:
             and comfy.model_patcher.CoreModelPatcher is not comfy.model_patcher.ModelPatcher)
 
 
-def make_patcher(model, load_device, offload_device, source=None, disable_dynamic=False, kind=None) -> Any:
+def make_patcher(model, load_device, offload_device, disable_dynamic=False, kind=None) -> Any:
     """A patcher around a module: ComfyUI's best for this system, or its plain one.
 
-    source: the file or folder that the weights were read from, from whose disk newer versions may read them anew.
-    kind: makes the class from ComfyUI's own.
+    kind: makes the class from ComfyUI's own. Newer cores ask for the weights' disk (fast_disk), to read them from it
+    again instead of keeping them in locked memory. They do that for tensors of their own reader alone; ours stay there.
     """
     base = Patcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
-    options = {}
-    if isinstance(source, (str, Path)) and "fast_disk" in inspect.signature(base.__init__).parameters:
-        from comfy import storage  # of the same versions
-
-        options["fast_disk"] = storage.model_fast_disk([str(source)])
-    return (base if kind is None else kind(base))(
-        model, load_device=load_device, offload_device=offload_device, **options)
+    return (base if kind is None else kind(base))(model, load_device=load_device, offload_device=offload_device)

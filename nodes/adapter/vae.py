@@ -29,8 +29,7 @@ class VAE(comfy.sd.VAE):
 
     first_stage_model: "VideoStage | AudioStage"
 
-    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], source=None, disable_dynamic=False,
-                 **settings):
+    def __init__(self, module: "VideoStage | AudioStage", dtypes: list[torch.dtype], disable_dynamic=False, **settings):
         mm = comfy.model_management
         self.first_stage_model = module.eval().requires_grad_(False)
         self.working_dtypes = dtypes
@@ -44,7 +43,7 @@ class VAE(comfy.sd.VAE):
             setattr(self, name, value)
         module.to(self.vae_dtype)
         mm.archive_model_dtypes(module)
-        self.patcher = make_patcher(module, self.device, mm.vae_offload_device(), source, disable_dynamic)
+        self.patcher = make_patcher(module, self.device, mm.vae_offload_device(), disable_dynamic)
         self.model_size()
 
     def decode_tiled(self, samples, *args, **kwargs):
@@ -125,7 +124,7 @@ class VideoStage(nn.Module):
         return self.encode(pixels)
 
 
-def video_vae(vae: TurboVAE | VideoVAE, source: str | Path | None = None, disable_dynamic=False) -> VAE:
+def video_vae(vae: TurboVAE | VideoVAE, disable_dynamic=False) -> VAE:
     """A VAE of images and time. How much memory it needs is found by a dry run for each shape (runtime.memory)."""
     config = vae.config
     space, time = config.spatial_factor, config.temporal_factor
@@ -139,7 +138,6 @@ def video_vae(vae: TurboVAE | VideoVAE, source: str | Path | None = None, disabl
     return VAE(
         VideoStage(vae),
         [torch.bfloat16, torch.float32],
-        source,
         disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=3,
@@ -160,13 +158,13 @@ def video_vae(vae: TurboVAE | VideoVAE, source: str | Path | None = None, disabl
 @reloadable
 def load_turbo(path: str | Path, disable_dynamic=False) -> VAE:
     """The Turbo VAE: decodes only. Raises CheckpointError."""
-    return video_vae(load_turbo_vae(path, operations=Operations), path, disable_dynamic)
+    return video_vae(load_turbo_vae(path, operations=Operations), disable_dynamic)
 
 
 @reloadable
 def load_video(path: str | Path, disable_dynamic=False) -> VAE:
     """A Wan2.2-type VAE of any width. Raises CheckpointError."""
-    return video_vae(load_video_vae(path, operations=Operations), path, disable_dynamic)
+    return video_vae(load_video_vae(path, operations=Operations), disable_dynamic)
 
 
 class AudioStage(nn.Module):
@@ -198,7 +196,6 @@ def load_audio(path: str | Path, disable_dynamic=False) -> VAE:
     return VAE(
         AudioStage(vae),
         [torch.float32],  # less is audible
-        path,
         disable_dynamic,
         latent_channels=config.latent_channels,
         latent_dim=1,

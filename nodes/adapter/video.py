@@ -49,13 +49,19 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
 def _from_file(video) -> tuple[Frames, tuple[Tensor, int] | None] | None:
     """The frames and the audio of a VIDEO that is a file, of which only a few frames are decoded at a time."""
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    if not isinstance(source, str):
+    if not isinstance(source, str) or _is_edited(video, source):
         return None
     file = open_video(source)
     start, seconds = video.get_active_trim_window()
     first = min(round(start * FPS), file.count)
     end = min(file.count, first + round(seconds * FPS)) if seconds else file.count
     return file.frames(file.width, file.height, first, end), file.audio(first, end)
+
+
+def _is_edited(video, source: str) -> bool:
+    """Whether frames differ from those of the file: newer cores crop and resize a VIDEO without writing it anew."""
+    pending = getattr(video, "has_pending_frame_edits", None)
+    return bool(pending and pending()) or video.get_dimensions() != InputImpl.VideoFromFile(source).get_dimensions()
 
 
 def _from_components(video) -> tuple[Frames, tuple[Tensor, int] | None]:

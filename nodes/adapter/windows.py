@@ -33,9 +33,10 @@ KEY = "magihuman_windows"  # of our wrappers, and of what the options of a sampl
 log = logging.getLogger(__name__)
 
 
-def with_windows(patcher, window: float, overlap: float):
+def with_windows(patcher, window: float, overlap: float, anchor: bool = True):
     """A MODEL that makes long clips in windows. window, overlap: in seconds; window 0: what the model was trained on.
 
+    anchor: whether each window sees a first picture that is given; super-resolution goes by the small clip alone.
     Raises InputError where the overlap does not fit, or the model is not MagiHuman's.
     """
     if not isinstance(patcher.model, MagiHumanModel):
@@ -43,7 +44,7 @@ def with_windows(patcher, window: float, overlap: float):
     frames = window_frames(window or patcher.model.window)
     shared = shared_frames(overlap)
     check_window(frames, shared)
-    handler = WindowHandler(frames, shared)
+    handler = WindowHandler(frames, shared, anchor and not patcher.model.super_resolution)
     clone = patcher.clone()
     clone.model_options["context_handler"] = handler
     for kind, wrapper in ((Wrappers.OUTER_SAMPLE, handler.outer_sample),
@@ -54,12 +55,15 @@ def with_windows(patcher, window: float, overlap: float):
 
 
 class WindowHandler(comfy.context_windows.ContextHandlerABC):
-    """Evaluates each window by itself and averages them, as WindowedDenoiser does. frames, overlap: latent frames."""
+    """Evaluates each window by itself and averages them, as WindowedDenoiser does.
+
+    frames, overlap: latent frames. anchor: see Windows.anchored.
+    """
 
     freenoise = False  # asked by what a Context Windows node of core left on the model
 
-    def __init__(self, frames: int, overlap: int):
-        self.frames, self.overlap = frames, overlap
+    def __init__(self, frames: int, overlap: int, anchor: bool):
+        self.frames, self.overlap, self.anchor = frames, overlap, anchor
 
     def plan(self, shapes) -> Windows:
         """The windows of a clip. shapes: of its two streams. Raises InputError where they differ in length."""
@@ -114,10 +118,14 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
         video, audio = comfy.utils.unpack_latents(x_in, shapes)
         mask = (model_options.get(KEY) or {}).get("mask")
         masks = None if mask is None else comfy.utils.unpack_latents(mask.expand(x_in.shape), shapes)
+        windows = self.plan(shapes)
+        if self.anchor and masks is not None:
+            windows = windows.anchored(masks[0])
 
         def evaluate(window: Window) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            x, sizes = comfy.utils.pack_latents([window.cut_video(video), window.cut_audio(audio)])
+            seen = window.seen_video(video, video[:, :, :1])  # where it is given, ComfyUI has put it in
+            x, sizes = comfy.utils.pack_latents([seen, window.cut_audio(audio)])
             if masks is not None and not (window.cut_video(masks[0]).any() or window.cut_audio(masks[1]).any()):
                 found = [x] * len(conds)  # all of it is kept, and will be put in by the sampler
             else:
@@ -126,5 +134,5 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
             streams = [comfy.utils.unpack_latents(estimate, sizes) for estimate in found]
             return torch.cat([part[0] for part in streams]), torch.cat([part[1] for part in streams])
 
-        blended = [stream.chunk(len(conds)) for stream in self.plan(shapes).blend(evaluate)]
+        blended = [stream.chunk(len(conds)) for stream in windows.blend(evaluate)]
         return [comfy.utils.pack_latents(list(streams))[0] for streams in zip(*blended, strict=True)]

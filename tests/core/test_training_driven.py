@@ -41,24 +41,28 @@ def source(tmp_path):
 def test_windows_are_cut_as_the_pipeline_cuts_them(source):
     pipeline = {length: {(w.start, w.audio.start, w.heard) for w in plan_windows(103, length, length - 1).parts}
                 for length in LENGTHS}  # fmt: skip
-    lengths, starts, beginnings = set(), set(), 0
+    lengths, starts, beginnings, anchored = set(), set(), 0, 0
     for _ in range(120):
         cut = source.cut(6)
         length = cut.video.shape[2]
         lengths.add((length, len(cut.video)))
         for video, audio, other in zip(cut.video, cut.audio, cut.other, strict=True):
-            clip, first = divmod(int(video[0, 0, 0, 0]), 64)
-            assert video[0, :, 0, 0].tolist() == list(range(64 * clip + first, 64 * clip + first + length))
+            clip, second = divmod(int(video[0, 1, 0, 0]), 64)
+            first = second - 1
+            assert video[0, 1:, 0, 0].tolist() == list(range(64 * clip + second, 64 * clip + first + length))
+            assert video[0, 0, 0, 0] == 64 * clip + (0 if cut.anchored else first)
             heard = audio[0] - 256 * clip
             assert heard.tolist() == list(range(int(heard[0]), int(heard[0]) + len(heard)))
             assert (first, int(heard[0]), len(heard)) in pipeline[length]
             assert int(other[0, 0, 0, 0]) == 64 * min(clip ^ 1, 4) + first
             assert cut.at_start == (first == 0)
             starts.add(first)
-        beginnings += cut.at_start
+        beginnings, anchored = beginnings + cut.at_start, anchored + cut.anchored
+        assert not (cut.at_start and cut.anchored)
         assert cut.ids.shape[0] == len(cut.video)
     assert lengths == {(13, 6), (19, 4)} and len(starts) > 8
     assert 30 < beginnings < 100, "windows of whole clips, and a share of the others, are beginnings"
+    assert 0.3 < anchored / (120 - beginnings) < 0.7
 
 
 def test_no_window_is_of_a_held_out_clip(tmp_path, source):

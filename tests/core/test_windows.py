@@ -103,6 +103,48 @@ def test_each_window_is_its_own_clip_and_overlaps_are_averaged(dit):
     torch.testing.assert_close(found_audio[:, :, 31:], parts[6][1][:, :, 7:18])
 
 
+def test_each_window_sees_a_given_first_picture_in_the_place_of_its_first_frame(dit):
+    length = 42
+    video, audio = latents(dit, length)  # 11 latent frames: windows at 0, 3 and 6
+    x, shapes = mh.pack_latents(video, audio)
+    text, image = torch.randn(1, 5, dit.config.text_channels), torch.randn_like(video[:, :, :1])
+    values, mask = torch.zeros_like(video), torch.ones(1, 1, 11, 1, 1)
+    values[:, :, :1], mask[:, :, 0] = image, 0
+    sigma = 0.6
+    with torch.inference_mode():
+        model = WindowedDenoiser(dit, shapes, plan_windows(length, 5, 2), lambda window: (text, None),
+                                 frozen_video=(values, mask), anchor=True)
+        found_video, found_audio = mh.unpack_latents(model(x, torch.tensor([sigma])), shapes)
+        parts = {}
+        for start in (0, 3):
+            part = torch.cat([image, video[:, :, start + 1 : start + 5]], 2)
+            heard = audio[:, :, 4 * start :][:, :, :19]
+            v_video, v_audio = dit(part, heard, text)
+            parts[start] = part - sigma * v_video, heard - sigma * v_audio
+    assert torch.equal(found_video[:, :, :1], image)
+    torch.testing.assert_close(found_video[:, :, 1:4], parts[0][0][:, :, 1:4])  # no frame is the second's picture
+    torch.testing.assert_close(found_video[:, :, 4], (parts[0][0][:, :, 4] + parts[3][0][:, :, 1]) / 2)
+    torch.testing.assert_close(found_video[:, :, 5], parts[3][0][:, :, 2])
+    torch.testing.assert_close(found_audio[:, :, 15], (parts[0][1][:, :, 15] + parts[3][1][:, :, 3]) / 2)
+
+
+def test_which_windows_see_the_first_picture():
+    windows = plan_windows(42, 5, 2)  # at 0, 3 and 6
+
+    def seen(made):
+        mask = torch.ones(1, 1, 11, 2, 4)
+        for frame in set(range(11)) - set(made):
+            mask[:, :, frame] = 0
+        return [part.start for part in windows.anchored(mask).parts if part.anchored]
+
+    assert seen(range(1, 11)) == [3, 6]
+    assert seen(range(11)) == [], "no first picture is given"
+    assert seen([4, 5, 6, 7]) == [6], "a window that begins with what is kept goes on from there"
+    region = torch.ones(1, 1, 1, 2, 4)  # a mouth, in all frames
+    region[..., 0, :] = 0
+    assert windows.anchored(region) is windows
+
+
 def test_what_is_kept_stays_and_windows_of_it_alone_cost_nothing(dit):
     length = 42
     video, audio = latents(dit, length)

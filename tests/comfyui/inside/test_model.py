@@ -1,7 +1,5 @@
 """The MODEL from within ComfyUI: patches of blocks, guidance, compiling, saving, copies and memory."""
 
-import sys
-import types
 
 import comfy.memory_management
 import comfy.model_management
@@ -11,7 +9,7 @@ import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from magihuman_pack.magihuman_core import load_dit
-from magihuman_pack.nodes.adapter import patcher, sampling
+from magihuman_pack.nodes.adapter import sampling
 from magihuman_pack.nodes.adapter.load_model import load_model
 from magihuman_pack.nodes.adapter.lora import is_alias
 from magihuman_pack.nodes.adapter.network import by_text
@@ -79,23 +77,6 @@ def test_dynamic_memory_management_changes_nothing(distilled, plain, monkeypatch
         patch.setattr(comfy.memory_management, "aimdo_enabled", True)
         dynamic = load_model(distilled, "distilled", torch.float32)
     assert max_error(sample(dynamic), plain) == 0
-
-
-def test_newer_patchers_are_told_on_which_disk_the_weights_lie(distilled, monkeypatch):
-    """As ComfyUI 0.40 has it."""
-    told = []
-
-    class Newer(comfy.model_patcher.ModelPatcher):
-        def __init__(self, model, load_device, offload_device, size=0, weight_inplace_update=False, fast_disk=False):
-            super().__init__(model, load_device, offload_device, size, weight_inplace_update)
-            told.append(fast_disk)
-
-    storage = types.SimpleNamespace(model_fast_disk=lambda paths: paths)
-    monkeypatch.setitem(sys.modules, "comfy.storage", storage)
-    monkeypatch.setattr(comfy, "storage", storage, raising=False)
-    monkeypatch.setattr(patcher, "Patcher", Newer)
-    load_model(distilled, "distilled", torch.float32)
-    assert told == [[str(distilled / "model.safetensors.index.json")]]
 
 
 def test_merging_a_model_with_itself_changes_nothing(model, plain):

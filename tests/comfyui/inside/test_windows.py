@@ -44,7 +44,8 @@ def start():
     return video, audio, video_mask, audio_mask
 
 
-def by_core(network, latent_format, start, solve, guidance=None, steps=2, text_for=lambda window: TEXT):
+def by_core(network, latent_format, start, solve, guidance=None, steps=2, text_for=lambda window: TEXT,
+            anchor=True):
     """The clip of the core's own windows."""
     video, audio, video_mask, audio_mask = start
     noise = start_noise((video.shape, audio.shape), SEED)
@@ -53,7 +54,7 @@ def by_core(network, latent_format, start, solve, guidance=None, steps=2, text_f
     with torch.no_grad():
         model = WindowedDenoiser(network, shapes, plan_windows(LENGTH, 5, 2),
                                  lambda window: (text_for(window), negative), guidance,
-                                 (latent_format.process_in(video), video_mask), (audio, audio_mask))
+                                 (latent_format.process_in(video), video_mask), (audio, audio_mask), anchor=anchor)
         x = solve(model, x, flow_sigmas(steps), {"seed": SEED}, disable=True)
         video, audio = unpack_latents(x, shapes)
     return latent_format.process_out(video), audio
@@ -73,6 +74,14 @@ def test_sampler_makes_the_clip_of_the_command_line(model, network, start):
     assert max_error(out[0][:, :, :1], video[:, :, :1]) <= 1e-5 and torch.equal(out[1][:, :, :23], audio[:, :, :23])
     plain = MagiHumanSampler.execute(model, [[TEXT, {}]], latent(start), SEED, "auto", 2, 0)[0]["samples"].unbind()
     assert max_error(plain, wanted) > 0.01  # in one piece it is another clip
+
+
+def test_windows_without_the_first_picture(model, network, start):
+    windowed = with_windows(model, WINDOW, OVERLAP, anchor=False)
+    out = MagiHumanSampler.execute(windowed, [[TEXT, {}]], latent(start), SEED, "auto", 2, 0)[0]["samples"].unbind()
+    form = model.model.latent_format
+    assert max_error(out, by_core(network, form, start, sample_renoise, anchor=False)) <= 1e-4
+    assert max_error(out, by_core(network, form, start, sample_renoise)) > 0.01
 
 
 def test_guidance_goes_with_windows(model, network, start):
