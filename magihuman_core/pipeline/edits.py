@@ -195,7 +195,7 @@ class Extension(Making):
         rest = [size for size in sizes if size not in starts]
         if rest:
             end = source.count - more
-            ends = [source.frames(*size).part(end - kept, end) for size in rest]
+            ends = [source.frames(*size, end - kept, end) for size in rest]
             encoded = run("picture of the clip", stages.encode_frames, ends)
             check_channels(parts, encoded[0], self.channels(parts)[0])
             starts.update(zip(rest, encoded, strict=True))

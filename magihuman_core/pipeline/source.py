@@ -29,7 +29,7 @@ class Source:
     name: str
     size: Size  # width, height in pixels
     count: int  # frames
-    frames: Callable[[int, int], Frames]  # of a width and a height
+    frames: Callable[..., Frames]  # (width, height, start=0, end=None): in that size, of these frames alone
     waveform: Tensor  # [2, samples] at 44.1 kHz; silence where the clip has no audio
     prompt: str | None
     latents: tuple[Tensor, Tensor] | None = None  # normalized; the last frame is of the last of them
@@ -45,8 +45,11 @@ def open_source(clip: str | Path | Clip) -> Source:
         video = clip.video
         waveform = resample_recording(clip.audio, clip.sample_rate, OUTPUT_RATE)
         prompt = clip.metadata.get("prompt")
-        return _source("clip", (video.width, video.height), video.count, lambda width, height: video.resized(
-            width, height), waveform, prompt, clip.latents)
+
+        def frames(width: int, height: int, start: int = 0, end: int | None = None) -> Frames:
+            return video.part(start, video.count if end is None else end).resized(width, height)
+
+        return _source("clip", (video.width, video.height), video.count, frames, waveform, prompt, clip.latents)
     if not isinstance(clip, str | Path):
         raise InputError(f"clip is {type(clip).__name__}, expected the path of a video or a Clip.")
     file = open_video(clip)
@@ -55,7 +58,7 @@ def open_source(clip: str | Path | Clip) -> Source:
     return _source(str(clip), (file.width, file.height), file.count, file.frames, heard, file.prompt, None)
 
 
-def _source(name: str, size: Size, count: int, frames: Callable[[int, int], Frames], waveform: Tensor | None,
+def _source(name: str, size: Size, count: int, frames: Callable[..., Frames], waveform: Tensor | None,
             prompt: str | None, latents: tuple[Tensor, Tensor] | None) -> Source:
     if count < 2:
         raise InputError(f"{name}: has one frame only. Use it as a picture, with --image.")
