@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from magihuman_core import DiTConfig, MagiHumanDiT, sequence_parallel
 from magihuman_core.runtime.parallel import exchange, share_heads
 
-from .measure import Row, fill_randomly, main, seconds
+from .measure import Row, command_line, fill_randomly, main, seconds
 
 RANKS = 2
 T, H, W, AUDIO, TEXT = 26, 24, 24, 103, 153  # 4,000 tokens
@@ -103,4 +103,4 @@ def measure(rank: int, folder: str, frames: int, repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    main(rows, __doc__)
+    raise SystemExit(main(rows, command_line(__doc__)))
