@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from magihuman_core import InputError
-from magihuman_core.errors import is_out_of_memory
+from magihuman_core.errors import CheckpointError, is_out_of_memory
 from magihuman_core.model.rope import RotaryBands, rope_bands
 from magihuman_core.runtime.devices import device_module, release_memory
 
@@ -171,7 +171,7 @@ def main(rows: Callable[..., Iterable[Row]], parser: argparse.ArgumentParser) ->
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    except InputError as error:
+    except (InputError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 1
     finally:

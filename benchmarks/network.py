@@ -65,7 +65,7 @@ def measured(quick: bool) -> Iterator[Row]:
         dit(*(x[..., :4] if x.ndim == 5 else x for x in clip))  # the libraries' own buffers
         if dtype == torch.float32:
             most = peak_resident(lambda dit=dit: dit(*clip))
-            yield Row("peak memory over the weights", None if most is None else most / 1e6, "MB")
+            yield Row("peak memory over the weights", None if most is None else most / 2**20, "MiB")
         for fuse in (False, True):
             words = f"bare products and attention / forward, {name}, {'fused' if fuse else 'plain'}"
             started = time.perf_counter()
