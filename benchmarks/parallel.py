@@ -9,6 +9,7 @@ them computed, by the processor's clock, then tells more than the clock on the w
 """
 
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -71,7 +72,7 @@ def measure(rank: int, folder: str, frames: int, repeats: int) -> None:
     """What each rank does. The first one keeps seconds on the wall and of the busier rank's processor, of each turn:
     alone, together, and of a block's exchanges by themselves."""
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     dit = fill_randomly(MagiHumanDiT(CONFIG, device="meta"), "cpu").eval()
     both, tokens = sequence_parallel(dit), tokens_of(frames)
