@@ -8,6 +8,7 @@ the widths are those of the released networks.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from magihuman_core.runtime.memory import decoding_activations
 from magihuman_core.vae.turbo import TurboVAE, TurboVAEConfig
 from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 
-from .measure import Row, fill_randomly, interleaved, main
+from .measure import Row, command_line, fill_randomly, interleaved, main
 
 QUICK = {
     "Turbo VAE": (TurboVAEConfig(decoder_block_out_channels=(16, 16, 32, 32), decoder_layers_per_block=(1, 1, 1, 1, 1)),
@@ -49,10 +50,9 @@ class Convolutions(TorchDispatchMode):
 
 
 @torch.inference_mode()
-def rows(quick: bool = False) -> list[Row]:
+def rows(quick: bool = False) -> Iterator[Row]:
     """Ratios, seconds a frame and memory, of both decoders in fp32 and bf16."""
     torch.manual_seed(0)
-    found = []
     for name, (config, latent) in (QUICK if quick else REAL).items():
         width, height = (side * config.spatial_factor for side in latent[:0:-1])
         for dtype in (torch.float32, torch.bfloat16):
@@ -64,11 +64,9 @@ def rows(quick: bool = False) -> list[Row]:
             bare.run()
             convolutions, decode = interleaved(bare.run, lambda vae=vae, z=z: vae.decode(z), repeats=2 if quick else 3)
             memory = decoding_activations(config, (1, config.latent_channels, *latent), dtype, "cpu")
-            found.append(Row(
-                f"bare convolutions / decode, {name}, {width}x{height}, {str(dtype)[6:]}", convolutions / decode,
-                note=f"{decode / frames:.4f} s a frame; {memory / 1e6:.0f} MB of activations, estimated"))
-    return found
+            yield Row(f"bare convolutions / decode, {name}, {width}x{height}, {str(dtype)[6:]}", convolutions / decode,
+                      note=f"{decode / frames:.4f} s a frame; {memory / 1e6:.0f} MB of activations, estimated")
 
 
 if __name__ == "__main__":
-    main(rows, __doc__)
+    raise SystemExit(main(rows, command_line(__doc__)))

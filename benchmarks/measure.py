@@ -1,9 +1,11 @@
-"""What all benchmarks share: rows of figures, times, memory, random weights, tables."""
+"""What all benchmarks share: rows of figures, times, memory, random weights, tables, a command line."""
 
 import argparse
+import ctypes
 import gc
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from magihuman_core import InputError
+from magihuman_core.errors import CheckpointError, is_out_of_memory
 from magihuman_core.model.rope import RotaryBands, rope_bands
+from magihuman_core.runtime.devices import device_module, release_memory
 
 
 @dataclass(frozen=True)
@@ -23,16 +28,34 @@ class Row:
     unit: str = ""
     note: str = ""
     limit: float | None = None  # the value must not be above it
+    error: bool = False  # it ended by an error, which the note names
 
     @property
     def failed(self) -> bool:
-        return self.limit is not None and self.value is not None and not self.value <= self.limit
+        return self.error or (self.limit is not None and self.value is not None and not self.value <= self.limit)
 
     @property
     def text(self) -> str:
         if self.value is None:
             return "-"
         return f"{self.value:.3g} {self.unit}".strip()
+
+
+def attempt(what: str, rows: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows of a measurement as they come. One error ends it with a row that failed, so that others can go on; of
+    memory that does not suffice the row says so, and nothing failed."""
+    try:
+        yield from rows()
+        return
+    except Exception as error:  # whatever it is on somebody's machine, the report is to tell
+        ended = Row(what, None, note=reason(error), error=not is_out_of_memory(error))
+    yield ended  # here, where the error's frames and their tensors are gone
+
+
+def reason(error: Exception) -> str:
+    """An error in one short line."""
+    said = next(filter(None, map(str.strip, str(error).splitlines())), "without a message")
+    return f"{type(error).__name__}: {said}"[:160]
 
 
 def interleaved(*functions: Callable[[], object], repeats: int, device: str | torch.device = "cpu") -> list[float]:
@@ -51,36 +74,53 @@ def seconds(function: Callable[[], object], device: str | torch.device = "cpu") 
 
 
 def synchronize(device: str | torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+    """Wait until a device has done all that it was given."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def release(device: str | torch.device) -> None:
     """Give back what nobody refers to any more."""
     gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
+    release_memory(torch.device(device))
 
 
 def peak(function: Callable[[], object], device: str | torch.device) -> int | None:
-    """Bytes that a function takes on a card at its most; None on a CPU."""
-    if torch.device(device).type != "cuda":
+    """Bytes that a function takes on a card at its most; None on a CPU, and where torch does not count them (MPS)."""
+    module = device_module(torch.device(device))
+    if module is None or not hasattr(module, "max_memory_allocated"):
         function()
         return None
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    module.reset_peak_memory_stats(device)
+    before = module.memory_allocated(device)
     function()
     synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return module.max_memory_allocated(device) - before
 
 
-def resident(field: str, process: int | str = "self") -> int:
-    """Bytes of a line of a process's status in /proc: "VmRSS" now, "VmHWM" at the peak.
+def peak_resident(function: Callable[[], object]) -> int | None:
+    """Bytes of main memory that a function adds to this process at its most; None where the system does not tell."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):  # where the C library is another one than Linux's usual one
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is kept for later; it would hide as much of the peak
+    with suppress(OSError):  # some containers forbid it; the peak is then the one since this process began
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    before = resident("VmRSS")
+    function()
+    most = resident("VmHWM")
+    return None if before is None or most is None else most - before
+
+
+def resident(field: str, process: int | str = "self") -> int | None:
+    """Bytes of a line of a process's status in /proc: "VmRSS" now, "VmHWM" at the peak; None where there is none.
 
     Not getrusage's ru_maxrss, which across exec keeps the peak of the process that started this one.
     """
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux, or the process has ended
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 @torch.no_grad()
@@ -107,14 +147,34 @@ def fill_randomly(module: nn.Module, device: str | torch.device, seed: int = 0) 
 
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = [f"| {row.what} | {row.text}{' **FAILED**' if row.failed else ''} | {row.note} |" for row in rows]
+    cells = [(row.what, f"{row.text}{' **FAILED**' if row.failed else ''}", row.note) for row in rows]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells]
     return "\n".join(["| what | figure | |", "|---|---:|---|", *lines])
 
 
-def main(rows: Callable[..., list[Row]], doc: str | None) -> None:
-    """The command line of a module."""
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """With the option that all modules have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
-    arguments = parser.parse_args()
-    with suppress(KeyboardInterrupt):
-        print(table(rows(arguments.quick)))
+    return parser
+
+
+def main(rows: Callable[..., Iterable[Row]], parser: argparse.ArgumentParser) -> int:
+    """The command line of a module, whose options rows() takes by name. Prints what was measured, however it ends.
+
+    Returns 1 where a row failed or an error ended it, 130 after Ctrl-C.
+    """
+    found: list[Row] = []
+    try:
+        for row in rows(**vars(parser.parse_args())):
+            found.append(row)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except (InputError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        if found:
+            print(table(found))
+    return int(any(row.failed for row in found))

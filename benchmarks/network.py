@@ -7,10 +7,9 @@ measured in turns in one process: 1 where nothing else took any time.
 """
 
 import os
-import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT
 from magihuman_core.runtime.fuse import fuse_elementwise
 
-from .measure import Row, fill_randomly, interleaved, main, resident
+from .measure import Row, command_line, fill_randomly, interleaved, main, peak_resident
 
 T, H, W, AUDIO, TEXT = 13, 16, 28, 51, 128
 CONFIG = DiTConfig(
@@ -49,43 +48,39 @@ def bare_products(dit: MagiHumanDiT, dtype: torch.dtype):
     return run
 
 
-def rows(quick: bool = False) -> list[Row]:
+def rows(quick: bool = False) -> Iterator[Row]:
     """Ratios in fp32 and bf16, plain and fused, the peak of memory over the weights, and the wait for kernels."""
     with tempfile.TemporaryDirectory() as empty, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=empty):
-        return measured(quick)
+        yield from measured(quick)
 
 
 @torch.inference_mode()
-def measured(quick: bool) -> list[Row]:
+def measured(quick: bool) -> Iterator[Row]:
     torch.manual_seed(0)
-    found: list[Row] = []
     clip = torch.randn(1, 48, T, H, W), torch.randn(1, 64, AUDIO), torch.randn(1, TEXT, 3584)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype)[6:]
         dit = fill_randomly(MagiHumanDiT(CONFIG, dtype=dtype, device="meta"), "cpu").eval()
         bare = bare_products(dit, dtype)
         dit(*(x[..., :4] if x.ndim == 5 else x for x in clip))  # the libraries' own buffers
-        if dtype == torch.float32 and sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # start the peak anew
-            before = resident("VmRSS")
-            dit(*clip)
-            found.append(Row("peak memory over the weights", (resident("VmHWM") - before) / 2**20, "MB"))
+        if dtype == torch.float32:
+            most = peak_resident(lambda dit=dit: dit(*clip))
+            yield Row("peak memory over the weights", None if most is None else most / 2**20, "MiB")
         for fuse in (False, True):
             words = f"bare products and attention / forward, {name}, {'fused' if fuse else 'plain'}"
             started = time.perf_counter()
             try:
                 fuse_elementwise(dit, fuse, "cpu")
             except InputError as error:
-                found.append(Row(words, None, note=str(error)))
+                yield Row(words, None, note=str(error))
                 continue
             dit(*clip)  # compiles
             first = time.perf_counter() - started
             products, forward = interleaved(bare, lambda dit=dit: dit(*clip), repeats=2 if quick else 7)
-            found.append(Row(words, products / forward, note=f"{products:.3f} s of {forward:.3f} s"))
+            yield Row(words, products / forward, note=f"{products:.3f} s of {forward:.3f} s")
             if fuse:
-                found.append(Row(f"first use of fusing, {name}, no kernel in the cache", first - forward, "s"))
-    return found
+                yield Row(f"first use of fusing, {name}, no kernel in the cache", first - forward, "s")
 
 
 if __name__ == "__main__":
-    main(rows, __doc__)
+    raise SystemExit(main(rows, command_line(__doc__)))

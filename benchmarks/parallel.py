@@ -9,6 +9,7 @@ them computed, by the processor's clock, then tells more than the clock on the w
 """
 
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch.multiprocessing as mp
 from magihuman_core import DiTConfig, MagiHumanDiT, sequence_parallel
 from magihuman_core.runtime.parallel import exchange, share_heads
 
-from .measure import Row, fill_randomly, main, seconds
+from .measure import Row, command_line, fill_randomly, main, seconds
 
 RANKS = 2
 T, H, W, AUDIO, TEXT = 26, 24, 24, 103, 153  # 4,000 tokens
@@ -71,7 +72,7 @@ def measure(rank: int, folder: str, frames: int, repeats: int) -> None:
     """What each rank does. The first one keeps seconds on the wall and of the busier rank's processor, of each turn:
     alone, together, and of a block's exchanges by themselves."""
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     dit = fill_randomly(MagiHumanDiT(CONFIG, device="meta"), "cpu").eval()
     both, tokens = sequence_parallel(dit), tokens_of(frames)
@@ -103,4 +104,4 @@ def measure(rank: int, folder: str, frames: int, repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    main(rows, __doc__)
+    raise SystemExit(main(rows, command_line(__doc__)))

@@ -8,6 +8,8 @@ import json
 import lzma
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import cache, partial
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -16,10 +18,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from magihuman_core import DiTConfig, InputError, MagiHumanDiT, load_dit
-from magihuman_core.runtime.fuse import fuse_elementwise
+from magihuman_core.runtime.devices import check_dtype
+from magihuman_core.runtime.fuse import fuse_elementwise, why_not
 from magihuman_core.weights.dit_keys import official_state_dict
 
-from .measure import Row, fill_randomly, main
+from .measure import Row, attempt, fill_randomly, reason
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "dit"
 CASES = ("v2_basic", "v1_basic", "post_norm", "local_attn")
@@ -33,88 +36,107 @@ CONFIG = DiTConfig(
 )  # fmt: skip
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
             "cuDNN": SDPBackend.CUDNN_ATTENTION, "plain": SDPBackend.MATH}
+# What PyTorch says on a card and on a CPU where the chosen kernel is not there. Any other error is a fault.
+NO_KERNEL = ("No available kernel", "No viable backend for scaled_dot_product_attention")
+Outs = tuple[Tensor, Tensor]  # velocities of video and audio
 
 
 @torch.inference_mode()
-def rows(quick: bool = False, device: str | torch.device = "cpu") -> list[Row]:
+def rows(quick: bool = False, device: str | torch.device = "cpu") -> Iterator[Row]:
     """Relative errors, with limits. quick: makes no difference."""
-    return [*recorded(device), *random_network(device)]
-
-
-def recorded(device: str | torch.device) -> Iterator[Row]:
-    """Against the numbers that the reference gave."""
-    if not (DATA / "weights_main.safetensors.xz").is_file():
+    device = torch.device(device)
+    if (DATA / "weights_main.safetensors.xz").is_file():
+        yield from attempt("recorded numbers", lambda: recorded(device))
+    else:
         yield Row("recorded numbers", None, note=f"skipped: {DATA} is not there; run it in a clone of the repository")
-        return
+    yield from attempt("random network", lambda: random_network(device))
+
+
+def recorded(device: torch.device) -> Iterator[Row]:
+    """Against the numbers that the reference gave."""
     weights = load(lzma.decompress((DATA / "weights_main.safetensors.xz").read_bytes()))
     for case in CASES:
-        tensors, facts = load_file(DATA / f"{case}.safetensors"), json.loads((DATA / f"{case}.json").read_text())
+        tensors = load_file(DATA / f"{case}.safetensors")
+        facts = json.loads((DATA / f"{case}.json").read_text(encoding="utf-8"))
         own = {key.removeprefix("extra_weights."): value for key, value in tensors.items() if "extra_weights." in key}
         overrides = {"positions": facts["coords_style"]}
         if local := facts["config"]["local_attn_layers"]:
             overrides |= {"local_layers": tuple(local), "local_radius": facts["frame_receptive_field"]}
-        clip = [x.to(device) for x in (tensors["in.x_t"], tensors["in.audio_x_t"].transpose(1, 2),
-                                       tensors["in.txt_feat"][:, : facts["txt_feat_len"]])]
+        clip = (tensors["in.x_t"], tensors["in.audio_x_t"].transpose(1, 2),
+                tensors["in.txt_feat"][:, : facts["txt_feat_len"]])
         for name, dtype, limit in (("fp32", FP32, EXACT), ("bf16", BF16, ROUNDED)):
-            dit = load_dit(weights | own, dtype=dtype, device=device, fuse=False, **overrides)
             expected = tensors[f"{name}.x_video"], tensors[f"{name}.x_audio"].transpose(1, 2)
-            yield compare(f"recorded numbers, {case}, {name}", lambda dit=dit, clip=clip: dit(*clip), expected, limit)
+            build = partial(load_dit, weights | own, dtype=dtype, device=device, fuse=False, **overrides)
+            yield compare(f"recorded numbers, {case}, {name}",
+                          lambda build=build, clip=clip: build()(*(x.to(device) for x in clip)),
+                          lambda expected=expected: expected, limit)
 
 
-def random_network(device: str | torch.device) -> Iterator[Row]:
+def random_network(device: torch.device) -> Iterator[Row]:
     """Against the plain network in fp32 on the CPU; paths in bf16 against the plain network in bf16 on the device."""
     weights = official_state_dict(fill_randomly(MagiHumanDiT(CONFIG, device="meta"), "cpu"))
     generator = torch.Generator().manual_seed(1)
     clip = [torch.randn(shape, generator=generator) for shape in ((1, 48, 7, 8, 8), (1, 64, 25), (1, 40, 256))]
-    placed = [x.to(device) for x in clip]
 
-    def network(**options) -> MagiHumanDiT:
-        return load_dit(weights, **{"device": device, "fuse": False, "positions": "v1", "local_radius": 2,
+    def network(place: torch.device = device, **options) -> MagiHumanDiT:
+        return load_dit(weights, **{"device": place, "fuse": False, "positions": "v1", "local_radius": 2,
                                     "local_layers": CONFIG.local_layers} | options)
 
-    exact = network(device="cpu", dtype=FP32)(*clip)
-    yield compare("plain, fp32, against the CPU", lambda: network(dtype=FP32)(*placed), exact, EXACT)
-    plain = network(dtype=BF16)(*placed)
-    yield compare("plain, bf16, against fp32", lambda: plain, exact, ROUNDED)
+    def outs(place: torch.device = device, **options) -> Outs:
+        return network(place, **options)(*(x.to(place) for x in clip))
 
-    def fused() -> tuple[Tensor, Tensor]:
+    exact = cache(partial(outs, torch.device("cpu"), dtype=FP32))
+    plain = cache(partial(outs, dtype=BF16))
+    yield compare("plain, fp32, against the CPU", partial(outs, dtype=FP32), exact, EXACT)
+    yield compare("plain, bf16, against fp32", plain, exact, ROUNDED)
+
+    def fused() -> Outs:
         dit = network(dtype=BF16)
         fuse_elementwise(dit, True, device)
-        return dit(*placed)
+        return dit(*(x.to(device) for x in clip))
 
-    yield compare("fused, against plain", fused, plain, REORDERED, may_lack=True)
+    if lacking := why_not(device):
+        yield Row("fused, against plain", None, note=f"not available here: {lacking}"[:160])
+    else:
+        yield compare("fused, against plain", fused, plain, REORDERED)
     for source in ("file", "memory"):
-        yield compare(f"streamed from {source}, against resident", lambda source=source: network(
-            dtype=BF16, resident_blocks=1, stream_from=source)(*placed), plain, 0)
+        yield compare(f"streamed from {source}, against resident",
+                      partial(outs, dtype=BF16, resident_blocks=1, stream_from=source), plain, 0)
     for name, dtype in (("int8", torch.int8), ("fp8", torch.float8_e4m3fn)):
-        narrow = network(dtype=dtype)(*placed)
-        yield compare(f"weights in {name}, against bf16", lambda narrow=narrow: narrow, plain, NARROW)
-        yield compare(f"{name}, streamed against resident", lambda dtype=dtype: network(
-            dtype=dtype, resident_blocks=0, stream_from="memory")(*placed), narrow, 0)
-    two = network(dtype=BF16).forward_many([placed, placed])
-    yield compare("two clips at once, against one", lambda: two[1], plain, REORDERED)
+        narrow = cache(partial(outs, dtype=dtype))
+        try:
+            check_dtype(dtype, device)
+        except InputError as refused:  # MPS holds no fp8
+            yield Row(f"weights in {name}", None, note=f"not available here: {refused}")
+            continue
+        yield compare(f"weights in {name}, against bf16", narrow, plain, NARROW)
+        yield compare(f"{name}, streamed against resident",
+                      partial(outs, dtype=dtype, resident_blocks=0, stream_from="memory"), narrow, 0)
+
+    def two() -> Outs:
+        placed = [x.to(device) for x in clip]
+        return network(dtype=BF16).forward_many([placed, placed])[1]
+
+    yield compare("two clips at once, against one", two, plain, REORDERED)
     for name, backend in BACKENDS.items():
-        for dtype, words in ((BF16, "bf16"), (FP32, "fp32")):
-            dit = network(dtype=dtype)
-            yield compare(f"attention by the {name} kernel, {words}", lambda dit=dit: dit(*placed), exact,
-                          ROUNDED if dtype == BF16 else EXACT, backend)
+        for dtype, words, limit in ((BF16, "bf16", ROUNDED), (FP32, "fp32", EXACT)):
+            yield compare(f"attention by the {name} kernel, {words}", partial(outs, dtype=dtype), exact, limit, backend)
 
 
-def compare(what: str, run: Callable[[], tuple[Tensor, Tensor]], expected: tuple[Tensor, Tensor], limit: float,
-            kernel: SDPBackend | None = None, may_lack: bool = False) -> Row:
-    """The relative error of what run() gives, video and audio together. kernel: attention's; may_lack: whether what it
-    runs on need not be there. Any other error fails the check, and the rest goes on."""
+def compare(what: str, run: Callable[[], Outs], expected: Callable[[], Outs], limit: float,
+            kernel: SDPBackend | None = None) -> Row:
+    """The relative error of what run() gives, video and audio together; kernel: attention's, which need not be there.
+    Any other error, of what is expected too, fails the check."""
     try:
+        wanted = expected()
         with nullcontext() if kernel is None else sdpa_kernel(kernel):
             found = run()
-    except (InputError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:120]
-        if may_lack or kernel is not None:
-            return Row(what, None, note=f"not available here: {reason}")
-        return Row(what, float("inf"), limit=limit, note=f"{type(error).__name__}: {reason}")
-    a, b = (torch.cat([part.double().cpu().flatten() for part in parts]) for parts in (found, expected))
-    return Row(what, float((a - b).norm() / b.norm()), limit=limit, note=f"at most {limit:g}")
-
-
-if __name__ == "__main__":
-    main(rows, __doc__)
+        a, b = (torch.cat([part.double().cpu().flatten() for part in parts]) for parts in (found, wanted))
+        error = float((a - b).norm() / b.norm())
+    except Exception as failure:  # any, on somebody's machine
+        if kernel is not None and any(words in str(failure) for words in NO_KERNEL):
+            return Row(what, None, note="not available here: PyTorch has no such kernel for it")
+        return Row(what, None, note=reason(failure), error=True)
+    if not isfinite(error):
+        return Row(what, None, note="some numbers are not finite", error=True)
+    return Row(what, error, limit=limit, note=f"at most {limit:g}")

@@ -12,7 +12,6 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -22,23 +21,21 @@ from magihuman_core.loading.fits import SECONDS, Fit, fit
 from magihuman_core.loading.wishes import parse_wish
 from magihuman_core.model.config import RELEASED
 from magihuman_core.recipes import DISTILLED, SR_540P, SR_1080P, Recipe
-from magihuman_core.runtime.cards import Card, find_card
-from magihuman_core.runtime.work import KEPT, Work, duration, work
+from magihuman_core.runtime.cards import Card
+from magihuman_core.runtime.work import KEPT, duration, work
 from magihuman_core.sizes import PIXELS_PER_TOKEN, TEXT_TOKENS, audio_length, latent_frames
-from magihuman_core.text.config import TextEncoderConfig
 from magihuman_core.vae.turbo import TurboVAEConfig
 
-from .gpu_table import target_of_card
+from .blocks import written
+from .estimates import RECIPES, card_of, step_work, target_of_card
 from .parallel import bytes_sent
 from .published import SHARED_STEPS, STEPS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
-BLOCK = re.compile(r"(<!-- scale: (\w+) -->\n).*?(<!-- end of scale -->)", re.DOTALL)
 CARDS = ("RTX 4090", "RTX 5090", "L40S", "A100-SXM4-80GB", "H100 80GB HBM3", "B200")
 # Bytes a second in one direction between cards of one machine, where that is more than the bus has (data sheets).
 NVLINK = {"A100-SXM4-80GB": 300e9, "H100 80GB HBM3": 450e9, "B200": 900e9}
 RANKS = (1, 2, 4, 8)
-RECIPES = (DISTILLED, SR_540P, SR_1080P)
 NAMES = {DISTILLED.role: "448x256", SR_540P.role: "540p", SR_1080P.role: "1080p"}
 WISHES = {"448x256": "picture voice", "540p": "picture voice 540p", "1080p": "picture voice 1080p"}
 NIGHT, CLIPS = 10 * 3600, 1000
@@ -60,20 +57,15 @@ def peer_link(card: Card) -> float:
 @cache
 def decoding_bytes(recipe: Recipe, dtype: torch.dtype) -> int:
     """Bytes that move in a step to decode weights of 8 bits, however few tokens there are."""
-    kept = [sum(kernel.bytes * count for kernel, count in _step(recipe, each).kernels if kernel.kind == KEPT)
+    kept = [sum(kernel.bytes * count for kernel, count in step_work(recipe, each).kernels if kernel.kind == KEPT)
             for each in (dtype, torch.bfloat16)]
     return kept[0] - kept[1]
-
-
-def _step(recipe: Recipe, dtype: torch.dtype) -> Work:
-    config = replace(RELEASED, **recipe.overrides(RELEASED.layers))
-    return work(config, width=recipe.width, height=recipe.height, seconds=SECONDS, dtype=dtype)
 
 
 def step_seconds(recipe: Recipe, card: Card, ranks: int, dtype: torch.dtype = torch.int8, *, fused: bool = False,
                  streamed: int = 0) -> float:
     """Of a step that so many cards share. streamed: bytes of weights that come in, on each card."""
-    alone = _step(recipe, dtype).seconds(card, fused)
+    alone = step_work(recipe, dtype).seconds(card, fused)
     undivided = decoding_bytes(recipe, dtype) / card.bandwidth
     sent = RELEASED.layers * bytes_sent(RELEASED, tokens(recipe), ranks)
     return max(undivided + (alone - undivided) / ranks + sent / peer_link(card), streamed / card.link)
@@ -85,17 +77,17 @@ def planned(wish: str, card: Card) -> Fit:
 
 
 def clip_seconds(wish: str, card: Card, ranks: int = 1) -> float:
-    """Of a whole clip, as Fit.seconds: the text by one card, steps and decoding by all, each with its own weights."""
+    """Of a whole clip: what one card takes, less what steps and decoding gain by several, each with its own weights."""
     found, config = planned(wish, card), TurboVAEConfig()
+    assert found.seconds is not None, card
     windows = 1 + math.ceil((latent_frames(audio_length(SECONDS)) - config.first_chunk_size) / config.step_size)
     target = found.networks[-1][0]
-    total = work(config, width=target.width, height=target.height, seconds=SECONDS).seconds(card)
-    total *= math.ceil(windows / ranks) / windows
-    total += max(work(TextEncoderConfig()).seconds(card), (found.text.weights + found.text.streamed) / card.link)
+    decoding = work(config, width=target.width, height=target.height, seconds=SECONDS).seconds(card)
+    gained = decoding * (1 - math.ceil(windows / ranks) / windows)
     for recipe, plan in found.networks:
-        step = step_seconds(recipe, card, ranks, streamed=plan.streamed)
-        total += plan.weights / card.link + recipe.steps * step
-    return total
+        alone, together = (step_seconds(recipe, card, each, streamed=plan.streamed) for each in (1, ranks))
+        gained += recipe.steps * (alone - together)
+    return found.seconds - gained
 
 
 def one_clip() -> Iterator[str]:
@@ -156,25 +148,17 @@ def cards() -> list[Card]:
     return [card_of(name) for name in CARDS]
 
 
-def card_of(name: str) -> Card:
-    card = find_card(name)
-    assert card is not None, name
-    return card
-
-
 def short(card: Card) -> str:
     return re.sub("|".join(SHORT), "", card.name)
 
 
-def written(text: str) -> str:
-    """The page with its tables as they are now."""
-    return BLOCK.sub(lambda found: found[1] + "\n".join(TABLES[found[2]]()) + "\n" + found[3], text)
+def tables() -> dict[str, str]:
+    return {name: "\n".join(table()) for name, table in TABLES.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="put the tables into docs/scale.md")
     if parser.parse_args().write:
-        PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    for table in TABLES.values():
-        print(*table(), sep="\n", end="\n\n")
+        PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    print(*tables().values(), sep="\n\n")
