@@ -10,9 +10,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.common import RowWriter, duration, read_rows
+from training.common import RowWriter, Stop, command, duration, read_rows
 
-PLAIN = ("step", "seconds", "clips_per_second")
+PLAIN = ("step", "seconds", "clips_per_second")  # the last is in older logs
+
+
+class Means:
+    """Of named numbers; not every kind of step has every number."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+
+    def add(self, numbers):
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def values(self):
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
 class Journal:
@@ -28,27 +43,19 @@ class Journal:
         self.restart()
 
     def restart(self):
-        self.sums, self.counts, self.count, self.since = {}, {}, 0, time.monotonic()
+        self.means, self.count, self.since = Means(), 0, time.monotonic()
 
     def add(self, **numbers):
         self.count += 1
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + 1  # not every kind of step has every number
+        self.means.add(numbers)
 
-    def write(self, step, steps, seconds, batch, validation):
-        """seconds: of the whole run so far. batch: clips a step, where it is always the same number.
-
-        validation: means over held-out clips.
-        """
-        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+    def write(self, step, steps, seconds, validation):
+        """seconds: of the whole run so far. validation: means over held-out clips."""
         each = (time.monotonic() - self.since) / self.count
-        row = {"step": step, **means, **{f"held-out {name}": value for name, value in validation.items()}}
-        speed = {"clips_per_second": round(batch / each, 2)} if batch else {}
-        self.writer.write({**row, "seconds": round(seconds, 1), **speed})
+        row = {"step": step, **self.means.values(), **{f"held-out {name}": v for name, v in validation.items()}}
+        self.writer.write({**row, "seconds": round(seconds, 1)})
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        clips = f"{batch / each:.1f} clips/s  " if batch else ""
-        print(f"{self.folder.name} {step}/{steps}  {numbers}  {each:.2f} s/step  {clips}"
+        print(f"{self.folder.name} {step}/{steps}  {numbers}  {each:.2f} s/step  "
               f"{duration((steps - step) * each)} left", flush=True)  # fmt: skip
         self.restart()
 
@@ -64,6 +71,8 @@ def draw_curves(folder):
     except ImportError:
         return
     rows = read_rows(folder / "log.jsonl")
+    if not rows:
+        raise Stop(f"{folder} holds no log.jsonl with a line in it: give the folder of a stage that was trained.")
     names = sorted({name for row in rows for name in row if not name.startswith("held-out ")} - set(PLAIN))
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -86,7 +95,12 @@ def write_sheet(path, rows):
     Image.fromarray(sheet).save(path)
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     draw_curves(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()
