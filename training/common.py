@@ -169,6 +169,23 @@ def contents_hash(*paths):
     return digest.hexdigest()[:12]
 
 
+def files_hash(*paths):
+    """The same of large files, or folders of them, such as weights, without reading all of them.
+
+    Of each 64 parts of 64 KiB are read: other weights are others everywhere, and nobody waits for 30 GB.
+    """
+    digest, part, count = hashlib.sha256(), 1 << 16, 64
+    for path in paths:
+        for file in sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]:
+            size = file.stat().st_size
+            digest.update(str(size).encode())
+            with file.open("rb") as opened:
+                for place in range(count):
+                    opened.seek(max(0, size - part) * place // (count - 1))
+                    digest.update(opened.read(part))
+    return digest.hexdigest()[:12]
+
+
 def read_rows(path):
     """The complete lines of a file with one JSON value a line; a last line that was torn off does not count."""
     try:

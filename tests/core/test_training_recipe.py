@@ -195,6 +195,7 @@ def test_held_out_numbers_are_means_of_the_batches_that_have_them_and_do_not_dep
 
 
 def test_noise_is_drawn_from_the_generator_that_checkpoints_hold_whatever_the_device():
+    states = []
     for name in ("cpu", "meta"):
         torch.manual_seed(0)
         video, audio = torch.zeros(2, 3, 2, 4, 4, device=name), torch.zeros(2, 5, 7, device=name)
@@ -202,9 +203,8 @@ def test_noise_is_drawn_from_the_generator_that_checkpoints_hold_whatever_the_de
                             for shape in ((2, 1, 2, 4, 4), (2, 1, 7), (2, 1, 1, 1, 1))))  # fmt: skip
         parts = masks.noised(video, audio, torch.full((2, 1, 1, 1, 1), 0.5, device=name), keep)
         assert {part.device.type for part in parts} == {name}
-        state = torch.get_rng_state() if name == "cpu" else state
-        assert torch.equal(state, torch.get_rng_state())
-    assert not torch.equal(state, torch.Generator().manual_seed(0).get_state())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states) and not torch.equal(states[0], torch.Generator().manual_seed(0).get_state())
 
 
 def test_pictures_are_brought_to_the_cpu_from_any_device():
@@ -340,9 +340,9 @@ def test_decoders_of_another_encoder_are_not_used(tmp_path, capsys):
 def test_rows_of_other_weights_leave_the_card(tmp_path):
     path = tmp_path / "scores.json"
     row = {"sync": 1.0}
-    evaluate.with_earlier_rows(path, "one", {"base": row})
-    assert list(evaluate.with_earlier_rows(path, "one", {"data": row})) == ["data", "base"]
-    assert list(evaluate.with_earlier_rows(path, "two", {"sr": row})) == ["sr"]
+    evaluate.with_earlier_rows(path, {"weights": "one"}, {"base": row})
+    assert list(evaluate.with_earlier_rows(path, {"weights": "one"}, {"data": row})) == ["data", "base"]
+    assert list(evaluate.with_earlier_rows(path, {"weights": "two"}, {"sr": row})) == ["sr"]
     for text in ("first", "second"):
         evaluate.write_card(tmp_path / "CARD.md", "stamp", text)
     card = (tmp_path / "CARD.md").read_text()
