@@ -74,6 +74,8 @@ def open_array(path, dtype=None, shape=None):
             raise Stop(f"{path} needs {size:.1f} GB, which cannot be had ({error.strerror or error}): free some space, "
                        "or ask for fewer clips.") from error  # fmt: skip
         return array
+    if shape:
+        reserve(path)  # one that was made and no more, before a process ended
     try:
         array = np.load(path, mmap_mode="r+" if shape else "r")
     except (ValueError, EOFError) as error:
@@ -85,10 +87,11 @@ def open_array(path, dtype=None, shape=None):
 
 
 def reserve(path):
-    """Take the space on disk that a new file says to have: a map of a file with holes dies where the disk is full."""
-    if hasattr(os, "posix_fallocate"):  # not on Windows and Macs
+    """Take the space on disk that a file says to have: a map of a file with holes dies where the disk is full."""
+    found = path.stat()
+    if hasattr(os, "posix_fallocate") and found.st_blocks * 512 < found.st_size:  # not on Windows and Macs
         with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            os.posix_fallocate(file.fileno(), 0, found.st_size)
 
 
 def split(indices, held_out, takes=2):

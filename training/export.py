@@ -109,7 +109,7 @@ def export(run, out):
         metadata = {"kind": "text_encoder", "config": config}
         files["text_encoder"] = folder / "model.safetensors", text_encoder_layout(encoder), metadata
         texts[folder / "config.json"] = json.dumps(json.loads(config), indent=1) + "\n"
-        texts[folder / "tokenizer.json"] = encoder.tokenizer.to_str()
+        texts[folder / "tokenizer.json"] = encoder.tokenizer.to_str(pretty=True)
 
     for path, tensors, _ in files.values():
         check_finite(path, tensors)
