@@ -11,7 +11,6 @@ how. The last rows are made wrongly on purpose: a measure that does not fall the
 import argparse
 import datetime
 import json
-import re
 import time
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from training.common import TRAIN_SEEDS, Stop, add_options, command, contents_ha
 from training.demo import Demo
 from training.files import DEMO, refuse_demo
 from training.rows import ROWS, Job
+
+MARKS = "<!-- scores -->", "<!-- end of scores -->"  # around the table of a card
 
 
 def scores(videos, waveforms, clips):
@@ -83,16 +84,21 @@ def check_seeds(options):
         raise Stop(f"Seeds from {TRAIN_SEEDS} up are trained on: give a smaller --first-seed.")
 
 
+def read_card(path):
+    """(what stands before the table of a card, and after it); of a card of its own where there is none. Raises Stop."""
+    card = path.read_text(encoding="utf-8") if path.exists() else "# Scores\n\n" + "\n".join(MARKS) + "\n"
+    before, begin, rest = card.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end):
+        raise Stop(f"{path} has no {' ... '.join(MARKS)}: put them where the table belongs.")
+    return before, after
+
+
 def write_card(path, stamp, text):
-    """Put a table between the marks of a card; a card of its own where there is none."""
-    marks = "<!-- scores -->", "<!-- end of scores -->"
-    card = path.read_text(encoding="utf-8") if path.exists() else "# Scores\n\n" + "\n".join(marks) + "\n"
-    block = f"{marks[0]}\n{stamp}\n\n{text}\n{marks[1]}"
-    text, found = re.subn(f"{marks[0]}.*{marks[1]}", lambda _: block, card, flags=re.DOTALL)
-    if not found:
-        raise Stop(f"{path} has no {' ... '.join(marks)}: put them where the table belongs.")
+    """Put a table between the marks of a card."""
+    before, after = read_card(path)
     with whole_file(path) as file:
-        file.write(text.encode())
+        file.write(f"{before}{MARKS[0]}\n{stamp}\n\n{text}\n{MARKS[1]}{after}".encode())
 
 
 @torch.inference_mode()
@@ -132,6 +138,7 @@ def main():
     folder = options.folder or options.run / "export"
     if options.card:
         refuse_demo(folder, options.overwrite_demo)
+        read_card(folder / "CARD.md")
     demo, guidance = Demo(folder, Guidance(*options.guidance)), ", ".join(f"{scale:g}" for scale in options.guidance)
     results = evaluate(demo, range(options.first_seed, options.first_seed + options.clips), options.rows)
     if options.card:

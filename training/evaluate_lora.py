@@ -46,7 +46,7 @@ def main():
     demo, clips = Demo(options.folder), [make_clip(seed) for seed in range(options.clips)]
     sheet = []
     for strength in options.strengths:
-        applied = apply_lora(demo.networks["distilled"], options.lora, strength)
+        applied = apply_lora(demo.network("distilled"), options.lora, strength)
         numbers, videos = row(demo, clips)
         applied.remove()
         shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())

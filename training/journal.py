@@ -4,12 +4,14 @@
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from magihuman_core.atomic import whole_file
 from training.common import RowWriter, Stop, command, duration, read_rows
 
 PLAIN = ("step", "seconds", "clips_per_second")  # the last is in older logs
@@ -35,11 +37,12 @@ class Journal:
 
     def __init__(self, folder, step):
         self.folder, self.path = folder, folder / "log.jsonl"
-        rows = [row for row in read_rows(self.path) if row["step"] <= step]  # later ones will be made again
-        self.path.unlink(missing_ok=True)
+        rows = read_rows(self.path)
+        kept = [row for row in rows if row["step"] <= step]  # later ones will be made again
+        if kept != rows:
+            with whole_file(self.path) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self.writer = RowWriter(self.path)
-        for row in rows:
-            self.writer.write(row)
         self.restart()
 
     def restart(self):

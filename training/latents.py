@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from magihuman_core.atomic import whole_file
 from training.common import Progress, Stop, add_options, alone, autocast, command, set_up, weights_hash
 from training.data import Clips, open_array, sets_in
 
@@ -47,7 +48,8 @@ def claim(folder, names):
     """Note in a folder which encoders its latents are made with. Raises Stop where they were made with others."""
     path = folder / "encoders.json"
     if not path.exists():
-        path.write_text(json.dumps(names) + "\n")
+        with whole_file(path) as file:
+            file.write((json.dumps(names) + "\n").encode())
     elif made_with(folder) != names:
         raise Stop(f"The latents in {folder} were made with encoders {made_with(folder)}, those of this run are now "
                    f"{names}: delete *latents.npy, done.npy and encoders.json there, or the whole folder.")  # fmt: skip

@@ -131,7 +131,8 @@ def train(options):
     folder = options.run / f"lora_{options.name}"
     clips, held_out = (EncodedClips(options.clips, options.seed, held) for held in (False, True))
     dit, models, network = load_network(options)
-    clips.check_fits(dit.config)
+    for part in (clips, held_out):
+        part.check_fits(dit.config)
     torch.manual_seed(options.seed)
     adapters = Adapters(dit, options.rank, options.layers).to(options.device).attach(dit)
     sample = None

@@ -319,6 +319,15 @@ def test_every_stage_of_a_recipe_takes_the_options_that_it_is_given(recipe, tmp_
     assert made == (part in ([], ["encoder"])), "networks and decoders both need them, and may run at one time"
 
 
+def test_rows_of_a_network_that_is_not_there_are_named(tmp_path):
+    from training.demo import Demo
+
+    for part in ("text_encoder", "turbo_vae", "vae", "audio_vae", "base"):
+        shutil.copytree(DEMO / part, tmp_path / part)
+    with pytest.raises(Stop, match="holds no distilled network"):
+        Demo(tmp_path).generate("words", 0)
+
+
 def test_the_demo_is_left_alone_unless_it_is_asked_for(monkeypatch, tmp_path):
     code = call(monkeypatch, f"export --out {DEMO} --run {tmp_path}", tmp_path)
     assert "--overwrite-demo" in code

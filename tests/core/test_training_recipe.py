@@ -115,6 +115,9 @@ def test_logs_curves_and_sheets_are_there_and_follow_the_steps(tmp_path, capsys)
     assert len(list((tmp_path / "small" / "samples").iterdir())) == 4
     Small(tmp_path / "small").run(10)
     assert "raise --steps" in capsys.readouterr().out
+    (tmp_path / "small" / "step_0000010.pt").unlink()  # from the checkpoint before; its lines are made again
+    Small(tmp_path / "small").run(10)
+    assert [row["step"] for row in read_rows(tmp_path / "small" / "log.jsonl")] == [4, 6, 8, 10]
 
 
 def test_minutes_stop_a_run_which_says_so(tmp_path, capsys):
@@ -347,6 +350,10 @@ def test_rows_of_other_weights_leave_the_card(tmp_path):
         evaluate.write_card(tmp_path / "CARD.md", "stamp", text)
     card = (tmp_path / "CARD.md").read_text()
     assert "second" in card and "first" not in card
+    (tmp_path / "CARD.md").write_text("Words, and no marks.")
+    with pytest.raises(Stop, match=r"CARD.md has no <!-- scores -->"):
+        evaluate.write_card(tmp_path / "CARD.md", "stamp", "third")
+    assert (tmp_path / "CARD.md").read_text() == "Words, and no marks."
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (8, 8), (16, 16)])
