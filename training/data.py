@@ -18,7 +18,8 @@ import numpy as np
 
 from magihuman_core.sizes import audio_length
 from training.clips import frames_in, make_clip
-from training.common import TRAIN_SEEDS, Progress, RowWriter, Stop, add_options, alone, command, read_rows, whole
+from training.common import TRAIN_SEEDS, Progress, RowWriter, Stop, alone, read_rows
+from training.options import add_options, command, whole
 from training.voice import SAMPLES_PER_TOKEN
 
 SHAPES = {"square": (128, 128), "portrait": (160, 96), "landscape": (96, 160)}  # height, width

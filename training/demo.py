@@ -57,8 +57,8 @@ class Demo:
     def network(self, role):
         """"base", "distilled" or "sr". Raises Stop where the folder has none."""
         if role not in self.networks:
-            raise Stop(f"{self.folder} holds no {role} network: train it, then run python -m training.export; or choose "
-                       "--rows that do without it.")  # fmt: skip
+            raise Stop(f"{self.folder} holds no {role} network: train it, then run python -m training.export, or "
+                       "choose --rows that do without it.")  # fmt: skip
         return self.networks[role]
 
     def encode(self, clip):

@@ -23,8 +23,8 @@ from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
-from training.common import add_options, command, set_up
 from training.evaluate_edits import MOUTH, PAGE, PART, Studio, frames_of, picture, prompt_of, sound, spoken
+from training.options import add_options, command, set_up
 from training.voice import SAMPLE_RATE
 
 FRAMES = 10  # in a row

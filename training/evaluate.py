@@ -20,9 +20,10 @@ import torch
 from magihuman_core import Guidance
 from magihuman_core.atomic import whole_file
 from training import measure
-from training.common import TRAIN_SEEDS, Stop, add_options, command, contents_hash, number, set_up, whole
+from training.common import TRAIN_SEEDS, Stop, contents_hash
 from training.demo import Demo
 from training.files import DEMO, refuse_demo
+from training.options import add_options, command, number, set_up, whole
 from training.rows import ROWS, Job
 
 MARKS = "<!-- scores -->", "<!-- end of scores -->"  # around the table of a card

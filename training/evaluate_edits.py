@@ -30,10 +30,11 @@ from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
-from training.common import Stop, add_options, command, set_up, whole
+from training.common import Stop
 from training.demo import Demo
 from training.evaluate import check_seeds
 from training.files import DEMO
+from training.options import add_options, command, set_up, whole
 from training.rows import mean, step_sizes
 from training.voice import SAMPLE_RATE
 

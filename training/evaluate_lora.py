@@ -12,10 +12,10 @@ import torch
 from magihuman_core import apply_lora
 from training import measure
 from training.clips import make_clip
-from training.common import add_options, command, number, set_up, whole
 from training.demo import Demo
 from training.files import DEMO
 from training.journal import write_sheet
+from training.options import add_options, command, number, set_up, whole
 
 COVERED = ("hair", "hairstyle")  # attributes that a hat hides
 

@@ -18,9 +18,10 @@ from magihuman_core.atomic import whole_file
 from magihuman_core.model.sequence import MODALITIES
 from magihuman_core.weights import audio_keys, dit_keys
 from training import checkpoints, train_network
-from training.common import add_options, command, set_up, weights_hash
+from training.common import weights_hash
 from training.files import DEMO, SOURCE, check_finite, refuse_demo, write
 from training.latents import Encoders
+from training.options import add_options, command, set_up
 from training.preview import preview_of
 from training.text import stored_config
 from training.train_video_vae import TURBO, load_trained

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from magihuman_core.atomic import whole_file
-from training.common import RowWriter, Stop, command, duration, read_rows
+from training.common import RowWriter, Stop, duration, read_rows
+from training.options import command
 
 PLAIN = ("step", "seconds", "clips_per_second")  # the last is in older logs
 

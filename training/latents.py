@@ -15,8 +15,9 @@ import torch
 from einops import rearrange
 
 from magihuman_core.atomic import whole_file
-from training.common import Progress, Stop, add_options, alone, autocast, command, set_up, weights_hash
+from training.common import Progress, Stop, alone, autocast, weights_hash
 from training.data import Clips, open_array, sets_in
+from training.options import add_options, command, set_up
 
 
 class Encoders:

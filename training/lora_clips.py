@@ -22,7 +22,8 @@ from magihuman_core.media.video_file import open_video
 from magihuman_core.media.waveform import resample_recording
 from magihuman_core.sizes import audio_length, floor_size
 from training.clips import frames_in, make_clip
-from training.common import Progress, Stop, alone, command, contents_hash, device, files_hash, positive, whole
+from training.common import Progress, Stop, alone, contents_hash, files_hash
+from training.options import command, device, positive, whole
 from training.voice import SAMPLE_RATE, SAMPLES_PER_TOKEN
 
 HAT_SEED = 400_000

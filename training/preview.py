@@ -17,8 +17,9 @@ import torch
 from magihuman_core import load_video_vae
 from magihuman_core.atomic import whole_file
 from training.clips import make_clip
-from training.common import Stop, add_options, command, set_up
+from training.common import Stop
 from training.files import file_bytes, refuse_demo, split_file
+from training.options import add_options, command, set_up
 
 NETWORKS = ("base", "distill", "540p_sr")
 SEEDS = range(90_000, 90_008)  # of the clips that are fitted to: neither trained on nor evaluated

@@ -14,8 +14,9 @@ from torch import nn
 from magihuman_core import load_audio_vae, load_dit, load_text_encoder, load_turbo_vae, load_video_vae
 from magihuman_core.weights.audio_keys import official_state_dict
 from training import checkpoints, train_audio_vae, train_network, train_super_resolution, train_video_vae
-from training.common import add_options, alone, command, set_up, weights_hash
+from training.common import alone, weights_hash
 from training.files import DEMO
+from training.options import add_options, command, set_up
 from training.text import WithReaders
 
 STAGES = ("video_vae", "wan_decoder", "audio_vae", "text", "base", "distilled", "super_resolution")

@@ -16,10 +16,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
 from training import checkpoints
-from training.common import add_options, command, set_up, weights_hash
+from training.common import weights_hash
 from training.data import Clips, choice_by_size, sets_in, split
 from training.fit import fit
 from training.muon import Together
+from training.options import add_options, command, set_up
 from training.voice import SHAPES, speech_curves
 
 CONFIG = AudioVAEConfig(widths=(8, 16, 32, 64, 128, 160))

@@ -25,8 +25,9 @@ from torch import nn
 
 from magihuman_core import flow_sigmas, sample_renoise
 from training import checkpoints
-from training.common import add_options, autocast, command, number, set_up, weights_hash, whole
+from training.common import autocast, weights_hash
 from training.masks import Keep, draw_keep, dubbed, mouth_weight, noised, velocity_loss
+from training.options import add_options, command, number, set_up, whole
 from training.train_network import (
     CONFIG,
     fit_network,

@@ -17,8 +17,9 @@ from torch import nn
 
 from magihuman_core import sample_renoise
 from training import checkpoints
-from training.common import add_options, command, set_up, weights_hash
+from training.common import weights_hash
 from training.masks import draw_keep, dubbed, mouth_weight, noised, velocity_loss
+from training.options import add_options, command, set_up
 from training.train_distilled import LEVELS, velocity
 from training.train_network import CONFIG, fit_network, load_base, load_network, sampler_of, sources_of
 from training.window_batches import WindowBatches

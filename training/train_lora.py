@@ -27,12 +27,13 @@ from magihuman_core.weights.dit_keys import network_config
 from magihuman_core.weights.open import open_checkpoint
 from training import checkpoints
 from training.adapters import LAYERS, Adapters, run_block
-from training.common import Stop, add_options, command, contents_hash, device, files_hash, set_up, whole
+from training.common import Stop, contents_hash, files_hash
 from training.data import split
 from training.fit import fit
 from training.lora_clips import load_clip
 from training.masks import draw_keep, noised, velocity_loss
 from training.muon import Together
+from training.options import add_options, command, device, set_up, whole
 from training.train_network import noise_levels
 from training.train_video_vae import to_images
 

@@ -24,12 +24,13 @@ from magihuman_core import (
 from magihuman_core.nn.layers import RMSNorm
 from training import checkpoints
 from training.batches import Batches
-from training.common import Stop, add_options, autocast, command, set_up
+from training.common import Stop, autocast
 from training.data import Clips, sets_in
 from training.fit import fit
 from training.latents import Encoders
 from training.masks import draw_keep, dubbed, mouth_weight, noised, velocity_loss
 from training.muon import Together
+from training.options import add_options, command, set_up
 from training.text import Captions, WithReaders, build_encoder, build_tokenizer
 from training.train_video_vae import load_trained, to_images
 

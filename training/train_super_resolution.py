@@ -24,19 +24,7 @@ from magihuman_core import (
 )
 from magihuman_core.sizes import audio_length, full_audio, latent_frames
 from training.clips import make_clip
-from training.common import (
-    Progress,
-    RowWriter,
-    Stop,
-    add_options,
-    alone,
-    autocast,
-    command,
-    read_rows,
-    set_up,
-    weights_hash,
-    whole,
-)
+from training.common import Progress, RowWriter, Stop, alone, autocast, read_rows, weights_hash
 from training.data import (
     LARGE_SEEDS,
     LARGE_SHARES,
@@ -49,6 +37,7 @@ from training.data import (
     split,
 )
 from training.latents import Encoders, claim, common_origin, made_with
+from training.options import add_options, command, set_up, whole
 from training.text import caption_ids
 from training.train_network import build_network, fit_network, load_base, plain_attention, sources_of
 from training.train_video_vae import load_trained, to_images

@@ -25,12 +25,13 @@ from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.vae.video_blocks import ResidualBlock
 from training import checkpoints
 from training.canvas import View
-from training.common import Stop, add_options, autocast, command, set_up, weights_hash, whole
+from training.common import Stop, autocast, weights_hash
 from training.data import Clips, choice_by_size, sets_in, split
 from training.fast_conv import operations as fast
 from training.fit import fit
 from training.latents import Latents
 from training.muon import Optimizers
+from training.options import add_options, command, set_up, whole
 from training.projection import Projection, blocks, principal_components
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)

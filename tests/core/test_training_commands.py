@@ -16,6 +16,7 @@ import torch
 
 from tests.core.test_training_masks import stored_set
 from training import checkpoints, common, data, evaluate, export, rows, start_from_demo, train_network
+from training import options as options_module
 from training.common import Stop
 from training.files import DEMO
 
@@ -98,7 +99,7 @@ def test_what_cannot_be_worked_with_is_named_before_work_begins(line, words, tmp
 
 
 def test_faults_of_the_system_are_sentences(tmp_path):
-    @common.command
+    @options_module.command
     def main():
         (tmp_path / "none" / "x").read_bytes()
 

@@ -27,6 +27,7 @@ from training import (
     train_network,
     train_video_vae,
 )
+from training import options as options_module
 from training.common import RowWriter, Stop, read_rows
 from training.fast_conv import operations as fast
 from training.muon import Optimizers, Together
@@ -436,6 +437,6 @@ def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
 
 def test_options_take_names_and_paths():
     parser = argparse.ArgumentParser()
-    common.add_options(parser, steps=5, rate=1.0, batch=2)
-    assert parser.parse_args([]).run == common.RUNS / "demo"
+    options_module.add_options(parser, steps=5, rate=1.0, batch=2)
+    assert parser.parse_args([]).run == options_module.RUNS / "demo"
     assert parser.parse_args(["--run", "/x/y"]).run == Path("/x/y")
