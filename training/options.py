@@ -29,18 +29,17 @@ def command(main):
     return run
 
 
-def whole(least, most=2**63 - 1):
-    """The type of an option: a whole number in these limits."""
+def whole(least):
+    """The type of an option: a whole number of at least so much that torch can hold."""
 
     def read(text):
         try:
-            number = int(text)
+            value = int(text)
         except ValueError:
-            number = None
-        if number is None or not least <= number <= most:
-            limits = f"of {least} or more" if most == 2**63 - 1 else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not possible, expected a whole number {limits}")
-        return number
+            value = None
+        if value is None or not least <= value < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is not possible, expected a whole number of {least} or more")
+        return value
 
     return read
 
@@ -69,8 +68,9 @@ def device(text):
     try:
         torch.ones(1, device=text).sum().item()
     except Exception as error:  # every backend has errors of its own
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({str(error).splitlines()[0]}), expected "
-                                         "a device of this machine, such as cpu") from error  # fmt: skip
+        reason = " ".join(str(error).split())[:100]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here ({reason}), expected a device of this machine, "
+                                         "such as cpu") from error  # fmt: skip
     return text
 
 

@@ -121,6 +121,15 @@ def test_logs_curves_and_sheets_are_there_and_follow_the_steps(tmp_path, capsys)
     assert [row["step"] for row in read_rows(tmp_path / "small" / "log.jsonl")] == [4, 6, 8, 10]
 
 
+def test_two_do_not_train_in_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    Small(tmp_path / "small").run(4)
+    log = (tmp_path / "small" / "log.jsonl").read_text()
+    with common.alone(tmp_path / "small"), pytest.raises(Stop, match="Another process is writing into"):
+        Small(tmp_path / "small").run(8)
+    assert (tmp_path / "small" / "log.jsonl").read_text() == log and checkpoints.load(tmp_path / "small")["step"] == 4
+
+
 def test_minutes_stop_a_run_which_says_so(tmp_path, capsys):
     Small(tmp_path / "small").run(10, minutes=1e-9)
     assert "--minutes" in capsys.readouterr().out
