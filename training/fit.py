@@ -174,11 +174,13 @@ def validate(loss, held_out):
 
 
 def check_config(folder, before, now):
-    """Stop where a run would go on under another configuration; say what else is different."""
+    """Stop where a run would go on under another configuration; say what else is different, or was not recorded."""
     changed = {key: f"{key} was {before[key]}, now {now[key]}" for key in sorted(before.keys() & now.keys())
                if before[key] != now[key]}  # fmt: skip
-    for key in changed.keys() & set(RECORDED):
+    for key in sorted(changed.keys() & set(RECORDED)):
         print(f"{folder.name}: {changed.pop(key)}")
+    for key in sorted(now.keys() - before.keys()):  # a checkpoint of an older version
+        print(f"{folder.name}: {key} was not recorded, now {now[key]}")
     if changed:
         raise Stop(f"{folder} was begun differently: {'; '.join(changed.values())}. Give the same, take another --run, "
                    "or delete the folder to begin anew.")  # fmt: skip

@@ -246,10 +246,14 @@ def test_a_torn_checkpoint_is_named(tmp_path):
         checkpoints.load(tmp_path)
 
 
-def test_a_run_does_not_go_on_under_another_configuration(tmp_path):
+def test_a_run_does_not_go_on_under_another_configuration(tmp_path, capsys):
     Small(tmp_path / "small").run(4)
     with pytest.raises(Stop, match=r"batch was 4, now 8; clips was 4, now 5"):
         Small(tmp_path / "small").run(8, config={"clips": 5}, batch=8)
+    Small(tmp_path / "small").run(8, config={"clips": 4, "teacher": "t"})
+    assert "small: teacher was not recorded, now t" in capsys.readouterr().out
+    with pytest.raises(Stop, match="teacher was t, now u"):
+        Small(tmp_path / "small").run(12, config={"clips": 4, "teacher": "u"})
 
 
 def test_a_second_interrupt_ends_at_once():
