@@ -4,6 +4,7 @@ import math
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from training import adapters, checkpoints, lora_clips, measure, train_lora
 from training.clips import make_clip
 from training.common import Stop
 from training.files import DEMO
+from training.train_network import build_network
 
 BASE = next((DEMO / "base").glob("*.safetensors"))
 
@@ -267,6 +269,25 @@ def test_a_run_does_not_go_on_with_another_network_or_other_clips(tmp_path, monk
     lora_clips.save_clip(tmp_path / "clips" / "1.safetensors", {"video": video, "audio": audio, "text": text}, "p1")
     with pytest.raises(Stop, match=r"contents of clips was"):
         train_lora.train(options(tmp_path, 2))
+
+
+def test_a_step_on_another_device_takes_its_random_numbers_from_the_cpu():
+    """All of them: no other generator is in a checkpoint. The meta device stands for others; it refuses to be mixed."""
+
+    class Clips:
+        def draw(self, device):
+            return tuple(part.to(device) for part in inputs())
+
+    states = []
+    for device in ("cpu", "meta"):
+        dit = build_network().to(device)
+        torch.manual_seed(0)
+        lora = adapters.Adapters(dit, 2).to(device).attach(dit)
+        loss, _ = train_lora.lora_loss(dit, SimpleNamespace(batch=3, device=device))(Clips(), 0)
+        loss.backward()
+        assert loss.device.type == device and all(p.grad.device.type == device for p in lora.parameters())
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
