@@ -5,7 +5,7 @@ import torch
 
 from magihuman_core.text.prompt import DEFAULT_NEGATIVE_PROMPT
 from training.data import sets_in, split
-from training.latents import Latents
+from training.latents import Latents, common_origin
 from training.text import START, caption_ids
 
 DROP_TEXT = 0.1  # share of batches without text
@@ -18,7 +18,7 @@ class Batches:
     def __init__(self, folder, tokenizer, seed, held_out=False):
         self.random = np.random.default_rng(seed)
         self.sets = [Latents(part) for part in sets_in(folder)]
-        self.made_with = self.sets[0].made_with
+        self.made_with = common_origin(self.sets)
         self.description = [latents.clips.description for latents in self.sets]
         negative = tokenizer.encode(DEFAULT_NEGATIVE_PROMPT, add_special_tokens=False).ids
         # Without text: either the default negative prompt or nothing.

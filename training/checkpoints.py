@@ -3,7 +3,7 @@
     <run>/<stage>/step_0000500.pt
 """
 
-import pickle
+from contextlib import contextmanager
 
 import torch
 
@@ -51,7 +51,10 @@ def save(folder, state):
 def advice(folder):
     """What a run that failed has left."""
     kept = checkpoints_in(folder)
-    return f"The last good checkpoint is {kept[-1]}." if kept else "There is no checkpoint yet."
+    if not kept:
+        return "There is no checkpoint yet: begin with a lower --rate or another --seed."
+    return (f"The last good checkpoint is {kept[-1]}. The same command would come to the same step: go on from there "
+            "with a lower --rate or another --seed.")  # fmt: skip
 
 
 def load(folder):
@@ -59,10 +62,28 @@ def load(folder):
     paths = checkpoints_in(folder)
     if not paths:
         return None
+    remedy = "delete it to go on from the one before"
     try:
-        return torch.load(paths[-1], map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise Stop(f"{paths[-1]} cannot be read ({error}): delete it to go on from the one before.") from error
+        state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever damaged bytes make of themselves
+        reason = " ".join(str(error).split())[:200]
+        raise Stop(f"{paths[-1]} cannot be read ({type(error).__name__}: {reason}): {remedy}.") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise Stop(f"{paths[-1]} is no checkpoint of a stage: {remedy}.")
+    return state
+
+
+@contextmanager
+def fitting(folder):
+    """What the block makes of a checkpoint's content has to fit. Raises Stop, which names the newest of the folder."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Stop(f"{checkpoints_in(folder)[-1]} does not belong to this stage, or to another version of it "
+                   f"({type(error).__name__}: {reason}): delete it, or its folder to begin anew.") from error
 
 
 def load_stage(run, stage):
@@ -79,7 +100,23 @@ def load_further(run, stage, encoder):
     encoder: weights_hash of the encoder whose latents it is to decode.
     """
     state = load(run / stage)
-    if state and state["config"]["encoder"] != encoder:
-        print(f"{run / stage} was trained for another encoder and is not used.")
-        return None
+    with fitting(run / stage):
+        if state and state["config"]["encoder"] != encoder:
+            print(f"{run / stage} was trained for another encoder and is not used.")
+            return None
     return state
+
+
+def check_origins(folder, config, now):
+    """Raises Stop where the stage in a folder was trained with others of these than they are now.
+
+    config: what the stage recorded. now: {"latents", "text_encoder", ...: hashes}, see train_network.fit_network. What
+    older versions did not record is said, and taken as it is.
+    """
+    for name, value in now.items():
+        if name not in config:
+            print(f"{folder.name}: which {name.replace('_', ' ')} it was trained with is not recorded")
+        elif config[name] != value:
+            raise Stop(f"{folder} was trained with {name.replace('_', ' ')} {config[name]}, the run's is now {value}: "
+                       "delete its folder and train it again.")  # fmt: skip
+

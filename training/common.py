@@ -1,13 +1,17 @@
-"""What all training scripts share: folders of runs, errors, threads and seeds, precision, rows on disk, progress."""
+"""What all training scripts share: errors, locks, precision, hashes, rows on disk, progress."""
 
 import hashlib
 import json
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 
-RUNS = Path(__file__).parent / "runs"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 TRAIN_SEEDS = 100_000  # first seed of the training clips; everything below is held out for evaluation
 
 
@@ -15,29 +19,22 @@ class Stop(SystemExit):
     """One clear sentence for whoever started the program, which ends with it and exit status 1."""
 
 
-def add_options(parser, *, steps=None, rate=None, batch=None):
-    """The options that all stages have; those of `fit` where steps are given."""
-    parser.add_argument("--run", type=lambda name: RUNS / name, default=RUNS / "demo",
-                        help="folder of the run: a name below training/runs, or an absolute path (default demo)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: all cores")
-    parser.add_argument("--seed", type=int, default=0)
-    if steps is None:
-        return
-    parser.add_argument("--steps", type=int, default=steps, help=f"of the whole stage (default {steps})")
-    parser.add_argument("--minutes", type=float, help="stop earlier, after so many minutes of this call")
-    parser.add_argument("--rate", type=float, default=rate, help="highest learning rate")
-    if batch:
-        parser.add_argument("--batch", type=int, default=batch)
-    else:
-        parser.set_defaults(batch=None)
-    parser.add_argument("--save-every", type=int, default=500, help="steps")
+@contextmanager
+def alone(folder):
+    """While the block runs, no other process writes into a folder, which is made. Raises Stop where one does.
 
-
-def set_up(options):
-    """Threads and seed as asked for; denormals only cost time."""
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
-    torch.manual_seed(options.seed)
+    The lock goes with the process, however that ends. Where there are no locks (Windows) nothing is kept out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Stop(f"Another process is writing into {folder}: wait for it, or end it first.") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def has_amx():
@@ -65,10 +62,37 @@ def weights_hash(*modules):
     return digest.hexdigest()[:12]
 
 
+def contents_hash(*paths):
+    """Twelve hexadecimal digits that tell the bytes of these files, one after the other, from others."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:12]
+
+
+def files_hash(*paths):
+    """The same of large files, or folders of them, such as weights, without reading all of them.
+
+    Of each 64 parts of 64 KiB are read: other weights are others everywhere, and nobody waits for 30 GB.
+    """
+    digest, part, count = hashlib.sha256(), 1 << 16, 64
+    for path in paths:
+        for file in sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]:
+            size = file.stat().st_size
+            digest.update(str(size).encode())
+            with file.open("rb") as opened:
+                for place in range(count):
+                    opened.seek(max(0, size - part) * place // (count - 1))
+                    digest.update(opened.read(part))
+    return digest.hexdigest()[:12]
+
+
 def read_rows(path):
     """The complete lines of a file with one JSON value a line; a last line that was torn off does not count."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise Stop(f"{path} is damaged ({error}): delete its folder and make it again.") from error
@@ -84,7 +108,7 @@ class RowWriter:
         if whole < len(content):
             with path.open("r+b") as file:
                 file.truncate(whole)
-        self.file = path.open("a")
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, row):
         self.file.write(json.dumps(row) + "\n")

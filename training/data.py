@@ -9,13 +9,17 @@ syllables and mouth opening of every clip drawn so far.
 """
 
 import argparse
+import math
+import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from magihuman_core.sizes import audio_length
 from training.clips import frames_in, make_clip
-from training.common import TRAIN_SEEDS, Progress, RowWriter, Stop, add_options, read_rows
+from training.common import TRAIN_SEEDS, Progress, RowWriter, Stop, alone, read_rows
+from training.options import add_options, command, whole
 from training.voice import SAMPLES_PER_TOKEN
 
 SHAPES = {"square": (128, 128), "portrait": (160, 96), "landscape": (96, 160)}  # height, width
@@ -36,14 +40,16 @@ class ClipSet:
     name: str
     factor: int = 1  # on height and width
 
+    def __post_init__(self):
+        """Raises Stop where the name says no shape and length."""
+        if not re.fullmatch(f"({'|'.join(SHAPES)})_[1-9][0-9]{{0,2}}s", self.name):
+            raise Stop(f"{self.name} is no set of clips: expected a shape out of {', '.join(SHAPES)} and whole "
+                       "seconds, such as portrait_4s.")  # fmt: skip
+
     @property
     def size(self):
         """(height, width) in pixels."""
-        shape = self.name.split("_")[0]
-        if shape not in SHAPES:
-            raise Stop(f"{self.name} is no set of clips: expected a shape out of {', '.join(SHAPES)} and a length, "
-                       "such as portrait_4s.")  # fmt: skip
-        height, width = SHAPES[shape]
+        height, width = SHAPES[self.name.split("_")[0]]
         return self.factor * height, self.factor * width
 
     @property
@@ -52,29 +58,52 @@ class ClipSet:
 
 
 def open_array(path, dtype=None, shape=None):
-    """Map an .npy file; made when it does not exist and a shape is given. Raises Stop where shapes differ."""
+    """Map an .npy file; made when it does not exist and a shape is given.
+
+    Raises Stop where shapes differ, the file is damaged, or the disk has no room for a new one.
+    """
     if not path.exists():
         if shape is None:
             raise Stop(f"{path} does not exist: the stage that makes it comes first (see training/run_demo.sh).")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
-    array = np.load(path, mmap_mode="r+" if shape else "r")
+        try:
+            array = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+            reserve(path)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            size = math.prod(shape) * np.dtype(dtype).itemsize / 1e9
+            raise Stop(f"{path} needs {size:.1f} GB, which cannot be had ({error.strerror or error}): free some space, "
+                       "or ask for fewer clips.") from error  # fmt: skip
+        return array
+    if shape:
+        reserve(path)  # one that was made and no more, before a process ended
+    try:
+        array = np.load(path, mmap_mode="r+" if shape else "r")
+    except (ValueError, EOFError) as error:
+        raise Stop(f"{path} is damaged ({error}): delete its folder and make it again.") from error
     if shape and array.shape != shape:
         raise Stop(f"{path} was made for shape {array.shape}, not {shape}: give the same --count, "
                    "or delete its folder.")  # fmt: skip
     return array
 
 
-def held_out_from(count):
-    """The first of the last few clips, which are not trained on but measured while training goes on."""
-    return count - min(16, max(1, count // 25))
+def reserve(path):
+    """Take the space on disk that a file says to have: a map of a file with holes dies where the disk is full."""
+    found = path.stat()
+    if hasattr(os, "posix_fallocate") and found.st_blocks * 512 < found.st_size:  # not on Windows and Macs
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, found.st_size)
 
 
-def split(indices, held_out):
-    """The part of some clips that is trained on, or the rest. Raises Stop where one would be empty."""
-    if len(indices) < 2:
-        raise Stop(f"{len(indices)} clips are too few: two are the least, one of them held out.")
-    limit = held_out_from(len(indices))
+def split(indices, held_out, takes=2):
+    """The part of some clips that is trained on, or the last few, which are measured while training goes on.
+
+    takes: so many in a row are of one scene, and stay together. Raises Stop where one part would be empty.
+    """
+    count = len(indices)
+    limit = (count - min(16, max(1, count // 25))) // takes * takes
+    if limit < 1:
+        raise Stop(f"{count} clips are too few: {takes + 1} are the least, one of them held out.")
     return np.asarray(indices[limit:] if held_out else indices[:limit])
 
 
@@ -118,6 +147,25 @@ def choice_by_size(random, parts):
     return parts[int(random.choice(len(parts), p=sizes / sizes.sum()))]
 
 
+def counts_of(count, shares):
+    """{ClipSet's name: how many of `count` clips are of this set}. shares: of each, or names for equal shares.
+
+    Raises Stop where a set would have too few to be trained on, or more than there are seeds between two sets.
+    """
+    if not isinstance(shares, dict):
+        shares = {name: 1 / len(set(shares)) for name in shares}
+    for name in shares:
+        ClipSet(name)
+    counts = {name: round(count * share) for name, share in shares.items()}
+    least = 3
+    if min(counts.values()) < least:
+        raise Stop(f"--count {count} is too few for {len(shares)} sets, each of which needs {least} clips: give "
+                   f"{math.ceil(least / min(shares.values()))} or more, or fewer --sets.")  # fmt: skip
+    if max(counts.values()) > SEEDS_OF_SET:
+        raise Stop(f"--count {count} is too many: a set can have {SEEDS_OF_SET} clips.")
+    return counts
+
+
 def draw_clips(folder, count, clip_set, first_seed=TRAIN_SEEDS):
     """Draw clips first_seed, first_seed + 1, ... into a folder; goes on where an earlier run stopped.
 
@@ -139,21 +187,20 @@ def draw_clips(folder, count, clip_set, first_seed=TRAIN_SEEDS):
             progress.step()
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=1600, help="of all sets together")
+    parser.add_argument("--count", type=whole(1), default=1600, help="of all sets together")
     parser.add_argument("--large", action="store_true", help="at twice the size, into <run>/large")
     parser.add_argument("--sets", nargs="+", metavar="SHAPE_SECONDS", help="equal shares of these sets instead of all")
-    add_options(parser)
+    add_options(parser, threads=False, seed=False)
     options = parser.parse_args()
-    shares = LARGE_SHARES if options.large else SHARES
-    if options.sets:
-        shares = {name: 1 / len(options.sets) for name in options.sets}
+    counts = counts_of(options.count, options.sets or (LARGE_SHARES if options.large else SHARES))
     folder = options.run / ("large" if options.large else "clips")
-    for place, (name, share) in enumerate(shares.items()):
+    for place, (name, count) in enumerate(counts.items()):
         first = (LARGE_SEEDS if options.large else TRAIN_SEEDS) + place * SEEDS_OF_SET
-        count = max(2, round(options.count * share))
-        draw_clips(folder / name, count, ClipSet(name, 2 if options.large else 1), first)
+        with alone(folder / name):
+            draw_clips(folder / name, count, ClipSet(name, 2 if options.large else 1), first)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,13 @@ class Demo:
                 positions = "v1" if role == "sr" else "v2"
                 self.networks[role] = load_dit(find(part), dtype=torch.float32, positions=positions)
 
+    def network(self, role):
+        """"base", "distilled" or "sr". Raises Stop where the folder has none."""
+        if role not in self.networks:
+            raise Stop(f"{self.folder} holds no {role} network: train it, then run python -m training.export, or "
+                       "choose --rows that do without it.")  # fmt: skip
+        return self.networks[role]
+
     def encode(self, clip):
         """Latents of a drawn clip, of which nothing is kept: a JointLatent."""
         return all_generated(self.vae.encode(from_pixels(clip.video)),
@@ -67,7 +74,7 @@ class Demo:
         x, shapes = pack_latents(*noise)
         text = self.text_encoder.encode(prompt)
         negative = self.text_encoder.encode(DEFAULT_NEGATIVE_PROMPT) if role == "base" else None
-        model = JointDenoiser(self.networks[role], shapes, text, negative, self.guidance,
+        model = JointDenoiser(self.network(role), shapes, text, negative, self.guidance,
                               frozen_video=latent.frozen_video, frozen_audio=latent.frozen_audio)  # fmt: skip
         sigmas = flow_sigmas(32 if role == "base" else 8) if sigmas is None else sigmas
         sampler = sampler or (sample_unipc if role == "base" else sample_renoise)
@@ -82,7 +89,7 @@ class Demo:
         start, context = prepare_super_resolution(
             video, audio, height, width, video_noise=noise, audio_noise=torch.randn(audio.shape, generator=generator))
         x, shapes = pack_latents(start, context)
-        model = JointDenoiser(self.networks["sr"], shapes, self.text_encoder.encode(prompt),
+        model = JointDenoiser(self.network("sr"), shapes, self.text_encoder.encode(prompt),
                               frozen_audio=(context, torch.zeros(1, 1, 1)))  # fmt: skip
         return unpack_latents(sample_unipc(model, x, flow_sigmas(5), disable=True), shapes)[0]
 

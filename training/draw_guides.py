@@ -23,8 +23,8 @@ from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
-from training.common import add_options, set_up
 from training.evaluate_edits import MOUTH, PAGE, PART, Studio, frames_of, picture, prompt_of, sound, spoken
+from training.options import add_options, command, set_up
 from training.voice import SAMPLE_RATE
 
 FRAMES = 10  # in a row
@@ -170,11 +170,12 @@ def readme_clips(studio, seed, folder):
                    quality=70, method=6)  # fmt: skip
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("guides", nargs="*", metavar="GUIDE", help=f"of {', '.join(GUIDES)}; default: all; or readme")
     parser.add_argument("--out", type=Path, default=PAGE.parent)
-    add_options(parser)
+    add_options(parser, run=False)
     options = parser.parse_args()
     if unknown := set(options.guides) - {*GUIDES, "readme"}:
         parser.error(f"{', '.join(unknown)}: expected some of {', '.join(GUIDES)}")

@@ -10,9 +10,7 @@ how. The last rows are made wrongly on purpose: a measure that does not fall the
 
 import argparse
 import datetime
-import hashlib
 import json
-import re
 import time
 from pathlib import Path
 
@@ -20,11 +18,15 @@ import numpy as np
 import torch
 
 from magihuman_core import Guidance
+from magihuman_core.atomic import whole_file
 from training import measure
-from training.common import add_options, set_up
+from training.common import TRAIN_SEEDS, Stop, contents_hash
 from training.demo import Demo
 from training.files import DEMO, refuse_demo
+from training.options import add_options, command, number, set_up, whole
 from training.rows import ROWS, Job
+
+MARKS = "<!-- scores -->", "<!-- end of scores -->"  # around the table of a card
 
 
 def scores(videos, waveforms, clips):
@@ -46,43 +48,58 @@ def scores(videos, waveforms, clips):
 
 
 def table(results):
-    """The results as Markdown."""
+    """The results as Markdown; a dash where a row has no such measure."""
     columns = ["sync", "shifted sync", "syllable errors", "attributes", "voice", "sharpness"]
     lines = ["| | " + " | ".join(columns) + " | more |", "|---" * (len(columns) + 2) + "|"]
     for name, row in results.items():
         more = ", ".join(f"{key} {value:.2f}" for key, value in row.items() if key not in columns)
-        cells = [f"{row[c]:.2f}" if c in ("sync", "shifted sync") else f"{row[c]:.1f}" if c == "sharpness"
-                 else f"{100 * row[c]:.0f} %" for c in columns]  # fmt: skip
+        cells = ["-" if c not in row else f"{row[c]:.2f}" if c in ("sync", "shifted sync")
+                 else f"{row[c]:.1f}" if c == "sharpness" else f"{100 * row[c]:.0f} %" for c in columns]  # fmt: skip
         lines.append(f"| {ROWS[name].label} | " + " | ".join(cells) + f" | {more} |")
     return "\n".join(lines)
 
 
-def folder_hash(folder):
-    """Twelve hexadecimal digits that tell these files of weights from others."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+def with_earlier_rows(path, made_with, results):
+    """The rows of this and of earlier runs that were made alike, in order; kept in a file. Others are dropped.
 
-
-def with_earlier_rows(path, weights, results):
-    """The rows of this and of earlier runs on the same weights, in order; kept in a file. Others are dropped."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    if kept.get("weights") != weights:
-        kept = {"weights": weights, "rows": {}}
-    rows = {**kept["rows"], **results}
-    kept["rows"] = {name: rows[name] for name in ROWS if name in rows}
+    made_with: plain values, of which the weights are one. Raises Stop where the file is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        earlier = kept["rows"] if kept.get("made with") == made_with else {}
+    except (ValueError, KeyError, AttributeError) as error:
+        raise Stop(f"{path} is damaged ({error}): delete it.") from error
+    if kept and not earlier:
+        print(f"The rows in {path} were made with other weights or guidance, and are dropped.")
+    rows = {**earlier, **results}
+    rows = {name: rows[name] for name in ROWS if name in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(kept))
-    return kept["rows"]
+    with whole_file(path) as file:
+        file.write(json.dumps({"made with": made_with, "rows": rows}).encode())
+    return rows
+
+
+def check_seeds(options):
+    """Raises Stop where clips would be measured that were trained on."""
+    if options.first_seed + options.clips > TRAIN_SEEDS:
+        raise Stop(f"Seeds from {TRAIN_SEEDS} up are trained on: give a smaller --first-seed.")
+
+
+def read_card(path):
+    """(what stands before the table of a card, and after it); of a card of its own where there is none. Raises Stop."""
+    card = path.read_text(encoding="utf-8") if path.exists() else "# Scores\n\n" + "\n".join(MARKS) + "\n"
+    before, begin, rest = card.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (begin and end):
+        raise Stop(f"{path} has no {' ... '.join(MARKS)}: put them where the table belongs.")
+    return before, after
 
 
 def write_card(path, stamp, text):
-    """Put a table between the marks of a card; a card of its own where there is none."""
-    marks = "<!-- scores -->", "<!-- end of scores -->"
-    card = path.read_text() if path.exists() else "# Scores\n\n" + "\n".join(marks) + "\n"
-    block = f"{marks[0]}\n{stamp}\n\n{text}\n{marks[1]}"
-    path.write_text(re.sub(f"{marks[0]}.*{marks[1]}", lambda _: block, card, flags=re.DOTALL))
+    """Put a table between the marks of a card."""
+    before, after = read_card(path)
+    with whole_file(path) as file:
+        file.write(f"{before}{MARKS[0]}\n{stamp}\n\n{text}\n{MARKS[1]}{after}".encode())
 
 
 @torch.inference_mode()
@@ -96,38 +113,44 @@ def evaluate(demo, seeds, names):
             jobs[material] = Job(demo, seeds, *material)
         job = jobs[material]
         videos, waveforms, extra = row.make(job)
-        results[name] = {**scores(videos, waveforms, job.clips), **extra}
+        found = scores(videos, waveforms, job.clips)
+        results[name] = {**{key: value for key, value in found.items() if key not in row.given}, **extra}
         numbers = {key: round(value, 3) for key, value in results[name].items()}
         print(f"{name} ({time.monotonic() - started:.0f} s): {json.dumps(numbers)}", flush=True)
     return results
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--clips", type=whole(2), default=16, help="two or more: controls take those of another clip")
+    parser.add_argument("--first-seed", type=whole(0), default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--folder", type=Path,
                         help=f"of the weights; default: export/ in the run's folder. The shipped ones: {DEMO}")
-    parser.add_argument("--guidance", type=float, nargs=3, default=(5.0, 2.0, 5.0), help="video, late, audio")
+    parser.add_argument("--guidance", type=number, nargs=3, default=(5.0, 2.0, 5.0), help="video, late, audio")
     parser.add_argument("--card", action="store_true",
                         help="table into CARD.md in that folder, with earlier rows of the same weights")
     parser.add_argument("--overwrite-demo", action="store_true", help="with --card: also the card that is shipped")
-    add_options(parser)
+    add_options(parser, seed=False)
     options = parser.parse_args()
     set_up(options)
+    check_seeds(options)
     folder = options.folder or options.run / "export"
     if options.card:
         refuse_demo(folder, options.overwrite_demo)
-    demo = Demo(folder, Guidance(*options.guidance))
+        read_card(folder / "CARD.md")
+    demo, guidance = Demo(folder, Guidance(*options.guidance)), ", ".join(f"{scale:g}" for scale in options.guidance)
     results = evaluate(demo, range(options.first_seed, options.first_seed + options.clips), options.rows)
     if options.card:
         path = options.run / f"scores_{options.first_seed}_{options.clips}.json"
-        results = with_earlier_rows(path, folder_hash(folder), results)
+        made_with = {"weights": contents_hash(*sorted(folder.rglob("*.safetensors"))), "guidance": guidance}
+        results = with_earlier_rows(path, made_with, results)
     print(table(results))
     if options.card:
         last = options.first_seed + options.clips - 1
-        stamp = f"Seeds {options.first_seed} to {last}, {datetime.date.today().isoformat()}, `training/evaluate.py`."
+        stamp = (f"Seeds {options.first_seed} to {last}, guidance {guidance}, {datetime.date.today().isoformat()}, "
+                 "`training/evaluate.py`.")  # fmt: skip
         write_card(folder / "CARD.md", stamp, table(results))
 
 

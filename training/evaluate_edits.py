@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from magihuman_core import MagiHumanPipeline
+from magihuman_core.atomic import whole_file
 from magihuman_core.media.mask import ellipse_mask
 from magihuman_core.media.mp4 import write_mp4
 from magihuman_core.media.video_file import open_video
@@ -29,9 +30,11 @@ from magihuman_core.sizes import FPS
 from training import measure
 from training.captions import make_caption
 from training.clips import make_clip
-from training.common import Stop, add_options, set_up
+from training.common import Stop
 from training.demo import Demo
+from training.evaluate import check_seeds
 from training.files import DEMO
+from training.options import add_options, command, set_up, whole
 from training.rows import mean, step_sizes
 from training.voice import SAMPLE_RATE
 
@@ -260,15 +263,17 @@ ROWS = {
 }
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--clips", type=whole(2), default=4, help="two or more: a dub takes the sound of another clip")
+    parser.add_argument("--first-seed", type=whole(0), default=0)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--write", action="store_true", help=f"into {PAGE.name}, each row as it is there")
-    add_options(parser)
+    add_options(parser, run=False, seed=False)
     options = parser.parse_args()
     set_up(options)
+    check_seeds(options)
     seeds = range(options.first_seed, options.first_seed + options.clips)
     lost = [label for label, _ in ROWS.values() if f"\n| {label} |" not in PAGE.read_text("utf-8")]
     if options.write and lost:
@@ -292,7 +297,8 @@ def write_row(label, text, seeds):
     lines = PAGE.read_text(encoding="utf-8").splitlines()
     kept = {line.split(" | ")[0]: number for number, line in enumerate(lines)}
     lines[kept[f"| {label}"]] = row
-    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with whole_file(PAGE) as file:
+        file.write(("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import torch
 from magihuman_core import apply_lora
 from training import measure
 from training.clips import make_clip
-from training.common import add_options, set_up
 from training.demo import Demo
 from training.files import DEMO
 from training.journal import write_sheet
+from training.options import add_options, command, number, set_up, whole
 
 COVERED = ("hair", "hairstyle")  # attributes that a hat hides
 
@@ -33,19 +33,20 @@ def row(demo, clips):
     }, videos
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("lora", type=Path)
     parser.add_argument("--folder", type=Path, default=DEMO, help="of the weights; default: the shipped ones")
-    parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--strengths", type=float, nargs="+", default=(0.0, 0.25, 0.5, 0.75, 1.0))
-    add_options(parser)
+    parser.add_argument("--clips", type=whole(1), default=4)
+    parser.add_argument("--strengths", type=number, nargs="+", default=(0.0, 0.25, 0.5, 0.75, 1.0))
+    add_options(parser, run=False, seed=False)
     options = parser.parse_args()
     set_up(options)
     demo, clips = Demo(options.folder), [make_clip(seed) for seed in range(options.clips)]
     sheet = []
     for strength in options.strengths:
-        applied = apply_lora(demo.networks["distilled"], options.lora, strength)
+        applied = apply_lora(demo.network("distilled"), options.lora, strength)
         numbers, videos = row(demo, clips)
         applied.remove()
         shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())

@@ -14,16 +14,30 @@ from pathlib import Path
 
 import torch
 
+from magihuman_core.atomic import whole_file
 from magihuman_core.model.sequence import MODALITIES
 from magihuman_core.weights import audio_keys, dit_keys
 from training import checkpoints, train_network
-from training.common import Stop, add_options, set_up
-from training.files import DEMO, refuse_demo, write
+from training.common import weights_hash
+from training.files import DEMO, SOURCE, check_finite, refuse_demo, write
 from training.latents import Encoders
+from training.options import add_options, command, set_up
 from training.preview import preview_of
 from training.text import stored_config
 from training.train_video_vae import TURBO, load_trained
 
+PLACES = {  # of a stage's network: role, and folder
+    "base": ("base", "base"),
+    "distilled": ("distilled", "distill"),
+    "driven": ("distilled", "distill"),
+    "super_resolution": ("sr_540p", "540p_sr"),
+}
+ORIGINS = {  # what each is trained with, as it records it
+    "base": ["latents"],
+    "distilled": ["latents", "text_encoder", "teacher"],
+    "driven": ["latents", "text_encoder", "distilled"],
+    "super_resolution": ["latents", "text_encoder"],
+}
 # Seconds of a window. Of 2, 2.2, 2.4 and 3 s, with 2.4 s alone both lips (0.90 in every 2 s) and colours (drift of 2.5)
 # were kept in 20 s of driven speech, on seeds 0 to 3; a live clip waits for so much sound. Super-resolution learnt 2 s.
 WINDOWS = {"base": 2.4, "distilled": 2.4, "driven": 2.4, "super_resolution": 2}
@@ -68,58 +82,86 @@ def halves(state):
 
 
 def export(run, out):
-    """Everything that has a checkpoint. Returns {part: bytes}. Raises Stop where networks and encoders do not fit."""
-    sizes = {}
+    """Everything that has a checkpoint. Returns {part: bytes}.
+
+    Raises Stop where networks and encoders do not fit together or a weight is not finite, before anything is written.
+    """
+    files, texts = {}, {}  # part: (path, tensors, metadata); path: text
     encoders = Encoders(run)
     vae, turbo = load_trained(run)
-    sizes["vae"] = write(out / "vae" / "wan2.2_vae_demo.safetensors", halves(vae.state_dict()), kind="video_vae")
+    files["vae"] = out / "vae" / "wan2.2_vae_demo.safetensors", halves(vae.state_dict()), {"kind": "video_vae"}
     path = out / "turbo_vae" / "turbo_vae_demo.safetensors"
-    sizes["turbo_vae"] = write(path, halves(turbo.state_dict()), kind="turbo_vae")
-    path.with_suffix(".json").write_text(json.dumps(asdict(TURBO), indent=1) + "\n")
+    files["turbo_vae"] = path, halves(turbo.state_dict()), {"kind": "turbo_vae"}
+    texts[path.with_suffix(".json")] = json.dumps(asdict(TURBO), indent=1) + "\n"
 
     audio = halves(audio_keys.official_state_dict(encoders.audio_vae))
     audio = {f"pretransform.model.{key}": tensor for key, tensor in audio.items()}
-    sizes["audio_vae"] = write(out / "audio_vae" / "model.safetensors", audio, kind="audio_vae")
+    files["audio_vae"] = out / "audio_vae" / "model.safetensors", audio, {"kind": "audio_vae"}
 
-    preview = preview_of(encoders.video)
-    for name, role, folder in (
-        ("base", "base", "base"), ("distilled", "distilled", "distill"), ("driven", "distilled", "distill"),
-        ("super_resolution", "sr_540p", "540p_sr"),
-    ):  # fmt: skip
-        if not checkpoints.checkpoints_in(run / name):
-            continue
-        dit, state = train_network.load_network(run, name)
-        made_with = state["config"].get("latents", encoders.names)
-        if made_with != encoders.names:
-            raise Stop(f"{run / name} was trained on latents of encoders {made_with}, those of the run are now "
-                       f"{encoders.names}: train it again.")  # fmt: skip
+    networks = trained_networks(run, encoders.names)
+    preview = preview_of(encoders.video) if networks else None
+    for name, dit in networks.items():
+        role, folder = PLACES[name]
         path = out / folder / f"magihuman_demo_{role}.safetensors"
-        sizes[role] = write(path, split_layout(dit), role=role, preview=preview, clip_seconds=f"{WINDOWS[name]:g}")
-        if name == "base":
-            sizes["text_encoder"] = write_text_encoder(out / "text_encoder", train_network.load_base(run)[1])
+        files[role] = path, split_layout(dit), {"role": role, "preview": preview, "clip_seconds": f"{WINDOWS[name]:g}"}
+    if "base" in networks:
+        encoder = train_network.load_base(run)[1]
+        folder, config = out / "text_encoder", stored_config(encoder.tokenizer)
+        metadata = {"kind": "text_encoder", "config": config}
+        files["text_encoder"] = folder / "model.safetensors", text_encoder_layout(encoder), metadata
+        texts[folder / "config.json"] = json.dumps(json.loads(config), indent=1) + "\n"
+        texts[folder / "tokenizer.json"] = encoder.tokenizer.to_str(pretty=True)
+
+    for path, tensors, _ in files.values():
+        check_finite(path, tensors)
+    sizes = {part: write(path, tensors, source=SOURCE, **more) for part, (path, tensors, more) in files.items()}
+    for path, text in texts.items():
+        with whole_file(path) as file:
+            file.write(text.encode())
+        path.chmod(0o644)
     return sizes
 
 
-def write_text_encoder(folder, encoder):
-    """Weights, configuration and tokenizer. Returns the bytes of the weights."""
-    config = stored_config(encoder.tokenizer)
+def trained_networks(run, latents):
+    """{stage: network}, moving averages, of all networks that are trained; the driven one in place of the distilled.
+
+    latents: hashes of the run's encoders. Raises Stop where a network was trained with other weights than the run's.
+    """
+    networks, now = {}, {"latents": latents}
+    for name in PLACES:
+        if not checkpoints.checkpoints_in(run / name):
+            continue
+        networks[name], state = train_network.load_network(run, name)
+        known = {key: now[key] for key in ORIGINS[name] if key in now}
+        checkpoints.check_origins(run / name, state["config"], known)
+        if name == "base":
+            now["teacher"] = weights_hash(networks[name])
+            now["text_encoder"] = weights_hash(train_network.load_base(run)[1])
+        elif name == "distilled":
+            now["distilled"] = weights_hash(networks[name])
+    if "driven" in networks:
+        networks.pop("distilled", None)
+    return networks
+
+
+def text_encoder_layout(encoder):
+    """The text encoder's weights under official names, matrices in 8 bits."""
     tensors = {}
     for key, tensor in encoder.state_dict().items():
         if key.endswith("_proj.weight"):
             tensors[f"model.{key}._data"], tensors[f"model.{key}._scale"] = quantize(tensor)
         else:
             tensors[f"model.{key}"] = tensor.half()
-    size = write(folder / "model.safetensors", tensors, kind="text_encoder", config=config)
-    (folder / "config.json").write_text(json.dumps(json.loads(config), indent=1) + "\n")
-    encoder.tokenizer.save(str(folder / "tokenizer.json"))
-    return size
+    return tensors
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="default: export/ in the run's folder")
-    parser.add_argument("--overwrite-demo", action="store_true", help="write over the weights that are shipped")
-    add_options(parser)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="default: export/ in the run's folder")
+    where.add_argument("--overwrite-demo", action="store_true", help="write over the weights that are shipped")
+    add_options(parser, seed=False)
     options = parser.parse_args()
     set_up(options)
     out = DEMO if options.overwrite_demo else options.out or options.run / "export"

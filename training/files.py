@@ -1,4 +1,4 @@
-"""The demo's files: where they are, and how they are written."""
+"""Files of weights: how they are written, and where the demo's own are."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from training.common import Stop
 
 DEMO = Path(__file__).parent.parent / "magihuman_core" / "demo"
 VERSION = "1"
-SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"
+SOURCE = "trained by this project on drawn, synthetic clips; see CARD.md"  # in the demo's own files
 
 
 def write(path, tensors, **metadata):
@@ -20,16 +20,21 @@ def write(path, tensors, **metadata):
 
     Raises Stop where a weight is not finite.
     """
-    for key, tensor in tensors.items():
-        if not checkpoints.all_finite(tensor):
-            raise Stop(f"{key} of {path.name} is not finite: nothing was written to {path.parent}.")
+    check_finite(path, tensors)
     tensors = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
-    content = save(tensors, {"format": "pt", "source": SOURCE, "version": VERSION, **metadata})
+    content = save(tensors, {"format": "pt", "version": VERSION, **metadata})
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(file_bytes(*split_file(content)))
     path.chmod(0o644)
     return path.stat().st_size
+
+
+def check_finite(path, tensors):
+    """Raises Stop where a weight that is to be written to a file is not finite."""
+    for key, tensor in tensors.items():
+        if not checkpoints.all_finite(tensor):
+            raise Stop(f"{key} of {path.name} is not finite: nothing was written to {path.parent}.")
 
 
 def split_file(content):

@@ -20,12 +20,14 @@ import numpy as np
 import torch
 
 from training import checkpoints
-from training.common import Stop, duration, has_amx
-from training.journal import Journal, write_sheet
+from training.common import Stop, alone, duration, has_amx
+from training.journal import Journal, Means, write_sheet
 
 LOG_EVERY = 50
 VALIDATION_BATCHES = 4
-RECORDED = ("steps", "threads", "torch", "bf16")  # in the configuration, but a run may go on with others
+LATE = 1 << 30  # the first step's number in validation: beyond all warm-ups, so that held-out losses are of one kind
+# In the configuration, but a run may go on with others.
+RECORDED = ("steps", "rate", "seed", "threads", "torch", "bf16")
 
 
 def fit(folder, modules, optimizer, loss, source, options, *, config, held_out=None, sample=None, extra=None,
@@ -33,38 +35,21 @@ def fit(folder, modules, optimizer, loss, source, options, *, config, held_out=N
     """Train until step `options.steps`, from the newest checkpoint where there is one. Returns the moving average.
 
     modules: what is trained and averaged. optimizer: see muon.Together. loss(source, step) -> (tensor, numbers for
-    the log). source: gives the data; all its randomness is in source.random, a numpy Generator, and in torch's own.
+    the log); step counts from 0, and from LATE on in validation. source: gives the data; all its randomness is in
+    source.random, a numpy Generator, and in torch's own on the CPU: that of other devices is in no checkpoint.
     options: see common.add_options. config: plain values that must be the same when a run goes on.
     held_out: a source of clips that are not trained on, for validation. sample(average) -> rows of pictures, uint8
     [n, H, W, 3] each. extra: more for the checkpoint, which the stage reads by itself.
-    Raises Stop where loss, gradients or weights are not finite; saves and exits on SIGTERM and Ctrl-C.
+    Raises Stop where losses, gradients or weights are not finite, and where another process trains in this folder;
+    saves and exits on SIGTERM and Ctrl-C.
     """
-    trainer = Trainer(folder, modules, optimizer, options, config, source, extra or {}, decay)
-    if trainer.step >= options.steps:
-        print(f"{folder.name}: step {trainer.step} of {options.steps} is done: raise --steps to train further.")
+    with alone(folder):
+        trainer = Trainer(folder, modules, optimizer, options, config, source, extra or {}, decay)
+        if trainer.step < options.steps:
+            trainer.run(loss, held_out, sample, max_norm)
+        else:
+            print(f"{folder.name}: step {trainer.step} of {options.steps} is done: raise --steps to train further.")
         return trainer.average.module
-    started, first = time.monotonic(), trainer.step
-    with Signals() as signals:
-        while trainer.step < options.steps:
-            trainer.train_step(loss, max_norm)
-            late = options.minutes and time.monotonic() - started > options.minutes * 60
-            last = bool(late or signals.caught or trainer.step == options.steps)
-            if trainer.step % options.save_every == 0 or last:
-                trainer.save()
-                if not signals.caught:
-                    trainer.report(validate(loss, held_out, trainer.step), sample)
-            elif trainer.step % LOG_EVERY == 0:
-                trainer.report()
-            if last:
-                break
-    used = duration(time.monotonic() - started)
-    print(f"{folder.name}: saved at step {trainer.step} of {options.steps}, {trainer.step - first} steps in {used}")
-    if signals.caught:
-        print("Interrupted; the same command goes on from here.", flush=True)
-        raise SystemExit(128 + signals.caught)
-    if trainer.step < options.steps:
-        print(f"Stopped after --minutes {options.minutes:g}; the same command goes on from here.")
-    return trainer.average.module
 
 
 class Trainer:
@@ -91,15 +76,17 @@ class Trainer:
         state = checkpoints.load(self.folder)
         if state is None:
             return
-        if state["step"]:  # weights that training begins with may come from anywhere
-            check_config(self.folder, state["config"], self.config)
-        self.modules.load_state_dict(state["modules"])
-        self.average.load_state_dict(state["average"])
-        if state["optimizer"] is not None:  # weights of the demo come without
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["random"]["torch"])
-            self.source.random.bit_generator.state = state["random"]["source"]
-        self.step, self.seconds = state["step"], state["seconds"]
+        with checkpoints.fitting(self.folder):
+            if state["step"]:  # weights that training begins with may come from anywhere
+                check_config(self.folder, state["config"], self.config)
+            self.modules.load_state_dict(state["modules"])
+            self.average.load_state_dict(state["average"])
+            if state["optimizer"] is not None:  # weights of the demo come without
+                self.optimizer.load_state_dict(state["optimizer"])
+                if state["config"]["seed"] == self.config["seed"]:  # another one begins random numbers of its own
+                    torch.set_rng_state(state["random"]["torch"])
+                    self.source.random.bit_generator.state = state["random"]["source"]
+            self.step, self.seconds = state["step"], state["seconds"]
         print(f"{self.folder.name}: goes on from step {self.step}", flush=True)
 
     def save(self):
@@ -110,6 +97,31 @@ class Trainer:
             "random": {"torch": torch.get_rng_state(), "source": self.source.random.bit_generator.state},
             "config": self.config, **self.extra,
         })  # fmt: skip
+
+    def run(self, loss, held_out, sample, max_norm):
+        """All steps until options.steps, --minutes or a signal. See `fit`."""
+        options, started, first = self.options, time.monotonic(), self.step
+        with Signals() as signals:
+            while self.step < options.steps:
+                self.train_step(loss, max_norm)
+                late = options.minutes and time.monotonic() - started > options.minutes * 60
+                last = bool(late or signals.caught or self.step == options.steps)
+                if self.step % options.save_every == 0 or last:
+                    held = None if signals.caught else self.validate(loss, held_out)
+                    self.save()
+                    if held is not None:
+                        self.report(held, sample)
+                elif self.step % LOG_EVERY == 0:
+                    self.report()
+                if last:
+                    break
+        used = duration(time.monotonic() - started)
+        print(f"{self.folder.name}: saved at step {self.step} of {options.steps}, {self.step - first} steps in {used}")
+        if signals.caught:
+            print("Interrupted; the same command goes on from here.", flush=True)
+            raise SystemExit(128 + signals.caught)
+        if self.step < options.steps:
+            print(f"Stopped after --minutes {options.minutes:g}; the same command goes on from here.")
 
     def train_step(self, loss, max_norm):
         value, numbers = loss(self.source, self.step)
@@ -126,13 +138,21 @@ class Trainer:
         self.journal.add(**numbers, norm=norm, rate=rate)
 
     def failure(self, what):
-        step, advice = self.step + 1, checkpoints.advice(self.folder)
-        return Stop(f"Step {step} of {self.folder.name}: {what} not finite; stopped, nothing saved. {advice}")
+        return Stop(f"Step {self.step + 1} of {self.folder.name}: {what} not finite; stopped, nothing saved. "
+                    f"{checkpoints.advice(self.folder)}")  # fmt: skip
+
+    def validate(self, loss, held_out):
+        """Means over held-out clips. Raises Stop where one is not finite, before such weights are saved."""
+        found = validate(loss, held_out)
+        if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+            raise Stop(f"Step {self.step} of {self.folder.name}: held-out {', '.join(bad)} not finite; stopped, not "
+                       f"saved. {checkpoints.advice(self.folder)}")  # fmt: skip
+        return found
 
     def report(self, validation=None, sample=None):
         """Write the log; with validation also curves, and a contact sheet where the stage has pictures."""
         seconds = self.seconds + time.monotonic() - self.since
-        self.journal.write(self.step, self.options.steps, seconds, self.options.batch, validation or {})
+        self.journal.write(self.step, self.options.steps, seconds, validation or {})
         if validation is None:
             return
         self.journal.draw_curves()
@@ -141,26 +161,26 @@ class Trainer:
                 write_sheet(self.folder / "samples" / f"step_{self.step:07}.png", sample(self.average.module))
 
 
-def validate(loss, held_out, step):
-    """Means over a few batches of held-out clips, the same ones and the same noise every time."""
-    if held_out is None:
-        return {}
-    sums = {}
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        held_out.random = np.random.default_rng(0)
-        for _ in range(VALIDATION_BATCHES):
-            for name, number in loss(held_out, step)[1].items():
-                sums[name] = sums.get(name, 0.0) + float(number) / VALIDATION_BATCHES
-    return sums
+def validate(loss, held_out):
+    """Means over a few batches of held-out clips, the same ones, noise and kind of loss every time."""
+    means = Means()
+    if held_out is not None:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.default_generator.manual_seed(0)
+            held_out.random = np.random.default_rng(0)
+            for number in range(VALIDATION_BATCHES):
+                means.add(loss(held_out, LATE + number)[1])
+    return means.values()
 
 
 def check_config(folder, before, now):
-    """Stop where a run would go on under another configuration; say what else is different."""
+    """Stop where a run would go on under another configuration; say what else is different, or was not recorded."""
     changed = {key: f"{key} was {before[key]}, now {now[key]}" for key in sorted(before.keys() & now.keys())
                if before[key] != now[key]}  # fmt: skip
-    for key in changed.keys() & set(RECORDED):
+    for key in sorted(changed.keys() & set(RECORDED)):
         print(f"{folder.name}: {changed.pop(key)}")
+    for key in sorted(now.keys() - before.keys()):  # a checkpoint of an older version
+        print(f"{folder.name}: {key} was not recorded, now {now[key]}")
     if changed:
         raise Stop(f"{folder} was begun differently: {'; '.join(changed.values())}. Give the same, take another --run, "
                    "or delete the folder to begin anew.")  # fmt: skip

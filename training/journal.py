@@ -4,15 +4,33 @@
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from training.common import RowWriter, duration, read_rows
+from magihuman_core.atomic import whole_file
+from training.common import RowWriter, Stop, duration, read_rows
+from training.options import command
 
-PLAIN = ("step", "seconds", "clips_per_second")
+PLAIN = ("step", "seconds", "clips_per_second")  # the last is in older logs
+
+
+class Means:
+    """Of named numbers; not every kind of step has every number."""
+
+    def __init__(self):
+        self.sums, self.counts = {}, {}
+
+    def add(self, numbers):
+        for name, value in numbers.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def values(self):
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
 class Journal:
@@ -20,35 +38,28 @@ class Journal:
 
     def __init__(self, folder, step):
         self.folder, self.path = folder, folder / "log.jsonl"
-        rows = [row for row in read_rows(self.path) if row["step"] <= step]  # later ones will be made again
-        self.path.unlink(missing_ok=True)
+        rows = read_rows(self.path)
+        kept = [row for row in rows if row["step"] <= step]  # later ones will be made again
+        if kept != rows:
+            with whole_file(self.path) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
         self.writer = RowWriter(self.path)
-        for row in rows:
-            self.writer.write(row)
         self.restart()
 
     def restart(self):
-        self.sums, self.counts, self.count, self.since = {}, {}, 0, time.monotonic()
+        self.means, self.count, self.since = Means(), 0, time.monotonic()
 
     def add(self, **numbers):
         self.count += 1
-        for name, value in numbers.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.counts[name] = self.counts.get(name, 0) + 1  # not every kind of step has every number
+        self.means.add(numbers)
 
-    def write(self, step, steps, seconds, batch, validation):
-        """seconds: of the whole run so far. batch: clips a step, where it is always the same number.
-
-        validation: means over held-out clips.
-        """
-        means = {name: value / self.counts[name] for name, value in self.sums.items()}
+    def write(self, step, steps, seconds, validation):
+        """seconds: of the whole run so far. validation: means over held-out clips."""
         each = (time.monotonic() - self.since) / self.count
-        row = {"step": step, **means, **{f"held-out {name}": value for name, value in validation.items()}}
-        speed = {"clips_per_second": round(batch / each, 2)} if batch else {}
-        self.writer.write({**row, "seconds": round(seconds, 1), **speed})
+        row = {"step": step, **self.means.values(), **{f"held-out {name}": v for name, v in validation.items()}}
+        self.writer.write({**row, "seconds": round(seconds, 1)})
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step")
-        clips = f"{batch / each:.1f} clips/s  " if batch else ""
-        print(f"{self.folder.name} {step}/{steps}  {numbers}  {each:.2f} s/step  {clips}"
+        print(f"{self.folder.name} {step}/{steps}  {numbers}  {each:.2f} s/step  "
               f"{duration((steps - step) * each)} left", flush=True)  # fmt: skip
         self.restart()
 
@@ -64,6 +75,8 @@ def draw_curves(folder):
     except ImportError:
         return
     rows = read_rows(folder / "log.jsonl")
+    if not rows:
+        raise Stop(f"{folder} holds no log.jsonl with a line in it: give the folder of a stage that was trained.")
     names = sorted({name for row in rows for name in row if not name.startswith("held-out ")} - set(PLAIN))
     figure = Figure(figsize=(4 * len(names), 3), layout="constrained")
     FigureCanvasAgg(figure)
@@ -86,7 +99,12 @@ def write_sheet(path, rows):
     Image.fromarray(sheet).save(path)
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path)
     draw_curves(parser.parse_args().folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from training.common import Progress, Stop, add_options, autocast, set_up, weights_hash
+from magihuman_core.atomic import whole_file
+from training.common import Progress, Stop, alone, autocast, weights_hash
 from training.data import Clips, open_array, sets_in
+from training.options import add_options, command, set_up
 
 
 class Encoders:
@@ -47,7 +49,8 @@ def claim(folder, names):
     """Note in a folder which encoders its latents are made with. Raises Stop where they were made with others."""
     path = folder / "encoders.json"
     if not path.exists():
-        path.write_text(json.dumps(names) + "\n")
+        with whole_file(path) as file:
+            file.write((json.dumps(names) + "\n").encode())
     elif made_with(folder) != names:
         raise Stop(f"The latents in {folder} were made with encoders {made_with(folder)}, those of this run are now "
                    f"{names}: delete *latents.npy, done.npy and encoders.json there, or the whole folder.")  # fmt: skip
@@ -58,14 +61,28 @@ def made_with(folder):
     path = folder / "encoders.json"
     if not path.exists():
         raise Stop(f"{folder} holds no latents: the stage that makes them comes first (see training/run_demo.sh).")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Stop(f"{path} is damaged ({error}): delete it and the latents beside it, and make them again.") from error
+
+
+def common_origin(sets):
+    """The `made_with` of several sets, which have to be alike. Raises Stop."""
+    for part in sets[1:]:
+        if part.made_with != sets[0].made_with:
+            raise Stop(f"The latents in {part.folder} were made with encoders {part.made_with}, those in "
+                       f"{sets[0].folder} with {sets[0].made_with}: make those again that are not of this run, see "
+                       "encoders.json there.")  # fmt: skip
+    return sets[0].made_with
 
 
 def encode_clips(run):
     """Encode all clips of a run."""
     encoders = Encoders(run)
     for folder in sets_in(run / "clips"):
-        encode_set(folder, encoders)
+        with alone(folder):
+            encode_set(folder, encoders)
 
 
 def encode_set(folder, encoders):
@@ -88,7 +105,7 @@ class Latents:
     """The encoded clips of one set."""
 
     def __init__(self, folder):
-        self.made_with, self.clips = made_with(folder), Clips(folder)
+        self.folder, self.made_with, self.clips = folder, made_with(folder), Clips(folder)
         self.video = open_array(folder / "video_latents.npy")
         self.audio = open_array(folder / "audio_latents.npy")
         missing = int((open_array(folder / "done.npy") == 0).sum())
@@ -105,9 +122,14 @@ class Latents:
         return torch.from_numpy(video.astype(np.float32)), torch.from_numpy(audio.astype(np.float32))
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_options(parser)
+    add_options(parser, seed=False)
     options = parser.parse_args()
     set_up(options)
     encode_clips(options.run)
+
+
+if __name__ == "__main__":
+    main()

@@ -104,8 +104,11 @@ def chance(share):
 
 
 def noised(video, audio, s, keep):
-    """(noisy video, noisy audio, both noises) at levels s [n, 1, 1, 1, 1]; what is given stays as it is."""
-    noise_v, noise_a = torch.randn_like(video), torch.randn_like(audio)
+    """(noisy video, noisy audio, both noises) at levels s [n, 1, 1, 1, 1]; what is given stays as it is.
+
+    Noise is drawn on the CPU whatever the device: that generator's state is in checkpoints (see fit.py).
+    """
+    noise_v, noise_a = (torch.randn(x.shape, dtype=x.dtype).to(x.device) for x in (video, audio))
     x_v, x_a = torch.lerp(video, noise_v, s), torch.lerp(audio, noise_a, s[:, :, :, 0, 0])
     return torch.where(keep.video, video, x_v), torch.where(keep.audio, audio, x_a), noise_v, noise_a
 

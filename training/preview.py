@@ -17,8 +17,9 @@ import torch
 from magihuman_core import load_video_vae
 from magihuman_core.atomic import whole_file
 from training.clips import make_clip
-from training.common import add_options, set_up
+from training.common import Stop
 from training.files import file_bytes, refuse_demo, split_file
+from training.options import add_options, command, set_up
 
 NETWORKS = ("base", "distill", "540p_sr")
 SEEDS = range(90_000, 90_008)  # of the clips that are fitted to: neither trained on nor evaluated
@@ -58,15 +59,19 @@ def add_to_files(folder, text):
         path.chmod(0o644)
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, required=True, help="of weights, as export writes them")
     parser.add_argument("--overwrite-demo", action="store_true", help="also the files that are shipped")
-    add_options(parser)
+    add_options(parser, run=False, seed=False)
     options = parser.parse_args()
     set_up(options)
     refuse_demo(options.folder, options.overwrite_demo)
-    vae = load_video_vae(next((options.folder / "vae").glob("*.safetensors")), dtype=torch.float32)
+    paths = sorted((options.folder / "vae").glob("*.safetensors"))
+    if not paths:
+        raise Stop(f"{options.folder} holds no vae/*.safetensors: give a folder that python -m training.export wrote.")
+    vae = load_video_vae(paths[0], dtype=torch.float32)
 
     @torch.inference_mode()
     def encode(pixels):

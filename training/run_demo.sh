@@ -33,14 +33,8 @@ cd "$(dirname "$0")/.."
 : "${SAVE_EVERY:=500}"
 : "${EVALUATE:=--clips 16}"
 
-PYTHON=${PYTHON:-python}
-# Keeps glibc from handing large tensors' memory back to the system at every step: some 10 % of the time.
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
-
-stage() {  # module and its own arguments
-    echo "== $*"
-    "$PYTHON" -m "training.$1" "${@:2}" --run "$RUN" --seed "$SEED" --threads "$THREADS"
-}
+# shellcheck source=training/stage.sh
+source training/stage.sh
 
 # 1. Clips. 3 minutes.
 # shellcheck disable=SC2086
@@ -49,27 +43,27 @@ stage data --count "$CLIPS" $SETS
 stage data --large --count "$LARGE_CLIPS" $LARGE_SETS
 
 # 2. Autoencoders. 150 and 40 minutes.
-stage train_video_vae --steps "$VIDEO_STEPS" --projection-windows "$PROJECTION" --save-every "$SAVE_EVERY"
-stage train_audio_vae --steps "$AUDIO_STEPS" --save-every "$SAVE_EVERY"
+training train_video_vae --steps "$VIDEO_STEPS" --projection-windows "$PROJECTION" --save-every "$SAVE_EVERY"
+training train_audio_vae --steps "$AUDIO_STEPS" --save-every "$SAVE_EVERY"
 
 # 3. Latents; quick start of the text encoder; base network. 8, 2 and 85 minutes.
-stage latents
-stage train_network text --steps "$TEXT_STEPS"
-stage train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
+computing latents
+training train_network text --steps "$TEXT_STEPS"
+training train_network base --steps "$BASE_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
 
-# 4. Distilled network, and further with given sound; super-resolution. 17, 20, 8 and 56 minutes.
-stage train_distilled --steps "$DISTILLED_STEPS" --warm-up "$WARM_UP" --batch "$BATCH" --save-every "$SAVE_EVERY"
-stage train_driven --steps "$DRIVEN_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
+# 4. Distilled network, and further with given sound; super-resolution. 83, 20, 8 and 56 minutes.
+training train_distilled --steps "$DISTILLED_STEPS" --warm-up "$WARM_UP" --batch "$BATCH" --save-every "$SAVE_EVERY"
+training train_driven --steps "$DRIVEN_STEPS" --batch "$BATCH" --save-every "$SAVE_EVERY"
 # shellcheck disable=SC2086
-stage train_super_resolution pairs --count "$PAIRS" $LARGE_SETS
-stage train_super_resolution train --steps "$SR_STEPS" --save-every "$SAVE_EVERY"
+computing train_super_resolution pairs --count "$PAIRS" $LARGE_SETS
+training train_super_resolution train --steps "$SR_STEPS" --save-every "$SAVE_EVERY"
 
 # 5. The decoders once more, for the encoders as they are now. 12, 10 and 6 minutes.
-stage train_video_vae --turbo --steps "$TURBO_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
-stage train_audio_vae --decoder --steps "$AUDIO_DECODER_STEPS" --save-every "$SAVE_EVERY"
-stage train_video_vae --wan-decoder --steps "$WAN_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
+training train_video_vae --turbo --steps "$TURBO_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
+training train_audio_vae --decoder --steps "$AUDIO_DECODER_STEPS" --save-every "$SAVE_EVERY"
+training train_video_vae --wan-decoder --steps "$WAN_STEPS" --rate 3e-4 --save-every "$SAVE_EVERY"
 
 # 6. Files in the released layouts, in the run's folder export/; scores into its CARD.md. 30 minutes.
-stage export
+computing export
 # shellcheck disable=SC2086
-stage evaluate --card $EVALUATE
+computing evaluate --card $EVALUATE

@@ -14,8 +14,9 @@ from torch import nn
 from magihuman_core import load_audio_vae, load_dit, load_text_encoder, load_turbo_vae, load_video_vae
 from magihuman_core.weights.audio_keys import official_state_dict
 from training import checkpoints, train_audio_vae, train_network, train_super_resolution, train_video_vae
-from training.common import add_options, weights_hash
-from training.export import DEMO
+from training.common import alone, weights_hash
+from training.files import DEMO
+from training.options import add_options, command, set_up
 from training.text import WithReaders
 
 STAGES = ("video_vae", "wan_decoder", "audio_vae", "text", "base", "distilled", "super_resolution")
@@ -27,12 +28,13 @@ def file_of(part):
 
 def write_start(folder, modules, config, **extra):
     """Write step 0 of a stage unless it has a checkpoint."""
-    if checkpoints.checkpoints_in(folder):
-        print(f"{folder} has a checkpoint, which stays")
-        return
-    weights = modules.state_dict()
-    checkpoints.save(folder, {"modules": weights, "average": {"steps": 0, "module": weights}, "optimizer": None,
-                              "step": 0, "seconds": 0.0, "config": config, **extra})  # fmt: skip
+    with alone(folder):
+        if checkpoints.checkpoints_in(folder):
+            print(f"{folder} has a checkpoint, which stays")
+            return
+        weights = modules.state_dict()
+        checkpoints.save(folder, {"modules": weights, "average": {"steps": 0, "module": weights}, "optimizer": None,
+                                  "step": 0, "seconds": 0.0, "config": config, **extra})  # fmt: skip
     print(f"{folder} begun")
 
 
@@ -57,9 +59,11 @@ def start(run, stages=None):
     names["audio"] = weights_hash(audio_vae.encoder)
 
     encoder = load_text_encoder(file_of("text_encoder"), dtype=torch.float32)
+    known = {"text_encoder": weights_hash(encoder)}  # to the networks of the demo, whatever the run's own learns
     keep("text", WithReaders(encoder), {})
     if state := checkpoints.load(run / "text"):  # it may have learnt more by now
-        WithReaders(encoder).load_state_dict(state["modules"])
+        with checkpoints.fitting(run / "text"):
+            WithReaders(encoder).load_state_dict(state["modules"])
     networks = {}
     for name, part, config in (
         ("base", "base", train_network.CONFIG),
@@ -71,14 +75,17 @@ def start(run, stages=None):
         # The distilled network has its fake beside it, which begins as the base network.
         modules = nn.ModuleList({"base": [dit, encoder], "distilled": [dit, networks.get("base")]}.get(name, [dit]))
         networks[name] = dit
-        keep(name, modules, {"latents": names}, network=asdict(config))
+        origins = {"distilled": {**known, "teacher": weights_hash(networks["base"])}, "super_resolution": known}
+        keep(name, modules, {"latents": names, **origins.get(name, {})}, network=asdict(config))
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, help="only these")
     add_options(parser)
     options = parser.parse_args()
+    set_up(options)
     start(options.run, options.stages)
 
 

@@ -16,10 +16,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from magihuman_core.vae.audio import AudioVAE, AudioVAEConfig, ResidualUnit
 from training import checkpoints
-from training.common import add_options, set_up, weights_hash
+from training.common import weights_hash
 from training.data import Clips, choice_by_size, sets_in, split
 from training.fit import fit
 from training.muon import Together
+from training.options import add_options, command, set_up
 from training.voice import SHAPES, speech_curves
 
 CONFIG = AudioVAEConfig(widths=(8, 16, 32, 64, 128, 160))
@@ -191,17 +192,24 @@ def run_fit(options, stage, modules, loss, config):
 def load_trained(run):
     """The AudioVAE as trained so far (moving averages); a decoder trained further for this encoder is taken."""
     vae = build()
-    with_reader(vae).load_state_dict(checkpoints.load_stage(run, "audio_vae")["average"]["module"])
-    state = checkpoints.load_further(run, "audio_decoder", weights_hash(vae.encoder))
-    if state:
-        vae.decoder.load_state_dict(state["average"]["module"])
+    state = checkpoints.load_stage(run, "audio_vae")
+    with checkpoints.fitting(run / "audio_vae"):
+        with_reader(vae).load_state_dict(state["average"]["module"])
+    if state := checkpoints.load_further(run, "audio_decoder", weights_hash(vae.encoder)):
+        with checkpoints.fitting(run / "audio_decoder"):
+            vae.decoder.load_state_dict(state["average"]["module"])
     return vae.eval()
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--decoder", action="store_true", help="the decoder alone")
     add_options(parser, steps=5700, rate=8e-4, batch=4)
     options = parser.parse_args()
     set_up(options)
     (train_decoder if options.decoder else train)(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,11 +25,11 @@ from torch import nn
 
 from magihuman_core import flow_sigmas, sample_renoise
 from training import checkpoints
-from training.common import add_options, autocast, set_up
+from training.common import autocast, weights_hash
 from training.masks import Keep, draw_keep, dubbed, mouth_weight, noised, velocity_loss
+from training.options import add_options, command, number, set_up, whole
 from training.train_network import (
     CONFIG,
-    check_latents,
     fit_network,
     load_base,
     noise_levels,
@@ -173,20 +173,21 @@ def train(options):
     for module in (teacher, encoder):
         module.requires_grad_(False)
     student, fake = (copy.deepcopy(teacher).train().requires_grad_(True) for _ in range(2))
-    sources = sources_of(options, encoder.tokenizer)
-    check_latents(options.run, base, sources[0].made_with)
+    sources = sources_of(options, encoder.tokenizer, base)
     state = checkpoints.load(options.run / "distilled")
     distillation = Distillation(teacher, student, fake, encoder, sources[0].no_text[0], options, state)
     fit_network(options, "distilled", nn.ModuleList([student, fake]), distillation.loss, sources,
                 sampler_of(options.run, sources[1], encoder, sample_renoise), CONFIG,
-                factors=(1.0, FAKE_RATE), betas=(0.0, 0.97), extra=distillation.extra)  # fmt: skip
+                factors=(1.0, FAKE_RATE), betas=(0.0, 0.97), extra=distillation.extra,
+                origins={"text_encoder": weights_hash(encoder), "teacher": weights_hash(teacher)})  # fmt: skip
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, steps=4000, rate=1e-4, batch=8)
-    parser.add_argument("--guidance", type=float, nargs=2, default=(2.5, 3.0), help="of the teacher: video, audio")
-    parser.add_argument("--warm-up", type=int, default=400, help="steps of the student alone")
+    parser.add_argument("--guidance", type=number, nargs=2, default=(2.5, 3.0), help="of the teacher: video, audio")
+    parser.add_argument("--warm-up", type=whole(0), default=400, help="steps of the student alone")
     options = parser.parse_args()
     set_up(options)
     train(options)

@@ -16,18 +16,12 @@ import torch
 from torch import nn
 
 from magihuman_core import sample_renoise
-from training.common import add_options, set_up
+from training import checkpoints
+from training.common import weights_hash
 from training.masks import draw_keep, dubbed, mouth_weight, noised, velocity_loss
+from training.options import add_options, command, set_up
 from training.train_distilled import LEVELS, velocity
-from training.train_network import (
-    CONFIG,
-    check_latents,
-    fit_network,
-    load_base,
-    load_network,
-    sampler_of,
-    sources_of,
-)
+from training.train_network import CONFIG, fit_network, load_base, load_network, sampler_of, sources_of
 from training.window_batches import WindowBatches
 
 DRIVEN = 0.75  # share of steps on windows with given sound
@@ -64,16 +58,19 @@ def loss_of(student, before, encoder, size):
 
 def train(options):
     _, encoder, base = load_base(options.run)
-    before, _ = load_network(options.run, "distilled")
+    before, distilled = load_network(options.run, "distilled")
     for module in (encoder, before):
         module.requires_grad_(False)
     student = copy.deepcopy(before).train().requires_grad_(True)
-    sources = sources_of(options, encoder.tokenizer, WindowBatches)
-    check_latents(options.run, base, sources[0].made_with)
+    text_encoder = {"text_encoder": weights_hash(encoder)}
+    checkpoints.check_origins(options.run / "distilled", distilled["config"], text_encoder)
+    sources = sources_of(options, encoder.tokenizer, base, WindowBatches)
     fit_network(options, "driven", nn.ModuleList([student]), loss_of(student, before, encoder, options.batch), sources,
-                sampler_of(options.run, sources[1], encoder, sample_renoise), CONFIG)  # fmt: skip
+                sampler_of(options.run, sources[1], encoder, sample_renoise), CONFIG,
+                origins={**text_encoder, "distilled": weights_hash(before)})  # fmt: skip
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, steps=1200, rate=1.5e-4, batch=8)

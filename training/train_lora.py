@@ -27,12 +27,13 @@ from magihuman_core.weights.dit_keys import network_config
 from magihuman_core.weights.open import open_checkpoint
 from training import checkpoints
 from training.adapters import LAYERS, Adapters, run_block
-from training.common import Stop, add_options, set_up
+from training.common import Stop, contents_hash, files_hash
 from training.data import split
 from training.fit import fit
 from training.lora_clips import load_clip
 from training.masks import draw_keep, noised, velocity_loss
 from training.muon import Together
+from training.options import add_options, command, device, set_up, whole
 from training.train_network import noise_levels
 from training.train_video_vae import to_images
 
@@ -41,15 +42,28 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.in
 
 
 class EncodedClips:
-    """Clips as lora_clips.py left them; a twentieth of them, but one at least, is held out."""
+    """Clips as lora_clips.py left them; one in 25, from one to 16 of them, is held out."""
 
     def __init__(self, folder, seed, held_out=False):
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             raise Stop(f"{folder} holds no encoded clips: run python -m training.lora_clips first.")
-        self.paths = [paths[i] for i in split(range(len(paths)), held_out)]
+        for path in paths:
+            load_clip(path)
+        self.contents = contents_hash(*paths)
+        self.paths = [paths[i] for i in split(range(len(paths)), held_out, takes=1)]
         self.description = f"{len(paths)} clips, from {paths[0].name} to {paths[-1].name}"
         self.random = np.random.default_rng(seed)
+
+    def check_fits(self, config):
+        """Raises Stop where the clips are not of encoders that belong to a network with this DiTConfig."""
+        for path in self.paths:
+            tensors, _ = load_clip(path)
+            found = {name: tensors[name].shape[2 if name == "text" else 1] for name in tensors}
+            wanted = {name: getattr(config, f"{name}_channels") for name in found}
+            if found != wanted:
+                raise Stop(f"{path} has {found} channels, the network {wanted}: encode the clips with the models that "
+                           "the network belongs to.")  # fmt: skip
 
     def draw(self, device):
         """(video, audio, text) of a random clip."""
@@ -104,27 +118,31 @@ def sampler_of(dit, adapters, clips, turbo, device):
 
 
 def load_network(options):
-    """The network of a folder of models, as the options want it kept."""
+    """(network, folder of models, what tells the network from others); it is kept as the options want it."""
     models = find_models(options.models)
     path = models[models.require(options.role, "training a LoRA")]
     overrides = RECIPES[options.role].overrides(network_config(open_checkpoint(path, "network")).layers)
-    return load_dit(path, dtype=DTYPES[options.dtype], device=options.device, resident_blocks=options.resident_blocks,
-                    **overrides), models  # fmt: skip
+    dit = load_dit(path, dtype=DTYPES[options.dtype], device=options.device, resident_blocks=options.resident_blocks,
+                   **overrides)  # fmt: skip
+    return dit, models, f"{files_hash(path)} in {options.dtype}"
 
 
 def train(options):
     """Returns the path of the LoRA's file."""
     folder = options.run / f"lora_{options.name}"
-    dit, models = load_network(options)
+    clips, held_out = (EncodedClips(options.clips, options.seed, held) for held in (False, True))
+    dit, models, network = load_network(options)
+    for part in (clips, held_out):
+        part.check_fits(dit.config)
     torch.manual_seed(options.seed)
     adapters = Adapters(dit, options.rank, options.layers).to(options.device).attach(dit)
-    clips, held_out = (EncodedClips(options.clips, options.seed, held) for held in (False, True))
     sample = None
     if "turbo_vae" in models:
         turbo = load_turbo_vae(models["turbo_vae"], dtype=torch.float32, device=options.device)
         sample = sampler_of(dit, adapters, held_out, turbo, options.device)
     optimizer = Together(torch.optim.AdamW(adapters.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0))
-    config = {"rank": options.rank, "layers": adapters.layers, "role": options.role, "clips": clips.description}
+    config = {"rank": options.rank, "layers": adapters.layers, "role": options.role, "network": network,
+              "clips": clips.description, "contents of clips": clips.contents}  # fmt: skip
     average = fit(folder, adapters, optimizer, lora_loss(dit, options), clips, options, config=config,
                   held_out=held_out, sample=sample, decay=0.99)  # fmt: skip
     adapters.load_state_dict(average.state_dict())
@@ -134,22 +152,30 @@ def train(options):
     return path
 
 
+def file_name(text):
+    """The type of an option: a part of a file's name."""
+    if not text or text != Path(text).name or text.startswith("."):
+        raise argparse.ArgumentTypeError(f"{text!r} is not possible, expected a name without folders")
+    return text
+
+
 def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--models", required=True, help="folder of models, or demo")
     parser.add_argument("--clips", type=Path, required=True, help="folder of encoded clips")
-    parser.add_argument("--name", required=True, help="of the LoRA")
-    parser.add_argument("--role", default="base", choices=list(RECIPES), help="which network")
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--name", type=file_name, required=True, help="of the LoRA")
+    parser.add_argument("--role", default="base", choices=("base", "distilled"), help="which network")
+    parser.add_argument("--rank", type=whole(1), default=16)
     parser.add_argument("--layers", nargs="+", default=list(LAYERS), help="endings of the official layers' names")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the network's blocks")
-    parser.add_argument("--resident-blocks", type=int, help="the others stream from the file")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resident-blocks", type=whole(0), help="the others stream from the file")
+    parser.add_argument("--device", type=device, default="cpu")
     add_options(parser, steps=400, rate=1e-3, batch=2)
     parser.set_defaults(save_every=100)
     return parser.parse_args(arguments)
 
 
+@command
 def main():
     options = parse()
     set_up(options)

@@ -24,11 +24,13 @@ from magihuman_core import (
 from magihuman_core.nn.layers import RMSNorm
 from training import checkpoints
 from training.batches import Batches
-from training.common import Stop, add_options, autocast, set_up
+from training.common import Stop, autocast
 from training.data import Clips, sets_in
 from training.fit import fit
+from training.latents import Encoders
 from training.masks import draw_keep, dubbed, mouth_weight, noised, velocity_loss
 from training.muon import Together
+from training.options import add_options, command, set_up
 from training.text import Captions, WithReaders, build_encoder, build_tokenizer
 from training.train_video_vae import load_trained, to_images
 
@@ -69,18 +71,19 @@ def noise_levels(count):
 
 
 def fit_network(options, name, modules, loss, sources, sample, network, *, factors=None, betas=(0.9, 0.97),
-                extra=None):  # fmt: skip
+                extra=None, origins=None):  # fmt: skip
     """`fit` as all networks use it, with an optimizer for each of `modules`.
 
     sources: of clips that are trained on, and held out. network: its DiTConfig. factors: on the learning rate, one
-    for each module. extra: see `fit`.
+    for each module. extra: see `fit`. origins: {name: hash} of the networks that it is trained with, which have to stay
+    the same while it is, and in `export`.
     """
     factors = factors or [1.0] * len(modules)
     optimizer = Together(*(adamw(*pair, options.rate, betas) for pair in zip(modules, factors, strict=True)))
     source, held_out = sources
     extra = {} if extra is None else extra
     extra["network"] = asdict(network)
-    config = {"latents": source.made_with, "clips": source.description, "network": extra["network"]}
+    config = {"latents": source.made_with, "clips": source.description, "network": extra["network"], **(origins or {})}
     config |= {key: getattr(options, key) for key in ("guidance", "warm_up") if key in options}
     fit(options.run / name, modules, optimizer, loss, source, options, config=config, held_out=held_out,
         sample=sample, extra=extra, decay=0.999)  # fmt: skip
@@ -115,9 +118,10 @@ def base_loss(dit, encoder, size):
 def load_network(run, name):
     """(network, the state of its run), moving average; of the base run without the text encoder."""
     state = checkpoints.load_stage(run, name)
-    dit = build_network(DiTConfig(**state["network"]))
-    weights = {key[2:]: value for key, value in state["average"]["module"].items() if key.startswith("0.")}
-    dit.load_state_dict(weights)
+    with checkpoints.fitting(run / name):
+        dit = build_network(DiTConfig(**state["network"]))
+        weights = {key[2:]: value for key, value in state["average"]["module"].items() if key.startswith("0.")}
+        dit.load_state_dict(weights)
     return dit.eval(), state
 
 
@@ -126,7 +130,8 @@ def load_base(run):
     dit, state = load_network(run, "base")
     encoder = build_encoder(build_tokenizer())
     weights = {key[2:]: value for key, value in state["average"]["module"].items() if key.startswith("1.")}
-    encoder.load_state_dict(weights)
+    with checkpoints.fitting(run / "base"):
+        encoder.load_state_dict(weights)
     return dit, encoder.eval(), state
 
 
@@ -166,26 +171,32 @@ def train_text(options, encoder):
 
 def train_base(options, encoder):
     """Network and text encoder together."""
-    WithReaders(encoder).load_state_dict(checkpoints.load_stage(options.run, "text")["modules"])
+    state = checkpoints.load_stage(options.run, "text")
+    with checkpoints.fitting(options.run / "text"):
+        WithReaders(encoder).load_state_dict(state["modules"])
     dit = build_network()
     sources = sources_of(options, encoder.tokenizer)
     fit_network(options, "base", nn.ModuleList([dit, encoder]), base_loss(dit, encoder, options.batch), sources,
                 sampler_of(options.run, sources[1], None, sample_unipc), CONFIG)  # fmt: skip
 
 
-def sources_of(options, tokenizer, kind=Batches):
-    """(clips to train on, held-out clips)."""
-    return tuple(kind(options.run / "clips", tokenizer, options.seed, held) for held in (False, True))
+def sources_of(options, tokenizer, base=None, kind=Batches, part="clips"):
+    """(clips to train on, held-out clips), of a folder of the run.
+
+    Raises Stop where their latents are not of the encoders that the run has now, or not of those that `base`, the state
+    of the base network's run, was trained with.
+    """
+    sources = tuple(kind(options.run / part, tokenizer, options.seed, held) for held in (False, True))
+    names = Encoders(options.run).names
+    if sources[0].made_with != names:
+        raise Stop(f"The latents in {options.run / part} were made with encoders {sources[0].made_with}, those of the "
+                   f"run are now {names}: make them again, see encoders.json there.")  # fmt: skip
+    if base is not None:
+        checkpoints.check_origins(options.run / "base", base["config"], {"latents": names})
+    return sources
 
 
-def check_latents(run, base, made_with):
-    """Raises Stop where the base network was trained on latents of other encoders than these are."""
-    known = base["config"].get("latents", made_with)
-    if known != made_with:
-        raise Stop(f"{run / 'base'} was trained on latents of encoders {known}, these are of {made_with}: "
-                   "train the base network again.")  # fmt: skip
-
-
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)

@@ -24,20 +24,22 @@ from magihuman_core import (
 )
 from magihuman_core.sizes import audio_length, full_audio, latent_frames
 from training.clips import make_clip
-from training.common import Progress, RowWriter, Stop, add_options, autocast, read_rows, set_up
+from training.common import Progress, RowWriter, Stop, alone, autocast, read_rows, weights_hash
 from training.data import (
     LARGE_SEEDS,
     LARGE_SHARES,
     SEEDS_OF_SET,
     ClipSet,
     choice_by_size,
+    counts_of,
     open_array,
     sets_in,
     split,
 )
-from training.latents import Encoders, claim, made_with
+from training.latents import Encoders, claim, common_origin, made_with
+from training.options import add_options, command, set_up, whole
 from training.text import caption_ids
-from training.train_network import build_network, check_latents, fit_network, load_base, plain_attention
+from training.train_network import build_network, fit_network, load_base, plain_attention, sources_of
 from training.train_video_vae import load_trained, to_images
 
 CONFIG = DiTConfig(
@@ -49,12 +51,13 @@ KEEP_FRAME = 0.25
 BASE_ERROR = 0.15  # noise on the base latents: generated ones are not exact either
 
 
-def make_pairs(run, count, shares):
-    """Encode scenes drawn at both sizes, in the sets of data.LARGE_SHARES, into run/pairs."""
+def make_pairs(run, counts):
+    """Encode scenes drawn at both sizes into run/pairs. counts: see data.counts_of."""
     encoders = Encoders(run)
-    for place, (name, share) in enumerate(shares.items()):
-        first_seed = FIRST_SEED + place * SEEDS_OF_SET
-        make_set(run / "pairs" / name, max(2, round(count * share)), ClipSet(name, 2), first_seed, encoders)
+    for place, (name, count) in enumerate(counts.items()):
+        folder = run / "pairs" / name
+        with alone(folder):
+            make_set(folder, count, ClipSet(name, 2), FIRST_SEED + place * SEEDS_OF_SET, encoders)
 
 
 def make_set(folder, count, clip_set, first_seed, encoders):
@@ -83,7 +86,7 @@ class Pairs:
     """The encoded pairs of one set."""
 
     def __init__(self, folder, tokenizer):
-        self.tokenizer = tokenizer
+        self.folder, self.tokenizer = folder, tokenizer
         self.arrays = [open_array(folder / f"{name}.npy") for name in ("small", "video", "audio")]
         self.made_with, self.meta = made_with(folder), read_rows(folder / "meta.jsonl")
         if len(self.meta) < len(self.arrays[0]):
@@ -105,13 +108,13 @@ class PairSource:
     def __init__(self, folder, tokenizer, seed, held_out=False):
         self.random, self.held_out = np.random.default_rng(seed), held_out
         self.sets = [Pairs(part, tokenizer) for part in sets_in(folder)]
-        self.made_with = self.sets[0].made_with
+        self.made_with = common_origin(self.sets)
         self.description = [f"{len(pairs)} pairs of {pairs.arrays[1].shape[2:]}" for pairs in self.sets]
 
     def draw(self):
         """(small, large, audio, ids) of a random clip, mostly short parts: many more steps a minute."""
         pairs = choice_by_size(self.random, self.sets)
-        index = int(self.random.choice(split(range(len(pairs)), self.held_out)))
+        index = int(self.random.choice(split(range(len(pairs)), self.held_out, takes=1)))
         small, large, audio, ids = pairs.get(index, int(self.random.integers(3)))
         if self.random.random() < 0.8:
             T = int(self.random.integers(3, 6))
@@ -157,7 +160,7 @@ def sampler_of(run, held_out, encoder):
     """What `fit` shows: a held-out clip enlarged by repeating pixels, by the network, and as it was drawn."""
     _, turbo = load_trained(run)
     pairs = held_out.sets[0]
-    small, large, audio, ids = pairs.get(split(range(len(pairs)), True)[0])
+    small, large, audio, ids = pairs.get(split(range(len(pairs)), True, takes=1)[0])
     small, large, audio = small[:, :, :3], large[:, :, :3], audio[:, :, :11]
 
     def sample(average):
@@ -178,27 +181,26 @@ def train(options):
     """The network, on pairs."""
     _, encoder, state = load_base(options.run)
     encoder.requires_grad_(False)
-    pairs, held_out = (PairSource(options.run / "pairs", encoder.tokenizer, options.seed, held)
-                       for held in (False, True))  # fmt: skip
-    check_latents(options.run, state, pairs.made_with)
+    sources = sources_of(options, encoder.tokenizer, state, PairSource, "pairs")
     dit = build_network(CONFIG)
-    fit_network(options, "super_resolution", nn.ModuleList([dit]), loss_for(dit, encoder, options.batch),
-                (pairs, held_out), sampler_of(options.run, held_out, encoder), CONFIG)  # fmt: skip
+    fit_network(options, "super_resolution", nn.ModuleList([dit]), loss_for(dit, encoder, options.batch), sources,
+                sampler_of(options.run, sources[1], encoder), CONFIG,
+                origins={"text_encoder": weights_hash(encoder)})  # fmt: skip
 
 
+@command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     stages = parser.add_subparsers(dest="stage", required=True)
     pairs = stages.add_parser("pairs")
-    pairs.add_argument("--count", type=int, default=220, help="of all sets together")
+    pairs.add_argument("--count", type=whole(1), default=220, help="of all sets together")
     pairs.add_argument("--sets", nargs="+", metavar="SHAPE_SECONDS", help="equal shares of these sets")
-    add_options(pairs)
+    add_options(pairs, seed=False)
     add_options(stages.add_parser("train"), steps=12_000, rate=1.5e-3, batch=2)
     options = parser.parse_args()
     set_up(options)
     if options.stage == "pairs":
-        shares = LARGE_SHARES if options.sets is None else {name: 1 / len(options.sets) for name in options.sets}
-        make_pairs(options.run, options.count, shares)
+        make_pairs(options.run, counts_of(options.count, options.sets or LARGE_SHARES))
     else:
         train(options)
 

@@ -11,6 +11,7 @@ exact, still decodes well.
 
 import argparse
 import functools
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -24,12 +25,13 @@ from magihuman_core.vae.video import VideoVAE, VideoVAEConfig
 from magihuman_core.vae.video_blocks import ResidualBlock
 from training import checkpoints
 from training.canvas import View
-from training.common import Stop, add_options, autocast, set_up, weights_hash
+from training.common import Stop, autocast, weights_hash
 from training.data import Clips, choice_by_size, sets_in, split
 from training.fast_conv import operations as fast
 from training.fit import fit
 from training.latents import Latents
 from training.muon import Optimizers
+from training.options import add_options, command, set_up, whole
 from training.projection import Projection, blocks, principal_components
 
 ENCODER = VideoVAEConfig(encoder_dim=16, decoder_dim=8, blocks=1)
@@ -164,7 +166,8 @@ def train(options):
     optimizer = Optimizers(modules, options.rate, weight_decay=1e-3)
     crops, held_out = (Crops(options.run, options.seed, held) for held in (False, True))
     state = checkpoints.load(folder)
-    guide = Guide(state["guide"] if state else {"projection": fit_projection(crops, options.projection_windows)})
+    with checkpoints.fitting(folder) if state else nullcontext():
+        guide = Guide(state["guide"] if state else {"projection": fit_projection(crops, options.projection_windows)})
     # Whole images have their true edges. At the start parts as well: more different ones a minute.
     windows = [(4, 5, 64)] * guide.linear + [(2, 5), (1, 9)]
 
@@ -202,18 +205,21 @@ def train(options):
 def to_images(video, every=2):
     """Some frames of [1, 3, F, H, W] in -1..1 as uint8 [n, H, W, 3]."""
     frames = (video[0, :, ::every].float().clamp(-1, 1) + 1) * 127.5
-    return frames.round().byte().permute(1, 2, 3, 0).numpy()
+    return frames.round().byte().permute(1, 2, 3, 0).cpu().numpy()
 
 
 def load_trained(run):
     """(VideoVAE, TurboVAE) as trained so far (moving averages); decoders trained further for this encoder are taken."""
     vae, turbo = build()
-    trained_together(vae, turbo).load_state_dict(checkpoints.load_stage(run, "video_vae")["average"]["module"])
+    state = checkpoints.load_stage(run, "video_vae")
+    with checkpoints.fitting(run / "video_vae"):
+        trained_together(vae, turbo).load_state_dict(state["average"]["module"])
     encoder = encoder_hash(vae)
-    if state := checkpoints.load_further(run, "turbo", encoder):
-        nn.ModuleList([turbo]).load_state_dict(state["average"]["module"])
-    if state := checkpoints.load_further(run, "wan_decoder", encoder):
-        nn.ModuleList([vae.decoder, vae.conv2]).load_state_dict(state["average"]["module"])
+    decoders = {"turbo": [turbo], "wan_decoder": [vae.decoder, vae.conv2]}
+    for stage, parts in decoders.items():
+        if state := checkpoints.load_further(run, stage, encoder):
+            with checkpoints.fitting(run / stage):
+                nn.ModuleList(parts).load_state_dict(state["average"]["module"])
     return vae.eval(), turbo.eval()
 
 
@@ -295,12 +301,18 @@ def train_decoder(options):
         config={"encoder": encoder_hash(vae), "clips": windows.description})  # fmt: skip
 
 
-if __name__ == "__main__":
+@command
+def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--turbo", action="store_true", help="the Turbo decoder alone, on encoded clips")
-    parser.add_argument("--wan-decoder", action="store_true", help="the Wan2.2-type decoder alone")
-    parser.add_argument("--projection-windows", type=int, default=150, help="that the first guide is fitted to")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--turbo", action="store_true", help="the Turbo decoder alone, on encoded clips")
+    alone.add_argument("--wan-decoder", action="store_true", help="the Wan2.2-type decoder alone")
+    parser.add_argument("--projection-windows", type=whole(1), default=150, help="that the first guide is fitted to")
     add_options(parser, steps=27_000, rate=4e-4)
     options = parser.parse_args()
     set_up(options)
     (train_decoder if options.wan_decoder or options.turbo else train)(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,7 @@ from training import (
     train_network,
     train_video_vae,
 )
+from training import options as options_module
 from training.common import RowWriter, Stop, read_rows
 from training.fast_conv import operations as fast
 from training.muon import Optimizers, Together
@@ -62,10 +63,10 @@ class Small:
             loss = self.fault(self.net, loss)
         return loss, {"loss": loss.detach()}
 
-    def run(self, steps, config=None, **more):
+    def run(self, steps, config=None, held_out=None, **more):
         optimizer = Optimizers(self.net, 1e-2, 0.0)
         return fit.fit(self.folder, self.net, optimizer, self.loss, Numbers(), options(steps, **more),
-                       config=config or {"clips": 4}, held_out=Numbers(1),
+                       config=config or {"clips": 4}, held_out=held_out or Numbers(1),
                        sample=lambda net: [np.zeros((2, 4, 4, 3), np.uint8)])  # fmt: skip
 
 
@@ -110,11 +111,23 @@ def test_logs_curves_and_sheets_are_there_and_follow_the_steps(tmp_path, capsys)
     assert "steps was 6, now 10" in capsys.readouterr().out
     rows = read_rows(tmp_path / "small" / "log.jsonl")
     assert [row["step"] for row in rows] == [4, 6, 8, 10]
-    assert {"loss", "norm", "rate", "seconds", "clips_per_second", "held-out loss"} <= rows[0].keys()
+    assert {"loss", "norm", "rate", "seconds", "held-out loss"} <= rows[0].keys()
     assert (tmp_path / "small" / "curves.png").exists()
     assert len(list((tmp_path / "small" / "samples").iterdir())) == 4
     Small(tmp_path / "small").run(10)
     assert "raise --steps" in capsys.readouterr().out
+    (tmp_path / "small" / "step_0000010.pt").unlink()  # from the checkpoint before; its lines are made again
+    Small(tmp_path / "small").run(10)
+    assert [row["step"] for row in read_rows(tmp_path / "small" / "log.jsonl")] == [4, 6, 8, 10]
+
+
+def test_two_do_not_train_in_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    Small(tmp_path / "small").run(4)
+    log = (tmp_path / "small" / "log.jsonl").read_text()
+    with common.alone(tmp_path / "small"), pytest.raises(Stop, match="Another process is writing into"):
+        Small(tmp_path / "small").run(8)
+    assert (tmp_path / "small" / "log.jsonl").read_text() == log and checkpoints.load(tmp_path / "small")["step"] == 4
 
 
 def test_minutes_stop_a_run_which_says_so(tmp_path, capsys):
@@ -146,11 +159,71 @@ def test_what_is_not_a_number_stops_the_run_and_the_last_good_checkpoint_stays(t
     assert [p.name for p in checkpoints.checkpoints_in(tmp_path / "small")] == ["step_0000004.pt"]
 
 
+class Unmoved(Numbers):
+    """A source whose loss is that of no network at all: what is wrong with a network does not show in it."""
+
+
 def test_a_broken_weight_is_noticed_before_it_is_saved(tmp_path):
+    small = Small(tmp_path / "small", break_weights, break_at=8)
+    plain = small.loss
+    small.loss = lambda source, step: (None, {}) if isinstance(source, Unmoved) else plain(source, step)
     with pytest.raises(Stop, match="weights or optimizer are not finite") as stop:
+        small.run(10, held_out=Unmoved())
+    assert "step_0000004.pt" in stop.value.code
+    assert [p.name for p in checkpoints.checkpoints_in(tmp_path / "small")] == ["step_0000004.pt"]
+
+
+def test_held_out_losses_that_are_not_finite_stop_the_run_before_it_is_saved(tmp_path):
+    with pytest.raises(Stop, match="Step 8 of small: held-out loss not finite") as stop:
         Small(tmp_path / "small", break_weights, break_at=8).run(10)
     assert "step_0000004.pt" in stop.value.code
     assert [p.name for p in checkpoints.checkpoints_in(tmp_path / "small")] == ["step_0000004.pt"]
+
+
+def test_after_a_fault_a_run_goes_on_with_another_rate_or_seed_as_the_message_says(tmp_path, capsys):
+    with pytest.raises(Stop, match="lower --rate or another --seed"):
+        Small(tmp_path / "small", break_loss, break_at=7).run(10)
+    with pytest.raises(Stop, match="The same command would come to the same step"):
+        Small(tmp_path / "small", break_loss, break_at=7).run(10)
+    Small(tmp_path / "small").run(6, rate=1e-3)
+    assert "rate was 0.01, now 0.001" in capsys.readouterr().out
+    Small(tmp_path / "other").run(6)
+    noise = {}
+    for name, seed in (("small", 5), ("other", 0)):
+        Small(tmp_path / name).run(10, rate=1e-3, seed=seed)
+        noise[name] = checkpoints.load(tmp_path / name)["random"]["torch"]
+    assert "seed was 0, now 5" in capsys.readouterr().out
+    assert not torch.equal(noise["small"], noise["other"]), "another seed is another noise, from there on"
+
+
+def test_held_out_numbers_are_means_of_the_batches_that_have_them_and_do_not_depend_on_the_step():
+    steps = []
+
+    def loss(source, step):
+        steps.append(step)
+        return None, {"driven": 3.0} if len(steps) % 4 == 1 else {"held": float(source.random.random() < 2)}
+
+    assert fit.validate(loss, Numbers()) == fit.validate(loss, Numbers()) == {"driven": 3.0, "held": 1.0}
+    assert steps[:4] == steps[4:] and min(steps) > 10**6
+
+
+def test_noise_is_drawn_from_the_generator_that_checkpoints_hold_whatever_the_device():
+    states = []
+    for name in ("cpu", "meta"):
+        torch.manual_seed(0)
+        video, audio = torch.zeros(2, 3, 2, 4, 4, device=name), torch.zeros(2, 5, 7, device=name)
+        keep = masks.Keep(*(torch.zeros(shape, dtype=torch.bool, device=name)
+                            for shape in ((2, 1, 2, 4, 4), (2, 1, 7), (2, 1, 1, 1, 1))))  # fmt: skip
+        parts = masks.noised(video, audio, torch.full((2, 1, 1, 1, 1), 0.5, device=name), keep)
+        assert {part.device.type for part in parts} == {name}
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states) and not torch.equal(states[0], torch.Generator().manual_seed(0).get_state())
+
+
+def test_pictures_are_brought_to_the_cpu_from_any_device():
+    assert train_video_vae.to_images(torch.zeros(1, 3, 5, 2, 2)).shape == (3, 2, 2, 3)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):  # there is nothing to bring
+        train_video_vae.to_images(torch.zeros(1, 3, 5, 2, 2, device="meta"))
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_exported(tmp_path):
@@ -173,10 +246,14 @@ def test_a_torn_checkpoint_is_named(tmp_path):
         checkpoints.load(tmp_path)
 
 
-def test_a_run_does_not_go_on_under_another_configuration(tmp_path):
+def test_a_run_does_not_go_on_under_another_configuration(tmp_path, capsys):
     Small(tmp_path / "small").run(4)
     with pytest.raises(Stop, match=r"batch was 4, now 8; clips was 4, now 5"):
         Small(tmp_path / "small").run(8, config={"clips": 5}, batch=8)
+    Small(tmp_path / "small").run(8, config={"clips": 4, "teacher": "t"})
+    assert "small: teacher was not recorded, now t" in capsys.readouterr().out
+    with pytest.raises(Stop, match="teacher was t, now u"):
+        Small(tmp_path / "small").run(12, config={"clips": 4, "teacher": "u"})
 
 
 def test_a_second_interrupt_ends_at_once():
@@ -233,8 +310,9 @@ def test_clips_go_on_after_a_torn_line_and_refuse_another_shape(tmp_path):
             data.draw_clips(folder, count, other)
     with pytest.raises(Stop, match="begins with seed 100000, not 7"):
         data.draw_clips(folder, 3, short, first_seed=7)
-    with pytest.raises(Stop, match="round_2s is no set of clips"):
-        data.draw_clips(tmp_path / "round", 3, data.ClipSet("round_2s"))
+    for name in ("round_2s", "square", "square_xs", "square_2", "square_0s", "square_-1s"):
+        with pytest.raises(Stop, match=f"{name} is no set of clips"):
+            data.ClipSet(name)
     (folder / "meta.jsonl").write_text("torn\n")
     with pytest.raises(Stop, match="damaged"):
         read_rows(folder / "meta.jsonl")
@@ -248,13 +326,15 @@ def test_rows_are_appended_after_the_last_whole_one(tmp_path):
     assert read_rows(path) == [{"a": 1}, {"a": 2}]
 
 
-@pytest.mark.parametrize("count", [2, 24, 1600])
-def test_some_clips_are_held_out(count):
-    trained, held = (set(data.split(range(count), part).tolist()) for part in (False, True))
+@pytest.mark.parametrize("takes", [1, 2])
+@pytest.mark.parametrize("count", [3, 4, 24, 59, 384, 1600])
+def test_some_clips_are_held_out_with_all_takes_of_their_scenes(count, takes):
+    trained, held = (set(data.split(range(count), part, takes).tolist()) for part in (False, True))
     assert trained and held and not trained & held
     assert len(trained) + len(held) == count
-    with pytest.raises(Stop, match="too few"):
-        data.split([1], False)
+    assert not {number // takes for number in trained} & {number // takes for number in held}
+    with pytest.raises(Stop, match=f"{takes + 1} are the least"):
+        data.split(range(takes), False, takes)
 
 
 def test_decoders_of_another_encoder_are_not_used(tmp_path, capsys):
@@ -266,22 +346,28 @@ def test_decoders_of_another_encoder_are_not_used(tmp_path, capsys):
     latents.claim(tmp_path, {"video": "a", "audio": "b"})
     with pytest.raises(Stop, match="were made with encoders"):
         latents.claim(tmp_path, {"video": "c", "audio": "b"})
-    base = {"config": {"latents": {"video": "a", "audio": "b"}}}
-    train_network.check_latents(tmp_path, base, {"video": "a", "audio": "b"})
-    with pytest.raises(Stop, match="train the base network again"):
-        train_network.check_latents(tmp_path, base, {"video": "c", "audio": "b"})
+    config = {"latents": {"video": "a", "audio": "b"}}
+    checkpoints.check_origins(tmp_path / "base", config, config)
+    with pytest.raises(Stop, match="delete its folder and train it again"):
+        checkpoints.check_origins(tmp_path / "base", config, {"latents": {"video": "c", "audio": "b"}})
+    checkpoints.check_origins(tmp_path / "base", config, {"teacher": "t"})  # of an older version, which did not say
+    assert "base: which teacher it was trained with is not recorded" in capsys.readouterr().out
 
 
 def test_rows_of_other_weights_leave_the_card(tmp_path):
     path = tmp_path / "scores.json"
     row = {"sync": 1.0}
-    evaluate.with_earlier_rows(path, "one", {"base": row})
-    assert list(evaluate.with_earlier_rows(path, "one", {"data": row})) == ["data", "base"]
-    assert list(evaluate.with_earlier_rows(path, "two", {"sr": row})) == ["sr"]
+    evaluate.with_earlier_rows(path, {"weights": "one"}, {"base": row})
+    assert list(evaluate.with_earlier_rows(path, {"weights": "one"}, {"data": row})) == ["data", "base"]
+    assert list(evaluate.with_earlier_rows(path, {"weights": "two"}, {"sr": row})) == ["sr"]
     for text in ("first", "second"):
         evaluate.write_card(tmp_path / "CARD.md", "stamp", text)
     card = (tmp_path / "CARD.md").read_text()
     assert "second" in card and "first" not in card
+    (tmp_path / "CARD.md").write_text("Words, and no marks.")
+    with pytest.raises(Stop, match=r"CARD.md has no <!-- scores -->"):
+        evaluate.write_card(tmp_path / "CARD.md", "stamp", "third")
+    assert (tmp_path / "CARD.md").read_text() == "Words, and no marks."
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 10), (10, 6), (8, 8), (16, 16)])
@@ -343,8 +429,8 @@ def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
     command = ["bash", str(REPOSITORY / "training" / "run_tiny.sh")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for stage in ("video_vae", "audio_vae", "text", "base", "distilled", "super_resolution", "turbo", "audio_decoder",
-                  "wan_decoder"):  # fmt: skip
+    for stage in ("video_vae", "audio_vae", "text", "base", "distilled", "driven", "super_resolution", "turbo",
+                  "audio_decoder", "wan_decoder"):  # fmt: skip
         assert read_rows(run / stage / "log.jsonl")
         assert (run / stage / "curves.png").exists()
         assert (run / stage / "samples").exists() == (stage not in ("audio_vae", "text", "audio_decoder"))
@@ -364,6 +450,6 @@ def test_the_whole_recipe_from_nothing_to_a_clip(tmp_path):
 
 def test_options_take_names_and_paths():
     parser = argparse.ArgumentParser()
-    common.add_options(parser, steps=5, rate=1.0, batch=2)
-    assert parser.parse_args([]).run == common.RUNS / "demo"
+    options_module.add_options(parser, steps=5, rate=1.0, batch=2)
+    assert parser.parse_args([]).run == options_module.RUNS / "demo"
     assert parser.parse_args(["--run", "/x/y"]).run == Path("/x/y")
