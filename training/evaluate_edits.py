@@ -248,8 +248,11 @@ def live(studio):
 
 ROWS = {
     "codec": ("limit: 20 s of a drawn film, encoded and decoded", lambda studio: codec(studio, 20)),
+    "codec 60": ("limit: 60 s of a drawn film, encoded and decoded", lambda studio: codec(studio, 60)),
     "20 s": ("20 s of driven speech", lambda studio: speech(studio, 20)),
     "60 s": ("60 s of driven speech", lambda studio: speech(studio, 60)),
+    "no anchor": ("control: 60 s, the picture seen by the first window only",
+                  lambda studio: speech(studio, 60, anchor=False)),
     "one shot": ("control: 20 s in one window", one_shot),
     "dub": ("dub, the mouth made anew", dub),
     "retake": ("retake of 0.8 to 1.3 s, picture", retake),
