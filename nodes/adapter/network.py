@@ -64,6 +64,8 @@ class ComfyDiT(MagiHumanDiT):
         """
         options = {} if transformer_options is None else transformer_options
         wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        if wrappers:  # some write into it, as EasyCache does; it is a part of the sampler's own vector, no cast between
+            x = x.clone() if torch.is_tensor(x) else [stream.clone() for stream in x]
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timestep, context, options, **kwargs)
 

@@ -43,6 +43,19 @@ def test_block_patches_attention_overrides_and_wrappers_are_called(model, plain)
     assert calls == {"attention": 2 * 6, "blocks": [2, 2], "model": 2}  # two steps, six layers
 
 
+def test_what_a_wrapper_writes_into_the_latent_stays_with_it(model, plain):
+    """As core's EasyCache does, which adds what it remembers to the network's input, and returns that."""
+    def wrapper(executor, x, *args, **kwargs):
+        velocities = executor(x, *args, **kwargs)
+        for stream in x:
+            stream += 1
+        return velocities
+
+    patched = model.clone()
+    patched.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, wrapper)
+    assert max_error(sample(patched), plain) == 0
+
+
 def test_guidance_with_texts_of_different_length_equals_the_cores(model, official):
     """They cannot be one batch, so they run apart."""
     wanted = sample_by_core(load_dit(official, dtype=torch.float32), model.model.latent_format, negative=OTHER)
