@@ -15,7 +15,7 @@ class Notices:
     """What the nodes of one kind are warned of, shown below their widgets until they run again."""
 
     def __init__(self) -> None:
-        self.standing: dict[str, tuple[str, list[str]]] = {}  # by a node's id: of which run, and the texts
+        self.standing: dict[tuple[str | None, str], tuple[str, list[str]]] = {}  # by page and node: of which run, texts
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -24,7 +24,8 @@ class Notices:
         if context is None:  # executed by itself, not as a part of a graph
             yield
             return
-        run, texts = self.standing.get(context.node_id, ("", []))
+        key = getattr(getattr(PromptServer, "instance", None), "client_id", None), context.node_id
+        run, texts = self.standing.get(key, ("", []))
         texts = texts if run == context.prompt_id else []
         handler, logger = Warned(context.node_id, texts), logging.getLogger(PACK)
         logger.addHandler(handler)
@@ -33,8 +34,8 @@ class Notices:
         finally:
             logger.removeHandler(handler)
             if texts:
-                self.standing[context.node_id] = context.prompt_id, texts
-            elif self.standing.pop(context.node_id, None):
+                self.standing[key] = context.prompt_id, texts
+            elif self.standing.pop(key, None):
                 show(context.node_id, NONE)
 
 

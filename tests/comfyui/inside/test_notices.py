@@ -53,6 +53,14 @@ def test_a_warning_stands_until_the_node_runs_without(sent):
     assert sent() == []
 
 
+def test_another_page_is_not_told_that_a_warning_is_over(sent):
+    prompt("a run", body="He nods.", node="9")
+    assert sent()
+    sent.server.client_id = "another page"
+    prompt("another run", node="9")
+    assert sent() == []
+
+
 def test_of_a_list_of_inputs_all_warnings_stand(sent):
     prompt("first", body='Now two words and "Hello."')
     prompt("first", body='Another three words "Hello."')
