@@ -17,8 +17,10 @@ GROUP_COLORS = ("#3f789e", "#a1309b", "#b58b2a", "#8A8", "#88A", "#3f789e", "#a1
 # Heights of nodes with a text, a picture or a player in them.
 HEIGHTS = {"MagiHumanPrompt": 520, "MagiHumanTextEncode": 200, "MagiHumanSampler": 420, "SaveVideo": 420,
            "LoadImage": 340, "LoadAudio": 140, "LoadVideo": 660, "PreviewAudio": 160}
-# By how much nodes are drawn taller: in newer ComfyUI, or with a footer where a file is missing (Nodes 2.0).
-GROWN = {"CreateVideo": 60, "MagiHumanTurboVAELoader": 30, "MagiHumanVideoVAELoader": 30, "MagiHumanAudioVAELoader": 30}
+# By how much nodes are drawn taller: in newer ComfyUI, with a footer where a file is missing (Nodes 2.0), or with a
+# warning once they ran.
+GROWN = {"CreateVideo": 60, "MagiHumanTurboVAELoader": 30, "MagiHumanVideoVAELoader": 30, "MagiHumanAudioVAELoader": 30,
+         "MagiHumanFitClip": 60, "MagiHumanJoin": 50, "MagiHumanSampler": 30, "MagiHumanLatentUpscale": 50}
 NOTE_LEFT = -680
 # The part of a window of 1920x1080 that side bar and Run bar leave, in pixels; and the largest zoom that a workflow
 # which is small opens with.
