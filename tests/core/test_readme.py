@@ -172,6 +172,15 @@ def test_commands_for_portable_comfyui_find_the_package(tmp_path):
     assert "No module named magihuman_core" in done.stderr  # what a portable Python answers
 
 
+def test_recordings_are_cut_where_the_text_says():
+    limits = {path.stem: node["widgets_values"][1] for path in (ROOT / "example_workflows").glob("*.json")
+              for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+              if node["type"] == "MagiHumanDrivingAudio" and node["widgets_values"][0] == "from the sound"}
+    long = limits.pop("long_speech")
+    (usual,) = set(limits.values())
+    assert f"up to {usual:g} s (`long_speech`: {long:g} s)" in README
+
+
 def test_commands_for_folders_put_them_where_the_table_says():
     commands = re.findall(r'^hf download (\S+) --include "(\S+/)\*" --local-dir ComfyUI/models/(\S+)$', README,
                           re.MULTILINE)
