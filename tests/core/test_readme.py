@@ -42,6 +42,8 @@ QUESTIONS = {
     "where to ask or report": ("Ask or report", "Issues"),
     "how to update": ("Update", "git pull"),
 }
+# The limit on commercial use, and consent.
+CONSENT = {"zh": ("商业", "同意"), "ja": ("商用", "同意"), "ko": ("상업", "동의")}
 ADDRESS = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/main/([\w./-]+)|/resolve/main/([\w./-]+))?")
 TEXTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "web/docs").glob("*.md"),
          *(ROOT / "example_workflows").glob("*.json"), *(ROOT / "locales").glob("*/*.json")]
@@ -143,6 +145,11 @@ def test_other_languages_say_the_same(language):
         assert f"*{nodes[node]['display_name']}*" in re.sub(r"\n *", "", text), node
     for fact in ("0.33", "RTX 30", "12 GB", "16 GB", "32 GB", "50 GB"):
         assert fact in text and fact in README, fact
+    licence = text.split("\n## ")[-1]
+    for word in ("Apache-2.0", "Gemma", "Stability AI", *CONSENT[language]):
+        assert word in licence, word
+    (makers,) = (line for line in text.splitlines() if line.startswith("- ") and "SanDiegoDude" in line)
+    assert "DeepBeepMeep" in makers
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11) or os.name == "nt", reason="only there a ._pth file and links do this")
