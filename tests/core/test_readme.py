@@ -186,6 +186,9 @@ def test_recordings_are_cut_where_the_text_says():
     long = limits.pop("long_speech")
     (usual,) = set(limits.values())
     assert f"up to {usual:g} s (`long_speech`: {long:g} s)" in README
+    for path in (ROOT / "docs").glob("README.*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert f"{usual:g} s" in text and f"{long:g} s" in text, path
 
 
 def test_commands_for_folders_put_them_where_the_table_says():
