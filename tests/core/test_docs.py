@@ -5,6 +5,7 @@ record, and the English texts, to a running ComfyUI.
 """
 
 import ast
+import importlib.util
 import json
 import re
 import sys
@@ -25,7 +26,7 @@ LOCALES = ROOT / "locales"
 SECTIONS = ["Inputs", "Outputs", "Wiring", "Messages", "Tips"]
 RECORDED = {name: info for name, info in json.loads(RECORD.read_text(encoding="utf-8"))["nodes"].items()
             if name.startswith(PREFIX)}
-LANGUAGES = ("en", "zh", "ja", "ko", "de", "fr")
+LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es")
 # Letters that a text in the language has.
 SCRIPTS = {"zh": r"[\u4e00-\u9fff]", "ja": r"[\u3040-\u30ff]", "ko": r"[\uac00-\ud7a3]"}
 every_node = pytest.mark.parametrize("name", RECORDED)
@@ -179,6 +180,41 @@ def test_translations_name_other_nodes_by_their_translated_titles(language):
     for path, english in texts(locale("en")):
         for title in pattern.findall(english):
             assert titles[title] in found[path], (path, titles[title])
+
+
+@cache
+def page_titles() -> dict[str, dict[str, str]]:
+    """{language: {id: title}} of core's nodes, as ComfyUI's page has them; empty where its package is not installed."""
+    package = importlib.util.find_spec("comfyui_frontend_package")
+    assets = Path(package.origin).with_name("static") / "assets" if package and package.origin else Path()
+    titles = {}
+    for path in assets.glob("nodeDefs-*.js.map"):
+        source = json.loads(path.read_text(encoding="utf-8"))
+        nodes = json.loads(source["sourcesContent"][0])
+        titles[Path(source["sources"][0]).parent.name] = {
+            name: node["display_name"] for name, node in nodes.items() if node.get("display_name")}
+    return titles
+
+
+@every_language
+def test_nodes_of_core_are_named_as_the_page_names_them(language):
+    pages = page_titles()
+    if "en" not in pages:
+        pytest.skip("comfyui-frontend-package is not installed, or has no source maps")
+    assert language in pages, "ComfyUI's page does not offer this language, so that nobody sees our texts in it"
+    ids: dict[str, list[str]] = {}
+    for name, title in pages["en"].items():
+        if len(re.findall("[A-Z]", title)) > 1:  # not such as "Note", which is a word, too
+            ids.setdefault(title, []).append(name)
+    ours = re.compile("|".join(re.escape(node["display_name"]) for node in locale("en").values()))
+    pattern = re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, ids), key=len, reverse=True))})(?!\w)")
+    found, named = dict(texts(locale(language))), set()
+    for path, english in texts(locale("en")):
+        for title in pattern.findall(ours.sub("", english)):
+            named.add(title)
+            wanted = {pages[language].get(name, title) for name in ids[title]}
+            assert any(each in found[path] for each in wanted), (path, wanted)
+    assert {"Load Video", "Save Video", "Preview Audio", "SamplerCustomAdvanced"} <= named
 
 
 def numbers(text: str) -> list[str]:

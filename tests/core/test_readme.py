@@ -1,6 +1,7 @@
 """README answers what a new user asks, soon; and every address, size and folder anywhere is that of the one list."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -41,6 +42,8 @@ QUESTIONS = {
     "where to ask or report": ("Ask or report", "Issues"),
     "how to update": ("Update", "git pull"),
 }
+# The limit on commercial use, and consent.
+CONSENT = {"zh": ("商业", "同意"), "ja": ("商用", "同意"), "ko": ("상업", "동의")}
 ADDRESS = re.compile(r"https://huggingface\.co/([\w.-]+/[\w.-]+)(?:/tree/main/([\w./-]+)|/resolve/main/([\w./-]+))?")
 TEXTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "web/docs").glob("*.md"),
          *(ROOT / "example_workflows").glob("*.json"), *(ROOT / "locales").glob("*/*.json")]
@@ -142,6 +145,50 @@ def test_other_languages_say_the_same(language):
         assert f"*{nodes[node]['display_name']}*" in re.sub(r"\n *", "", text), node
     for fact in ("0.33", "RTX 30", "12 GB", "16 GB", "32 GB", "50 GB"):
         assert fact in text and fact in README, fact
+    licence = text.split("\n## ")[-1]
+    for word in ("Apache-2.0", "Gemma", "Stability AI", *CONSENT[language]):
+        assert word in licence, word
+    (makers,) = (line for line in text.splitlines() if line.startswith("- ") and "SanDiegoDude" in line)
+    assert "DeepBeepMeep" in makers
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11) or os.name == "nt", reason="only there a ._pth file and links do this")
+def test_commands_for_portable_comfyui_find_the_package(tmp_path):
+    """Its Python has a ._pth file: it sees ComfyUI's folder, and not the folder that a command starts in."""
+    nodes, python = tmp_path / "ComfyUI/custom_nodes/magihuman", tmp_path / "python_embeded/python.exe"
+    nodes.mkdir(parents=True)
+    python.parent.mkdir()
+    for name in ("__init__.py", "magihuman_core", "benchmarks"):
+        (nodes / name).symlink_to(ROOT / name)
+    python.symlink_to(Path(sys._base_executable).resolve())
+    here = [path for path in sys.path if path and Path(path).resolve() != ROOT]
+    lines = "\n".join(["../ComfyUI", *here, ".", "import site"])
+    for name in ("python.exe._pth", "python._pth"):
+        (python.parent / name).write_text(lines)
+
+    def run(command):
+        return subprocess.run(command, shell=True, cwd=nodes, capture_output=True, text=True, check=False)  # noqa: S602
+
+    commands = re.findall(r"^\.\.\\.*python\.exe .*$", README, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        command = re.sub(r" inspect .*", "", command.replace("\\", "/")) + " --help"
+        done = run(command)
+        assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+    done = run("../../../python_embeded/python.exe -m magihuman_core --help")
+    assert "No module named magihuman_core" in done.stderr  # what a portable Python answers
+
+
+def test_recordings_are_cut_where_the_text_says():
+    limits = {path.stem: node["widgets_values"][1] for path in (ROOT / "example_workflows").glob("*.json")
+              for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]
+              if node["type"] == "MagiHumanDrivingAudio" and node["widgets_values"][0] == "from the sound"}
+    long = limits.pop("long_speech")
+    (usual,) = set(limits.values())
+    assert f"up to {usual:g} s (`long_speech`: {long:g} s)" in README
+    for path in (ROOT / "docs").glob("README.*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert f"{usual:g} s" in text and f"{long:g} s" in text, path
 
 
 def test_commands_for_folders_put_them_where_the_table_says():
