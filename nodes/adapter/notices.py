@@ -1,4 +1,4 @@
-"""Warnings on the node that they come from: whoever works in the page does not see the log."""
+"""Texts on the node that they come from, warnings above all: whoever works in the page does not see the log."""
 
 import logging
 from collections.abc import Iterator
@@ -49,6 +49,12 @@ class Warned(logging.Handler):
         if (text := record.getMessage()) not in self.texts:
             self.texts.append(text)
             show(self.node_id, "\n".join(self.texts))
+
+
+def show_here(text: str) -> None:
+    """Show a text on the node that runs. What a node returns for the page, that draws for some nodes of core alone."""
+    if (context := get_executing_context()) is not None:
+        show(context.node_id, text)
 
 
 def show(node_id: str, text: str) -> None:
