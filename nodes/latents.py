@@ -123,6 +123,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio_vae, audio, latent, length, max_seconds) -> io.NodeOutput:
         start = joint_latent(latent)
+        latent = {key: value for key, value in latent.items() if key != GENERATED}  # all of the sound is held now
         clip_length = start.audio.shape[2]
         waveform, rate = stereo(audio)
         if length == FROM_AUDIO:

@@ -429,6 +429,43 @@ def test_what_a_first_retake_made_is_heard_after_a_second(parts, old):
             assert (float(part.max()) < 1e-4) == same, start
 
 
+@pytest.mark.parametrize("node", [decode.MagiHumanDecode, decode.MagiHumanDecodeVideo])
+def test_a_recording_that_drove_nothing_is_not_heard(parts, old, caplog, node):
+    """Of a clip whose sound the model made as a whole: from noise, enlarged, or a retake from start to end."""
+    recording = as_audio(*voice_of(1.0))
+    (empty,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=0.6)
+    made = sampled(parts, empty)
+    (large,) = run(latents.MagiHumanLatentUpscale, latent=made, target="factor", factor=1.0)
+    opened, _ = run(edit.MagiHumanRegenerate, latent=encoded(parts, *old), start=0.0, end=0.0, part="both")
+
+    def sound(latent, **more):
+        caplog.clear()
+        return decoded(parts, latent, node, **more)[-1].get_components().audio["waveform"]
+
+    for latent in (made, large, sampled(parts, opened)):
+        own = sound(latent)
+        assert "was not held" not in caplog.text
+        assert torch.equal(sound(latent, audio=recording), own)
+        assert "MagiHuman Driving Audio" in caplog.text
+    for latent in (empty, large):  # once it is held, it is heard, whatever was before
+        (driven,) = run(latents.MagiHumanDrivingAudio, audio_vae=parts["audio_vae"], audio=recording, latent=latent,
+                        length="from the latent", max_seconds=20.0)
+        heard = sound(driven, audio=recording)
+        assert "was not held" not in caplog.text
+        assert not torch.allclose(heard, sound(driven), atol=1e-2)
+
+
+@pytest.mark.parametrize("more", [{}, {"denoise": 0.5}])
+def test_a_clip_of_which_nothing_is_open_is_warned_of(parts, old, caplog, more):
+    latent = encoded(parts, *old)
+    sampled(parts, latent, **more)
+    assert "sampling changes nothing: put MagiHuman Regenerate" in caplog.text
+    caplog.clear()
+    opened, _ = run(edit.MagiHumanRegenerate, latent=latent, start=0.2, end=0.4, part="sound")
+    sampled(parts, opened, **more)
+    assert "changes nothing" not in caplog.text
+
+
 def test_a_clip_after_super_resolution_is_one_like_others(parts, old):
     (large,) = run(latents.MagiHumanLatentUpscale, latent=encoded(parts, *old[:2]), target="factor", factor=1.0)
     with pytest.raises(InputError, match="super-resolution"):
