@@ -176,7 +176,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         if image is not None:
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
-            start = keep_still(start, 0, image_latent(vae, image, large))
+            start = keep_still(start, 0, image_latent(vae, image, large, warn=False))
         return io.NodeOutput({**with_streams(latent, start), UPSCALED: True, GENERATED: generated_sound(latent)})
 
 
