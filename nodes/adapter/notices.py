@@ -58,7 +58,10 @@ def show_here(text: str) -> None:
 
 
 def show(node_id: str, text: str) -> None:
-    """On the page that sent the graph alone: elsewhere the same number may be another node."""
+    """On the page that sent the graph alone: elsewhere the same number may be another node.
+
+    Nodes 2.0 reads a text as Markdown, where a line goes on in the next one unless it ends in two spaces.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is not None and server.client_id is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(text.replace("\n", "  \n"), node_id, server.client_id)

@@ -132,9 +132,11 @@ def test_a_node_shows_its_warnings_until_it_runs_without(browse, screenshots):
 def test_a_check_shows_its_report_on_the_canvas_and_in_nodes_2(browse, screenshots):
     answer = browse({"check": f"{screenshots}/checked.png" if screenshots else ""})
     report = answer["check"]["widget"]
-    assert report.startswith("For: ") and "\nLooked in: " in report
+    lines = [line.strip() for line in report.splitlines()]
+    assert lines[0].startswith("For: ") and lines[1].startswith("Looked in: ") and len(lines) > 9
     for page in ("canvas", "vue"):
-        assert report.splitlines()[0] in answer["check"][page], page
+        drawn = [line.strip() for line in answer["check"][page].splitlines()]
+        assert lines[0] in drawn and "Set:" in drawn, page
     assert answer["errors"] == []
 
 

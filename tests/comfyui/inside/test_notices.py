@@ -75,5 +75,7 @@ def test_the_report_of_a_check_stands_on_its_node_each_time_and_in_the_history(s
             result = MagiHumanCheck.execute(start="text", size="448x256", upright=False, base=False)
         (report,) = result.args
         assert report.startswith("For: ")
-        assert sent() == [("5", report, "page")]
+        ((node, text, page),) = sent()
+        assert (node, page) == ("5", "page")
+        assert text.split("  \n") == report.split("\n"), "Markdown keeps its lines"
         assert result.ui.as_dict() == {"text": (report,)}
