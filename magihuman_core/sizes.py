@@ -41,7 +41,7 @@ def floor_size(width: int, height: int) -> tuple[int, int]:
 def fit_area(width: int, height: int, area: int, name: str) -> tuple[int, int]:
     """A clip's own size in multiples of 32 pixels, or where that is larger than an area, one of its aspect.
 
-    Raises InputError, which says `name`, for a clip smaller than 32x32.
+    Raises InputError for a clip smaller than 32x32, which begins with `name`: "The video", or "a.mp4:".
     """
     factor = min(1.0, (area / (width * height)) ** 0.5)
     if factor < 1:
@@ -50,7 +50,7 @@ def fit_area(width: int, height: int, area: int, name: str) -> tuple[int, int]:
         tokens = [side // PIXELS_PER_TOKEN for side in (width, height)]
     wide, high = tokens
     if wide < 1 or high < 1:
-        raise InputError(f"{name}: is {width}x{height} pixels, expected at least 32x32. Give a larger clip.")
+        raise InputError(f"{name} is {width}x{height} pixels, expected at least 32x32. Give a larger clip.")
     return wide * PIXELS_PER_TOKEN, high * PIXELS_PER_TOKEN
 
 

@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 from ..magihuman_core.loading.folder import ModelFolder, find_models
 from ..magihuman_core.loading.ready import check_models
 from ..magihuman_core.loading.wishes import parse_wish
+from .adapter.notices import show_here
 
 KINDS = ("diffusion_models", "text_encoders", "vae")  # ComfyUI's folders that hold parts of the model
 STARTS = {"text": "text", "picture": "picture", "voice": "voice", "picture and voice": "picture voice"}
@@ -62,7 +63,8 @@ class MagiHumanCheck(io.ComfyNode):
         words = [STARTS[start], size if size in SIZES else "", "upright" if upright else "", "base" if base else ""]
         lines, _ = check_models(parse_wish(" ".join(words)), all_models())
         report = "\n".join(lines)
-        return io.NodeOutput(report, ui=ui.PreviewText(report))
+        show_here(report)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))  # for the history, which the API gives
 
 
 NODES = [MagiHumanCheck]

@@ -29,8 +29,9 @@ class MagiHumanFitClip(io.ComfyNode):
                 io.Video.Input("video", tooltip="From Load Video: any frame rate, size and length, upright or turned, "
                                                 "with or without sound."),
                 io.Int.Input("width", default=0, min=0, max=4096, step=PIXELS_PER_TOKEN, tooltip=(
-                    "Pixels, floored to a multiple of 32; the middle is cropped to the aspect. 0: the film's own, or "
-                    "smaller where it is larger than the model's 448x256.")),
+                    "Pixels, floored to a multiple of 32; the middle is cropped to the aspect. 0: by the height and "
+                    "the film's aspect. Both 0: the film's own, or smaller where it is larger than the model's "
+                    "448x256.")),
                 io.Int.Input("height", default=0, min=0, max=4096, step=PIXELS_PER_TOKEN,
                              tooltip="Pixels, as the width."),
             ],

@@ -1,5 +1,6 @@
 """Nodes that turn a clip's latent into frames, sound and a film."""
 
+import logging
 from fractions import Fraction
 
 import torch
@@ -14,6 +15,7 @@ from .adapter.streams import FRAMES, generated_sound, split
 from .adapter.vae import check
 
 RATES = [str(OUTPUT_RATE), "48000"]
+log = logging.getLogger(__name__)
 
 
 def as_video(images: Tensor, audio: dict):
@@ -52,6 +54,11 @@ def clips(latent: dict, vae, audio_vae, rate: int, audio: dict | None):
         if audio is not None:
             waveform = fit_length(resample_recording(*stereo(audio), rate), count * rate // FPS)
             spans = open_spans(masks[number], count)
+            if spans == [(0, count)]:
+                log.warning("The sound of the clip was not held, so what the model made is heard, and `audio` is not: "
+                            "for lips that follow a recording, put MagiHuman Driving Audio before the sampler.")
+                yield one, latents, count, None
+                continue
             decoded = decode_audio(audio_vae, latents, rate) if spans else waveform
             for start, end in spans:
                 waveform = replaced(waveform, decoded, start * rate // FPS, end * rate // FPS)
@@ -59,13 +66,8 @@ def clips(latent: dict, vae, audio_vae, rate: int, audio: dict | None):
 
 
 def open_spans(mask: Tensor, count: int) -> list[tuple[int, int]]:
-    """The audio latents, first and last (exclusive), that were generated among held ones. mask: [1, A].
-
-    None where all of the first `count` were: then a recording stands for the whole.
-    """
+    """The audio latents, first and last (exclusive), that were generated, of the first `count`. mask: [1, A]."""
     opened = mask[0, :count] > 0
-    if bool(opened.all()):
-        return []
     edges = torch.nn.functional.pad(opened.int(), (1, 1)).diff().nonzero().flatten().tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 

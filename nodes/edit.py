@@ -78,7 +78,10 @@ class MagiHumanRegenerate(io.ComfyNode):
         if not whole:
             seen = seen_share(torch.arange(count), *shown_frames(first, last), count)[:, None, None] * seen
         rest = {key: value for key, value in latent.items() if key != UPSCALED}  # it is a finished clip now
-        return io.NodeOutput({**with_streams(rest, opened), GENERATED: generated_sound(latent)}, seen)
+        made = generated_sound(latent)
+        if bool((made > 0).all()):  # a clip that was made as a whole: the sound that comes with it is its own
+            made = torch.zeros_like(made)
+        return io.NodeOutput({**with_streams(rest, opened), GENERATED: made}, seen)
 
 
 class MagiHumanMouthMask(io.ComfyNode):

@@ -123,6 +123,7 @@ class MagiHumanDrivingAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio_vae, audio, latent, length, max_seconds) -> io.NodeOutput:
         start = joint_latent(latent)
+        latent = {key: value for key, value in latent.items() if key != GENERATED}  # all of the sound is held now
         clip_length = start.audio.shape[2]
         waveform, rate = stereo(audio)
         if length == FROM_AUDIO:
@@ -175,7 +176,7 @@ class MagiHumanLatentUpscale(io.ComfyNode):
         if image is not None:
             if vae is None:
                 raise InputError("To use the image, connect the Wan2.2 VAE as well.")
-            start = keep_still(start, 0, image_latent(vae, image, large))
+            start = keep_still(start, 0, image_latent(vae, image, large, warn=False))
         return io.NodeOutput({**with_streams(latent, start), UPSCALED: True, GENERATED: generated_sound(latent)})
 
 

@@ -48,6 +48,9 @@ def check_latent(model, latent: dict) -> None:
     if upscales and not torch.count_nonzero(video):
         raise InputError("A super-resolution model starts from a finished clip, but the latent is empty: sample with "
                          "the base or distilled model first, then use MagiHuman Latent Upscale.")
+    if upscales and not latent.get(UPSCALED):
+        log.warning("The latent was not enlarged, and a super-resolution model makes a blur of a clip of its first "
+                    "size: connect MagiHuman Latent Upscale before this sampler.")
     if not upscales and latent.get(UPSCALED):
         raise InputError("The latent was made for a super-resolution model, but this one makes clips from noise: "
                          "connect a super-resolution model here.")
@@ -97,7 +100,7 @@ class MagiHumanSampler(io.ComfyNode):
             denoise = 1.0
         elif denoise < 1 and not torch.count_nonzero(split(latent_image)[0]):
             raise InputError("denoise below 1 needs a clip to begin with, but the latent is empty: set denoise to 1, "
-                             "or connect MagiHuman Encode Clip.")
+                             "or connect MagiHuman Encode Clip, and MagiHuman Regenerate behind it.")
         guider = sampling.StreamGuider(model, recipe.guidance, positive, negative)
         sampler = sampling.make_sampler(recipe.solver, noise_level=sr_noise_level)
         sigmas = flow_sigmas(steps or recipe.steps, sampling.model_shift(model) or SHIFT, denoise)

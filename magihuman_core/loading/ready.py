@@ -37,7 +37,8 @@ def check_models(wish: Wish, models: ModelFolder | None, memory: float | None = 
     lines += [*missing, ""] if missing else []
     runs = True
     if target is None:
-        lines.append("There is no card here that PyTorch can use. To plan for one, say its memory, as in --memory 16.")
+        lines.append("There is no card here that PyTorch can use. On the command line, "
+                     "--memory 16 plans for one of 16 GB.")
     else:
         found = fit(wish, target)
         runs = found.runs

@@ -46,7 +46,7 @@ def load_audio(path: str | Path, seconds: float | None = None) -> tuple[Tensor, 
     found = _read(path, seconds) or _decode(path, None, seconds)
     if found is None:
         raise InputError(f"{path}: holds no sound at all. Give a recording that is not empty.")
-    return as_audio(*found, str(path))
+    return as_audio(*found, f"{path}:")
 
 
 def load_part(path: Path, start: float, seconds: float) -> tuple[Tensor, int] | None:
@@ -59,7 +59,7 @@ def load_part(path: Path, start: float, seconds: float) -> tuple[Tensor, int] | 
     if found is None:
         return None
     audio, rate = found
-    return as_audio(F.pad(audio, (0, round(seconds * rate) - audio.shape[1])), rate, str(path))
+    return as_audio(F.pad(audio, (0, round(seconds * rate) - audio.shape[1])), rate, f"{path}:")
 
 
 def write_wav(path: str | Path, waveform: Tensor, rate: int) -> None:
@@ -88,7 +88,7 @@ def _read(path: Path, seconds: float | None) -> tuple[Tensor, int] | None:
                 return None
             if file.channels > 2 and file.format != "WAV":  # the file may name them, which soundfile does not tell
                 return None
-            check_rate(file.samplerate, str(path))
+            check_rate(file.samplerate, f"{path}:")
             _check_size(file.channels, file.frames, file.samplerate, seconds, path)
             count = file.frames if seconds is None else min(file.frames, round(seconds * file.samplerate))
             blocks = file.blocks(BLOCK // file.channels, frames=count, dtype="float32", always_2d=True)
@@ -112,7 +112,7 @@ def _decode(path: Path, start: float | None, seconds: float | None) -> tuple[Ten
                                             if known else
                                             "has no sound. Give a recording, such as a WAV, MP3 or M4A file."))
         rate, clock = stream.codec_context.sample_rate, stream.time_base
-        check_rate(rate, str(path))
+        check_rate(rate, f"{path}:")
         length = None if container.duration is None else container.duration / 1_000_000
         _check_size(stream.codec_context.channels, int((length or 0) * rate), rate, seconds, path)
         stream_start = None if stream.start_time is None else float(stream.start_time * clock)

@@ -47,9 +47,9 @@ def load_image(path: str | Path) -> Image.Image:
             opened = Image.open(file)
             if opened.width * opened.height > MAX_PIXELS:
                 opened.draft("RGB", (SHORTER, SHORTER))  # a JPEG can be decoded in a smaller size
-            check_pixels(*opened.size, str(path))
+            check_pixels(*opened.size, f"{path}:")
             opened.load()
-            return to_rgb(opened, str(path))
+            return to_rgb(opened, f"{path}:")
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -66,18 +66,18 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
-    """Raise InputError for an image too large to be decoded. name: of the image, for messages."""
+    """Raise InputError for an image too large to be decoded. name: messages begin with it: "The image", or "a.png:"."""
     if width * height > MAX_PIXELS:
-        raise InputError(f"{name}: is {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million that "
+        raise InputError(f"{name} is {width}x{height} pixels, more than the {MAX_PIXELS // 1_000_000} million that "
                          "are read. Make it smaller.")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InputError(f"{name}: is {width}x{height} pixels, too narrow for a clip. Give another image.")
+        raise InputError(f"{name} is {width}x{height} pixels, too narrow for a clip. Give another image.")
 
 
 def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     """An image of any mode as RGB in sRGB, upright as its EXIF data says, transparent parts over white.
 
-    name: of the image, for messages. Raises InputError for one whose range of values is not known.
+    name: messages begin with it: "The image", or "a.png:". Raises InputError where the range of values is not known.
     """
     from PIL import Image, ImageOps
 
@@ -85,7 +85,7 @@ def to_rgb(image: Image.Image, name: str = "The image") -> Image.Image:
     try:
         image = ImageOps.exif_transpose(image)
     except Exception as error:  # of damaged EXIF data
-        log.warning("%s: its EXIF data is damaged, and not used (%s).", name, error)
+        log.warning("%s has damaged EXIF data, which is not used (%s).", name, error)
     profile = image.info.get("icc_profile")
     if image.mode == "F" or image.mode.startswith("I"):
         image = _as_bytes(image, name)
@@ -115,7 +115,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None, name: str) -> Image.Imag
             image, own, ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC,
             outputMode="RGBA" if image.mode == "RGBA" else "RGB", flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
     except Exception as error:  # ImageCms raises its own, OSError or ValueError, or was not built
-        log.warning("%s: its color profile cannot be used (%s); its numbers are taken as sRGB.", name, error)
+        log.warning("%s is taken as sRGB: its color profile cannot be used (%s).", name, error)
         return image
     return image if changed is None else changed
 
@@ -134,7 +134,7 @@ def _as_bytes(image: Image.Image, name: str) -> Image.Image:
     else:
         white = 65535.0
     if not 0 <= low <= high <= white * 1.001:  # also where one is not a number
-        raise InputError(f"{name}: holds values from {low:g} to {high:g}, expected 0 to {white:g}. Save it with 8 bits "
+        raise InputError(f"{name} holds values from {low:g} to {high:g}, expected 0 to {white:g}. Save it with 8 bits "
                          "a channel.")
     # Down, as Pillow itself makes 8 bits of 16.
     return Image.fromarray((pixels * (255.999 / white)).clip(0, 255).astype(np.uint8))
@@ -151,8 +151,8 @@ def _decode_plainly(path: Path) -> Image.Image | None:
     try:
         with open_media(path, "image", "", err_detect="explode", format_whitelist=PLAIN_FORMATS) as container:
             stream = container.streams.video[0]
-            check_pixels(stream.codec_context.width, stream.codec_context.height, str(path))
-            return to_rgb(next(container.decode(stream)).to_image(), str(path))
+            check_pixels(stream.codec_context.width, stream.codec_context.height, f"{path}:")
+            return to_rgb(next(container.decode(stream)).to_image(), f"{path}:")
     except (InputError, StopIteration, IndexError, AttributeError):
         return None
 

@@ -33,7 +33,7 @@ def check_rate(rate: object, name: str) -> int:
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise InputError(f"{name}: has the sampling rate {shown(rate)}, expected {RATES[0]} to {RATES[1]} samples per "
+        raise InputError(f"{name} has the sampling rate {shown(rate)}, expected {RATES[0]} to {RATES[1]} samples per "
                          "second. Give another recording.")
     return whole
 
@@ -42,24 +42,24 @@ def as_audio(waveform: Tensor, rate: object, name: str) -> tuple[Tensor, int]:
     """A recording of any sort of numbers and channels -> (fp32 [2, samples] in [-1, 1], rate).
 
     waveform: [channels, samples]; whole numbers are taken by the range of their dtype. One that is louder than full
-    scale is made quieter, and not clipped. name: of the recording, for messages. Raises InputError.
+    scale is made quieter, and not clipped. name: messages begin with it: "The audio", or "a.wav:". Raises InputError.
     """
     if not isinstance(waveform, Tensor) or waveform.ndim != 2 or not waveform.shape[0] or waveform.is_complex():
         found = f"shape {tuple(waveform.shape)}" if isinstance(waveform, Tensor) else type(waveform).__name__
-        raise InputError(f"{name}: is {found}, expected a tensor [channels, samples]. Give another recording.")
+        raise InputError(f"{name} is {found}, expected a tensor [channels, samples]. Give another recording.")
     rate = check_rate(rate, name)
     if waveform.shape[0] > MAX_CHANNELS:
-        raise InputError(f"{name}: has {waveform.shape[0]} channels, expected {MAX_CHANNELS} at most. Give a stereo "
+        raise InputError(f"{name} has {waveform.shape[0]} channels, expected {MAX_CHANNELS} at most. Give a stereo "
                          "recording: [channels, samples].")
     waveform = to_stereo(as_floating(waveform, name))
     peak = float(waveform.abs().amax()) if waveform.numel() else 1.0  # which NaN and infinity survive
     if not peak < float("inf"):
-        raise InputError(f"{name}: holds samples that are not numbers. Export the sound again.")
+        raise InputError(f"{name} holds samples that are not numbers. Export the sound again.")
     if peak == 0:
-        log.warning("%s: is silent from beginning to end.", name)
+        log.warning("%s is silent from beginning to end.", name)
     if peak > 1:
         level = logging.INFO if peak < DECIBEL else logging.WARNING  # lossy formats decode to a little more than 1
-        log.log(level, "%s: is louder than full scale (up to %.3g times): it is made quieter, and not clipped.", name,
+        log.log(level, "%s is louder than full scale (up to %.3g times): it is made quieter, and not clipped.", name,
                 peak)
         waveform = waveform / peak
     return waveform, rate
@@ -72,7 +72,7 @@ def as_floating(waveform: Tensor, name: str) -> Tensor:
     if waveform.is_floating_point():
         return waveform.float()
     if waveform.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32):
-        raise InputError(f"{name}: has samples of {str(waveform.dtype)[6:]}, whose range is not known. Give floating "
+        raise InputError(f"{name} has samples of {str(waveform.dtype)[6:]}, whose range is not known. Give floating "
                          "ones in [-1, 1], or int16.")
     if waveform.dtype == torch.uint8:  # of WAV, with its zero in the middle
         return (waveform.float() - 128) / 128

@@ -303,7 +303,7 @@ class MagiHumanPipeline:
             raise InputError(f"{source.name}: does not say what its prompt was. Give one (--prompt): what is seen and "
                              "heard in it.")
         self.parts.models.require("video_vae", "reading a clip")
-        fitted = fit_area(*source.size, DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area, source.name)
+        fitted = fit_area(*source.size, DEMO_SIDE**2 if self.parts.models.is_demo else BASE.area, f"{source.name}:")
         size = (fitted[0] if width is None else width, fitted[1] if height is None else height)
         options.setdefault("seconds", source.count / FPS)
         request = make_request(self.parts, prompt, size=size, seeds=seeds, **options)

@@ -303,7 +303,7 @@ def read_audio(audio: str | Path | Waveform, seconds: float | None) -> Waveform:
         except (TypeError, ValueError):
             raise InputError(f"audio is {type(audio).__name__}, expected a file, or (waveform [channels, samples], "
                              "rate).") from None
-        waveform, rate = as_audio(torch.as_tensor(waveform), rate, "audio in memory")
+        waveform, rate = as_audio(torch.as_tensor(waveform), rate, "The audio")
     if waveform.shape[1] * FPS < rate:
         raise InputError(f"The audio lasts {waveform.shape[1] / rate:.3f} s, less than one frame (0.04 s). "
                          "Give a longer recording.")

@@ -83,10 +83,10 @@ def retake_times(start: float, end: float, count: int) -> tuple[int, int]:
     for name, value in (("start", start), ("end", end)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise InputError(f"{name} is {shown(value)}, expected seconds from the clip's start.")
-    if start >= end:
-        raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
     if start >= seconds:
         raise InputError(f"start is {start:g} s, but the clip ends at {seconds:.2f} s. Choose an earlier time.")
+    if start >= end:
+        raise InputError(f"start is {start:g} s and end is {end:g} s: the retake must end after it starts.")
     first, last = latents_between(start, min(end, seconds))
     return first, min(last, latent_of_frame(count - 1))
 

@@ -44,7 +44,8 @@ def flow_sigmas(steps: int, shift: float = 5.0, denoise: float = 1.0) -> Tensor:
 def _levels(sigmas: Tensor) -> list[float]:
     levels = [float(s) for s in sigmas]
     if len(levels) < 2 or any(b >= a for a, b in pairwise(levels)) or levels[-1] < 0 or levels[0] > 1:
-        raise InputError(f"sigmas are {levels[:4]}..., expected at least two, falling, between 1 and 0.")
+        raise InputError(f"sigmas are {levels[:4]}..., expected at least two, falling, between 1 and 0. "
+                         "Connect MagiHuman Scheduler or Basic Scheduler; in Python, give flow_sigmas(steps).")
     return levels
 
 

@@ -107,7 +107,11 @@ def _text_line(line: str, name: str, number: int) -> Segment:
     mark = rest.lstrip()
     if mark[:1] in (":", ","):
         rest = mark[1:]
-    if found is None or not rest[:1].isspace() or not rest.strip():
-        raise InputError(f"{name}: line {number} does not begin with its seconds. "
-                         "Write it as: 4 A woman says hello.")
+    example = "Write it as: 4.5 A woman says hello."
+    if found is None:
+        raise InputError(f"{name}: line {number} does not begin with its seconds. {example}")
+    if not rest.strip():
+        raise InputError(f"{name}: line {number} has seconds, but no prompt behind them. {example}")
+    if not rest[:1].isspace():
+        raise InputError(f"{name}: line {number} has no space behind its seconds, or a comma in them. {example}")
     return Segment(float(found[0]), rest.strip())

@@ -15,11 +15,19 @@ else:
 
 
 class CheckedGuidance(ModelPatcher):
-    """A patcher whose function for guidance, where a node sets one, gives the shape that it got or says why not."""
+    """A patcher whose function for guidance, where a node sets one, gives the shape that it got or says why not.
+
+    A node that wants to see a U-Net's self-attention, to guide by it, is told that there is none.
+    """
 
     def set_model_sampler_cfg_function(self, *args, **kwargs):
         super().set_model_sampler_cfg_function(*args, **kwargs)
         self.model_options["sampler_cfg_function"] = of_one_shape(self.model_options["sampler_cfg_function"])
+
+    def set_model_attn1_replace(self, patch, block_name, number, transformer_index=None):
+        raise InputError(f"A node replaces self-attention in the model's {block_name} block {number}, as U-Nets such "
+                         "as Stable Diffusion's have one, but MagiHuman's network is a transformer. Take off the node: "
+                         "Self-Attention Guidance and the like are not for it.")
 
 
 def of_one_shape(guide: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:

@@ -40,9 +40,12 @@ def rgb(images: Tensor) -> Tensor:
     return torch.lerp(torch.ones_like(colors), colors, images[..., -1:].clamp(0, 1).expand_as(colors))
 
 
-def image_latent(vae, image: Tensor, like: Tensor) -> Tensor:
-    """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames."""
-    return encode_frames(vae, _fitted(image, like), like)
+def image_latent(vae, image: Tensor, like: Tensor, warn: bool = True) -> Tensor:
+    """The latent [1, C, 1, H, W] of an IMAGE's first image, cropped to a clip's size; see encode_frames.
+
+    warn: of much that is cut away, which is said once, where the clip's size can still be chosen.
+    """
+    return encode_frames(vae, _fitted(image, like, warn), like)
 
 
 def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
@@ -50,7 +53,7 @@ def frames_latent(vae, images: Tensor, like: Tensor) -> Tensor:
 
     like: the clip's video latent. Raises InputError where the VAE makes other latents.
     """
-    check(vae, "video")
+    check(vae, "video", encodes=True)
     found = vae.encode(rgb(images))
     if found.shape[1] != like.shape[1] or found.shape[3:] != like.shape[3:]:
         raise InputError(f"The VAE makes {found.shape[1]} channels of {found.shape[4]}x{found.shape[3]} latent pixels, "
@@ -68,11 +71,12 @@ def still_latent(vae, image: Tensor, like: Tensor) -> Tensor:
     return encode_frames(vae, still, like)[:, :, -1:]
 
 
-def _fitted(image: Tensor, like: Tensor) -> Tensor:
+def _fitted(image: Tensor, like: Tensor, warn: bool = True) -> Tensor:
     """An IMAGE's first image, [1, 3, 1, h, w] in [-1, 1], cropped to a clip's size; see image.fit_image."""
     width, height = (side * PIXELS_PER_LATENT for side in like.shape[:2:-1])
     picture = to_pil(image)
-    warn_of_cropping(picture.size, (width, height))
+    if warn:
+        warn_of_cropping(picture.size, (width, height))
     return fit_image(picture, width, height)
 
 
@@ -84,7 +88,7 @@ def clip_latents(vae, audio_vae, images: Tensor, audio: dict) -> tuple[Tensor, T
     """
     count, height, width = images.shape[:3]
     check_size(width, height)
-    check(vae, "video")
+    check(vae, "video", encodes=True)
     check(audio_vae, "audio")
     like = torch.empty(1, vae.latent_channels, 0, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     filled = torch.cat([images, images[-1:].expand(-(count - 1) % 4, -1, -1, -1)])

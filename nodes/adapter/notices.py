@@ -1,4 +1,4 @@
-"""Warnings on the node that they come from: whoever works in the page does not see the log."""
+"""Texts on the node that they come from, warnings above all: whoever works in the page does not see the log."""
 
 import logging
 from collections.abc import Iterator
@@ -52,8 +52,17 @@ class Warned(logging.Handler):
             show(self.node_id, "\n".join(self.texts))
 
 
+def show_here(text: str) -> None:
+    """Show a text on the node that runs. What a node returns for the page, that draws for some nodes of core alone."""
+    if (context := get_executing_context()) is not None:
+        show(context.node_id, text)
+
+
 def show(node_id: str, text: str) -> None:
-    """On the page that sent the graph alone: elsewhere the same number may be another node."""
+    """On the page that sent the graph alone: elsewhere the same number may be another node.
+
+    Nodes 2.0 reads a text as Markdown, where a line goes on in the next one unless it ends in two spaces.
+    """
     server = getattr(PromptServer, "instance", None)
     if server is not None and server.client_id is not None:
-        server.send_progress_text(text, node_id, server.client_id)
+        server.send_progress_text(text.replace("\n", "  \n"), node_id, server.client_id)

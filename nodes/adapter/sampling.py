@@ -59,6 +59,7 @@ class StreamGuider(comfy.samplers.CFGGuider):
             denoise_mask = nested(masks[0], fit_mask(masks[1], streams[1][:, :1]), *masks[2:])
         if isinstance(self.model_patcher.model, MagiHumanModel):
             check_shapes(self._shapes, model_channels(self.model_patcher))
+            warn_of_all_kept(denoise_mask)
             self._check_script()
             if log.isEnabledFor(logging.INFO):
                 log.info("%s", self.memory())
@@ -143,6 +144,13 @@ class StreamGuider(comfy.samplers.CFGGuider):
         frames = video_scales(guidance, sigma, video[2], device)
         flat = frames.expand(video[1:]).reshape(1, 1, -1)  # [T, 1, 1] -> [C, T, H, W] -> [1, 1, n]
         return torch.cat([flat, flat.new_full((1, 1, math.prod(audio[1:])), guidance.audio)], dim=-1)
+
+
+def warn_of_all_kept(mask) -> None:
+    """Log a warning for masks of both streams that leave nothing to sample. mask: None, nested, or of the video."""
+    if mask is not None and mask.is_nested and not any(bool(stream.any()) for stream in mask.unbind()):
+        log.warning("All of the latent is kept, so sampling changes nothing: put MagiHuman Regenerate behind MagiHuman "
+                    "Encode Clip, which opens the part that is made anew.")
 
 
 def in_full(tokens: int) -> int:

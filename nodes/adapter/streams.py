@@ -82,14 +82,8 @@ def joint_latent(latent: dict) -> JointLatent:
 
 
 def generated_sound(latent: dict) -> Tensor:
-    """Where the sound of a LATENT is not what was encoded, 1: opened by its mask, or by those before. [B, 1, A].
-
-    0 for one that was made as a whole: a recording that comes with it is its own.
-    """
-    mask = joint_latent(latent).audio_mask
-    before = latent.get(GENERATED)
-    if bool((mask > 0).all()):
-        mask = torch.zeros_like(mask)
+    """Where the sound of a LATENT is not what was encoded, above 0: opened by its mask or those before. [B, 1, A]."""
+    mask, before = joint_latent(latent).audio_mask, latent.get(GENERATED)
     return mask if before is None or before.shape != mask.shape else torch.maximum(mask, before.to(mask))
 
 

@@ -212,9 +212,13 @@ def load_audio(path: str | Path, disable_dynamic=False) -> VAE:
     )
 
 
-def check(vae, kind: str, channels: int | None = None) -> None:
-    """Raise InputError unless a VAE is one for "video" or "audio" latents, of so many channels if they are known."""
-    dims, wanted = {"video": (3, "MagiHuman Turbo VAE or the Wan2.2 VAE"), "audio": (1, "MagiHuman Audio VAE")}[kind]
+def check(vae, kind: str, channels: int | None = None, encodes: bool = False) -> None:
+    """Raise InputError unless a VAE is one for "video" or "audio" latents, of so many channels if they are known.
+
+    encodes: whether it is to encode, which the Turbo VAE cannot.
+    """
+    videos = "the Wan2.2 VAE" if encodes else "MagiHuman Turbo VAE or the Wan2.2 VAE"
+    dims, wanted = {"video": (3, videos), "audio": (1, "MagiHuman Audio VAE")}[kind]
     found = getattr(vae, "latent_channels", None)
     if getattr(vae, "latent_dim", None) != dims or channels not in (None, found):
         raise InputError(f"The {kind} VAE is of another kind (its latents have {found} channels): connect {wanted}.")

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...magihuman_core.errors import InputError
 from ...magihuman_core.media.frames import Frames
+from ...magihuman_core.media.image import warn_of_cropping
 from ...magihuman_core.media.video_file import frame_count, open_video, shown_frames
 from ...magihuman_core.media.waveform import OUTPUT_RATE, resample_recording
 from ...magihuman_core.recipes import BASE
-from ...magihuman_core.sizes import FPS, fit_area, floor_size
+from ...magihuman_core.sizes import FPS, MAX_SIDE, PIXELS_PER_TOKEN, fit_area, floor_size
 from .media import fit_length, rgb, stereo
 
 log = logging.getLogger(__name__)
@@ -23,14 +24,19 @@ log = logging.getLogger(__name__)
 def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
     """(IMAGE [F, h, w, 3], AUDIO) of a VIDEO of any rate, size and length.
 
-    width, height: pixels, floored to multiples of 32; 0: the video's own, or of its aspect where it is larger than
-    what the base model makes. Raises InputError for a video that is none, or holds a picture only.
+    width, height: pixels, floored to multiples of 32. One that is 0 follows from the other by the video's aspect; where
+    both are, they are the video's own, or of its aspect where it is larger than what the base model makes. Raises
+    InputError for a video that is none, or holds a picture only.
     """
     frames, audio = _from_file(video) or _from_components(video)
     if len(frames) < 2:
         raise InputError("The video has one frame only. Use it as a picture, with MagiHuman Reference Image.")
     own = fit_area(frames.width, frames.height, BASE.area, "The video")
+    if width or height:
+        aspect = frames.width / frames.height
+        own = _nearest_side(height * aspect), _nearest_side(width / aspect)
     width, height = floor_size(width or own[0], height or own[1])
+    warn_of_cropping((frames.width, frames.height), (width, height))
     images = torch.empty(len(frames), height, width, 3)
     position = 0
     for piece in frames.resized(width, height).pieces():
@@ -44,6 +50,11 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
     else:
         waveform = fit_length(resample_recording(*audio, OUTPUT_RATE), samples)
     return images, {"waveform": waveform[None], "sample_rate": OUTPUT_RATE}
+
+
+def _nearest_side(pixels: float) -> int:
+    """The multiple of 32 that is nearest, of those that a clip can have."""
+    return min(MAX_SIDE, max(PIXELS_PER_TOKEN, round(pixels / PIXELS_PER_TOKEN) * PIXELS_PER_TOKEN))
 
 
 def _from_file(video) -> tuple[Frames, tuple[Tensor, int] | None] | None:

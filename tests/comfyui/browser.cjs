@@ -1,10 +1,11 @@
 // Drives ComfyUI's real front end in a headless Chromium. Takes one JSON argument, prints one JSON answer.
 //   { base, chromium, look: {name: workflow file}, bare: the same, vue: the same, screenshots: folder or null,
-//     warn: {file, node, values, screenshot}, run: {pack, name, folder} or null }
+//     warn: {file, node, values, screenshot}, check: screenshot, run: {pack, name, folder} or null }
 // The answer's version is the page's own, of comfyui-frontend-package.
 // look: each workflow is loaded; the answer holds its missing node types, links lost, and the prompt made of it.
 // bare: what the page says of a workflow whose models are missing. vue: its nodes that cover one another in Nodes 2.0.
 // warn: what a node shows of its warnings, when the workflow was run with each of some values of its first widget.
+// check: what MagiHuman Check shows once it ran, on the canvas and in Nodes 2.0. screenshot: its path, or "".
 // run: the workflow is opened from the template dialog (of comfyui-workflow-templates) and queued with the button; the
 // answer holds what the history says, and the size and length of the video that the page shows.
 const { readFileSync } = require('node:fs')
@@ -121,6 +122,30 @@ async function warn(page, { file, node, values, screenshot }) {
   return shown
 }
 
+// The text that stands on the node, as its widget has it and as Nodes 2.0 draws it.
+async function check(page, screenshot) {
+  const widget = await page.evaluate(async () => {
+    await window.app.loadGraphData({ version: 0.4, nodes: [], links: [] }, true, true, 'check')
+    const node = window.LiteGraph.createNode('MagiHumanCheck')
+    node.pos = [100, 100]
+    window.app.graph.add(node)
+    await window.app.queuePrompt(0)
+    const text = () => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value
+    for (let i = 0; i < 600 && !text(); i++) await new Promise(done => setTimeout(done, 100))
+    return text() ?? ''
+  })
+  await fit(page)
+  const drawn = () => page.evaluate(() => document.body.innerText)
+  const canvas = await drawn()
+  if (screenshot) await page.screenshot({ path: screenshot })
+  await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true))
+  await page.waitForTimeout(1500)
+  const vue = await drawn()
+  if (screenshot) await page.screenshot({ path: screenshot.replace('.png', '_vue.png') })
+  await page.evaluate(() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false))
+  return { widget, canvas, vue }
+}
+
 async function run(page, { pack, name, folder }) {
   const answer = {}
   await page.evaluate(() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates'))
@@ -169,6 +194,7 @@ async function main() {
       for (const [name, file] of Object.entries(job.vue)) answer.vue[name] = await vue(page, name, file)
     }
     if (job.warn) answer.warn = await warn(page, job.warn)
+    if (job.check !== undefined) answer.check = await check(page, job.check)
     if (job.run) answer.run = await run(page, job.run)
   } finally {
     await browser.close()

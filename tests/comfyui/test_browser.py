@@ -129,6 +129,17 @@ def test_a_node_shows_its_warnings_until_it_runs_without(browse, screenshots):
     assert (second, answer["errors"]) == ("No warnings.", [])
 
 
+def test_a_check_shows_its_report_on_the_canvas_and_in_nodes_2(browse, screenshots):
+    answer = browse({"check": f"{screenshots}/checked.png" if screenshots else ""})
+    report = answer["check"]["widget"]
+    lines = [line.strip() for line in report.splitlines()]
+    assert lines[0].startswith("For: ") and lines[1].startswith("Looked in: ") and len(lines) > 9
+    for page in ("canvas", "vue"):
+        drawn = [line.strip() for line in answer["check"][page].splitlines()]
+        assert lines[0] in drawn and "Set:" in drawn, page
+    assert answer["errors"] == []
+
+
 @pytest.mark.timeout(600)
 def test_the_demo_runs_from_the_template_list(server, browse, screenshots, tmp_path):
     folder = Path(screenshots or tmp_path)

@@ -363,7 +363,9 @@ def test_a_script_is_read_and_its_parts_follow_each_other():
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("hello", "line 1 does not begin with its seconds"), ("\n# no\n", "holds no part"), ('{"seconds": 1}', "line 1"),
+    ("hello", "line 1 does not begin with its seconds"), ("4", "line 1 has seconds, but no prompt"),
+    ("4 s: ", "line 1 has seconds, but no prompt"), ("# no\n4,5 A woman", "line 2 has no space behind its seconds"),
+    ("4A woman", "line 1 has no space behind its seconds"), ("\n# no\n", "holds no part"), ('{"seconds": 1}', "line 1"),
     ('{"seconds": 1, "prompt": null}', "line 1 is not of the form"),
     ('{"seconds": 1, "prompt": "a"}\r\n{"seconds": 1, "prompt": ["a", "b"]}', "line 2 is not of the form"),
     ('{"seconds": 1, "prompt": 7}', "line 1 is not of the form"),
@@ -431,6 +433,7 @@ def test_a_voice_draft_is_the_sound_of_the_smallest_clip(pipeline):
 @pytest.mark.parametrize(("call", "words"), [
     (lambda p, c: p.retake(c, 1, 0.5), "must end after it starts"),
     (lambda p, c: p.retake(c, 9, 10), "but the clip ends at 1.32 s"),
+    (lambda p, c: p.retake(c, 9, 1), "but the clip ends at 1.32 s"),
     (lambda p, c: p.retake(c, -1, 1), "start is -1"),
     (lambda p, c: p.retake(c, 0, 1, audio_only=True, video_only=True), "Choose one, or neither"),
     (lambda p, c: p.dub(c, tone(0.03)), "less than one frame"),

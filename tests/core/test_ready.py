@@ -35,6 +35,13 @@ def test_words_of_a_wish(words, parts, template):
     assert (ROOT / f"example_workflows/{template}.json").exists()
 
 
+def test_without_a_card_it_is_said_where_one_is_named(monkeypatch):
+    """The node MagiHuman Check shows the same lines, and has no such input."""
+    monkeypatch.setattr("magihuman_core.loading.ready.target_of", lambda memory: None)
+    lines, _ = check(parse_wish("text"), None)
+    assert any(line.endswith("On the command line, --memory 16 plans for one of 16 GB.") for line in lines)
+
+
 def test_words_that_are_not_known_are_put_right():
     with pytest.raises(InputError, match=r"'vioce'.*Did you mean voice"):
         parse_wish("picture vioce")

@@ -232,3 +232,10 @@ def test_a_clip_is_extended_from_its_last_whole_latent_frames():
     assert torch.equal(latent.video[:, :, :2], video) and torch.equal(latent.audio[:, :, :5], audio[:, :, :5])
     assert latent.video_mask[0, 0, :, 0, 0].tolist() == [0, 0, 1]
     assert latent.audio_mask[0, 0].tolist() == [0] * 5 + [1] * 6
+
+
+@pytest.mark.parametrize("levels", [[1.0], [14.6, 2.0, 0.0], [0.5, 0.5, 0.0]])
+def test_noise_levels_that_are_none_are_refused_with_what_gives_them(levels):
+    for solve in (sample_unipc, sample_renoise):
+        with pytest.raises(InputError, match=r"sigmas are .*MagiHuman Scheduler .* flow_sigmas\(steps\)"):
+            solve(None, torch.zeros(1, 1, 4), torch.tensor(levels))

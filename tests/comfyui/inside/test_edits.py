@@ -340,6 +340,47 @@ def test_films_of_other_rates_and_without_sound(rate):
     assert len(run(clips.MagiHumanFitClip, video=trimmed, width=32, height=32)[0]) == 25
 
 
+@pytest.mark.parametrize(("film_size", "width", "height", "size", "said"), [
+    ((302, 202), 96, 0, (96, 64), False), ((302, 202), 0, 96, (128, 96), False), ((202, 302), 0, 96, (64, 96), False),
+    ((302, 202), 64, 192, (64, 192), True), ((302, 202), 0, 0, (288, 192), False),
+    ((3200, 32), 64, 64, (64, 64), True), ((32, 3200), 64, 0, (64, 6400), False),
+])
+def test_a_film_keeps_its_aspect_or_says_what_is_cut_away(film_size, width, height, size, said, caplog):
+    images = torch.zeros(2, *film_size[::-1], 3)
+    video = InputImpl.VideoFromComponents(Types.VideoComponents(images=images, audio=None, frame_rate=25))
+    frames, _ = run(clips.MagiHumanFitClip, video=video, width=width, height=height)
+    assert tuple(frames.shape[2:0:-1]) == size
+    assert ("are cut away to fill {}x{}".format(*size) in caplog.text) == said
+
+
+def test_what_a_picture_loses_is_said_where_the_clip_gets_its_size(parts, caplog):
+    """And not again where it is enlarged, as its size is no longer to be chosen."""
+    picture = torch.rand(1, 160, 80, 3)
+    (empty,) = run(latents.EmptyMagiHumanLatent, width=96, height=64, seconds=0.2)
+    (start,) = run(latents.MagiHumanReferenceImage, vae=parts["vae"], image=picture, latent=empty)
+    assert "A clip of " in caplog.text
+    caplog.clear()
+    run(latents.MagiHumanLatentUpscale, latent=start, target="factor", factor=2.0, vae=parts["vae"], image=picture)
+    assert caplog.text == ""
+
+
+def test_where_something_is_encoded_the_vae_that_can_is_named(parts, old):
+    (empty,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=0.2)
+    wrong, images = parts["audio_vae"], old[0]
+    for node, inputs in ((latents.MagiHumanReferenceImage, {"image": images, "latent": empty}),
+                         (clips.MagiHumanEncodeClip, {"audio_vae": wrong, "images": images, "audio": old[1]})):
+        with pytest.raises(InputError, match=r"video VAE is of another kind .*: connect the Wan2\.2 VAE\.$"):
+            run(node, vae=wrong, **inputs)
+
+
+def test_warnings_of_a_sound_are_sentences(parts, old, caplog):
+    images, _ = old
+    encoded(parts, images, as_audio(torch.zeros(2, 16000), 16000))
+    encoded(parts, images, as_audio(torch.full((2, 16000), 3.0), 16000))
+    assert [record.getMessage()[:31] for record in caplog.records] == [
+        "The audio is silent from beginn", "The audio is louder than full s"]
+
+
 class OnCard(torch.Tensor):
     """As one on another device: whatever mixes it with tensors here fails, until it is brought here."""
 
@@ -397,7 +438,7 @@ def test_frames_of_other_channels_mean_what_they_show(parts, old, channels):
 
 @pytest.mark.parametrize(("node", "inputs", "message"), [
     (edit.MagiHumanRegenerate, {"start": 0.5, "end": 0.4}, "must end after it starts"),
-    (edit.MagiHumanRegenerate, {"start": 3.0, "end": 0.0}, "must end after it starts|ends at"),
+    (edit.MagiHumanRegenerate, {"start": 3.0, "end": 0.0}, "start is 3 s, but the clip ends at 1.00 s"),
     (edit.MagiHumanRegenerate, {"start": 0.0, "end": 0.0, "mask": torch.zeros(1, 9, 9)}, "black all over"),
     (edit.MagiHumanRegenerate, {"start": 0.0, "end": 0.0, "mask": torch.ones(1, 9, 9)}, "white all over"),
 ])
@@ -427,6 +468,43 @@ def test_what_a_first_retake_made_is_heard_after_a_second(parts, old):
         for start, same in ((0.24, True), (0.5, True), (0.7, False), (0.05, False)):
             part = changed[int(start * 44100) : int((start + 0.1) * 44100)]
             assert (float(part.max()) < 1e-4) == same, start
+
+
+@pytest.mark.parametrize("node", [decode.MagiHumanDecode, decode.MagiHumanDecodeVideo])
+def test_a_recording_that_drove_nothing_is_not_heard(parts, old, caplog, node):
+    """Of a clip whose sound the model made as a whole: from noise, enlarged, or a retake from start to end."""
+    recording = as_audio(*voice_of(1.0))
+    (empty,) = run(latents.EmptyMagiHumanLatent, width=64, height=64, seconds=0.6)
+    made = sampled(parts, empty)
+    (large,) = run(latents.MagiHumanLatentUpscale, latent=made, target="factor", factor=1.0)
+    opened, _ = run(edit.MagiHumanRegenerate, latent=encoded(parts, *old), start=0.0, end=0.0, part="both")
+
+    def sound(latent, **more):
+        caplog.clear()
+        return decoded(parts, latent, node, **more)[-1].get_components().audio["waveform"]
+
+    for latent in (made, large, sampled(parts, opened)):
+        own = sound(latent)
+        assert "was not held" not in caplog.text
+        assert torch.equal(sound(latent, audio=recording), own)
+        assert "MagiHuman Driving Audio" in caplog.text
+    for latent in (empty, large):  # once it is held, it is heard, whatever was before
+        (driven,) = run(latents.MagiHumanDrivingAudio, audio_vae=parts["audio_vae"], audio=recording, latent=latent,
+                        length="from the latent", max_seconds=20.0)
+        heard = sound(driven, audio=recording)
+        assert "was not held" not in caplog.text
+        assert not torch.allclose(heard, sound(driven), atol=1e-2)
+
+
+@pytest.mark.parametrize("more", [{}, {"denoise": 0.5}])
+def test_a_clip_of_which_nothing_is_open_is_warned_of(parts, old, caplog, more):
+    latent = encoded(parts, *old)
+    sampled(parts, latent, **more)
+    assert "sampling changes nothing: put MagiHuman Regenerate" in caplog.text
+    caplog.clear()
+    opened, _ = run(edit.MagiHumanRegenerate, latent=latent, start=0.2, end=0.4, part="sound")
+    sampled(parts, opened, **more)
+    assert "changes nothing" not in caplog.text
 
 
 def test_a_clip_after_super_resolution_is_one_like_others(parts, old):

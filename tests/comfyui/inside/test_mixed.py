@@ -88,6 +88,13 @@ def test_a_wrapped_sampler_starts_as_a_plain_one(role, request, caplog):
         assert "sr_noise_level is 220 instead of 300" in caplog.text
 
 
+def test_super_resolution_of_a_clip_that_was_not_enlarged_is_warned_of(upscaler, caplog):
+    one_node(upscaler, SR_LATENT)
+    assert "not enlarged" not in caplog.text
+    one_node(upscaler, {"samples": SR_LATENT["samples"]})
+    assert "connect MagiHuman Latent Upscale before" in caplog.text
+
+
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc"])
 def test_super_resolution_starts_right_under_another_schedule(upscaler, sampler):
     """ModelSamplingSD3 with the model's own shift changes nothing, for stock samplers too."""

@@ -5,6 +5,7 @@ import struct
 
 import pytest
 from comfy_execution.utils import CurrentNodeContext
+from magihuman_pack.nodes.check import MagiHumanCheck
 from magihuman_pack.nodes.conditioning import MagiHumanPrompt
 from server import BinaryEventTypes, PromptServer
 
@@ -74,3 +75,15 @@ def test_whoever_sends_a_graph_without_a_page_gets_none(sent):
     sent.server.client_id = None
     prompt("first", body="He nods.")
     assert sent() == []
+
+
+def test_the_report_of_a_check_stands_on_its_node_each_time_and_in_the_history(sent):
+    for run in ("first", "second"):
+        with CurrentNodeContext(run, "5"):
+            result = MagiHumanCheck.execute(start="text", size="448x256", upright=False, base=False)
+        (report,) = result.args
+        assert report.startswith("For: ")
+        ((node, text, page),) = sent()
+        assert (node, page) == ("5", "page")
+        assert text.split("  \n") == report.split("\n"), "Markdown keeps its lines"
+        assert result.ui.as_dict() == {"text": (report,)}

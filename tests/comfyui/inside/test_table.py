@@ -1,10 +1,9 @@
 """A table of core's nodes, samplers and schedulers around our MODEL, each with what is to come of it.
 
 same: as without it, since it looks for parts that other models have, or is set to do nothing; other: something else,
-as sane as before; or words of the error: ours where a node asks for parts of a U-Net (FreeU) or takes the first
-dimension for time (the guidance of Stable Video Diffusion), core's own where it misses a U-Net in the midst of sampling
-(Self-Attention Guidance). Guiders, sigmas, masks and latents have tables of their own, test_table_*.py, and nodes of
-community packs theirs, test_with_packs.py.
+as sane as before; or words of the error: where a node asks for parts of a U-Net (FreeU, Self-Attention Guidance) or
+takes the first dimension for time (the guidance of Stable Video Diffusion). Guiders, sigmas, masks and latents have
+tables of their own, test_table_*.py, and nodes of community packs theirs, test_with_packs.py.
 """
 
 import importlib
@@ -45,7 +44,7 @@ PATCHES = {
     ("nop", "wanBlockSwap"): [((), SAME)],
     ("pag", "PerturbedAttentionGuidance"): [((3.0,), SAME)],
     ("rope", "ScaleROPE"): [((1.0, 0.0, 1.0, 0.0, 1.0, 0.0), SAME)],
-    ("sag", "SelfAttentionGuidance"): [((0.5, 2.0), "'NoneType' object has no attribute 'shape'")],
+    ("sag", "SelfAttentionGuidance"): [((0.5, 2.0), "network is a transformer. Take off the node")],
     ("sd3", "SkipLayerGuidanceSD3"): [(("2, 3", 3.0, 0.0, 1.0), OTHER)],
     ("slg", "SkipLayerGuidanceDiT"): [((3.0, 0.0, 1.0, "2, 3", "2, 3", 0.0), OTHER)],
     ("tcfg", "TCFG"): [((), OTHER)],
@@ -83,7 +82,7 @@ def plain_clip(base):  # noqa: F811
 def test_a_node_that_patches_the_model(base, plain_clip, module, name, arguments, outcome):  # noqa: F811
     try:
         got = stock(patched(base, module, name, arguments))
-    except (InputError, AttributeError, RuntimeError) as error:
+    except InputError as error:
         assert outcome not in (SAME, OTHER) and outcome in str(error)
         return
     if outcome == SAME:
