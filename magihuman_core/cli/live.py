@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -62,6 +63,9 @@ def live(arguments: argparse.Namespace) -> int:
 
     check_not_input(arguments.out, inputs_of(arguments))
     place = Path(arguments.out)
+    with suppress(OSError):  # one of the two is not there
+        if arguments.audio == "-" and os.path.samestat(os.fstat(STDIN), place.stat()):
+            raise InputError(f"{place}: is the source itself, which comes through standard input. Give another name.")
     if arguments.out != "-" and (place.is_file() or place.is_dir() or not place.exists()):  # no pipe or device
         check_place(place, "video")
     if arguments.out == "-" and os.isatty(STDOUT):

@@ -66,6 +66,8 @@ def soft_edge(mask: Tensor, edge: int | None = None) -> Tensor:
     inside = (mask > 0.5).float()
     if edge < 1:
         return inside
-    padded = F.pad(inside[None, None], (edge,) * 4, mode="replicate")
-    share = F.avg_pool2d(padded, 2 * edge + 1, stride=1)[0, 0]  # a half on a straight border
+    share = inside[None]  # of a square around each pixel that is inside: a half on a straight border
+    for _ in range(2):  # rows, then columns
+        share = F.avg_pool1d(F.pad(share, (edge, edge), mode="replicate"), 2 * edge + 1, stride=1).mT
+    share = share[0]
     return (2 * share - 1).clamp(0, 1) * inside

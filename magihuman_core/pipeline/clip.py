@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..media.frames import Frames
-from ..media.mp4 import write_mp4
+from ..media.mp4 import check_output, write_mp4
 from ..media.waveform import OUTPUT_RATE
 from ..sizes import FPS
 
@@ -46,8 +46,10 @@ class Clip:
     def save(self, path: str | Path, progress: Callable[[int, int], None] | None = None) -> None:
         """Write an mp4 (H.264 and AAC) that carries `metadata` as JSON under "magihuman"; see media.mp4.write_mp4.
 
-        progress: called with the frames written and those there are.
+        progress: called with the frames written and those there are. Raises InputError for a name that is no .mp4, and
+        for a place where no file can be written.
         """
+        check_output(path)
         metadata = {"magihuman": json.dumps(self.metadata, ensure_ascii=False)}
         frames = self.video if progress is None else self.video.counted(progress)
         write_mp4(path, frames, self.audio, fps=self.fps, sample_rate=self.sample_rate, metadata=metadata)

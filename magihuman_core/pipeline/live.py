@@ -147,6 +147,7 @@ class Live:
         self.decoder = LatentDecoder(stages.load_decoder(parts))
         self.dit: MagiHumanDiT = stages.load_network(parts, pass_, conditions, self.audio_length, self._reserve())
         self.last: tuple[Tensor, Tensor] | None = None  # the carried video, and its audio
+        self.begun = False
         self._heard(AudioBuffer(16000), 0)  # silence: what resampling and encoding set up at first, no voice waits for
 
     def _reserve(self) -> int:
@@ -161,8 +162,11 @@ class Live:
         """(frames uint8 [F, h, w, 3], their sound [2, F * rate / 25]) of each window, as soon as its sound is there.
 
         A window is asked for when the one before was taken: who reads slowly is waited for. The end of the chunks, or
-        closing the iterator, ends the stream.
+        closing the iterator, ends the stream. Raises InputError for a second time: the next stream is one of its own.
         """
+        if self.begun:
+            raise InputError("This stream was used already. Open another one, which begins with the picture again.")
+        self.begun = True
         buffer, source = AudioBuffer(rate), iter(chunks)
         start = number = shown = 0  # the window's first latent frame, its number, and the frames given so far
         ended = False

@@ -150,6 +150,8 @@ def make_request(parts: Parts, prompt: Prompt, *, negative: str | None = None, i
         raise InputError(f"guidance is {shown(guidance)}, expected magihuman_core.Guidance.")
     for seed in seeds:
         check_seed(seed)
+    if not isinstance(anchor, bool):
+        raise InputError(f"anchor is {shown(anchor)}, expected True or False.")
     segments = as_segments(prompt)
     stills = [] if image is None else [Keyframe(0, read_image(image))]
     size = floor_size(*size) if size is not None else usual_size(parts.models, stills)

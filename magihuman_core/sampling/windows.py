@@ -6,9 +6,10 @@ of the clean clip are averaged where windows overlap, with weights that rise and
 agree before the next step, and no seam is left.
 
 Frozen content (a first image, driving audio, the end of another clip, whatever a mask keeps) is cut by the same window:
-each sees what lies within it. Where the first latent frame is given, every window sees that, too: it stands in the
-place of the window's own first one, which the window before makes. Else little would tell a window half a minute later
-what the person of the picture looks like, for overlaps carry that on by one window in a step.
+each sees what lies within it. A window of which all is to be made sees one given latent frame besides, the last one
+before it, which for a clip from a picture is that picture. It stands in the place of the window's own first frame,
+which the window before makes. Else little would tell a window half a minute later what the person of the picture looks
+like, for overlaps carry that on by one window in a step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,14 +38,14 @@ class Window:
 
     heard: how many audio latents the network is given for it. At the clip's end there may be up to two fewer, or one
     more: the last is repeated or left out then, since a network that knows windows of one length loses the lips there.
-    anchored: whether the network sees the clip's first latent frame in the place of the window's own.
+    anchor: the clip's latent frame that the network sees in the place of the window's own first one; None: its own.
     """
 
     start: int
     frames: int
     audio: slice
     heard: int
-    anchored: bool = False
+    anchor: int | None = None
 
     @property
     def video(self) -> slice:
@@ -54,10 +55,13 @@ class Window:
         """The window's part of [B, C, T, H, W]; a mask that broadcasts along time stays as it is."""
         return stream if stream.shape[2] == 1 else stream[:, :, self.video]
 
-    def seen_video(self, stream: Tensor, first: Tensor) -> Tensor:
-        """What the network sees of [B, C, T, H, W]. first: the clip's given first latent frame [B, C, 1, H, W]."""
+    def seen_video(self, stream: Tensor, given: Tensor) -> Tensor:
+        """What the network sees of [B, C, T, H, W]. given: the clean latents of a whole clip, where they are given."""
         part = self.cut_video(stream)
-        return torch.cat([first.to(part).expand_as(part[:, :, :1]), part[:, :, 1:]], 2) if self.anchored else part
+        if self.anchor is None:
+            return part
+        anchor = given[:, :, self.anchor : self.anchor + 1].to(part)
+        return torch.cat([anchor.expand_as(part[:, :, :1]), part[:, :, 1:]], 2)
 
     def cut_audio(self, stream: Tensor) -> Tensor:
         """The window's part of [B, a, A]; a mask that broadcasts along time stays as it is."""
@@ -67,7 +71,7 @@ class Window:
         """How much the window's estimate counts, of each of its latent frames and audio latents."""
         count = self.audio.stop - self.audio.start
         video = _ramps(self.frames, max(overlap - 1, 1))
-        if self.anchored:
+        if self.anchor is not None:
             video[0] = 0
         return video, _ramps(count, max(overlap - 1, 1) * AUDIO_PER_FRAME)
 
@@ -84,16 +88,20 @@ class Windows:
     overlap: int
 
     def anchored(self, mask: Tensor) -> "Windows":
-        """These, with the clip's first latent frame seen by each later window whose own first one is to be made.
+        """These, where each of which all is to be made sees the last given latent frame before it, if there is one.
 
-        mask: of the video, [B, 1, T, H, W], 0 where it is given. Where the first latent frame is not, all stay as they
-        are.
+        mask: of the video, [B, 1, T, H, W], 0 where it is given. Where neighbours share one latent frame only, all stay
+        as they are: it is the one in whose place the other would stand, and nothing would be carried on.
         """
-        if mask[:, :, :1].any():
+        given = (mask == 0).all(0).all(0).flatten(1).all(1).tolist()  # of each latent frame
+        if self.overlap < 2 or not any(given):
             return self
-        return replace(self, parts=[
-            replace(part, anchored=part.start > 0 and bool(part.cut_video(mask)[:, :, :1].all()))
-            for part in self.parts])
+
+        def seen(part: Window) -> Window:
+            before = [frame for frame in range(part.start) if given[frame]]
+            return replace(part, anchor=before[-1]) if before and bool(part.cut_video(mask).all()) else part
+
+        return replace(self, parts=[seen(part) for part in self.parts])
 
     def blend(self, evaluate: Evaluate, each: EachWindow = map) -> tuple[Tensor, Tensor]:
         """Evaluate each window and average where they overlap -> (video [B, C, T, H, W], audio [B, a, A]).
@@ -202,14 +210,14 @@ class WindowedDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
         video, audio = unpack_latents(x, self.shapes)
         device = x.device if self.device is None else torch.device(self.device)
-        first = video if self.frozen_video is None else self.frozen_video[0][:, :, :1]
+        given = video if self.frozen_video is None else self.frozen_video[0]
 
         def evaluate(window: Window, dit: MagiHumanDiT = self.dit) -> tuple[Tensor, Tensor]:
             frozen_video = _cut(self.frozen_video, window.cut_video)
             frozen_audio = _cut(self.frozen_audio, window.cut_audio)
             if _all_kept(frozen_video) and _all_kept(frozen_audio):
                 return window.cut_video(video), window.cut_audio(audio)  # what is kept is put in below
-            part, shapes = pack_latents(window.seen_video(video, first), window.cut_audio(audio))
+            part, shapes = pack_latents(window.seen_video(video, given), window.cut_audio(audio))
             text, negative = self.text_for(window)
             model = JointDenoiser(
                 dit, shapes, text, negative, later_guidance(self.guidance, window.start), frozen_video,

@@ -124,7 +124,7 @@ class WindowHandler(comfy.context_windows.ContextHandlerABC):
 
         def evaluate(window: Window) -> tuple[Tensor, Tensor]:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            seen = window.seen_video(video, video[:, :, :1])  # where it is given, ComfyUI has put it in
+            seen = window.seen_video(video, video)  # what is given, ComfyUI has put in
             x, sizes = comfy.utils.pack_latents([seen, window.cut_audio(audio)])
             if masks is not None and not (window.cut_video(masks[0]).any() or window.cut_audio(masks[1]).any()):
                 found = [x] * len(conds)  # all of it is kept, and will be put in by the sampler

@@ -1,6 +1,7 @@
 """Clips made of clips: what is made anew, what stays as it was to the bit, and clips of every kind as sources."""
 
 import math
+import os
 from fractions import Fraction
 
 import av
@@ -489,6 +490,22 @@ def test_a_soft_edge_lies_within_its_mask():
     assert edge[mask == 0].max() == 0 and edge[15:25, 15:25].min() == 1
     assert 0 < edge[10, 20] < edge[12, 20] < 1
     assert torch.equal(soft_edge(mask, 0), mask)
+    square = torch.nn.functional.pad(mask[None, None], (4,) * 4, mode="replicate").unfold(2, 9, 1).unfold(3, 9, 1)
+    expected = (2 * square.mean((-1, -2))[0, 0] - 1).clamp(0, 1) * mask
+    torch.testing.assert_close(edge, expected, atol=1e-6, rtol=0)
+    assert soft_edge(mask, 8192).max() == 0, "as quick as a narrow one"
+
+
+def test_a_clip_is_saved_over_no_device_and_under_no_other_ending(tmp_path):
+    clip = Clip(Frames.of(torch.zeros(2, 32, 32, 3, dtype=torch.uint8)), torch.zeros(2, 3528))
+    with pytest.raises(mh.InputError, match=r"ends in \.mp4"):
+        clip.save(tmp_path / "a.webm")
+    pipe = tmp_path / "pipe.mp4"
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(pipe)
+        with pytest.raises(mh.InputError, match="is a device or a pipe"):
+            clip.save(pipe)
+        assert pipe.is_fifo()
 
 
 def test_frames_are_read_as_they_are_needed():

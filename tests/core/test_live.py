@@ -75,6 +75,24 @@ def test_the_chunks_make_no_difference(pipeline):
     assert (ints.int() - whole.int()).abs().float().mean() < 1
 
 
+def test_a_stream_is_used_once(pipeline):
+    stream = pipeline.open_stream(prompt=PROMPT, seed=3, **SMALL)
+    assert len(list(stream.windows([tone(0.5)], 16000)))
+    with pytest.raises(InputError, match="was used already"):
+        next(stream.windows([tone(0.5)], 16000))
+
+
+def test_the_recording_that_is_read_is_not_written_over(random_models, tmp_path):
+    voice = tmp_path / "voice.pcm"
+    voice.write_bytes(bytes(64000))
+    with voice.open("rb") as given:
+        process = start("-m", "magihuman_core", "live", "--models", str(random_models), "--prompt", PROMPT,
+                        "--out", str(voice), stdin=given)
+        said = process.communicate(timeout=100)[1]
+    assert process.returncode == 2 and b"is the source itself" in said
+    assert voice.read_bytes() == bytes(64000)
+
+
 def test_each_window_goes_on_from_the_one_before(pipeline):
     """The same seed and sound: the second window differs where the first one did."""
     streams = [list(pipeline.stream([torch.cat([head, tone(0.7)])], rate=16000, prompt=PROMPT, seed=3, **SMALL))

@@ -128,18 +128,22 @@ def test_each_window_sees_a_given_first_picture_in_the_place_of_its_first_frame(
     torch.testing.assert_close(found_audio[:, :, 15], (parts[0][1][:, :, 15] + parts[3][1][:, :, 3]) / 2)
 
 
-def test_which_windows_see_the_first_picture():
-    windows = plan_windows(42, 5, 2)  # at 0, 3 and 6
+def test_which_windows_see_what_is_given_before_them():
+    windows = plan_windows(42, 5, 2)  # of latent frames 0 to 4, 3 to 7 and 6 to 10
 
-    def seen(made):
+    def seen(made, windows=windows):
         mask = torch.ones(1, 1, 11, 2, 4)
         for frame in set(range(11)) - set(made):
             mask[:, :, frame] = 0
-        return [part.start for part in windows.anchored(mask).parts if part.anchored]
+        return [part.anchor for part in windows.anchored(mask).parts]
 
-    assert seen(range(1, 11)) == [3, 6]
-    assert seen(range(11)) == [], "no first picture is given"
-    assert seen([4, 5, 6, 7]) == [6], "a window that begins with what is kept goes on from there"
+    assert seen(range(1, 11)) == [None, 0, 0]
+    assert seen(range(11)) == [None] * 3, "no picture is given"
+    assert seen(range(3, 11)) == [None, 2, 2], "the last of the frames that a clip goes on from"
+    assert seen([1, 2, 3, 4, 6, 7, 8, 9, 10]) == [None, None, 5], "a picture at a later time"
+    assert seen([1, 2, 3, 4, 5, 6, 7, 8, 9]) == [None, 0, None], "a window that has a last picture itself"
+    assert seen([4, 5, 6, 7]) == [None] * 3, "a retake has the frames around it"
+    assert seen(range(1, 11), plan_windows(42, 5, 1)) == [None] * 3, "the one shared frame carries the clip on"
     region = torch.ones(1, 1, 1, 2, 4)  # a mouth, in all frames
     region[..., 0, :] = 0
     assert windows.anchored(region) is windows
