@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checkpoint.assign import assign_weights
 from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.json_file import read_json_object
-from ..checkpoint.quantize import kept_wide, quantized_layers
+from ..checkpoint.quantize import kept_wide, quantized_layers, stored_dtype
 from ..checkpoint.weight_files import is_file, is_folder
 from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
@@ -52,6 +52,8 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     if dtype is not None:
         check_dtype(dtype, device)
     checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
+    if dtype is None:  # of 8 bits, which stay so, and the others are in what is computed in
+        dtype = stored_dtype(checkpoint, may_quantize)
     if dtype is None and resident_layers is not None:
         dtype = checkpoint.dtype(LAYERS + "0.self_attn.q_proj.weight")
     with explain_shape_errors(checkpoint.name, "text_encoder"):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, processors
 
 from magihuman_core.errors import CheckpointError, InputError
+from magihuman_core.loading.folder import DEMO
 from magihuman_core.loading.text_encoder import load_text_encoder
 from magihuman_core.text import encoder as text_encoder
 from magihuman_core.text.config import TextEncoderConfig
@@ -199,6 +200,13 @@ def test_no_bos_no_eos_no_padding_no_truncation(weights, tokenizer):
 
 
 @torch.inference_mode()
+def test_an_encoder_in_8_bits_is_used_as_it_is_stored():
+    """The demo's own, whose other weights are in half precision."""
+    folder = DEMO / "text_encoder"
+    stored, exact = (load_text_encoder(folder, dtype=dtype).encode("a happy woman") for dtype in (None, torch.float32))
+    assert 0 < (stored - exact).abs().max() < 0.02 * exact.abs().max()
+
+
 def test_a_long_prompt_is_cut_at_640_with_a_warning(weights, tokenizer, caplog):
     encoder = load_text_encoder(weights, tokenizer, CONFIG)
     text = "a" * 640
