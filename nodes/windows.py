@@ -25,8 +25,8 @@ class MagiHumanWindows(io.ComfyNode):
                     "Seconds that neighbouring windows share, 0.16 to 30. More holds them together better, and costs "
                     "time.")),
                 io.Boolean.Input("anchor", default=True, advanced=True, tooltip=(
-                    "Each window sees the clip's first picture, so that face and colors stay those of it. Turn it off "
-                    "where the scene changes. Without a first picture it does nothing.")),
+                    "Each window sees the last picture that is given before it, such as the clip's first, so that face "
+                    "and colors stay. Turn it off where the scene changes. Where none is given it does nothing.")),
             ],
             outputs=[io.Model.Output()],
         )

@@ -59,7 +59,7 @@ def add_making(parser: argparse.ArgumentParser, *, size: str | None = None) -> N
                         f"windows (default what the network was trained on, {BASE.window:g} of the released one)")
     parser.add_argument("--overlap", type=float, metavar="S", help="seconds that windows share (default 0.8)")
     parser.add_argument("--no-anchor", dest="anchor", action="store_false",
-                        help="windows do not see the first picture: for clips whose scene changes")
+                        help="windows do not see the last picture given before them: for clips whose scene changes")
 
 
 def add_models(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

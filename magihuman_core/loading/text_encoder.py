@@ -17,7 +17,7 @@ from ..errors import CheckpointError, InputError
 from ..nn.operations import Operations
 from ..nn.quantized_linear import compute_dtype_of
 from ..runtime.build import build_text_encoder
-from ..runtime.devices import check_dtype
+from ..runtime.devices import check_dtype, held_dtype
 from ..runtime.streaming import LAYERS, check_resident_blocks, choose_streamed, is_streamed, stream_blocks
 from ..text.config import TextEncoderConfig
 from ..text.encoder import TextEncoder
@@ -42,18 +42,19 @@ def load_text_encoder(source: str | Path | Mapping[str, Tensor], tokenizer=None,
     tokenizer: tokenizer.json, its folder, or a `tokenizers.Tokenizer`; None: tokenizer.json beside the
     weights, and without one only forward(ids) works. config: contents of T5Gemma's config.json; None: the one
     that came with the weights, or else the 9B encoder's. Sizes that shapes tell come from the shapes.
-    dtype: None keeps what is stored; float8_e4m3fn, float8_e5m2 or int8 are what the linear layers are stored in,
-    computed in bf16 (see nn/quantized_linear.py). compute_dtype: another one than the weights', such as fp32 where a
-    device has no bf16. resident_layers: how many layers stay in memory, None: all. The others are brought in when they
-    are needed, as the network's blocks are (see load_dit), by default from the file: all prompts pass through at once.
+    dtype: None keeps what is stored (of a file in 8 bits its linear layers; the others are in bf16); float8_e4m3fn,
+    float8_e5m2 or int8 are what the linear layers are stored in, computed in bf16 (see nn/quantized_linear.py).
+    compute_dtype: another one than the weights', such as fp32 where a device has no bf16. resident_layers: how many
+    layers stay in memory, None: all. The others are brought in when they are needed, as the network's blocks are
+    (see load_dit), by default from the file: all prompts pass through at once.
     Raises CheckpointError and InputError.
     """
     check_resident_blocks(resident_layers, "resident_layers")
     if dtype is not None:
         check_dtype(dtype, device)
     checkpoint, sizes, tokenizer = open_text_encoder(source, tokenizer, config)
-    if dtype is None:  # of 8 bits, which stay so, and the others are in what is computed in
-        dtype = stored_dtype(checkpoint, may_quantize)
+    if dtype is None:  # beside layers in 8 bits the others have to be in the dtype that these are decoded to
+        dtype = held_dtype(stored_dtype(checkpoint, may_quantize), device)
     if dtype is None and resident_layers is not None:
         dtype = checkpoint.dtype(LAYERS + "0.self_attn.q_proj.weight")
     with explain_shape_errors(checkpoint.name, "text_encoder"):

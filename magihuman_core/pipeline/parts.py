@@ -14,7 +14,7 @@ from ..checkpoint.checkpoint import Checkpoint
 from ..checkpoint.quantize import stored_dtype
 from ..errors import InputError
 from ..loading.folder import NETWORKS, ModelFolder
-from ..runtime.devices import best_device, computes_bf16, holds
+from ..runtime.devices import best_device, computes_bf16, held_dtype
 from ..runtime.main_memory import main_memory
 from ..weights.open import open_checkpoint
 from .crew import Crew
@@ -90,10 +90,7 @@ class Parts:
             return self.dtype
         if self.device.type == "cpu" and sum(entry.numel for entry in tensors.entries.values()) < LARGE:
             return torch.float32
-        stored = stored_dtype(tensors, may_quantize)
-        if stored is not None and not holds(self.device, stored):
-            return torch.int8
-        return stored or torch.bfloat16
+        return held_dtype(stored_dtype(tensors, may_quantize), self.device) or torch.bfloat16
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype | None:
         """What weights kept in dtype compute in, where it is not the usual: fp32 on a device without bf16."""

@@ -121,8 +121,8 @@ class MagiHumanPipeline:
         upscale: "540p", "1080p" or (width, height): a super-resolution pass of sr_steps.
         window, overlap: seconds that are made in one piece, default what the network was trained on, and that
         neighbouring ones share; a clip longer than a window is made in several, blended in every step.
-        anchor: each window sees the first picture, where one is given, so that face and colors stay; not for clips
-        whose scene changes.
+        anchor: each window sees the last picture that is given before it, so that face and colors stay; not for clips
+        whose scene changes. See Windows.anchored.
         Video and audio are cut to the shorter of the two.
         Raises InputError and CheckpointError, before anything is computed where that can be known.
         """
@@ -257,8 +257,8 @@ class MagiHumanPipeline:
         if options.get("upscale") is not None:
             raise InputError("A stream is made without super-resolution. Leave upscale out.")
         refuse(options, "A stream begins with one picture, and follows its sound", "audio", "seconds", "keyframes",
-               "loop", "denoise")
-        request = self._request(prompt, [seed], image=image, **options)
+               "loop", "denoise", "anchor")
+        request = self._request(prompt, [seed], image=image, **{**options, "anchor": False})
         carried = check_carried(request.first.window, CARRIED if overlap is None else shared_frames(overlap))
         self._watch(_silent, [])
         with torch.inference_mode():

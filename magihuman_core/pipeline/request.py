@@ -83,7 +83,7 @@ class Pass:
     guidance: Guidance | None  # None: without a negative prompt
     window: int  # latent frames that are made in one piece
     overlap: int  # latent frames that neighbouring windows share
-    anchor: bool = False  # each window sees a given first picture
+    anchor: bool = False  # each window sees the last picture that is given before it
     denoise: float = 1.0  # below 1: from the latents of an old clip, under so much less noise
 
     @property

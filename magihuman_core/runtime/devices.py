@@ -57,6 +57,11 @@ def holds(device: str | torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def held_dtype(stored: torch.dtype | None, device: str | torch.device) -> torch.dtype | None:
+    """What weights are kept in that a file has in 8 bits: those, or int8 where the device cannot hold them; or None."""
+    return torch.int8 if stored is not None and not holds(device, stored) else stored
+
+
 def check_dtype(dtype: object, device: str | torch.device) -> None:
     """Raise InputError unless a network's or text encoder's weights can be kept in a dtype on a device."""
     if dtype not in KEPT:

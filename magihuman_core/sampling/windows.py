@@ -90,9 +90,11 @@ class Windows:
     def anchored(self, mask: Tensor) -> "Windows":
         """These, where each of which all is to be made sees the last given latent frame before it, if there is one.
 
-        mask: of the video, [B, 1, T, H, W], 0 where it is given. Where neighbours share one latent frame only, all stay
-        as they are: it is the one in whose place the other would stand, and nothing would be carried on.
+        mask: of the video, [B, 1, T, H, W] or [B, 1, 1, H, W] for all frames, 0 where it is given. Where neighbours
+        share one latent frame only, all stay as they are: it is the one in whose place the other would stand, and
+        nothing would be carried on.
         """
+        mask = mask.expand(-1, -1, self.parts[-1].video.stop, -1, -1)
         given = (mask == 0).all(0).all(0).flatten(1).all(1).tolist()  # of each latent frame
         if self.overlap < 2 or not any(given):
             return self

@@ -15,7 +15,7 @@ class Notices:
     """What the nodes of one kind are warned of, shown below their widgets until they run again."""
 
     def __init__(self) -> None:
-        self.standing: dict[tuple[str | None, str], tuple[str, list[str]]] = {}  # by page and node: of which run, texts
+        self.standing: dict[str, tuple[str | None, str, list[str]]] = {}  # by a node's id: of which page and run, texts
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -24,9 +24,10 @@ class Notices:
         if context is None:  # executed by itself, not as a part of a graph
             yield
             return
-        key = getattr(getattr(PromptServer, "instance", None), "client_id", None), context.node_id
-        run, texts = self.standing.get(key, ("", []))
-        texts = texts if run == context.prompt_id else []
+        page = getattr(getattr(PromptServer, "instance", None), "client_id", None)
+        shown_to, run, texts = self.standing.pop(context.node_id, (None, "", []))
+        stands = bool(texts) and shown_to == page
+        texts = texts if stands and run == context.prompt_id else []
         handler, logger = Warned(context.node_id, texts), logging.getLogger(PACK)
         logger.addHandler(handler)
         try:
@@ -34,8 +35,8 @@ class Notices:
         finally:
             logger.removeHandler(handler)
             if texts:
-                self.standing[key] = context.prompt_id, texts
-            elif self.standing.pop(key, None):
+                self.standing[context.node_id] = page, context.prompt_id, texts
+            elif stands:
                 show(context.node_id, NONE)
 
 
@@ -47,15 +48,23 @@ class Warned(logging.Handler):
         self.node_id, self.texts = node_id, texts
 
     def emit(self, record: logging.LogRecord) -> None:
-        if (text := record.getMessage()) not in self.texts:
+        self.add(record.getMessage())
+
+    def add(self, text: str) -> None:
+        if text not in self.texts:
             self.texts.append(text)
             show(self.node_id, "\n".join(self.texts))
 
 
 def show_here(text: str) -> None:
-    """Show a text on the node that runs. What a node returns for the page, that draws for some nodes of core alone."""
-    if (context := get_executing_context()) is not None:
-        show(context.node_id, text)
+    """Show a text on the node that runs, below its warnings.
+
+    What a node returns for the page, that draws for some nodes of core alone.
+    """
+    context = get_executing_context()
+    for handler in logging.getLogger(PACK).handlers:
+        if isinstance(handler, Warned) and context is not None and handler.node_id == context.node_id:
+            handler.add(text)
 
 
 def show(node_id: str, text: str) -> None:

@@ -33,6 +33,7 @@ def fit_video(video, width: int, height: int) -> tuple[Tensor, dict]:
         raise InputError("The video has one frame only. Use it as a picture, with MagiHuman Reference Image.")
     own = fit_area(frames.width, frames.height, BASE.area, "The video")
     if width or height:
+        width, height = (side and floor_size(side, side)[0] for side in (width, height))
         aspect = frames.width / frames.height
         own = _nearest_side(height * aspect), _nearest_side(width / aspect)
     width, height = floor_size(width or own[0], height or own[1])

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 def with_windows(patcher, window: float, overlap: float, anchor: bool = True):
     """A MODEL that makes long clips in windows. window, overlap: in seconds; window 0: what the model was trained on.
 
-    anchor: whether each window sees a first picture that is given; super-resolution goes by the small clip alone.
+    anchor: whether each window sees the last picture given before it; super-resolution goes by the small clip alone.
     Raises InputError where the overlap does not fit, or the model is not MagiHuman's.
     """
     if not isinstance(patcher.model, MagiHumanModel):

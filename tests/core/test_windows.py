@@ -147,6 +147,7 @@ def test_which_windows_see_what_is_given_before_them():
     region = torch.ones(1, 1, 1, 2, 4)  # a mouth, in all frames
     region[..., 0, :] = 0
     assert windows.anchored(region) is windows
+    assert [part.anchor for part in windows.anchored(torch.zeros(1, 1, 1, 2, 4)).parts] == [None] * 3
 
 
 def test_what_is_kept_stays_and_windows_of_it_alone_cost_nothing(dit):
