@@ -185,7 +185,7 @@ def test_kept_parts_wait_in_main_memory(monkeypatch):
 
 
 def test_a_job_that_fails_stops_no_other(batch, tmp_path):
-    write(tmp_path, {"image": "none.png"}, {"seed": 1}, {"width": 0}, {"steps": 1000, "seconds": 4, "out": "slow.mp4"})
+    write(tmp_path, {"image": "none.png"}, {"seed": 1}, {"width": 0}, {"steps": 1000, "seconds": 40, "out": "slow.mp4"})
     code, answer, said = batch("--timeout", "8")
     assert code == 2, said
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.startswith("line ")]
