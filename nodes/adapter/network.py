@@ -123,7 +123,8 @@ def comfy_attention(options: dict) -> AttentionFunction:
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         folded = fold_heads(q, k, v)
-        if hasattr(optimized_attention, "container_function"):  # newer cores: a kernel frees what it has made smaller
+        if hasattr(optimized_attention, "container_function"):  # else another pack's own, which expects tensors
+            # So that a kernel in 8 bits frees what it has made smaller.
             folded = tuple(map(comfy_attentions.AttentionTensorContainer, folded))
         out = optimized_attention(*folded, k.shape[2], skip_reshape=True, skip_output_reshape=True,
                                   transformer_options=options)
@@ -133,7 +134,7 @@ def comfy_attention(options: dict) -> AttentionFunction:
 
 
 def can_record() -> bool:
-    """Whether this core records allocations of blocks, by the names and arguments it has had for it since 0.38."""
+    """Whether this core records allocations of blocks, by names and arguments that were read there, and not tried."""
     scope = getattr(comfy.model_prefetch, "malloc_graph_scope", None)
     return (scope is not None and list(inspect.signature(scope).parameters) == ["device"]
             and "malloc_scope" in inspect.signature(comfy.model_prefetch.prefetch_queue_pop).parameters)

@@ -1,4 +1,4 @@
-"""What newer cores have and this one has not: stand-ins with their names and arguments, as of ComfyUI 0.38."""
+"""What newer cores have: stand-ins with their names and arguments where this one has it not."""
 
 from contextlib import contextmanager
 from dataclasses import replace
