@@ -38,9 +38,9 @@ ORIGINS = {  # what each is trained with, as it records it
     "driven": ["latents", "text_encoder", "distilled"],
     "super_resolution": ["latents", "text_encoder"],
 }
-# Seconds of a window. Before windows saw the clip's picture, of 2, 2.2, 2.4 and 3 s with 2.4 s alone both lips (0.90 in
-# every 2 s) and colours (drift of 2.5) were kept in 20 s of driven speech, on seeds 0 to 3. Since then 2.2 to 3 s differ
-# little (0.89 to 0.90), and a live clip waits for so much sound. Super-resolution learnt 2 s.
+# Seconds of a window. Before windows saw the clip's picture, of 2, 2.2, 2.4 and 3 s with 2.4 s alone both lips (0.90
+# in every 2 s) and colours (drift of 2.5) were kept in 20 s of driven speech, on seeds 0 to 3. Since then 2.2 to 3 s
+# differ little (0.89 to 0.90), and a live clip waits for so much sound. Super-resolution learnt 2 s.
 WINDOWS = {"base": 2.4, "distilled": 2.4, "driven": 2.4, "super_resolution": 2}
 
 
